@@ -1,0 +1,140 @@
+"""`PackedBatch`: what the loader hands to the model, and what travels on the wire.
+
+In: arrays filled by the Rust renderer (`navit_loader._packer`) or received by `RemoteLoader`. Out: the same fields as
+numpy arrays, or as torch tensors after `PackedBatch.to`. Every shape is static for a given configuration and patch size.
+
+Legend: P patch side in pixels · C = 3 · L tokens per sequence · B sequences · E images per sequence at most ·
+M tokens of one image at most · K label columns · Lt text tokens per sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+ABSENT, OK, FAILED = 0, 1, 2
+"""Values of `PackedBatch.status`."""
+
+Array = Any
+"""A numpy array as loaded; a `torch.Tensor` after `.to(device)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The tokens of one view of the images: the batch's own, or the teacher's.
+
+    Attributes:
+        patches: u8 `[B, L, P·P·3]`, pixels of each patch, row-major, channels last, not normalised; 0 in padding.
+        positions: i16 `[B, L, 2]`, (y, x) in the image's full grid; prefix token j of an image is (−1, j); padding (−1, −1).
+        segment_ids: i16 `[B, L]`, which image of the sequence; −1 for padding and for tokens of a failed image.
+        cu_seqlens: i32 `[B·(E + ⌈L/M⌉) + 1]`, offsets over the flattened B·L tokens: sequence by sequence its images (a
+            failed one keeps its segment), then its padding in real segments of at most M; then repeats of B·L.
+        grids: i16 `[B, E, 2]`, (h, w) of each image before drop; 0 where absent.
+        patch_size: P.
+        max_seqlen: M, an upper bound of every segment; the same for every batch of a plan.
+        prefix_tokens: slots at the start of each image's segment for learned tokens.
+    """
+
+    patches: Array
+    positions: Array
+    segment_ids: Array
+    cu_seqlens: Array
+    grids: Array
+    patch_size: int
+    max_seqlen: int
+    prefix_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """B fixed-length sequences of packed images; the first eight fields are those of `View`.
+
+    Attributes:
+        status: u8 `[B, E]`: 0 absent, 1 ok, 2 failed at render. Losses, counts and outputs use `OK` alone.
+        labels: i64 `[B, E, K]`; −1 where unlabelled or absent.
+        image_ids: i64 `[B, E]`, row in its index; −1 where absent.
+        source_ids: i16 `[B, E]`, which index of a mixture; −1 where absent.
+        sizes: i32 `[B, E, 2]`, oriented source size (height, width) in pixels.
+        crops: i32 `[B, E, 4]`, (top, left, height, width) in oriented source pixels.
+        flips: u8 `[B, E]`, 1 where mirrored left to right.
+        text: i32 `[B, Lt]`, caption tokens, packed; size 0 without captions; −1 in padding.
+        text_cu_seqlens: i32 `[B·(E + 1) + 1]` offsets over B·Lt; size 0 without captions.
+        teacher: the second view of the same images (`[plan.teacher]`), else None.
+        epoch: epoch of the plan.
+        sequence: number of the batch's first sequence in its epoch.
+    """
+
+    patches: Array
+    positions: Array
+    segment_ids: Array
+    cu_seqlens: Array
+    grids: Array
+    patch_size: int
+    max_seqlen: int
+    prefix_tokens: int
+    status: Array
+    labels: Array
+    image_ids: Array
+    source_ids: Array
+    sizes: Array
+    crops: Array
+    flips: Array
+    text: Array
+    text_cu_seqlens: Array
+    teacher: View | None
+    epoch: int
+    sequence: int
+
+    @property
+    def num_images(self) -> int:
+        """Images that count: status `OK`. Host value; on a device tensor this synchronises."""
+        return int((self.status == OK).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of images that count, prefix tokens included."""
+        return int((self.segment_ids >= 0).sum())
+
+    @property
+    def padding(self) -> float:
+        """Share of the B·L slots that belong to no image (masked slots of failed images included)."""
+        return 1.0 - self.num_tokens / int(np.prod(self.segment_ids.shape))
+
+    def arrays(self) -> dict[str, Array]:
+        """All array fields by name, those of the teacher's view as `teacher.<field>`; the order of the wire."""
+        found: dict[str, Array] = {}
+        for part, prefix in ((self, ""), (self.teacher, "teacher.")):
+            if part is None:
+                continue
+            for field in fields(part):
+                value = getattr(part, field.name)
+                if not isinstance(value, int | View) and value is not None:
+                    found[prefix + field.name] = value
+        return found
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
+        """The batch with every array as a torch tensor on `device`.
+
+        Arrays are wrapped without a copy first, so on the CPU the result shares the batch's memory.
+
+        Args:
+            device: where to.
+            non_blocking: passed on to `torch.Tensor.to`; asynchronous from pinned memory alone.
+        """
+        import torch
+
+        def move(value: Array) -> Array:
+            if isinstance(value, np.ndarray):
+                value = torch.from_numpy(value)
+            return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+
+        def moved(part: Any) -> dict[str, Any]:
+            return {f.name: move(getattr(part, f.name)) for f in fields(part) if f.name != "teacher"}
+
+        teacher = None if self.teacher is None else View(**moved(self.teacher))
+        return replace(self, **moved(self), teacher=teacher)

@@ -1,0 +1,554 @@
+"""Configuration: TOML and Python alike, every key checked where it is read.
+
+In: a TOML file, a mapping, or keyword arguments. Out: frozen dataclasses. A wrong key or value is refused with its full
+name, its value, and what is allowed. Each dataclass checks itself (`__post_init__`), so Python callers get the same words.
+The sections `[model]` and `[train]` belong to `navit_model`, which reads them with `parse` too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+OTHER_SECTIONS = ("model", "train")
+
+
+def parse(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Builds the dataclass `cls` from a table, refusing unknown keys and wrong types.
+
+    Args:
+        cls: a dataclass whose fields are annotated with plain types, `Literal`, tuples, mappings, or other dataclasses.
+        table: keys and values, as TOML gives them.
+        where: the dotted name of the table, for messages.
+
+    Raises:
+        ConfigError: names the key, its value, and what is allowed.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            guess = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ConfigError(f"unknown key '{where}.{key}'{guess}; allowed: {', '.join(names)}")
+        values[key] = _convert(hints[key], value, f"{where}.{key}")
+    try:
+        return cls(**values)
+    except TypeError as e:
+        raise ConfigError(f"[{where}]: {e}") from None
+    except ConfigError as e:
+        raise ConfigError(f"{where}.{e}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} = {value!r} is not allowed; choose one of {', '.join(map(repr, args))}")
+        return value
+    if is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r} must be a table of keys")
+        return parse(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} = {value!r} must be a list")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ConfigError(f"{where} = {value!r} must have {len(args)} values")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} = {value!r} must be a table")
+        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, Path) and hint is str:
+        return str(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} = {value!r} must be of type {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def require(ok: bool, key: str, value: object, allowed: str) -> None:
+    """Raises `ConfigError` in the words that all configuration errors share."""
+    if not ok:
+        raise ConfigError(f"{key} = {value!r} is not allowed; it must be {allowed}")
+
+
+def check_types(config: Any) -> None:
+    """Checks a dataclass built from Python as `parse` checks one built from TOML; part of each `__post_init__`."""
+    hints = typing.get_type_hints(type(config))
+    for f in fields(config):
+        object.__setattr__(config, f.name, _convert(hints[f.name], getattr(config, f.name), f.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """`[plan.order]`: in which order an epoch visits the images.
+
+    Attributes:
+        kind: `permutation` (seeded, computed, O(1) memory), `blocks` (blocks of neighbours in seeded order, shuffled
+            within a window of blocks: for slow storage), or `sequential`.
+        block: images per block, for `blocks`.
+        window: blocks shuffled together, for `blocks`.
+    """
+
+    kind: Literal["permutation", "blocks", "sequential"] = "permutation"
+    block: int = 1024
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.block >= 1, "block", self.block, "at least 1")
+        require(1 <= self.window and self.window * self.block <= 2**31, "window", self.window, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """`[plan.resolution]`: the size at which an image is seen (NaViT, section 2.2 and appendix B.2).
+
+    Attributes:
+        kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's own
+            size; `budget` scales to the most patches that fit `max_tokens`, aspect ratio kept (Pix2Struct).
+        unit: draw the `side` (square root of the area) or the `area` (its square).
+        low: smallest side in pixels.
+        high: largest side in pixels.
+        mean: mean of the truncated normal on [−1, 1], mapped to [low, high]; the paper's best is −0.5.
+        std: its standard deviation before truncation.
+        upscale: allow sizes above the image's own.
+    """
+
+    kind: Literal["truncated_normal", "uniform", "fixed", "native", "budget"] = "truncated_normal"
+    unit: Literal["side", "area"] = "side"
+    low: int = 64
+    high: int = 256
+    mean: float = -0.5
+    std: float = 1.0
+    upscale: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(1 <= self.low <= 16384, "low", self.low, "between 1 and 16384 pixels")
+        require(self.low <= self.high <= 16384, "high", self.high, f"between low = {self.low} and 16384 pixels")
+        require(-4 <= self.mean <= 4, "mean", self.mean, "between -4 and 4")
+        require(0.01 <= self.std <= 100, "std", self.std, "between 0.01 and 100")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`[plan.drop.schedule]`: the mean drop rate as a function of n, the images planned since the first step.
+
+    Attributes:
+        kind: `constant` leaves `plan.drop.rate` alone; `linear` goes from `start` to `end` over `images`; `sigmoid` is
+            ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix B.4) between `start` and `end`, decreasing
+            where end < start.
+        start: mean rate at n = 0 (linear) or n → −∞ (sigmoid).
+        end: mean rate at and after n = `images` (linear) or n → ∞ (sigmoid).
+        images: length of the linear schedule, in images.
+        midpoint: μ of the sigmoid, in images.
+        width: τ of the sigmoid, in images.
+    """
+
+    kind: Literal["constant", "linear", "sigmoid"] = "constant"
+    start: float = 0.8
+    end: float = 0.2
+    images: int = 1_000_000
+    midpoint: float = 500_000.0
+    width: float = 100_000.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for key in ("start", "end"):
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+        require(self.images >= 1, "images", self.images, "at least 1")
+        require(self.width > 0, "width", self.width, "above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """`[plan.drop]`: which share of an image's tokens is dropped (NaViT, section 2.2 and appendix B.3–B.4).
+
+    Attributes:
+        kind: `none`; `constant` (PatchDropout); `beta`: d = u·max_rate with u ~ Beta of mean rate/max_rate and variance
+            0.3·m·(1 − m); `resolution_dependent`: N(μ, std) cut at two standard deviations, μ linear in the tokens before
+            drop, from `min_rate` at the smallest to `max_rate` at the largest configured size.
+        rate: mean drop rate, for `constant` and `beta`.
+        min_rate: rate at the smallest size, for `resolution_dependent`.
+        max_rate: rate at the largest size, or the bound of `beta`.
+        std: standard deviation of `resolution_dependent`.
+        keep_whole: share of the images from which nothing is dropped.
+        schedule: sets the mean rate over the run.
+    """
+
+    kind: Literal["none", "constant", "beta", "resolution_dependent"] = "none"
+    rate: float = 0.5
+    min_rate: float = 0.2
+    max_rate: float = 0.8
+    std: float = 0.02
+    keep_whole: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for key in ("rate", "min_rate", "max_rate"):
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+        require(self.min_rate <= self.max_rate, "min_rate", self.min_rate, f"at most max_rate = {self.max_rate}")
+        require(0 <= self.std <= 1, "std", self.std, "between 0 and 1")
+        require(0 <= self.keep_whole <= 1, "keep_whole", self.keep_whole, "between 0 and 1")
+        if self.kind == "beta":
+            rates = [self.rate] if self.schedule.kind == "constant" else [self.schedule.start, self.schedule.end]
+            for rate in rates:
+                require(rate < self.max_rate, "max_rate", self.max_rate, f"above the mean rate {rate} for kind 'beta'")
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """`[plan.crop]`: augmentation geometry, in integer pixels of the oriented image.
+
+    Attributes:
+        kind: `none`, or `random_resized`: area share from `scale`, aspect ratio (w/h) log-uniform from `ratio`.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest aspect ratio.
+        flip: probability of a left-right mirror.
+    """
+
+    kind: Literal["none", "random_resized"] = "none"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "[low, high] with 0 < low <= high <= 1")
+        require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "[low, high] with 0 < low <= high")
+        require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """`[plan.teacher]`: a second view of the same images for distillation: same crop and flip, own patches, no drop.
+
+    Attributes:
+        patch_size: P of the view.
+        sequence_length: L of the view.
+        max_tokens: M of the view.
+        prefix_tokens: learned tokens of each image in the view.
+    """
+
+    patch_size: int = 16
+    sequence_length: int = 1024
+    max_tokens: int = 256
+    prefix_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _check_lengths(self)
+        require(1 <= self.patch_size <= 512, "patch_size", self.patch_size, "between 1 and 512 pixels")
+
+
+def _check_lengths(view: PlanConfig | Teacher) -> None:
+    require(1 <= view.sequence_length <= 32767, "sequence_length", view.sequence_length, "between 1 and 32767 tokens")
+    require(
+        1 <= view.max_tokens <= view.sequence_length,
+        "max_tokens",
+        view.max_tokens,
+        f"between 1 and sequence_length = {view.sequence_length}: an image is never split",
+    )
+    require(
+        0 <= view.prefix_tokens < view.max_tokens,
+        "prefix_tokens",
+        view.prefix_tokens,
+        f"at least 0 and below max_tokens = {view.max_tokens}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """`[plan]`: everything that decides what goes where. All of it is part of `plan_id`.
+
+    Attributes:
+        seed: seed of order and draws.
+        sequence_length: L, tokens per sequence.
+        max_images: E, images per sequence at most. The packer respects it: no image is dropped for it.
+        max_tokens: M, tokens of one image at most, prefix tokens included.
+        max_grid: patches per side at most.
+        prefix_tokens: slots at the start of each image's segment for class, register, distillation or prompt tokens.
+        patch_sizes: P, or several for FlexiViT: one is drawn for each run of sequences.
+        patch_weights: weights of `patch_sizes`; empty means equal.
+        patch_run: R, sequences that share one patch size.
+        packing: `exact` (head-first exact fill), `first_fit` (the paper's), `best_fit`, `best_fit_decreasing`;
+            `auto` is `exact`, or `best_fit_decreasing` where one image can fill most of a sequence.
+        lookahead: candidates for closing a sequence in `exact`.
+        fit: close each sequence exactly by adjusting its last image: `none`, `drop` (its kept tokens) or `resolution`
+            (its grid, the rest by drop). What moved is reported by `navit-loader plan`.
+        block_images: images planned as one independent block.
+        virtual_epoch: images per epoch of a mixture or with class weights; 0 means the sum of the sources' sizes.
+        text_tokens: Lt, caption tokens per sequence; 0 without captions.
+        filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`.
+        class_weights: relative weights by class name; classes not named weigh 1 where any is.
+        order, resolution, drop, crop, teacher: see their classes.
+    """
+
+    seed: int = 0
+    sequence_length: int = 1024
+    max_images: int = 64
+    max_tokens: int = 256
+    max_grid: int = 256
+    prefix_tokens: int = 0
+    patch_sizes: tuple[int, ...] = (16,)
+    patch_weights: tuple[float, ...] = ()
+    patch_run: int = 256
+    packing: Literal["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing"] = "auto"
+    lookahead: int = 32
+    fit: Literal["none", "drop", "resolution"] = "none"
+    block_images: int = 65536
+    virtual_epoch: int = 0
+    text_tokens: int = 0
+    filter: str = ""
+    class_weights: dict[str, float] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
+    resolution: Resolution = field(default_factory=Resolution)
+    drop: Drop = field(default_factory=Drop)
+    crop: Crop = field(default_factory=Crop)
+    teacher: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2**64 - 1")
+        _check_lengths(self)
+        require(1 <= self.max_images <= 32767, "max_images", self.max_images, "between 1 and 32767")
+        require(1 <= self.max_grid <= 32767, "max_grid", self.max_grid, "between 1 and 32767")
+        require(len(self.patch_sizes) >= 1, "patch_sizes", self.patch_sizes, "a list of at least one size")
+        for p in self.patch_sizes:
+            require(1 <= p <= 512, "patch_sizes", p, "between 1 and 512 pixels")
+        require(
+            len(self.patch_weights) in (0, len(self.patch_sizes)),
+            "patch_weights",
+            self.patch_weights,
+            f"empty or {len(self.patch_sizes)} values, one per patch size",
+        )
+        _check_weights("patch_weights", self.patch_weights)
+        require(1 <= self.patch_run, "patch_run", self.patch_run, "at least 1")
+        require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
+        require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
+        require(self.virtual_epoch >= 0, "virtual_epoch", self.virtual_epoch, "at least 0")
+        require(0 <= self.text_tokens <= 32767, "text_tokens", self.text_tokens, "between 0 and 32767")
+        _check_weights("class_weights", tuple(self.class_weights.values()))
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+def _check_weights(key: str, weights: tuple[float, ...]) -> None:
+    for weight in weights:
+        require(weight >= 0 and weight < float("inf"), key, weight, "finite and not negative")
+    require(not weights or sum(weights) > 0, key, weights, "above 0 in sum")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One index of `[[data.mixture]]`.
+
+    Attributes:
+        index: path of the index file.
+        weight: its share of the images, relative to the others.
+    """
+
+    index: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.index != "", "index", self.index, "the path of an index")
+        require(0 < self.weight < float("inf"), "weight", self.weight, "finite and above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """`[data]`: which images, and how they are dealt out. Not part of `plan_id`.
+
+    Attributes:
+        index: path of the training index, or empty where `mixture` or `endpoints` is given.
+        mixture: several indexes with weights.
+        eval_index: path of the held-out index.
+        endpoints: daemons to ask in place of rendering in this process.
+        batch_size: B, sequences per batch.
+        remainder: at an epoch's end, `fill` the last batches with masked sequences or `drop` what fills no whole step.
+    """
+
+    index: str = ""
+    mixture: tuple[Source, ...] = ()
+    eval_index: str = ""
+    endpoints: tuple[str, ...] = ()
+    batch_size: int = 8
+    remainder: Literal["fill", "drop"] = "fill"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(1 <= self.batch_size <= 65536, "batch_size", self.batch_size, "between 1 and 65536 sequences")
+        require(not (self.index and self.mixture), "mixture", self.mixture, "empty where data.index is given")
+
+
+@dataclass(frozen=True, slots=True)
+class RenderConfig:
+    """`[render]`: how planned slots become pixels. Keys marked * are part of `render_id`.
+
+    Attributes:
+        threads: decoding threads; 0 means one per core that this process may use.
+        fetch_threads: threads that read ahead; 0 lets the decoding threads read by themselves.
+        prefetch: batches rendered ahead.
+        memory_mb: bound of all batch and file buffers, in MiB.
+        filter: * `bicubic`, `bilinear`, `area` or `lanczos`, all antialiased.
+        dct_scaling: * decode JPEG at the largest DCT scale that stays at or above the target.
+        background: * RGB under transparent pixels.
+        max_pixels: * images that claim more pixels are quarantined undecoded.
+        retries: attempts after a passing fault (timeout, permission, memory) before the request fails.
+        ledger: path of the quarantine ledger (JSON lines); empty keeps it in memory alone.
+        failure_limit: share of failed images in a window of 10,000 above which rendering stops with an error.
+    """
+
+    threads: int = 0
+    fetch_threads: int = 1
+    prefetch: int = 4
+    memory_mb: int = 1024
+    filter: Literal["bicubic", "bilinear", "area", "lanczos"] = "bicubic"
+    dct_scaling: bool = True
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 178_956_970
+    retries: int = 3
+    ledger: str = ""
+    failure_limit: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 <= self.threads <= 1024, "threads", self.threads, "between 0 and 1024")
+        require(0 <= self.fetch_threads <= 1024, "fetch_threads", self.fetch_threads, "between 0 and 1024")
+        require(1 <= self.prefetch <= 1024, "prefetch", self.prefetch, "between 1 and 1024 batches")
+        require(16 <= self.memory_mb, "memory_mb", self.memory_mb, "at least 16 MiB")
+        require(all(0 <= v <= 255 for v in self.background), "background", self.background, "three values in 0..255")
+        require(1 <= self.max_pixels <= 2**31, "max_pixels", self.max_pixels, "between 1 and 2**31")
+        require(0 <= self.retries <= 100, "retries", self.retries, "between 0 and 100")
+        require(0 < self.failure_limit <= 1, "failure_limit", self.failure_limit, "above 0 and at most 1")
+
+    def to_json(self) -> str:
+        """Canonical JSON, read by the Rust renderer."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """`[serve]`: the daemon.
+
+    Attributes:
+        bind: where to listen: `tcp://127.0.0.1:PORT` (port 0 picks one) or `ipc://PATH`.
+        memory_mb: bound of all buffers of the process, in MiB.
+        heartbeat_s: seconds between heartbeats.
+    """
+
+    bind: str = "tcp://127.0.0.1:5780"
+    memory_mb: int = 1024
+    heartbeat_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.bind.startswith(("tcp://", "ipc://")), "bind", self.bind, "tcp://HOST:PORT or ipc://PATH")
+        require(16 <= self.memory_mb, "memory_mb", self.memory_mb, "at least 16 MiB")
+        require(0.05 <= self.heartbeat_s <= 60, "heartbeat_s", self.heartbeat_s, "between 0.05 and 60 seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderConfig:
+    """The loader's whole configuration: sections `[data] [plan] [render] [serve]`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> LoaderConfig:
+        """From nested mappings. `[model]` and `[train]` are left to `navit_model`.
+
+        Raises:
+            ConfigError: an unknown section or key, or a bad value.
+        """
+        sections = {f.name: f.default_factory for f in fields(cls)}
+        values = {}
+        for name, section in table.items():
+            if name in OTHER_SECTIONS:
+                continue
+            if name not in sections:
+                allowed = ", ".join(f"[{s}]" for s in (*sections, *OTHER_SECTIONS))
+                raise ConfigError(f"unknown section '[{name}]'; allowed: {allowed}")
+            values[name] = _convert(sections[name], section, name)
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> LoaderConfig:
+        """From a TOML file; see `read_toml` for errors."""
+        return cls.from_dict(read_toml(path))
+
+    def for_evaluation(self, max_tokens: int | None = None, patch_size: int | None = None) -> LoaderConfig:
+        """The same configuration with nothing random: images in order, one patch size, no crop, flip or drop.
+
+        Args:
+            max_tokens: tokens of one image at most; the images are scaled to the most patches that fit this budget,
+                up or down. None keeps the training cap and never scales up.
+            patch_size: P; None takes the first of `plan.patch_sizes`.
+        """
+        plan = self.plan
+        cap = plan.max_tokens if max_tokens is None else max_tokens + plan.prefix_tokens
+        return replace(
+            self,
+            data=replace(self.data, remainder="fill"),
+            plan=replace(
+                plan,
+                order=Order(kind="sequential"),
+                drop=Drop(),
+                crop=Crop(),
+                fit="none",
+                class_weights={},
+                virtual_epoch=0,
+                patch_sizes=(plan.patch_sizes[0] if patch_size is None else patch_size,),
+                patch_weights=(),
+                max_tokens=cap,
+                sequence_length=max(plan.sequence_length, cap),
+                resolution=Resolution(kind="budget", upscale=max_tokens is not None),
+            ),
+        )
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration at '{path}'; give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"'{path}' cannot be read as TOML: {e}") from None

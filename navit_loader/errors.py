@@ -1,0 +1,41 @@
+"""Every error that navit raises on purpose, one class per room, so that callers can tell them apart.
+
+A message names the file or key, the value, and the remedy. `navit-loader` and `navit-model` print the message of any
+`NavitError` as one line and exit with status 2; anything else is a bug and shows its traceback.
+"""
+
+
+class NavitError(Exception):
+    """Base of all errors below."""
+
+
+class ConfigError(NavitError, ValueError):
+    """A configuration key or value that is not allowed."""
+
+
+class IndexFileError(NavitError):
+    """An index that is missing, unreadable, empty, or not of this version."""
+
+
+class PackError(NavitError, ValueError):
+    """Lengths or limits that cannot be packed."""
+
+
+class PlanError(NavitError, ValueError):
+    """A plan that its index and configuration do not allow."""
+
+
+class StateError(NavitError, ValueError):
+    """A loader state of another plan, another renderer, or out of range."""
+
+
+class RenderError(NavitError):
+    """A batch that could not be rendered: a passing fault outlasted its retries, or too many images failed."""
+
+
+class ServiceError(NavitError):
+    """A daemon that cannot be reached, or refused a request."""
+
+
+class ModelError(NavitError, ValueError):
+    """A batch, checkpoint or option that the model does not take."""

@@ -1,0 +1,192 @@
+//! Columns of an index as the engine sees them: slices in memory that somebody else owns and keeps alive (a memory-mapped
+//! Arrow file, or vectors in tests). In: chunks of equal length but the last. Out: a value by row, in constant time.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use crate::error::{Error, Kind, Result};
+
+/// Whatever keeps a column's memory alive.
+pub type Owner = Arc<dyn Any + Send + Sync>;
+
+/// One contiguous piece of a column.
+pub struct Chunk<T> {
+    start: *const T,
+    len: usize,
+    _owner: Owner,
+}
+
+// SAFETY: a chunk is a shared, read-only slice of plain values, and its owner may be dropped on any thread.
+unsafe impl<T: Sync> Send for Chunk<T> {}
+// SAFETY: as above; nothing is ever written through it.
+unsafe impl<T: Sync> Sync for Chunk<T> {}
+
+impl<T> Chunk<T> {
+    /// A chunk over foreign memory.
+    ///
+    /// # Safety
+    /// `start` must be aligned and valid for `len` values for as long as `owner` lives, and never written meanwhile.
+    pub unsafe fn from_raw(start: *const T, len: usize, owner: Owner) -> Self {
+        Self { start, len, _owner: owner }
+    }
+
+    /// The values.
+    pub fn as_slice(&self) -> &[T] {
+        if self.len == 0 {
+            return &[];
+        }
+        // SAFETY: promised by whoever called `from_raw`.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+/// A column of fixed-width values.
+pub struct Column<T> {
+    chunks: Vec<Chunk<T>>,
+    chunk_rows: usize,
+    rows: usize,
+}
+
+impl<T: Copy + Send + Sync + 'static> Column<T> {
+    /// A column over chunks that all have as many rows as the first, but the last, which may have fewer.
+    pub fn new(name: &str, chunks: Vec<Chunk<T>>) -> Result<Self> {
+        let chunk_rows = chunks.first().map_or(1, |c| c.len.max(1));
+        let rows = chunks.iter().map(|c| c.len).sum();
+        let full = chunks.len().saturating_sub(1);
+        if chunks.iter().take(full).any(|c| c.len != chunk_rows) || chunks.last().is_some_and(|c| c.len > chunk_rows) {
+            return Err(Error::new(
+                Kind::Index,
+                format!("index column '{name}' has record batches of unequal size; write the index again"),
+            ));
+        }
+        Ok(Self { chunks, chunk_rows, rows })
+    }
+
+    /// A column that owns its values.
+    pub fn from_vec(values: Vec<T>) -> Self {
+        let owner: Arc<Vec<T>> = Arc::new(values);
+        let (start, rows) = (owner.as_ptr(), owner.len());
+        // SAFETY: the vector is behind the `Arc` that the chunk holds, and is never changed.
+        let chunk = unsafe { Chunk::from_raw(start, rows, owner) };
+        Self { chunks: vec![chunk], chunk_rows: rows.max(1), rows }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The value of `row`, which must be below `len`.
+    #[inline]
+    pub fn get(&self, row: usize) -> T {
+        if self.chunks.len() == 1 {
+            return self.chunks[0].as_slice()[row];
+        }
+        self.chunks[row / self.chunk_rows].as_slice()[row % self.chunk_rows]
+    }
+
+    /// The pieces, in order.
+    pub fn chunks(&self) -> impl Iterator<Item = &[T]> {
+        self.chunks.iter().map(Chunk::as_slice)
+    }
+}
+
+/// A column of strings: per chunk, n + 1 offsets into its bytes (Arrow's `large_utf8`).
+pub struct StringColumn {
+    chunks: Vec<(Chunk<i64>, Chunk<u8>)>,
+    chunk_rows: usize,
+    rows: usize,
+}
+
+impl StringColumn {
+    /// A column over (offsets, bytes) chunks of equal size but the last.
+    pub fn new(name: &str, chunks: Vec<(Chunk<i64>, Chunk<u8>)>) -> Result<Self> {
+        let rows_of = |c: &(Chunk<i64>, Chunk<u8>)| c.0.len.saturating_sub(1);
+        let chunk_rows = chunks.first().map_or(1, |c| rows_of(c).max(1));
+        let rows = chunks.iter().map(rows_of).sum();
+        let full = chunks.len().saturating_sub(1);
+        let unequal = chunks.iter().take(full).any(|c| rows_of(c) != chunk_rows)
+            || chunks.last().is_some_and(|c| rows_of(c) > chunk_rows);
+        let broken = chunks.iter().any(|(offsets, bytes)| {
+            let offsets = offsets.as_slice();
+            offsets.first().is_some_and(|&o| o < 0) || offsets.last().is_some_and(|&o| o > bytes.len as i64)
+        });
+        if unequal || broken {
+            return Err(Error::new(Kind::Index, format!("index column '{name}' is damaged; write the index again")));
+        }
+        Ok(Self { chunks, chunk_rows, rows })
+    }
+
+    /// A column that owns its values.
+    pub fn from_strings<S: AsRef<str>>(values: &[S]) -> Self {
+        let mut offsets = vec![0i64];
+        let mut bytes = Vec::new();
+        for value in values {
+            bytes.extend_from_slice(value.as_ref().as_bytes());
+            offsets.push(bytes.len() as i64);
+        }
+        let (offsets, bytes) = (Arc::new(offsets), Arc::new(bytes));
+        // SAFETY: both vectors are behind the `Arc`s that the chunks hold, and are never changed.
+        let chunk = unsafe {
+            (
+                Chunk::from_raw(offsets.as_ptr(), offsets.len(), offsets.clone()),
+                Chunk::from_raw(bytes.as_ptr(), bytes.len(), bytes.clone()),
+            )
+        };
+        Self { chunks: vec![chunk], chunk_rows: values.len().max(1), rows: values.len() }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The string of `row`, which must be below `len`; empty where the column's own offsets make no sense.
+    pub fn get(&self, row: usize) -> &str {
+        let (offsets, bytes) = &self.chunks[row / self.chunk_rows];
+        let (offsets, bytes) = (offsets.as_slice(), bytes.as_slice());
+        let at = row % self.chunk_rows;
+        let (from, to) = (offsets[at] as usize, offsets[at + 1] as usize);
+        bytes.get(from..to).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or("")
+    }
+}
+
+/// The columns of one index that planning reads.
+pub struct Sizes {
+    /// Width after orientation, in pixels.
+    pub width: Column<i32>,
+    /// Height after orientation, in pixels.
+    pub height: Column<i32>,
+    /// Caption tokens; empty without captions.
+    pub caption_tokens: Column<i32>,
+}
+
+/// The columns of one index that rendering reads, besides `Sizes`.
+pub struct Locations {
+    /// For each row, which of `shards`.
+    pub shard: Column<i32>,
+    /// Folder (its path ends in `/`) or container file.
+    pub shards: Vec<String>,
+    /// Path within the folder, or the member's name.
+    pub name: StringColumn,
+    /// First byte in the container; 0 for a file in a folder.
+    pub offset: Column<i64>,
+    /// Bytes.
+    pub length: Column<i64>,
+    /// EXIF orientation, 1 to 8.
+    pub orientation: Column<u8>,
+    /// `label_width` labels a row, row by row; −1 where unlabelled. Empty without labels.
+    pub labels: Column<i64>,
+    /// K.
+    pub label_width: usize,
+}

@@ -1,0 +1,13 @@
+//! The engine of navit: **plan first, pixels later.**
+//!
+//! ```text
+//! columns ─► order ─► draw ─► pack ─► plan ─► fetch ─► decode ─► resize ─► patchify ─► render
+//!  (headers)            integers in, integers out        (bytes and pixels, into the slots)
+//! ```
+//!
+//! Everything up to [`plan`] needs only image sizes, so it is a pure function of index, configuration, seed and epoch.
+//! Everything after it fills the slots that the plan gave.
+
+pub mod columns;
+pub mod error;
+pub mod slots;

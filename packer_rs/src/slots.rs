@@ -1,0 +1,99 @@
+//! What the planner hands to the renderer: which image goes into which slot of which sequence, with all that was drawn
+//! for it. Plain integers, no pixels, nothing of Python.
+
+/// Patches per side of an image before drop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Grid {
+    /// Rows of patches.
+    pub h: u16,
+    /// Columns of patches.
+    pub w: u16,
+}
+
+impl Grid {
+    /// Tokens before drop.
+    pub fn tokens(self) -> u32 {
+        u32::from(self.h) * u32::from(self.w)
+    }
+}
+
+/// A rectangle of the oriented source image, in pixels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crop {
+    /// First row.
+    pub top: i32,
+    /// First column.
+    pub left: i32,
+    /// Rows.
+    pub height: i32,
+    /// Columns.
+    pub width: i32,
+}
+
+/// One image in its slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlannedImage {
+    /// Row in its index.
+    pub row: u64,
+    /// Key of the permutation whose prefix is the kept tokens (see `kept_tokens`).
+    pub key: u64,
+    /// Crop in oriented source pixels.
+    pub crop: Crop,
+    /// First slot of its segment in the sequence; its prefix tokens come first.
+    pub offset: u32,
+    /// Patch tokens kept; the segment has `prefix_tokens + kept` slots.
+    pub kept: u32,
+    /// First slot of its segment in the teacher's view; 0 without one.
+    pub teacher_offset: u32,
+    /// First slot of its caption among the sequence's text tokens.
+    pub text_offset: u32,
+    /// Patches per side before drop.
+    pub grid: Grid,
+    /// Patches per side in the teacher's view, where nothing is dropped.
+    pub teacher_grid: Grid,
+    /// Which index of the mixture.
+    pub source: u16,
+    /// Mirrored left to right, after the crop.
+    pub flip: bool,
+}
+
+/// The sequences of one batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedBatch {
+    /// Epoch of the plan.
+    pub epoch: u64,
+    /// Number of the first sequence in its epoch.
+    pub first: u64,
+    /// P of all sequences of the batch.
+    pub patch_size: u32,
+    /// B: sequences in the batch; those beyond `sequences.len()` are masked.
+    pub batch_size: usize,
+    /// The images of each sequence, by rising offset.
+    pub sequences: Vec<Vec<PlannedImage>>,
+}
+
+/// Limits of one view of the images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewLimits {
+    /// L.
+    pub sequence_length: u32,
+    /// M, prefix tokens included.
+    pub max_tokens: u32,
+    /// Slots at the start of each image's segment.
+    pub prefix_tokens: u32,
+}
+
+/// What fixes the shapes of a batch, besides P and B.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// The batch's own view.
+    pub view: ViewLimits,
+    /// The teacher's view and its fixed P.
+    pub teacher: Option<(ViewLimits, u32)>,
+    /// E.
+    pub max_images: u32,
+    /// K.
+    pub label_width: u32,
+    /// Lt; 0 without captions.
+    pub text_tokens: u32,
+}
