@@ -10,4 +10,6 @@
 
 pub mod columns;
 pub mod error;
+#[cfg(feature = "python")]
+mod py;
 pub mod slots;

@@ -1,0 +1,39 @@
+//! numpy columns → engine columns, without a copy. The arrays are kept alive for as long as the engine reads them.
+
+use std::sync::Arc;
+
+use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+
+use crate::columns::{Chunk, Column, StringColumn};
+use crate::error::{Error, Kind};
+use crate::py::errors::to_py;
+
+/// One contiguous one-dimensional array as a chunk that keeps it alive.
+pub fn chunk<T: Element + Send + Sync + 'static>(array: &Bound<'_, PyArray1<T>>) -> PyResult<Chunk<T>> {
+    if !array.is_contiguous() {
+        return Err(to_py(Error::new(
+            Kind::Index,
+            "an index column must be contiguous; pass numpy.ascontiguousarray(column)",
+        )));
+    }
+    let keep: Py<PyArray1<T>> = array.clone().unbind();
+    // SAFETY: the owner holds the array, whose buffer is contiguous and does not move; the index is opened read-only and
+    // `navit_loader.index` hands out no other view of it.
+    Ok(unsafe { Chunk::from_raw(array.data().cast_const(), array.len(), Arc::new(keep)) })
+}
+
+/// A list of arrays as one column.
+pub fn column<T: Element + Copy + Send + Sync + 'static>(
+    name: &str,
+    arrays: &[Bound<'_, PyArray1<T>>],
+) -> PyResult<Column<T>> {
+    let chunks = arrays.iter().map(chunk).collect::<PyResult<Vec<_>>>()?;
+    Column::new(name, chunks).map_err(to_py)
+}
+
+/// A list of (offsets, bytes) as one column of strings.
+pub fn strings(name: &str, pairs: &[(Bound<'_, PyArray1<i64>>, Bound<'_, PyArray1<u8>>)]) -> PyResult<StringColumn> {
+    let chunks = pairs.iter().map(|(o, b)| Ok((chunk(o)?, chunk(b)?))).collect::<PyResult<Vec<_>>>()?;
+    StringColumn::new(name, chunks).map_err(to_py)
+}

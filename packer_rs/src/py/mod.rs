@@ -1,0 +1,23 @@
+//! The Python boundary: the only folder that knows Python. One file per room, each registering its own names.
+
+mod columns;
+mod errors;
+mod pack;
+mod plan;
+mod probe;
+mod render;
+
+use pyo3::prelude::*;
+
+/// The extension module `navit_loader._packer`.
+#[pymodule]
+fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    // A benchmark refuses to measure a debug build.
+    m.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    pack::register(m)?;
+    plan::register(m)?;
+    probe::register(m)?;
+    render::register(m)?;
+    Ok(())
+}
