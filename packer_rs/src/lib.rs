@@ -10,6 +10,7 @@
 
 pub mod columns;
 pub mod error;
+pub mod orient;
 #[cfg(feature = "python")]
 mod py;
 pub mod slots;
