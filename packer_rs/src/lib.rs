@@ -9,8 +9,12 @@
 //! Everything after it fills the slots that the plan gave.
 
 pub mod columns;
+pub mod config;
+pub mod draw;
 pub mod error;
+pub mod order;
 pub mod orient;
 #[cfg(feature = "python")]
 mod py;
+pub mod random;
 pub mod slots;

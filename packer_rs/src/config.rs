@@ -1,0 +1,193 @@
+//! `[plan]` as the planner reads it: the canonical JSON of `navit_loader.config.PlanConfig`, whose class documents and
+//! checks every key. An unknown key here means that the two sides are of different versions.
+
+use serde::Deserialize;
+
+/// See `PlanConfig` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented key by key in navit_loader.config")]
+pub struct PlanConfig {
+    pub seed: u64,
+    pub sequence_length: u32,
+    pub max_images: u32,
+    pub max_tokens: u32,
+    pub max_grid: u32,
+    pub prefix_tokens: u32,
+    pub patch_sizes: Vec<u32>,
+    pub patch_weights: Vec<f64>,
+    pub patch_run: u64,
+    pub packing: Packing,
+    pub lookahead: usize,
+    pub fit: Fit,
+    pub block_images: u64,
+    pub virtual_epoch: u64,
+    pub text_tokens: u32,
+    /// Evaluated where the index is opened; here it is only part of the identity.
+    #[serde(rename = "filter")]
+    pub _filter: String,
+    /// As `filter`.
+    #[serde(rename = "class_weights")]
+    pub _class_weights: std::collections::BTreeMap<String, f64>,
+    pub order: Order,
+    pub resolution: Resolution,
+    pub drop: Drop,
+    pub crop: CropConfig,
+    pub teacher: Option<Teacher>,
+}
+
+/// Which packer closes the sequences.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum Packing {
+    Auto,
+    Exact,
+    FirstFit,
+    BestFit,
+    BestFitDecreasing,
+}
+
+/// How the last image of a sequence may move to close it.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum Fit {
+    None,
+    Drop,
+    Resolution,
+}
+
+/// See `Order` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct Order {
+    pub kind: OrderKind,
+    pub block: u64,
+    pub window: u64,
+}
+
+/// See `Order` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum OrderKind {
+    Permutation,
+    Blocks,
+    Sequential,
+}
+
+/// See `Resolution` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct Resolution {
+    pub kind: ResolutionKind,
+    pub unit: Unit,
+    pub low: u32,
+    pub high: u32,
+    pub mean: f64,
+    pub std: f64,
+    pub upscale: bool,
+}
+
+/// See `Resolution` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum ResolutionKind {
+    TruncatedNormal,
+    Uniform,
+    Fixed,
+    Native,
+    Budget,
+}
+
+/// What a resolution draw is linear in.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum Unit {
+    Side,
+    Area,
+}
+
+/// See `Drop` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct Drop {
+    pub kind: DropKind,
+    pub rate: f64,
+    pub min_rate: f64,
+    pub max_rate: f64,
+    pub std: f64,
+    pub keep_whole: f64,
+    pub schedule: Schedule,
+}
+
+/// See `Drop` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum DropKind {
+    None,
+    Constant,
+    Beta,
+    ResolutionDependent,
+}
+
+/// See `Schedule` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct Schedule {
+    pub kind: ScheduleKind,
+    pub start: f64,
+    pub end: f64,
+    pub images: u64,
+    pub midpoint: f64,
+    pub width: f64,
+}
+
+/// See `Schedule` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum ScheduleKind {
+    Constant,
+    Linear,
+    Sigmoid,
+}
+
+/// See `Crop` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct CropConfig {
+    pub kind: CropKind,
+    pub scale: (f64, f64),
+    pub ratio: (f64, f64),
+    pub flip: f64,
+}
+
+/// See `Crop` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum CropKind {
+    None,
+    RandomResized,
+}
+
+/// See `Teacher` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct Teacher {
+    pub patch_size: u32,
+    pub sequence_length: u32,
+    pub max_tokens: u32,
+    pub prefix_tokens: u32,
+}
