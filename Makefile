@@ -1,0 +1,83 @@
+# The house's commands. In: a clean clone, Python >= 3.11, a Rust toolchain, a C compiler. Out: .venv with everything
+# installed, the engine built, and what the target says. Nothing outside this folder is touched, except that `nasm`
+# (the assembler that libjpeg-turbo's SIMD code needs) is installed with apt-get where it is missing and we are root.
+
+PYTHON ?= python3
+VENV   ?= .venv
+STEPS  ?= 2500
+DEMO   ?= runs/demo
+
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+UV     := $(BIN)/uv pip install --python $(PY) --quiet
+RUST   := $(shell find packer_rs/src -name '*.rs' 2>/dev/null) packer_rs/Cargo.toml Cargo.toml Cargo.lock
+# cmake comes from .venv; pyo3's build script finds .venv's Python first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test test-rust test-python check bench build clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: build  ## digits -> index -> daemon -> training over ZeroMQ -> table and report
+	@$(PY) examples/demo.py --out $(DEMO) --steps $(STEPS)
+
+test: test-rust test-python  ## cargo tests, then pytest with hypothesis
+
+test-rust: $(VENV)/.deps
+	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --locked --no-tests=pass \
+		&& cargo test --workspace --locked --doc; else cargo test --workspace --locked; fi
+
+test-python: build
+	@$(PY) -m pytest
+
+check: build  ## formatters, linters, types, and the stub against the binary
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked --features python -- -D warnings
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest navit_loader._packer
+
+bench: build  ## our loader beside torch + torchvision, on this machine
+	@$(UV) --group bench
+	@$(PY) bench/loader.py
+
+build: $(VENV)/.built  ## the Python environment and the engine, release profile
+
+clean:  ## removes what the targets made
+	rm -rf $(VENV) target runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis navit_loader/_packer*.so
+
+# --- how `build` comes about; each stamp stands for one step -------------------------------------------------------
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "navit needs Python >= 3.11, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -1); say: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make virtual environments; install them first, on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@command -v cargo >/dev/null || { \
+		echo "navit's engine is written in Rust, and no 'cargo' is on PATH; install a Rust toolchain >= 1.88 first" >&2; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
+		echo "no C compiler is on PATH; install one first, on Debian: apt-get install gcc" >&2; exit 1; }
+	@echo "making $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+$(VENV)/.deps: $(VENV)/.made pyproject.toml
+	@echo "installing Python packages into $(VENV) (torch is the large one) ..."
+	@$(UV) "cmake<5" "maturin>=1.9.4,<2"
+	@$(UV) -r pyproject.toml --extra demo
+	@$(UV) --group test --group check
+	@case "$$(uname -m)" in x86_64|amd64) command -v nasm >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing nasm ..."; apt-get update -qq && apt-get install -y -qq nasm >/dev/null; \
+		else echo "libjpeg-turbo's SIMD code needs the assembler 'nasm'; install it first, on Debian: apt-get install nasm" >&2; exit 1; fi; };; esac
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.deps $(RUST)
+	@echo "building the engine (release) ..."
+	@$(BIN)/maturin develop --release --uv --quiet --locked
+	@touch $@
