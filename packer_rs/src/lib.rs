@@ -14,6 +14,8 @@ pub mod draw;
 pub mod error;
 pub mod order;
 pub mod orient;
+pub mod pack;
+pub mod probe;
 #[cfg(feature = "python")]
 mod py;
 pub mod random;

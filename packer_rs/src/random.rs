@@ -135,7 +135,8 @@ mod tests {
                 let p = f64::from(i) / 1000.0;
                 let x = t.at(p);
                 assert!((low..=high).contains(&x));
-                assert!((cdf(x) - p).abs() < 1e-6, "mean {mean}: {p} gives {x}");
+                // Straight lines between knots: never off by more than half a knot.
+                assert!((cdf(x) - p).abs() < 0.5 / 4096.0, "mean {mean}: {p} gives {x}");
             }
         }
         assert!((TruncatedNormal::new(40.0, 0.1, -1.0, 1.0).at(0.5) - 1.0).abs() < 1e-9);
