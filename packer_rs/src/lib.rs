@@ -8,15 +8,22 @@
 //! Everything up to [`plan`] needs only image sizes, so it is a pure function of index, configuration, seed and epoch.
 //! Everything after it fills the slots that the plan gave.
 
+pub mod buffers;
 pub mod columns;
 pub mod config;
+pub mod decode;
 pub mod draw;
 pub mod error;
+pub mod fetch;
+pub mod ledger;
 pub mod order;
 pub mod orient;
 pub mod pack;
+pub mod patchify;
 pub mod probe;
 #[cfg(feature = "python")]
 mod py;
 pub mod random;
+pub mod render;
+pub mod resize;
 pub mod slots;

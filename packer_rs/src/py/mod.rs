@@ -2,6 +2,7 @@
 
 mod columns;
 mod errors;
+mod notify;
 mod pack;
 mod plan;
 mod probe;

@@ -1,0 +1,141 @@
+//! Locator → bytes. In: a row of an index. Out: the image's encoded bytes in a buffer that is used again, or a fault that says
+//! whether it may pass. Files in folders and members of container files; anything remote comes through `navit_loader.sources`.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::columns::{Chunk, Column, Locations};
+use crate::ledger::{Failure, Fault};
+
+/// Open containers kept per source; more are opened again when they are needed.
+const OPEN: usize = 64;
+
+/// One index of the mixture, as the renderer reads it.
+pub struct Source {
+    /// Width after orientation.
+    pub width: Column<i32>,
+    /// Height after orientation.
+    pub height: Column<i32>,
+    /// Where the bytes are.
+    pub locations: Locations,
+    /// Caption tokens; empty without captions.
+    pub caption_tokens: Column<i32>,
+    /// The bytes themselves, row by row, where they are in memory already.
+    pub memory: Vec<Chunk<u8>>,
+    open: Mutex<VecDeque<(i32, Arc<File>)>>,
+}
+
+impl Source {
+    /// A source over these columns.
+    pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, caption_tokens: Column<i32>) -> Self {
+        Self { width, height, locations, caption_tokens, memory: Vec::new(), open: Mutex::new(VecDeque::new()) }
+    }
+
+    /// A source whose encoded images are in memory; its locations name them for messages alone.
+    pub fn with_memory(mut self, memory: Vec<Chunk<u8>>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.width.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.width.is_empty()
+    }
+
+    /// File or container and member, for people.
+    pub fn uri(&self, row: usize) -> String {
+        let l = &self.locations;
+        let shard = self.shard(row);
+        let name = if row < l.name.len() { l.name.get(row) } else { "" };
+        match (shard.is_empty() || shard.ends_with('/'), name.is_empty()) {
+            (true, _) => format!("{shard}{name}"),
+            (false, true) => shard.to_owned(),
+            (false, false) => format!("{shard}#{name}"),
+        }
+    }
+
+    fn shard(&self, row: usize) -> &str {
+        let l = &self.locations;
+        if row >= l.shard.len() {
+            return "";
+        }
+        usize::try_from(l.shard.get(row)).ok().and_then(|s| l.shards.get(s)).map_or("", String::as_str)
+    }
+
+    /// Reads the encoded bytes of `row` into `out`, replacing what it held. `path` is scratch.
+    pub fn fetch(&self, row: usize, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
+        out.clear();
+        if let Some(chunk) = self.memory.get(row) {
+            out.extend_from_slice(chunk.as_slice());
+            return Ok(());
+        }
+        let l = &self.locations;
+        let length = usize::try_from(l.length.get(row)).map_err(|_| damaged("length", l.length.get(row)))?;
+        let shard = self.shard(row);
+        path.clear();
+        path.push_str(shard);
+        if shard.ends_with('/') {
+            path.push_str(l.name.get(row));
+            let file = File::open(path.as_str()).map_err(|e| fault(&e))?;
+            let found = file.metadata().map_err(|e| fault(&e))?.len();
+            if found != length as u64 {
+                return Err(changed(length as u64, found));
+            }
+            out.reserve(length);
+            let got = (&file).take(length as u64).read_to_end(out).map_err(|e| fault(&e))?;
+            return if got == length { Ok(()) } else { Err(changed(length as u64, got as u64)) };
+        }
+        let offset = u64::try_from(l.offset.get(row)).map_err(|_| damaged("offset", l.offset.get(row)))?;
+        let file = self.container(l.shard.get(row), path)?;
+        let held = file.metadata().map_err(|e| fault(&e))?.len();
+        // Checked before anything is allocated: a damaged index must not ask for terabytes.
+        if offset.checked_add(length as u64).is_none_or(|end| end > held) {
+            return Err(Failure::new("fetch", "changed", format!("the container has only {held} bytes")).into());
+        }
+        if out.capacity() < length {
+            out.reserve(length);
+        }
+        out.resize(length, 0);
+        file.read_exact_at(out, offset).map_err(|e| fault(&e))
+    }
+
+    fn container(&self, shard: i32, path: &str) -> Result<Arc<File>, Fault> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, file)) = open.iter().find(|(s, _)| *s == shard) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::open(path).map_err(|e| fault(&e))?);
+        if open.len() == OPEN {
+            open.pop_front();
+        }
+        open.push_back((shard, file.clone()));
+        Ok(file)
+    }
+}
+
+fn damaged(column: &str, value: i64) -> Fault {
+    Failure::new("fetch", "index", format!("the index gives {column} {value}")).into()
+}
+
+fn changed(want: u64, found: u64) -> Fault {
+    Failure::new("fetch", "changed", format!("{found} bytes, but {want} when it was indexed")).into()
+}
+
+/// Which system errors every replica sees, now and later: the file is not there, or is not a file.
+pub fn fault(e: &io::Error) -> Fault {
+    match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename => {
+            Failure::new("fetch", "missing", e.to_string()).into()
+        }
+        ErrorKind::UnexpectedEof => Failure::new("fetch", "changed", "it became shorter while it was read").into(),
+        _ => Fault::Passing(e.to_string()),
+    }
+}

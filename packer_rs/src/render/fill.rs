@@ -1,0 +1,186 @@
+//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its block:
+//! segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are `worker`'s.
+
+use crate::buffers::{BatchLayout, Block, ViewFields};
+use crate::error::{Error, Kind, Result};
+use crate::fetch::Source;
+use crate::slots::{BatchLimits, Grid, PlannedBatch, PlannedImage};
+
+/// `PackedBatch.status` of an image that was rendered.
+pub const OK: u8 = 1;
+/// `PackedBatch.status` of an image that was not.
+pub const FAILED: u8 = 2;
+
+/// First slot, tokens after drop and grid of an image in one view.
+pub fn slot(image: &PlannedImage, teacher: bool) -> (usize, usize, Grid) {
+    if teacher {
+        (image.teacher_offset as usize, image.teacher_grid.tokens() as usize, image.teacher_grid)
+    } else {
+        (image.offset as usize, image.kept as usize, image.grid)
+    }
+}
+
+/// Refuses a planned batch that does not fit its limits or its indexes: nothing is written on trust.
+pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> Result<()> {
+    let bad = |what: String| Err(Error::new(Kind::Render, format!("planned batch {}: {what}", batch.first)));
+    if batch.sequences.len() > batch.batch_size {
+        return bad(format!("{} sequences, but batch_size = {}", batch.sequences.len(), batch.batch_size));
+    }
+    if !(1..=4096).contains(&batch.patch_size) {
+        return bad(format!("patch_size = {} is not allowed; it must be between 1 and 4096", batch.patch_size));
+    }
+    for (s, sequence) in batch.sequences.iter().enumerate() {
+        if sequence.len() > limits.max_images as usize {
+            return bad(format!(
+                "sequence {s} has {} images, more than max_images = {}",
+                sequence.len(),
+                limits.max_images
+            ));
+        }
+        let mut ends = [0u64; 2];
+        for image in sequence {
+            let Some(source) = sources.get(usize::from(image.source)) else {
+                return bad(format!("sequence {s} names source {}, of {}", image.source, sources.len()));
+            };
+            let Ok(row) =
+                usize::try_from(image.row).map_err(drop).and_then(|r| if r < source.len() { Ok(r) } else { Err(()) })
+            else {
+                return bad(format!("sequence {s} names image {} of an index of {}", image.row, source.len()));
+            };
+            let (width, height, c) = (source.width.get(row), source.height.get(row), image.crop);
+            let inside =
+                |at: i32, len: i32, all: i32| at >= 0 && len >= 1 && i64::from(at) + i64::from(len) <= i64::from(all);
+            if !inside(c.left, c.width, width) || !inside(c.top, c.height, height) {
+                return bad(format!("image {row} of {width} × {height} pixels has a crop outside it: {c:?}"));
+            }
+            let views = [Some(limits.view), limits.teacher.map(|(v, _)| v)];
+            for (t, view) in views.into_iter().enumerate().filter_map(|(t, v)| Some((t, v?))) {
+                let (offset, kept, grid) = slot(image, t == 1);
+                let tokens = u64::from(view.prefix_tokens) + kept as u64;
+                let fits = kept >= 1
+                    && kept <= grid.tokens() as usize
+                    && tokens <= u64::from(view.max_tokens)
+                    && grid.h.max(grid.w) <= i16::MAX as u16
+                    && offset as u64 == ends[t]
+                    && ends[t] + tokens <= u64::from(view.sequence_length);
+                if !fits {
+                    return bad(format!(
+                        "image {row} does not fit its slot in sequence {s}: {image:?} within {view:?}"
+                    ));
+                }
+                ends[t] += tokens;
+            }
+            if limits.text_tokens > 0 && image.text_offset > limits.text_tokens {
+                return bad(format!("image {row} has its caption at {}, beyond text_tokens", image.text_offset));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes all that needs no pixels. Nobody else may use the block meanwhile.
+pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, sources: &[Source], block: &Block) {
+    fill_view(batch, &layout.view, layout, false, block);
+    if let Some(teacher) = &layout.teacher {
+        fill_view(batch, teacher, layout, true, block);
+    }
+    // SAFETY (of every `part` here): whole fields of their own types, and the caller has the block to itself.
+    macro_rules! whole {
+        ($i:expr, $t:ty) => {
+            // SAFETY: as above.
+            unsafe { block.part::<$t>(&layout.rest[$i], 0, layout.rest[$i].len()) }
+        };
+    }
+    let (status, labels, image_ids) = (whole!(0, u8), whole!(1, i64), whole!(2, i64));
+    let (source_ids, sizes, crops, flips) = (whole!(3, i16), whole!(4, i32), whole!(5, i32), whole!(6, u8));
+    status.fill(0);
+    labels.fill(-1);
+    image_ids.fill(-1);
+    source_ids.fill(-1);
+    sizes.fill(0);
+    crops.fill(0);
+    flips.fill(0);
+    let (e, k) = (layout.max_images, limits.label_width as usize);
+    for (s, sequence) in batch.sequences.iter().enumerate() {
+        for (i, image) in sequence.iter().enumerate() {
+            let (at, row) = (s * e + i, image.row as usize);
+            let source = &sources[usize::from(image.source)];
+            let l = &source.locations;
+            // The worker that renders it may set it to failed.
+            status[at] = OK;
+            for j in 0..k.min(l.label_width) {
+                if let Some(n) = (row * l.label_width + j < l.labels.len()).then_some(row * l.label_width + j) {
+                    labels[at * k + j] = l.labels.get(n);
+                }
+            }
+            image_ids[at] = row as i64;
+            source_ids[at] = image.source as i16;
+            sizes[at * 2..at * 2 + 2].copy_from_slice(&[source.height.get(row), source.width.get(row)]);
+            let c = image.crop;
+            crops[at * 4..at * 4 + 4].copy_from_slice(&[c.top, c.left, c.height, c.width]);
+            flips[at] = u8::from(image.flip);
+        }
+    }
+    if limits.text_tokens > 0 {
+        whole!(7, i32).fill(-1);
+        let cuts = whole!(8, i32);
+        let (b, lt) = (layout.batch_size as i32, limits.text_tokens as i32);
+        let mut n = 0;
+        for s in 0..b {
+            for image in batch.sequences.get(s as usize).map_or(&[][..], Vec::as_slice) {
+                cuts[n] = s * lt + image.text_offset as i32;
+                n += 1;
+            }
+            // The padding starts where the last caption ends.
+            let end = batch.sequences.get(s as usize).and_then(|q| q.last()).map_or(0, |image| {
+                let tokens = &sources[usize::from(image.source)].caption_tokens;
+                let own = if (image.row as usize) < tokens.len() { tokens.get(image.row as usize) } else { 0 };
+                (image.text_offset as i32).saturating_add(own.max(0)).min(lt)
+            });
+            cuts[n] = s * lt + end;
+            n += 1;
+        }
+        cuts[n..].fill(b * lt);
+    }
+}
+
+fn fill_view(batch: &PlannedBatch, view: &ViewFields, layout: &BatchLayout, teacher: bool, block: &Block) {
+    let [patches, positions, segments, cuts, grids] = &view.fields;
+    let (l, m) = (view.limits.sequence_length as usize, view.limits.max_tokens as usize);
+    let (prefix, bytes) = (view.limits.prefix_tokens as usize, (view.patch_size * view.patch_size * 3) as usize);
+    // SAFETY: whole fields of their own types, and the caller has the block to itself.
+    let (positions, segments, cuts, grids) = unsafe {
+        (
+            block.part::<i16>(positions, 0, positions.len()),
+            block.part::<i16>(segments, 0, segments.len()),
+            block.part::<i32>(cuts, 0, cuts.len()),
+            block.part::<i16>(grids, 0, grids.len()),
+        )
+    };
+    grids.fill(0);
+    cuts[0] = 0;
+    let mut n = 1;
+    for s in 0..layout.batch_size {
+        let sequence = batch.sequences.get(s).map_or(&[][..], Vec::as_slice);
+        let mut end = 0;
+        for (i, image) in sequence.iter().enumerate() {
+            let (offset, kept, grid) = slot(image, teacher);
+            end = offset + prefix + kept;
+            cuts[n] = (s * l + end) as i32;
+            n += 1;
+            let at = (s * layout.max_images + i) * 2;
+            grids[at..at + 2].copy_from_slice(&[grid.h as i16, grid.w as i16]);
+        }
+        positions[(s * l + end) * 2..(s + 1) * l * 2].fill(-1);
+        segments[s * l + end..(s + 1) * l].fill(-1);
+        // SAFETY: a range of the field's own type, and the caller has the block to itself.
+        unsafe { block.part::<u8>(patches, (s * l + end) * bytes, (l - end) * bytes) }.fill(0);
+        // Padding is real segments of at most M: an attention kernel must neither skip it nor see a longer one.
+        while end < l {
+            end = (end + m).min(l);
+            cuts[n] = (s * l + end) as i32;
+            n += 1;
+        }
+    }
+    cuts[n..].fill((layout.batch_size * l) as i32);
+}

@@ -1,0 +1,349 @@
+//! Who does what next. In: batches in the order of submission, files that were read ahead, bytes that are given back. Out: one
+//! task at a time to each thread that asks. One lock, held for a few instructions per image.
+//!
+//! A batch is started (its block allocated and filled) only within the bound of bytes, but there is always one, and one that
+//! somebody waits for is started whatever the bound says: a consumer that asks out of order must not wait for ever.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::buffers::{BatchLayout, Block};
+use crate::error::{Error, Kind};
+use crate::ledger::Fault;
+use crate::slots::PlannedBatch;
+
+/// Idle buffers larger than this are not kept.
+const KEEP_BUFFER: usize = 8 << 20;
+
+/// One batch on its way.
+pub struct Job {
+    pub number: u64,
+    pub plan: PlannedBatch,
+    pub layout: Arc<BatchLayout>,
+    /// (sequence, image) of each image.
+    pub items: Vec<(u32, u32)>,
+    next: AtomicUsize,
+    left: AtomicUsize,
+    cancelled: AtomicBool,
+    urgent: AtomicBool,
+    counted: AtomicBool,
+    pub block: Mutex<Option<Arc<Block>>>,
+    state: Mutex<JobState>,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct JobState {
+    error: Option<Error>,
+    done: bool,
+}
+
+/// What became of a batch.
+pub enum Outcome {
+    Running,
+    Done,
+    Failed(Error),
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job {
+    pub fn new(number: u64, plan: PlannedBatch, layout: Arc<BatchLayout>) -> Self {
+        let items: Vec<_> = plan
+            .sequences
+            .iter()
+            .enumerate()
+            .flat_map(|(s, sequence)| (0..sequence.len()).map(move |i| (s as u32, i as u32)))
+            .collect();
+        Self {
+            number,
+            plan,
+            layout,
+            next: AtomicUsize::new(0),
+            left: AtomicUsize::new(items.len()),
+            items,
+            cancelled: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+            counted: AtomicBool::new(false),
+            block: Mutex::new(None),
+            state: Mutex::default(),
+            done: Condvar::new(),
+        }
+    }
+
+    /// Whether nobody wants its pixels any more.
+    pub fn abandoned(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Ends it with an error; the first one counts. Images still to come are skipped.
+    pub fn fail(&self, error: Error) {
+        lock(&self.state).error.get_or_insert(error);
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Counts one image as dealt with; true for the last.
+    pub fn dealt_with(&self) -> bool {
+        self.left.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    pub fn complete(&self) {
+        lock(&self.state).done = true;
+        self.done.notify_all();
+    }
+
+    pub fn outcome(&self) -> Outcome {
+        Self::read(&lock(&self.state))
+    }
+
+    fn read(state: &JobState) -> Outcome {
+        match (&state.error, state.done) {
+            (_, false) => Outcome::Running,
+            (Some(e), true) => Outcome::Failed(e.clone()),
+            (None, true) => Outcome::Done,
+        }
+    }
+
+    /// Waits for the end, at most until `deadline`.
+    pub fn wait(&self, deadline: Instant) -> Outcome {
+        let mut state = lock(&self.state);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.done || left.is_zero() {
+                return Self::read(&state);
+            }
+            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// What a thread is to do.
+pub enum Task {
+    /// Allocate and fill the block of this batch, then call `started`.
+    Start(Arc<Job>),
+    /// Fetch image `.1` into `.2`, then call `fetched`: this thread reads ahead.
+    Fetch(Arc<Job>, usize, Vec<u8>),
+    /// Render image `.1`; `.2` holds its bytes where they were read ahead.
+    Image(Arc<Job>, usize, Option<Result<Vec<u8>, Fault>>),
+}
+
+struct State {
+    waiting: VecDeque<Arc<Job>>,
+    active: VecDeque<Arc<Job>>,
+    starting: usize,
+    ready: VecDeque<(Arc<Job>, usize, Result<Vec<u8>, Fault>)>,
+    ready_bytes: usize,
+    fetching: usize,
+    in_flight: usize,
+    spare: Vec<Vec<u8>>,
+    closed: bool,
+}
+
+pub struct Queue {
+    state: Mutex<State>,
+    work: Condvar,
+    ahead: Condvar,
+    pause: Condvar,
+    bound: usize,
+    /// Unclaimed images below which the next batch is started.
+    low_water: usize,
+    ahead_images: usize,
+    ahead_bytes: usize,
+}
+
+impl Queue {
+    pub fn new(bound: usize, decoders: usize, fetchers: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                active: VecDeque::new(),
+                starting: 0,
+                ready: VecDeque::new(),
+                ready_bytes: 0,
+                fetching: 0,
+                in_flight: 0,
+                spare: Vec::new(),
+                closed: false,
+            }),
+            work: Condvar::new(),
+            ahead: Condvar::new(),
+            pause: Condvar::new(),
+            bound,
+            low_water: 4 * (decoders + fetchers),
+            ahead_images: 2 * decoders + fetchers,
+            ahead_bytes: (bound / 8).max(1),
+        }
+    }
+
+    /// Bytes of batches that are started and not yet taken.
+    pub fn in_flight(&self) -> usize {
+        lock(&self.state).in_flight
+    }
+
+    pub fn submit(&self, job: Arc<Job>) {
+        lock(&self.state).waiting.push_back(job);
+        self.work.notify_one();
+        self.ahead.notify_one();
+    }
+
+    /// The next task of a decoding thread, or of one that reads ahead; None when the queue is closed.
+    pub fn next(&self, fetcher: bool) -> Option<Task> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(job) = state.startable(self.bound, self.low_water) {
+                return Some(Task::Start(job));
+            }
+            if fetcher {
+                if state.ready.len() + state.fetching < self.ahead_images
+                    && state.ready_bytes < self.ahead_bytes
+                    && let Some((job, i)) = state.claim()
+                {
+                    state.fetching += 1;
+                    let buffer = state.spare.pop().unwrap_or_default();
+                    return Some(Task::Fetch(job, i, buffer));
+                }
+                state = self.ahead.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if let Some((job, i, bytes)) = state.ready.pop_front() {
+                state.ready_bytes -= bytes.as_ref().map_or(0, Vec::len);
+                self.ahead.notify_one();
+                return Some(Task::Image(job, i, Some(bytes)));
+            }
+            // Nothing was read ahead: a decoding thread reads for itself rather than wait.
+            if let Some((job, i)) = state.claim() {
+                return Some(Task::Image(job, i, None));
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A started batch has its block: its images may be claimed.
+    pub fn started(&self, job: Arc<Job>) {
+        let mut state = lock(&self.state);
+        state.starting -= 1;
+        if !job.items.is_empty() {
+            let at = state.active.partition_point(|other| other.number < job.number);
+            state.active.insert(at, job);
+        }
+        drop(state);
+        self.work.notify_all();
+        self.ahead.notify_all();
+    }
+
+    /// Bytes that were read ahead.
+    pub fn fetched(&self, job: Arc<Job>, i: usize, bytes: Result<Vec<u8>, Fault>) {
+        let mut state = lock(&self.state);
+        state.fetching -= 1;
+        state.ready_bytes += bytes.as_ref().map_or(0, Vec::len);
+        state.ready.push_back((job, i, bytes));
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Gives a buffer back for the next file.
+    pub fn spare(&self, buffer: Vec<u8>) {
+        let mut state = lock(&self.state);
+        if buffer.capacity() <= KEEP_BUFFER && state.spare.len() < self.ahead_images {
+            state.spare.push(buffer);
+        }
+    }
+
+    /// Gives a batch's bytes back to the bound, once, and its block to the pool.
+    pub fn release(&self, job: &Job) {
+        *lock(&job.block) = None;
+        if job.counted.swap(false, Ordering::AcqRel) {
+            lock(&self.state).in_flight -= job.layout.bytes;
+            self.work.notify_one();
+            self.ahead.notify_one();
+        }
+    }
+
+    /// Somebody waits for this batch.
+    pub fn want(&self, job: &Job) {
+        if !job.urgent.swap(true, Ordering::AcqRel) {
+            // The lock orders this after a thread's look at the flag and before its sleep.
+            drop(lock(&self.state));
+            self.work.notify_one();
+            self.ahead.notify_one();
+        }
+    }
+
+    /// Nobody wants this batch any more. True if it had not been started, and so is over.
+    pub fn cancel(&self, job: &Job) -> bool {
+        job.cancelled.store(true, Ordering::Release);
+        let mut state = lock(&self.state);
+        let before = state.waiting.len();
+        state.waiting.retain(|other| other.number != job.number);
+        state.waiting.len() < before
+    }
+
+    /// Sleeps between attempts; true when the queue was closed meanwhile.
+    pub fn sleep(&self, time: Duration) -> bool {
+        let state = lock(&self.state);
+        let (state, _) =
+            self.pause.wait_timeout_while(state, time, |s| !s.closed).unwrap_or_else(PoisonError::into_inner);
+        state.closed
+    }
+
+    /// Ends all threads' work and returns the batches that will not be finished.
+    pub fn close(&self) -> Vec<Arc<Job>> {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        let mut orphans: Vec<_> = state.waiting.drain(..).collect();
+        orphans.extend(state.active.drain(..));
+        orphans.extend(state.ready.drain(..).map(|(job, ..)| job));
+        drop(state);
+        self.work.notify_all();
+        self.ahead.notify_all();
+        self.pause.notify_all();
+        orphans
+    }
+
+    pub fn closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+}
+
+impl State {
+    fn startable(&mut self, bound: usize, low_water: usize) -> Option<Arc<Job>> {
+        if self.waiting.is_empty() || self.starting > 0 {
+            return None;
+        }
+        let unclaimed: usize = self.active.iter().map(|j| j.items.len() - j.next.load(Ordering::Relaxed)).sum();
+        let urgent = self.waiting.iter().position(|j| j.urgent.load(Ordering::Acquire));
+        let fits = |job: &Job| self.in_flight == 0 || self.in_flight + job.layout.bytes <= bound;
+        let at = match urgent {
+            Some(at) => at,
+            None if unclaimed < low_water && fits(&self.waiting[0]) => 0,
+            None => return None,
+        };
+        let job = self.waiting.remove(at)?;
+        self.starting += 1;
+        self.in_flight += job.layout.bytes;
+        job.counted.store(true, Ordering::Release);
+        Some(job)
+    }
+
+    /// The oldest batch's next image.
+    fn claim(&mut self) -> Option<(Arc<Job>, usize)> {
+        let job = self.active.front()?.clone();
+        let i = job.next.fetch_add(1, Ordering::Relaxed);
+        if i + 1 == job.items.len() {
+            self.active.pop_front();
+        }
+        Some((job, i))
+    }
+}
+
+/// What a closed renderer says.
+pub fn closed_error() -> Error {
+    Error::new(Kind::Render, "the renderer is closed; make a new one")
+}

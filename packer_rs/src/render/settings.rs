@@ -1,0 +1,54 @@
+//! `[render]` as the engine reads it: the canonical JSON of `navit_loader.config.RenderConfig`, which has checked it.
+
+use serde::Deserialize;
+
+use crate::error::{Error, Kind, Result};
+use crate::resize::Filter;
+
+/// How planned slots become pixels; the fields are those of `RenderConfig`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenderSettings {
+    /// Decoding threads; 0 means one per core that this process may use.
+    pub threads: usize,
+    /// Threads that read ahead.
+    pub fetch_threads: usize,
+    /// Batches rendered ahead; the loader's affair.
+    pub prefetch: usize,
+    /// Bound of batch and file buffers, in MiB.
+    pub memory_mb: usize,
+    /// Resampling filter.
+    pub filter: Filter,
+    /// Decode JPEG at a smaller DCT scale where the target allows.
+    pub dct_scaling: bool,
+    /// RGB under transparent pixels.
+    pub background: [u8; 3],
+    /// Images that claim more pixels are not decoded.
+    pub max_pixels: u64,
+    /// Attempts after a passing fault.
+    pub retries: u32,
+    /// Path of the ledger; empty for none.
+    pub ledger: String,
+    /// Share of failures that stops rendering.
+    pub failure_limit: f64,
+}
+
+impl RenderSettings {
+    /// From `RenderConfig.to_json()`.
+    pub fn from_json(json: &str) -> Result<Self> {
+        serde_json::from_str(json).map_err(|e| Error::new(Kind::Render, format!("[render]: {e}")))
+    }
+
+    /// Decoding threads in numbers.
+    pub fn decoders(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        }
+    }
+
+    /// The bound in bytes.
+    pub fn memory(&self) -> usize {
+        self.memory_mb.saturating_mul(1 << 20)
+    }
+}
