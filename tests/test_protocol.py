@@ -1,0 +1,185 @@
+"""The protocol alone: what is encoded is decoded, and whatever else arrives is refused in one clear line."""
+
+import contextlib
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from navit_loader import protocol as p
+from navit_loader.errors import RenderError, ServiceError
+
+wide = st.integers(0, p.WIDE)
+ids = st.lists(wide, max_size=20).map(tuple)
+requests = st.one_of(
+    st.builds(
+        p.Request,
+        st.just("batch"),
+        wide,
+        plan_id=st.text(max_size=128),
+        render_id=st.text(max_size=128),
+        epoch=wide,
+        first=wide,
+        count=st.integers(1, 65536),
+        starved_us=wide,
+        ids=ids,
+    ),
+    st.builds(p.Request, st.just("hello"), wide, client=st.text(max_size=200), shared=st.booleans()),
+    st.builds(p.Request, st.just("cancel"), wide, ids=ids),
+    st.builds(p.Request, st.just("bye"), wide),
+)
+views = st.builds(p.Limits, st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.just(0))
+teachers = st.none() | st.builds(p.Limits, st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(1, 4))
+infos = st.builds(
+    p.PlanInfo,
+    name=st.text(max_size=20),
+    plan_id=st.text(max_size=64),
+    render_id=st.text(max_size=64),
+    classes=st.lists(st.text(max_size=8), max_size=5).map(tuple),
+    label_width=st.integers(0, 3),
+    max_images=st.integers(1, 9),
+    text_tokens=st.integers(0, 5),
+    patch_sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple),
+    view=views,
+    teacher=teachers,
+    batch_size=st.integers(1, 100),
+    remainder=st.sampled_from(["fill", "drop"]),
+    memory=wide,
+)
+
+
+@given(requests)
+def test_requests_come_back_as_they_went(request: p.Request) -> None:
+    assert p.decode_request(p.encode_request(request)) == request
+
+
+@given(infos)
+def test_a_plan_comes_back_as_it_went(info: p.PlanInfo) -> None:
+    reply = p.decode_reply(p.encode_reply(p.Reply("hello", 3, info=info.to_table(), door=("a", "b"))))
+    assert reply.info is not None
+    assert p.PlanInfo.from_table(reply.info) == info
+
+
+@given(infos, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_batch_comes_back_as_it_went_without_a_copy(info: p.PlanInfo, count: int, random) -> None:
+    size = random.choice(info.patch_sizes)
+    sent = [random.randbytes(f.nbytes) for f in p.batch_fields(info, size, count)]
+    request = p.Request("batch", 1, epoch=5, first=7, count=count)
+    batch = p.read_batch(info, request, size, sent)
+    assert list(batch.arrays()) == [f.name for f in p.batch_fields(info, size, count)]
+    assert [bytes(f) for f in p.batch_frames(batch)] == sent
+    assert (batch.epoch, batch.sequence, batch.patch_size) == (5, 7, size)
+    assert np.shares_memory(batch.patches, np.frombuffer(sent[0], np.uint8))
+    assert info.nbytes(count) >= sum(map(len, sent))
+
+
+@given(infos, st.data())
+def test_a_batch_with_one_wrong_length_is_refused_by_name(info: p.PlanInfo, data) -> None:
+    fields = p.batch_fields(info, info.patch_sizes[0], 2)
+    frames = [bytes(f.nbytes) for f in fields]
+    wrong = data.draw(st.integers(0, len(frames) - 1))
+    frames[wrong] += b"x"
+    with pytest.raises(ServiceError, match=f"'{fields[wrong].name}' has"):
+        p.read_batch(info, p.Request("batch", count=2), info.patch_sizes[0], frames)
+    with pytest.raises(ServiceError, match="frames where"):
+        p.read_batch(info, p.Request("batch", count=2), info.patch_sizes[0], frames[:-1])
+    with pytest.raises(ServiceError, match="patch size 500"):
+        p.read_batch(info, p.Request("batch", count=2), 500, frames)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300), st.booleans())
+def test_random_bytes_are_refused(raw: bytes, prefixed: bool) -> None:
+    raw = p.MAGIC + bytes([p.VERSION]) + raw if prefixed else raw
+    for decode in (p.decode_request, p.decode_reply):
+        with contextlib.suppress(ServiceError):
+            assert decode(raw).kind in ("bye", "beat")  # the only words short enough to be met by chance
+
+
+# Anything msgpack can say, in the place of a header's map.
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text() | st.integers(-9, 9), v, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300)
+@given(requests, st.data())
+def test_one_wrong_value_in_a_header_is_refused_or_well_typed(request: p.Request, data) -> None:
+    table = msgpack.unpackb(p.encode_request(request)[4:])
+    key = data.draw(st.sampled_from(sorted(table)) | st.text(max_size=5))
+    table[key] = data.draw(values)
+    with contextlib.suppress(ServiceError):
+        got = p.decode_request(p.MAGIC + bytes([p.VERSION]) + msgpack.packb(table))
+        for name in ("id", "epoch", "first", "count", "starved_us"):
+            assert type(getattr(got, name)) is int
+        assert all(type(i) is int for i in got.ids)
+        assert type(got.plan_id) is str
+
+
+@given(infos, st.data())
+def test_one_wrong_value_in_a_plan_is_refused_or_well_typed(info: p.PlanInfo, data) -> None:
+    table = info.to_table()
+    key = data.draw(st.sampled_from(sorted(table)))
+    table[key] = data.draw(values)
+    raw = p.encode_reply(p.Reply("hello", 1, info=table))
+    try:
+        got = p.decode_reply(raw)
+        assert got.info is not None
+        found = p.PlanInfo.from_table(got.info)
+    except ServiceError:
+        return
+    assert found.nbytes(1) >= 0
+    assert all(type(c) is str for c in found.classes)
+
+
+def test_another_version_is_refused_with_both_named() -> None:
+    raw = bytearray(p.encode_request(p.Request("bye")))
+    raw[3] = 7
+    with pytest.raises(ServiceError, match=rf"client speaks protocol version 7, this daemon version {p.VERSION}"):
+        p.decode_request(bytes(raw))
+    with pytest.raises(ServiceError, match=rf"daemon speaks protocol version 7, this client version {p.VERSION}"):
+        p.decode_reply(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ids", 5), ("ids", "55"), ("ids", [[1]]), ("id", True), ("count", 0), ("epoch", 1.0)]
+)
+def test_a_value_of_another_type_is_refused_by_name(key: str, value: object) -> None:
+    table = msgpack.unpackb(p.encode_request(p.Request("batch", count=1))[4:])
+    table[key] = value
+    with pytest.raises(ServiceError, match=f"'{key}"):
+        p.decode_request(p.MAGIC + bytes([p.VERSION]) + msgpack.packb(table))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xdd\xff\xff\xff\xff",  # a list of 2**32 - 1 values
+        b"\xdf\xff\xff\xff\xff",  # a map of as many
+        b"\xdb\xff\xff\xff\xff",  # a string of 4 GiB
+        b"\xc6\xff\xff\xff\xff",  # bytes of 4 GiB
+        b"\xc9\xff\xff\xff\xff\x01",  # an extension of 4 GiB
+        b"\x81" * 15000,  # maps nested 15,000 deep
+        b"\x91" * 15000,
+        b"\x81\xa4kind\xa5batch",
+    ],
+)
+def test_huge_declared_lengths_are_refused_before_anything_is_allocated(body: bytes) -> None:
+    with pytest.raises(ServiceError):
+        p.decode_request(p.MAGIC + bytes([p.VERSION]) + body)
+
+
+def test_a_header_has_a_largest_size() -> None:
+    with pytest.raises(ServiceError, match="at most"):
+        p.decode_request(bytes(p.MAX_REQUEST + 1))
+
+
+def test_errors_keep_their_class_across_the_wire() -> None:
+    reply = p.decode_reply(p.encode_reply(p.error_reply(4, RenderError("'a.jpg' is gone"))))
+    error = p.error_of(reply, "tcp://h:1")
+    assert isinstance(error, RenderError)
+    assert str(error) == "tcp://h:1: 'a.jpg' is gone"
