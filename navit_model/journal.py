@@ -1,0 +1,105 @@
+"""What a run says while it goes: a progress bar for people, JSON lines for programs.
+
+In: plain values, once every `train.log_every` steps. Out: one live line on a terminal (one plain line every few seconds
+elsewhere), and `OUT/log.jsonl`. Apart from the loop, so that the loop holds no formatting.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_S = 10.0
+"""Seconds between lines where the output is no terminal."""
+
+
+def read_log(out: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a run's log; a last line cut off by a crash is left out."""
+    try:
+        lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+class Journal:
+    """The voice of one run; silent on every rank but the first.
+
+    Args:
+        out: the run's folder.
+        steps: optimiser steps in all.
+        start: steps already done; later entries of an earlier attempt are taken out of the log.
+        speak: False on ranks other than 0.
+    """
+
+    def __init__(self, out: Path, steps: int, start: int, speak: bool = True) -> None:
+        self.steps, self.speak = steps, speak
+        self._said = 0.0
+        if not speak:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        kept = [e for e in read_log(out) if e["step"] <= start] if start else []
+        path = out / "log.jsonl"
+        draft = path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
+        draft.replace(path)
+        self._log = path.open("a", encoding="utf-8")
+        self.console = Console()
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=steps, completed=start, line="")
+        self._bar.start()
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Adds one entry to the log."""
+        if self.speak:
+            self._log.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._log.flush()
+
+    def progress(self, step: int, **values: float) -> None:
+        """Logs a training entry and shows it.
+
+        Args:
+            step: steps done.
+            values: `loss`, `images_per_s`, `tokens_per_s`, `padding` and `starved` (shares), and more for the log.
+        """
+        self.write("train", step, **values)
+        if not self.speak:
+            return
+        line = (
+            f"loss {values['loss']:.4f} · {values['images_per_s']:,.0f} images/s · {values['tokens_per_s']:,.0f} tokens/s"
+            f" · padding {values['padding']:.2%} · starved {values['starved']:.1%}"
+        )
+        self._bar.update(self._task, completed=step, line=line)
+        now = time.monotonic()
+        if not self.console.is_terminal and (now - self._said >= PLAIN_LINE_S or step == self.steps):
+            self._said = now
+            print(f"step {step}/{self.steps} · {line}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints one line above the bar."""
+        if self.speak:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Ends the bar and the log; harmless when called twice."""
+        if self.speak:
+            self._bar.stop()
+            self._log.close()
