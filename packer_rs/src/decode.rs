@@ -91,8 +91,9 @@ impl Pixels {
     }
 }
 
-/// Grows a buffer to `len` bytes at least; never shrinks it and never clears what it has.
+/// Grows a buffer to `len` bytes at least, and the slack that kernels read; never shrinks it and never clears what it has.
 pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) {
+    let len = len + crate::kernels::SLACK;
     if buffer.len() < len {
         buffer.resize(len, 0);
     }

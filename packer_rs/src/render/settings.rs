@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::resize::Filter;
+use crate::taps::Filter;
 
 /// How planned slots become pixels; the fields are those of `RenderConfig`.
 #[derive(Clone, Debug, Deserialize)]

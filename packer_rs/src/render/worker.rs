@@ -48,7 +48,7 @@ pub struct Worker {
     resizer: Resizer,
     pixels: Pixels,
     small: Small,
-    rgb: Vec<u8>,
+    line: Vec<u8>,
     tokens: Vec<u32>,
 }
 
@@ -59,7 +59,7 @@ impl Worker {
             resizer: Resizer::default(),
             pixels: Pixels::default(),
             small: Small::default(),
-            rgb: Vec::new(),
+            line: Vec::new(),
             tokens: Vec::new(),
         })
     }
@@ -166,7 +166,7 @@ impl Worker {
         let row = image.row as usize;
         let crop = frame.stored_crop(image.crop, (source.width.get(row), source.height.get(row)));
         let target = frame.swapped((u32::from(grid.w) * p, u32::from(grid.h) * p));
-        self.resizer.resize(&self.pixels, crop, target, settings.filter, &mut self.small)?;
+        self.resizer.resize(&self.pixels, crop, target, settings.filter, &mut self.small);
         let from = lap(&clocks.resize, from);
         self.places(image, (s, i), view, teacher, block, i as i16);
         let (first, bytes) = (self.first(image, s, view, teacher), (p * p * 3) as usize);
@@ -176,7 +176,7 @@ impl Worker {
         let (blank, patches) = patches.split_at_mut(prefix * bytes);
         blank.fill(0);
         let turned = if image.flip { frame.flipped() } else { frame };
-        patchify(&self.small, turned, usize::from(grid.w), p as usize, &self.tokens, &mut self.rgb, patches);
+        patchify(&self.small, turned, usize::from(grid.w), p as usize, &self.tokens, &mut self.line, patches);
         lap(&clocks.patches, from);
         Ok(())
     }

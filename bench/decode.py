@@ -1,0 +1,275 @@
+"""One core: decode → antialiased resize → patches, ours beside others in the same run.
+
+In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision: medians over interleaved
+repetitions, since a shared machine drifts. Each peer makes the same u8 patches of 16 × 16 pixels from the same files at the
+same target sizes; every ratio is taken within one repetition.
+
+    python bench/decode.py [--count 300] [--repeat 7] [--pillow-simd DIR]
+
+`--pillow-simd DIR`: where pillow-simd was installed (`pip install --target DIR pillow-simd`); it cannot live beside Pillow,
+so it runs in a process of its own. Peers that are not installed are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+P = 16
+Case = tuple[list[bytes], list[tuple[int, int]], list[tuple[int, int]]]
+"""Files, their (height, width), and their target grids."""
+
+
+def grids(sizes: list[tuple[int, int]], tokens: int, sides: tuple[int, int] | None, seed: int = 1) -> list[tuple[int, int]]:
+    """Target grids, aspect ratio kept: sides drawn uniformly in pixels, or as many patches as fit `tokens`."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for height, width in sizes:
+        side = float(rng.uniform(*sides)) if sides else tokens**0.5 * P
+        h, w = side * (height / width) ** 0.5 / P, side * (width / height) ** 0.5 / P
+        gh, gw = max(1, int(h)), max(1, int(w))
+        if gh * (gw + 1) <= tokens and w % 1 > 0.5:
+            gw += 1
+        found.append((gh, gw))
+    return found
+
+
+def cases(count: int) -> dict[str, Case]:
+    """The rows of the table."""
+    from corpus import make
+    from PIL import Image
+
+    found: dict[str, Case] = {}
+    for area, number in ((0.2, count), (2.0, max(20, count // 8))):
+        files = make(number, area, 0.35)
+        sizes = [Image.open(io.BytesIO(f)).size[::-1] for f in files]
+        if area == 0.2:
+            found["0.2 MP, sides U(64, 256)"] = (files, sizes, grids(sizes, 256, (64, 256)))
+        found[f"{area:g} MP, 256 tokens"] = (files, sizes, grids(sizes, 256, None))
+    return found
+
+
+def ours(case: Case, **options: object) -> Callable[[], None]:
+    """Our renderer on one thread, from bytes in memory to packed batches."""
+    from navit_loader import _packer
+    from navit_loader.config import RenderConfig
+
+    if _packer.BUILD_PROFILE != "release":
+        raise SystemExit("the extension is a debug build; run `make build`")
+    files, sizes, targets = case
+    length, sequences, sequence, end = 2048, [], [], 0
+    for row, ((height, width), (h, w)) in enumerate(zip(sizes, targets, strict=True)):
+        if end + h * w > length or len(sequence) == 64:
+            sequences.append(sequence)
+            sequence, end = [], 0
+        image = {"row": row, "key": row, "crop": (0, 0, height, width), "offset": end, "kept": h * w, "grid": (h, w)}
+        image |= {"teacher_offset": 0, "text_offset": 0, "teacher_grid": (0, 0), "source": 0, "flip": False}
+        sequence.append(image)
+        end += h * w
+    sequences.append(sequence)
+    planned = [_packer.PlannedBatch(0, n, P, 4, sequences[n : n + 4]) for n in range(0, len(sequences), 4)]
+    source = {
+        "width": [np.array([w for _, w in sizes], np.int32)],
+        "height": [np.array([h for h, _ in sizes], np.int32)],
+        "orientation": [np.ones(len(files), np.uint8)],
+        "bytes": files,
+    }
+    limits = {"sequence_length": length, "max_tokens": 1024, "prefix_tokens": 0, "max_images": 64}
+    limits |= {"label_width": 0, "text_tokens": 0, "teacher": None}
+    config = RenderConfig(threads=1, fetch_threads=0, **options)  # type: ignore[arg-type]
+    renderer = _packer.Renderer(config.to_json(), limits, [source])
+
+    def run() -> None:
+        pending = [renderer.submit(b) for b in planned]
+        for p in pending:
+            batch = p.wait()
+            if (batch["status"] == 2).any():
+                raise SystemExit(f"an image of the corpus failed: {renderer.failures()[:1]}")
+        run.stats = renderer.stats()  # type: ignore[attr-defined]
+
+    return run
+
+
+def _each(case: Case, one: Callable[[bytes, int, int], object]) -> Callable[[], None]:
+    files, _, targets = case
+
+    def run() -> None:
+        for data, (h, w) in zip(files, targets, strict=True):
+            one(data, h, w)
+
+    return run
+
+
+def _patches(pixels: np.ndarray, h: int, w: int) -> np.ndarray:
+    return np.ascontiguousarray(pixels.reshape(h, P, w, P, 3).transpose(0, 2, 1, 3, 4))
+
+
+def torchvision(case: Case) -> Callable[[], None]:
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    torch.set_num_threads(1)
+
+    def one(data: bytes, h: int, w: int) -> object:
+        encoded = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+        image = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+        image = resize(image, [h * P, w * P], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return image.permute(1, 2, 0).reshape(h, P, w, P, 3).permute(0, 2, 1, 3, 4).contiguous()
+
+    return _each(case, one)
+
+
+def pillow(case: Case) -> Callable[[], None]:
+    from PIL import Image
+
+    def one(data: bytes, h: int, w: int) -> object:
+        image = Image.open(io.BytesIO(data)).convert("RGB").resize((w * P, h * P), Image.Resampling.BICUBIC)
+        return _patches(np.asarray(image), h, w)
+
+    return _each(case, one)
+
+
+def simplejpeg_opencv(case: Case) -> Callable[[], None]:
+    import cv2
+    import simplejpeg
+
+    cv2.setNumThreads(1)
+
+    def one(data: bytes, h: int, w: int) -> object:
+        image = cv2.resize(simplejpeg.decode_jpeg(data, "RGB"), (w * P, h * P), interpolation=cv2.INTER_AREA)
+        return _patches(image, h, w)
+
+    return _each(case, one)
+
+
+def libjpeg_turbo_alone(case: Case) -> Callable[[], None]:
+    import simplejpeg
+
+    return _each(case, lambda data, h, w: simplejpeg.decode_jpeg(data, "RGB"))
+
+
+class Elsewhere:
+    """A peer in a process of its own: one line in, seconds out."""
+
+    def __init__(self, folder: str, corpus: Path, core: int) -> None:
+        env = os.environ | {"PYTHONPATH": f"{folder}:{Path(__file__).parent}"}
+        command = [sys.executable, __file__, "--serve", str(corpus), "--core", str(core)]
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, name: str) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(name, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+
+def serve(corpus: Path) -> None:
+    """The other end of `Elsewhere`."""
+    table = json.loads((corpus / "cases.json").read_text())
+    runs = {}
+    for name, (files, sizes, targets) in table.items():
+        runs[name] = pillow(([(corpus / f).read_bytes() for f in files], sizes, targets))
+    for line in sys.stdin:
+        start = time.perf_counter()
+        runs[line.strip()]()
+        print(time.perf_counter() - start, flush=True)
+
+
+def _write(table: dict[str, Case], folder: Path) -> None:
+    names = {}
+    for name, (files, sizes, targets) in table.items():
+        paths = []
+        for n, data in enumerate(files):
+            path = f"{len(names)}_{n}.jpg"
+            (folder / path).write_bytes(data)
+            paths.append(path)
+        names[name] = (paths, sizes, targets)
+    (folder / "cases.json").write_text(json.dumps(names))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--pillow-simd", default="", metavar="DIR")
+    parser.add_argument("--only", default="", help="comma-separated peers besides ours and torchvision")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {args.core})
+    if args.serve:
+        serve(args.serve)
+        return
+    table = cases(args.count)
+    peers: dict[str, Callable[[Case], Callable[[], None]]] = {"navit": ours, "torchvision": torchvision}
+    wanted: Iterable[tuple[str, str, Callable[[Case], Callable[[], None]]]] = (
+        ("navit, full-size DCT", "numpy", lambda case: ours(case, dct_scaling=False)),
+        ("Pillow", "PIL", pillow),
+        ("simplejpeg + OpenCV area", "cv2", simplejpeg_opencv),
+        ("libjpeg-turbo, decode alone", "simplejpeg", libjpeg_turbo_alone),
+    )
+    for name, module, peer in wanted:
+        if args.only and name not in args.only.split(","):
+            continue
+        if importlib.util.find_spec(module) is None:
+            print(f"{name}: not installed, left out")
+        else:
+            peers[name] = peer
+    elsewhere = None
+    if args.pillow_simd:
+        import tempfile
+
+        folder = tempfile.TemporaryDirectory()
+        _write(table, Path(folder.name))
+        elsewhere = Elsewhere(args.pillow_simd, Path(folder.name), args.core)
+    else:
+        print("pillow-simd: not given (--pillow-simd DIR), left out")
+    figures: dict[str, dict[str, float]] = {}
+    for name, case in table.items():
+        runs = {peer: make(case) for peer, make in peers.items()}
+        for run in runs.values():
+            run()
+        times: dict[str, list[float]] = {peer: [] for peer in runs}
+        if elsewhere:
+            elsewhere(name)
+            times["pillow-simd"] = []
+        for _ in range(args.repeat):
+            for peer in times:
+                start = time.perf_counter()
+                if peer in runs:
+                    runs[peer]()
+                    times[peer].append(time.perf_counter() - start)
+                elif elsewhere:
+                    times[peer].append(elsewhere(name))
+        count = len(case[0])
+        kilobytes = sum(map(len, case[0])) / count / 1e3
+        tokens = np.mean([h * w for h, w in case[2]])
+        print(f"\n{name}: {count} files of {kilobytes:.0f} KB, {tokens:.0f} tokens in the mean")
+        figures[name] = {}
+        for peer, seconds in times.items():
+            ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
+            figures[name][peer] = ratio
+            print(f"  {peer:<30} {count / median(seconds):7.0f} images/s   {ratio:5.2f} × torchvision")
+        stats = runs["navit"].stats  # type: ignore[attr-defined]
+        share = {k: stats[k] / stats["images"] * 1e6 for k in ("decode", "resize", "patches", "wait")}
+        print("  navit, µs an image: " + ", ".join(f"{k} {v:.0f}" for k, v in share.items()))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
