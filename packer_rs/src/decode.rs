@@ -5,6 +5,7 @@
 //! `unsupported`. Whatever a header claims is checked against the index and the pixel cap before anything is allocated.
 
 mod jpeg;
+mod others;
 mod png;
 
 use crate::ledger::Failure;
@@ -116,6 +117,7 @@ impl Decoder {
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out),
             [0x89, b'P', b'N', b'G', ..] => png::decode(bytes, wanted, &mut self.scratch, out),
+            _ if others::known(bytes) => others::decode(bytes, wanted, &mut self.scratch, out),
             [] => Err(fail("truncated", "the file is empty")),
             _ => Err(fail("unsupported", "its first bytes are of no image format that is read here")),
         };

@@ -48,7 +48,9 @@ pub fn across(fast: bool, rows: [&[i16]; 2], taps: &Taps, skip: usize, out: [&mu
     let padded = taps.starts.len();
     let reach = taps.span.1 - skip + taps.width;
     assert!(rows[0].len() >= reach && rows[1].len() >= reach && out[0].len() >= padded && out[1].len() >= padded);
-    assert!(padded % GROUP == 0 && taps.width % LANES == 0 && taps.weights.len() >= padded * taps.width);
+    assert!(
+        padded.is_multiple_of(GROUP) && taps.width.is_multiple_of(LANES) && taps.weights.len() >= padded * taps.width
+    );
     assert!(skip <= taps.span.0);
     #[cfg(target_arch = "x86_64")]
     if fast {

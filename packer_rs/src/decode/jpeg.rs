@@ -148,13 +148,13 @@ impl Jpeg {
         };
         let (width, height) = scaled;
         let (mut start, mut strides) = (0, [0i32; 3]);
-        for c in 0..3 {
+        for (c, (plane, stride)) in out.planes.iter_mut().zip(&mut strides).enumerate() {
             let (sub_x, sub_y) = if c == 0 { (1, 1) } else { (across, down) };
             // libjpeg-turbo pads the luma plane to whole chroma samples; the padding is no part of the image.
             let padded = (width.next_multiple_of(across) / sub_x, height.next_multiple_of(down) / sub_y);
-            strides[c] = padded.0 as i32;
+            *stride = padded.0 as i32;
             let scale = f64::from(denominator);
-            out.planes[c] = Plane {
+            *plane = Plane {
                 start,
                 stride: padded.0 as usize,
                 width: width.div_ceil(sub_x),
@@ -202,7 +202,7 @@ impl Jpeg {
             out.data.as_mut_ptr()
         };
         // SAFETY: the destination has room for all rows at the pitch 0, which means tight.
-        let code = unsafe { tj::tj3Decompress8(self.handle, bytes.as_ptr(), bytes.len() as _, to, 0, format as i32) };
+        let code = unsafe { tj::tj3Decompress8(self.handle, bytes.as_ptr(), bytes.len() as _, to, 0, format) };
         self.accept(code)?;
         if cmyk {
             // Adobe's files hold inverted inks, and so, by custom, do all others.

@@ -460,10 +460,7 @@ pub fn render_in_place(
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(&(s, e)) = job.items.get(i) else { return Ok(()) };
             let image = image_of(&job, i);
-            let input = match inputs[image.row as usize] {
-                Input::Encoded(bytes) => Input::Encoded(bytes),
-                Input::Rgb(rgb) => Input::Rgb(rgb),
-            };
+            let input = inputs[image.row as usize];
             let at = (s as usize, e as usize);
             if let Err(f) = worker.render(Ok(input), image, at, &sources[0], &layout, &block, settings, &clocks) {
                 lock(&failures).push((image.row, f));

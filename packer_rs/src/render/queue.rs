@@ -131,11 +131,14 @@ pub enum Task {
     Image(Arc<Job>, usize, Option<Result<Vec<u8>, Fault>>),
 }
 
+/// An image and its bytes, read ahead.
+type Ready = (Arc<Job>, usize, Result<Vec<u8>, Fault>);
+
 struct State {
     waiting: VecDeque<Arc<Job>>,
     active: VecDeque<Arc<Job>>,
     starting: usize,
-    ready: VecDeque<(Arc<Job>, usize, Result<Vec<u8>, Fault>)>,
+    ready: VecDeque<Ready>,
     ready_bytes: usize,
     fetching: usize,
     in_flight: usize,

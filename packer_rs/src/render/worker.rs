@@ -35,6 +35,7 @@ pub fn lap(clock: &AtomicU64, from: Instant) -> Instant {
 }
 
 /// Where an image's pixels come from.
+#[derive(Clone, Copy)]
 pub enum Input<'a> {
     /// An encoded file.
     Encoded(&'a [u8]),
