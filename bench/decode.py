@@ -31,7 +31,9 @@ Case = tuple[list[bytes], list[tuple[int, int]], list[tuple[int, int]]]
 """Files, their (height, width), and their target grids."""
 
 
-def grids(sizes: list[tuple[int, int]], tokens: int, sides: tuple[int, int] | None, seed: int = 1) -> list[tuple[int, int]]:
+def grids(
+    sizes: list[tuple[int, int]], tokens: int, sides: tuple[int, int] | None, seed: int = 1
+) -> list[tuple[int, int]]:
     """Target grids, aspect ratio kept: sides drawn uniformly in pixels, or as many patches as fit `tokens`."""
     rng = np.random.default_rng(seed)
     found = []

@@ -14,6 +14,9 @@ use crate::slots::Crop;
 /// Buffers larger than this are given back after the image that needed them.
 pub const KEEP_BYTES: usize = 64 << 20;
 
+/// The one reason that may pass: such a failure fails the request and masks nothing.
+pub const OUT_OF_MEMORY: &str = "memory";
+
 /// What is wanted of an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::columns::{Chunk, Column, Locations};
@@ -84,8 +84,7 @@ impl Source {
         path.push_str(shard);
         if shard.ends_with('/') {
             path.push_str(l.name.get(row));
-            let file = File::open(path.as_str()).map_err(|e| fault(&e))?;
-            let found = file.metadata().map_err(|e| fault(&e))?.len();
+            let (file, found) = open_file(path)?;
             if found != length as u64 {
                 return Err(changed(length as u64, found));
             }
@@ -112,13 +111,23 @@ impl Source {
         if let Some((_, file)) = open.iter().find(|(s, _)| *s == shard) {
             return Ok(file.clone());
         }
-        let file = Arc::new(File::open(path).map_err(|e| fault(&e))?);
+        let file = Arc::new(open_file(path)?.0);
         if open.len() == OPEN {
             open.pop_front();
         }
         open.push_back((shard, file.clone()));
         Ok(file)
     }
+}
+
+/// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for ever.
+fn open_file(path: &str) -> Result<(File, u64), Fault> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| fault(&e))?;
+    let found = file.metadata().map_err(|e| fault(&e))?;
+    if !found.is_file() {
+        return Err(Failure::new("fetch", "missing", "it is not a regular file").into());
+    }
+    Ok((file, found.len()))
 }
 
 fn damaged(column: &str, value: i64) -> Fault {

@@ -9,7 +9,7 @@ use std::ffi::CStr;
 
 use turbojpeg_sys as tj;
 
-use super::{Colours, Pixels, Plane, Wanted, check_size, fail, room};
+use super::{Colours, OUT_OF_MEMORY, Pixels, Plane, Wanted, check_size, fail, room};
 use crate::ledger::Failure;
 
 /// Scans of a progressive file; a real encoder writes some ten, a hostile file thousands.
@@ -34,15 +34,23 @@ impl Drop for Jpeg {
 
 impl Jpeg {
     pub fn new() -> Result<Self, Failure> {
+        let mut jpeg = Self { handle: std::ptr::null_mut(), tolerant: false, scratch: Vec::new() };
+        jpeg.renew()?;
+        Ok(jpeg)
+    }
+
+    /// Puts a new handle in place of the one that is there.
+    fn renew(&mut self) -> Result<(), Failure> {
         // SAFETY: no requirement beyond a valid constant.
         let handle = unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as i32) };
         if handle.is_null() {
-            return Err(fail("memory", "libjpeg-turbo could not be started"));
+            return Err(fail(OUT_OF_MEMORY, "libjpeg-turbo could not be started"));
         }
-        let mut jpeg = Self { handle, tolerant: false, scratch: Vec::new() };
-        jpeg.set(tj::TJPARAM_TJPARAM_STOPONWARNING, 1);
-        jpeg.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
-        Ok(jpeg)
+        // SAFETY: the old handle, if any, came from `tj3Init` and is not used again.
+        unsafe { tj::tj3Destroy(std::mem::replace(&mut self.handle, handle)) };
+        self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, i32::from(!self.tolerant));
+        self.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
+        Ok(())
     }
 
     fn set(&mut self, param: tj::TJPARAM, value: i32) {
@@ -63,15 +71,16 @@ impl Jpeg {
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         let first = self.attempt(bytes, wanted, out);
         let Err(e) = &first else { return first };
-        if !harmless(&e.detail) {
+        // A failed call can leave the handle in the middle of this file, and the next one would go on from there.
+        self.tolerant = harmless(&e.detail);
+        self.renew()?;
+        if !self.tolerant {
             return first;
         }
         // The first warning stopped the decode although it was harmless: go through to the end, and judge the last one.
-        self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, 0);
-        self.tolerant = true;
         let second = self.attempt(bytes, wanted, out);
         self.tolerant = false;
-        self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, 1);
+        self.renew()?;
         second
     }
 
@@ -119,7 +128,9 @@ impl Jpeg {
             return Ok(());
         }
         let any = |words: [&str; 2]| words.iter().any(|w| message.contains(w));
-        let reason = if any(["Premature end", "Empty input"]) {
+        let reason = if any(["Insufficient memory", "allocation failure"]) {
+            OUT_OF_MEMORY
+        } else if any(["Premature end", "Empty input"]) {
             "truncated"
         } else if any(["Unsupported JPEG", "not supported"]) {
             "unsupported"

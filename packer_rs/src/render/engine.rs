@@ -10,6 +10,7 @@ use super::queue::{Job, Outcome, Queue, Task, closed_error, lock};
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker, lap};
 use crate::buffers::{BatchLayout, Block, Pool};
+use crate::decode::OUT_OF_MEMORY;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
 use crate::ledger::{Entry, Failure, Fault, Ledger};
@@ -350,6 +351,14 @@ impl Shared {
                     self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
                     self.ledger.passed();
                 }
+                Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "no memory to decode '{}' ({}); lower render.threads or render.max_pixels",
+                        source.uri(image.row as usize),
+                        failure.detail
+                    ),
+                )),
                 Err(failure) => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     let uri = source.uri(image.row as usize);
@@ -463,6 +472,9 @@ pub fn render_in_place(
             let input = inputs[image.row as usize];
             let at = (s as usize, e as usize);
             if let Err(f) = worker.render(Ok(input), image, at, &sources[0], &layout, &block, settings, &clocks) {
+                if f.reason == OUT_OF_MEMORY {
+                    return Err(f);
+                }
                 lock(&failures).push((image.row, f));
             }
         }

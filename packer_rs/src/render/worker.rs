@@ -65,7 +65,8 @@ impl Worker {
         })
     }
 
-    /// Renders image `i` of sequence `s`. On a failure, a panic of a decoder included, its slots are masked.
+    /// Renders image `i` of sequence `s`. On a failure, a panic of a decoder included, its slots are masked; whoever calls sees
+    /// to it that a failure for want of memory ends the batch.
     #[allow(clippy::too_many_arguments)]
     pub fn render(
         &mut self,
