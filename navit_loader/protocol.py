@@ -40,7 +40,7 @@ class Request:
     """What a client asks. Fields that a kind does not use keep their defaults and do not travel.
 
     Attributes:
-        kind: `hello`, `batch`, `layout`, `cancel` or `bye`.
+        kind: `hello`, `batch`, `layout`, `cancel`, `credit` or `bye`.
         id: the client's number for the request; the answer carries it.
         client: who asks, for logs and metrics (`hello`).
         plan: name of one of the daemon's plans; empty for its first (`hello`).
@@ -51,7 +51,7 @@ class Request:
         first: the batch's first sequence, or the first block.
         count: sequences of the batch (B), or blocks.
         starved_us: microseconds that the trainer has waited for batches since its last request (`batch`).
-        ids: requests no longer wanted (`cancel`), or shared slots given back (`batch`, `cancel`).
+        ids: requests no longer wanted (`cancel`), or shared slots given back (`credit`).
     """
 
     kind: str
@@ -80,7 +80,8 @@ class Reply:
         slot: the shared slot that holds the batch, or −1 where its frames follow (`batch`).
         run: sequences per patch-size run (`layout`).
         num_blocks: blocks of the epoch (`layout`).
-        error: class of the error: `render`, `state`, `plan`, `request`, `busy` or `draining` (`error`).
+        error: class of the error: `render`, `state`, `plan`, `request`, `hello` (say it first), `busy` or `draining`
+            (ask another, or again later) (`error`).
         message: one line in words (`error`).
         door: abstract Unix socket and token by which shared memory is passed; empty without (`hello`).
     """
@@ -102,9 +103,10 @@ _INT = (0, WIDE)
 _BATCH = {"plan_id": 128, "render_id": 128, "epoch": _INT, "first": _INT, "count": (1, 65536), "starved_us": _INT}
 _REQUESTS: dict[str, dict[str, Any]] = {
     "hello": {"client": 200, "plan": 200, "shared": bool},
-    "batch": {**_BATCH, "ids": _INT},
+    "batch": _BATCH,
     "layout": {"plan_id": 128, "epoch": _INT, "first": _INT, "count": (0, MAX_LAYOUT)},
     "cancel": {"ids": _INT},
+    "credit": {"ids": _INT},
     "bye": {},
 }
 _REPLIES: dict[str, dict[str, Any]] = {
@@ -397,7 +399,9 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
         view = memoryview(frame)
         if view.nbytes != field.nbytes:
             raise ServiceError(f"'{field.name}' has {view.nbytes} bytes where {field.nbytes} belong")
-        arrays[field.name] = np.frombuffer(view, field.dtype).reshape(field.shape)
+        array = np.frombuffer(view, field.dtype).reshape(field.shape)
+        # ZeroMQ may hand over a small frame at an odd address; the large one is bytes and never needs this copy.
+        arrays[field.name] = array if array.flags.aligned else array.copy()
     teacher = None
     if info.teacher is not None:
         t = info.teacher
@@ -417,6 +421,17 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
         epoch=request.epoch,
         sequence=request.first,
     )
+
+
+def read_counts(request: Request, frames: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The sequences in each block that answer a `layout` request, u32 `[count]`.
+
+    Raises:
+        ServiceError: another number of frames, or a wrong length.
+    """
+    if len(frames) != 1 or memoryview(frames[0]).nbytes != 4 * request.count:
+        raise ServiceError(f"a layout of {request.count} blocks in {len(frames)} frames of another length")
+    return np.frombuffer(memoryview(frames[0]), "<u4").astype(np.uint32)
 
 
 _ERRORS: dict[str, type[NavitError]] = {"render": RenderError, "state": StateError}

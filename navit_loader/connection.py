@@ -1,0 +1,454 @@
+"""The client's side of the wire: several interchangeable daemons, seen as one that does not fail.
+
+In: addresses, and the names of the batches that are wanted. Out: those batches. Each want goes to the endpoint with
+the least in flight; past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own
+heartbeats notice a silent peer after three) all that was asked there is asked again elsewhere. A batch is named by
+what it is, so an answer that comes twice is the same answer, and the second is dropped. `RemoteLoader` adds order and
+epochs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from . import protocol
+from .batch import PackedBatch
+from .errors import NavitError, RenderError, ServiceError
+from .protocol import PlanInfo, Reply, Request
+from .security import ClientKeys
+from .shm import SUPPORTED, Window
+
+log = logging.getLogger("navit_loader.client")
+
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_BACKOFF_S = (0.05, 1.0)
+
+
+@dataclass(eq=False, slots=True)
+class Want:
+    """A batch or a piece of layout that is wanted, and where it has been asked for."""
+
+    request: Request
+    asked: dict[int, Endpoint] = field(default_factory=dict)  # by request id
+    failed: set[Endpoint] = field(default_factory=set)
+    since: float = 0.0  # when it was last asked for
+    answer: Any = None  # a PackedBatch, or a layout
+    error: NavitError | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether its answer is here, good or bad."""
+        return self.answer is not None or self.error is not None
+
+
+@dataclass(eq=False, slots=True)
+class Endpoint:
+    """One daemon's address and the state of the connection to it.
+
+    `socket` is None between a failure and the next attempt at `retry`. `ready` is true from the daemon's hello on,
+    until it says that it is `draining`: then it is asked for nothing new, and what it still sends is taken.
+    """
+
+    address: str
+    socket: zmq.Socket[bytes] | None = None
+    monitor: zmq.Socket[bytes] | None = None
+    ready: bool = False
+    draining: bool = False
+    retry: float = 0.0
+    backoff: float = _BACKOFF_S[0]
+    why: str = "no answer yet"
+    window: Window | None = None
+    in_flight: dict[int, Want] = field(default_factory=dict)
+
+
+class Connection:
+    """Several daemons of one plan. Not for more than one thread at a time.
+
+    Args:
+        addresses: `tcp://HOST:PORT` or `ipc://PATH`, one per daemon.
+        plan: name of the plan at the daemons; empty for their first.
+        keys: CURVE keys, where the daemons demand them.
+        connect_timeout_s: how long to wait for the first daemon.
+        memory: bytes of one frame at most; a daemon that declares more is cut before anything is allocated.
+        deadline_s: after how long a batch is asked for at another daemon too.
+        timeout_s: after how long without any answer waiting ends in an error.
+        heartbeat_s: seconds between heartbeats; three missed ones count as a broken connection.
+        shared: take batches of a daemon on the same host through shared memory.
+
+    Attributes:
+        info: the plan, from the first daemon's hello.
+        starved_s: seconds spent waiting for batches in all.
+
+    Raises:
+        ServiceError: no daemon answered in time (each is named, with the reason), or one refused.
+    """
+
+    info: PlanInfo
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        plan: str = "",
+        keys: ClientKeys | None = None,
+        memory: int = 2**30,
+        connect_timeout_s: float = 10.0,
+        deadline_s: float = 10.0,
+        timeout_s: float = 120.0,
+        heartbeat_s: float = 1.0,
+        shared: bool = True,
+    ) -> None:
+        if isinstance(addresses, str) or not addresses:
+            raise ServiceError(f"endpoints = {addresses!r} must be a list of at least one tcp:// or ipc:// address")
+        for address in addresses:
+            if not address.startswith(("tcp://", "ipc://")):
+                raise ServiceError(f"endpoint '{address}' is not allowed; use tcp://HOST:PORT or ipc://PATH")
+        self.starved_s = 0.0
+        self._plan, self._keys, self._memory = plan, keys, max(memory, protocol.MAX_REPLY)
+        self._deadline_s, self._timeout_s, self._heartbeat_s = deadline_s, timeout_s, heartbeat_s
+        self._client = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._known: PlanInfo | None = None
+        self._shared = shared and SUPPORTED
+        self._next_id = 1
+        self._starved_us = 0
+        self._wants: list[Want] = []
+        self._context = zmq.Context()
+        self._context.max_sockets = min(65535, 64 + 8 * len(addresses))
+        self._poller = zmq.Poller()
+        self._endpoints = [Endpoint(a) for a in dict.fromkeys(addresses)]
+        try:
+            until = time.monotonic() + connect_timeout_s
+            while (known := self._first_hello()) is None:
+                if time.monotonic() > until:
+                    raise ServiceError(f"no daemon answered within {connect_timeout_s:g} s: {self._state()}")
+                self._turn(until)
+            self.info = known
+        except BaseException:
+            self.close()
+            raise
+
+    # --- wants -----------------------------------------------------------------------------------------------------
+
+    def want_batch(self, epoch: int, first: int, count: int) -> Want:
+        """Asks for a batch; returns at once."""
+        return self._want(
+            Request("batch", 0, "", "", False, self.info.plan_id, self.info.render_id, epoch, first, count)
+        )
+
+    def batch(self, want: Want) -> PackedBatch:
+        """Waits for a batch; its arrays are views of the frames that arrived.
+
+        Raises:
+            RenderError: it could not be rendered by any daemon; the file is named.
+            ServiceError: no daemon answered within the time allowed, or one broke the protocol.
+        """
+        before = time.monotonic()
+        batch: PackedBatch = self._wait(want)
+        waited = time.monotonic() - before
+        self.starved_s += waited
+        self._starved_us += int(waited * 1e6)
+        return batch
+
+    def layout(self, epoch: int, first: int, count: int) -> tuple[int, int, np.ndarray[Any, Any]]:
+        """Asks for the sequences in each of `count` planning blocks from block `first` on, and waits.
+
+        Returns:
+            Sequences per patch-size run, blocks of the epoch, and the counts (u32).
+        """
+        count = min(count, protocol.MAX_LAYOUT)
+        want = self._want(Request("layout", plan_id=self.info.plan_id, epoch=epoch, first=first, count=count))
+        found: tuple[int, int, np.ndarray[Any, Any]] = self._wait(want)
+        return found
+
+    def forget(self, wants: Sequence[Want]) -> None:
+        """No longer wants these; their answers are dropped when they come."""
+        gone: dict[Endpoint, list[int]] = {}
+        for want in wants:
+            if want in self._wants:
+                self._wants.remove(want)
+            for id, endpoint in want.asked.items():
+                if endpoint.in_flight.pop(id, None) is not None:
+                    gone.setdefault(endpoint, []).append(id)
+            want.asked.clear()
+        for endpoint, ids in gone.items():
+            self._send(endpoint, Request("cancel", ids=tuple(ids)))
+
+    def turn(self) -> None:
+        """Takes what has arrived and asks for what is due, without waiting."""
+        self._turn(0.0)
+
+    def close(self) -> None:
+        """Says goodbye to all daemons and closes every socket. A second call does nothing."""
+        if self._context.closed:
+            return
+        for endpoint in self._endpoints:
+            if endpoint.ready:
+                self._send(endpoint, Request("bye"))
+            self._hang_up(endpoint, "closed", linger=200)
+        self._context.term()
+
+    def _first_hello(self) -> PlanInfo | None:
+        return self._known
+
+    def _want(self, request: Request) -> Want:
+        want = Want(request)
+        self._wants.append(want)
+        self._dispatch(time.monotonic())
+        return want
+
+    def _wait(self, want: Want) -> Any:
+        if self._context.closed:
+            raise ServiceError("this loader is closed; make another")
+        start = time.monotonic()
+        self._turn(0.0)
+        while not want.settled:
+            if time.monotonic() - start > self._timeout_s:
+                raise ServiceError(f"no answer within {self._timeout_s:g} s: {self._state()}")
+            self._turn(start + self._timeout_s)
+        if want in self._wants:
+            self._wants.remove(want)
+        if want.error is not None:
+            raise want.error
+        return want.answer
+
+    def _state(self) -> str:
+        return "; ".join(f"{e.address}: {e.why}" for e in self._endpoints)
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def _turn(self, until: float) -> None:
+        """One turn: connect, ask, wait for news until the next thing is due, and take it."""
+        now = time.monotonic()
+        for endpoint in self._endpoints:
+            if endpoint.socket is None and now >= endpoint.retry:
+                self._call(endpoint)
+            if endpoint.window is not None and endpoint.window.returned:
+                self._give_back(endpoint, endpoint.window)
+        self._dispatch(now)
+        due = [until, *(e.retry for e in self._endpoints if e.socket is None)]
+        due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
+        wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
+        ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
+        for endpoint in self._endpoints:
+            if endpoint.socket in ready:
+                self._take(endpoint)
+            # What the daemon sent before it went is taken first.
+            if endpoint.monitor is not None and endpoint.monitor in ready:
+                self._watch(endpoint)
+        self._dispatch(time.monotonic())
+
+    def _dispatch(self, now: float) -> None:
+        able = [e for e in self._endpoints if e.ready]
+        for want in self._wants if able else ():
+            if want.settled or (want.asked and now < want.since + self._deadline_s):
+                continue
+            others = [e for e in able if e not in want.asked.values() and e not in want.failed]
+            if others:
+                self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
+            elif want.asked:
+                want.since = now  # nobody else to ask: look again a deadline later
+
+    def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
+        id, self._next_id = self._next_id, self._next_id + 1
+        r = want.request
+        starved = 0
+        if r.kind == "batch":
+            starved, self._starved_us = self._starved_us, 0
+        request = Request(
+            r.kind, id, "", "", False, r.plan_id, r.render_id, r.epoch, r.first, r.count, min(starved, protocol.WIDE)
+        )
+        want.asked[id] = endpoint
+        want.since = now
+        endpoint.in_flight[id] = want
+        self._send(endpoint, request)
+
+    def _give_back(self, endpoint: Endpoint, window: Window) -> None:
+        slots: list[int] = []
+        while window.returned and len(slots) < protocol.MAX_IN_FLIGHT:
+            slots.append(window.returned.popleft())
+        self._send(endpoint, Request("credit", ids=tuple(slots)))
+
+    def _send(self, endpoint: Endpoint, request: Request) -> None:
+        if endpoint.socket is None:
+            return
+        try:
+            endpoint.socket.send(protocol.encode_request(request), zmq.NOBLOCK)
+        except zmq.Again:
+            self._hang_up(endpoint, "it takes no more requests")
+
+    # --- connections -----------------------------------------------------------------------------------------------
+
+    def _call(self, endpoint: Endpoint) -> None:
+        """Opens a fresh socket, so that nothing of an earlier connection can come through it, and says hello."""
+        dealer = self._context.socket(zmq.DEALER)
+        options = {
+            zmq.MAXMSGSIZE: self._memory,
+            zmq.LINGER: 0,
+            zmq.RCVHWM: 0,  # bounded by what was asked for
+            zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,
+            zmq.RECONNECT_IVL: 50,
+            zmq.RECONNECT_IVL_MAX: 1000,
+            zmq.HEARTBEAT_IVL: int(self._heartbeat_s * 1000),
+            zmq.HEARTBEAT_TIMEOUT: int(3 * self._heartbeat_s * 1000),
+        }
+        for option, value in options.items():
+            dealer.setsockopt(option, value)
+        if endpoint.address.startswith("tcp://["):
+            dealer.setsockopt(zmq.IPV6, 1)
+        if self._keys is not None:
+            self._keys.apply(dealer)
+        endpoint.monitor = dealer.get_monitor_socket(_EVENTS)
+        endpoint.socket = dealer
+        self._poller.register(dealer, zmq.POLLIN)
+        self._poller.register(endpoint.monitor, zmq.POLLIN)
+        try:
+            dealer.connect(endpoint.address)
+        except zmq.ZMQError as e:
+            self._hang_up(endpoint, f"cannot connect: {e.strerror}")
+            raise ServiceError(f"endpoint '{endpoint.address}' is not allowed: {e.strerror}") from None
+        self._send(endpoint, Request("hello", client=self._client, plan=self._plan, shared=self._shared))
+
+    def _hang_up(self, endpoint: Endpoint, why: str, linger: int = 0) -> None:
+        """Drops the connection; what was asked there is to be asked again."""
+        if endpoint.socket is None:
+            return
+        if endpoint.ready:
+            log.info("endpoint=%s lost: %s", endpoint.address, why)
+        endpoint.socket.disable_monitor()
+        for old in (endpoint.socket, endpoint.monitor):
+            if old is not None:
+                self._poller.unregister(old)
+                old.close(linger=linger)
+        endpoint.socket = endpoint.monitor = None
+        if endpoint.window is not None:
+            endpoint.window.close()
+            endpoint.window = None
+        endpoint.ready, endpoint.draining, endpoint.why = False, False, why
+        endpoint.retry = time.monotonic() + endpoint.backoff
+        endpoint.backoff = min(2 * endpoint.backoff, _BACKOFF_S[1])
+        for id, want in endpoint.in_flight.items():
+            want.asked.pop(id, None)
+        endpoint.in_flight.clear()
+
+    def _watch(self, endpoint: Endpoint) -> None:
+        while endpoint.monitor is not None:
+            try:
+                event = recv_monitor_message(endpoint.monitor, zmq.NOBLOCK)["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_CONNECTED:
+                endpoint.why = "connected, but it says nothing"
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._hang_up(endpoint, "the connection broke" if endpoint.ready else "it hung up before its hello")
+            else:
+                self._hang_up(
+                    endpoint,
+                    "it refused this client's key; is the key on its allow-list?"
+                    if self._keys is not None
+                    else "it demands keys; give keys=FOLDER, made by navit-loader keys",
+                )
+
+    def _take(self, endpoint: Endpoint) -> None:
+        while endpoint.socket is not None:
+            try:
+                header, *frames = endpoint.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            reply = self._read(endpoint, header.buffer)
+            if reply is None:
+                continue
+            if reply.kind == "hello":
+                self._welcome(endpoint, reply)
+                continue
+            want = endpoint.in_flight.pop(reply.id, None)
+            if reply.kind == "error":
+                self._refused(endpoint, want, reply)
+            elif want is not None and want.request.kind == reply.kind:
+                want.asked.pop(reply.id, None)
+                self._settle(endpoint, want, reply, frames)
+            elif reply.slot >= 0 and endpoint.window is not None:
+                endpoint.window.returned.append(reply.slot)  # nobody wants it any more
+            if endpoint.draining and not endpoint.in_flight:
+                self._hang_up(endpoint, endpoint.why)
+
+    def _read(self, endpoint: Endpoint, raw: memoryview) -> Reply | None:
+        try:
+            return protocol.decode_reply(raw)
+        except ServiceError as e:
+            if len(raw) > 3 and bytes(raw[:3]) == protocol.MAGIC and raw[3] != protocol.VERSION:
+                raise ServiceError(f"{endpoint.address}: {e}") from None
+            self._hang_up(endpoint, f"it broke the protocol: {e}")
+            return None
+
+    def _welcome(self, endpoint: Endpoint, reply: Reply) -> None:
+        info = PlanInfo.from_table(reply.info or {})
+        if self._known is None:
+            self._known = info
+        for key in ("plan_id", "render_id"):
+            theirs, ours = getattr(info, key), getattr(self._known, key)
+            if theirs != ours:
+                raise ServiceError(
+                    f"{endpoint.address}: its {key} is {theirs!r}, but this loader began with {ours!r};"
+                    " all endpoints must serve the same configuration and index"
+                )
+        if len(reply.door) == 2:
+            # Being on the same host means that this succeeds.
+            with contextlib.suppress(OSError):
+                endpoint.window = Window(*reply.door, self._memory)
+        endpoint.ready, endpoint.why, endpoint.backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+
+    def _refused(self, endpoint: Endpoint, want: Want | None, reply: Reply) -> None:
+        error = protocol.error_of(reply, endpoint.address)
+        if reply.error in ("draining", "busy", "hello"):
+            if want is not None:
+                want.asked.pop(reply.id, None)
+            endpoint.ready, endpoint.draining, endpoint.why = False, True, reply.message
+            return
+        if want is None:
+            if not endpoint.ready:  # the hello itself was refused
+                raise error
+            return
+        want.asked.pop(reply.id, None)
+        want.failed.add(endpoint)
+        others = [e for e in self._endpoints if e.ready and e not in want.failed]
+        if not (isinstance(error, RenderError) and others) and not want.asked:
+            want.error = error
+
+    def _settle(self, endpoint: Endpoint, want: Want, reply: Reply, frames: list[Any]) -> None:
+        try:
+            if reply.kind == "batch":
+                if reply.slot >= 0:
+                    if endpoint.window is None:
+                        raise ServiceError("a batch in shared memory, which was never agreed on")
+                    frames = endpoint.window.open(reply.slot, self.info, reply.patch_size, want.request.count)
+                want.answer = protocol.read_batch(self.info, want.request, reply.patch_size, frames)
+            else:
+                want.answer = (reply.run, reply.num_blocks, protocol.read_counts(want.request, frames))
+        except ServiceError as e:
+            self._hang_up(endpoint, f"it broke the protocol: {e}")
+            return
+        gone: dict[Endpoint, list[int]] = {}
+        for id, other in want.asked.items():
+            other.in_flight.pop(id, None)
+            gone.setdefault(other, []).append(id)
+        want.asked.clear()
+        for other, ids in gone.items():
+            self._send(other, Request("cancel", ids=tuple(ids)))

@@ -1,0 +1,231 @@
+"""What the service tests share: a small data set, daemons as real processes, and a TCP proxy that can misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from navit_loader import LoaderConfig, PackedBatch, build_index
+
+PLAN = """
+[plan]
+seed = 5
+sequence_length = 64
+max_images = 12
+max_tokens = 36
+max_grid = 12
+patch_sizes = [4, 8]
+patch_run = 8
+block_images = 64
+[plan.resolution]
+kind = "uniform"
+low = 8
+high = 40
+[plan.drop]
+kind = "constant"
+rate = 0.3
+"""
+"""Several planning blocks, two patch sizes, runs shorter than an epoch."""
+
+
+def make_images(folder: Path, count: int = 240, seed: int = 1) -> None:
+    """Small JPEG and PNG files of two classes; one in twenty has a good header and no good pixels."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        height, width = rng.integers(9, 60, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        data = io.BytesIO()
+        image.save(data, "PNG" if i % 3 == 0 else "JPEG", quality=90)
+        raw = data.getvalue()
+        if i % 20 == 7:
+            raw = raw[: len(raw) // 2] if i % 3 == 0 else raw[:-400] + bytes(400)
+        path = folder / "ab"[i % 2] / f"{i:04}.{'png' if i % 3 == 0 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+
+
+def make_config(folder: Path, plan: str = PLAN, *, batch_size: int = 4, serve: str = "", count: int = 240) -> Path:
+    """Images, index and configuration in a folder; the path of the TOML file."""
+    make_images(folder / "images", count)
+    build_index(folder / "images", folder / "train.arrow")
+    config = folder / "config.toml"
+    config.write_text(
+        f'[data]\nindex = "{folder / "train.arrow"}"\nbatch_size = {batch_size}\n'
+        f"[render]\nthreads = 1\nfailure_limit = 1.0\n[serve]\nheartbeat_s = 0.2\n{serve}\n{plan}"
+    )
+    return config
+
+
+def load(config: Path) -> LoaderConfig:
+    return LoaderConfig.from_toml(config)
+
+
+def digest(batch: PackedBatch) -> tuple[Any, ...]:
+    """All of a batch, as something that can be compared and kept."""
+    head = (batch.epoch, batch.sequence, batch.patch_size, batch.max_seqlen, batch.prefix_tokens)
+    return (*head, *((n, a.dtype.str, a.shape, a.tobytes()) for n, a in batch.arrays().items()))
+
+
+class Daemon:
+    """`navit-loader serve` as a process of its own."""
+
+    def __init__(self, *configs: Path, bind: str = "tcp://127.0.0.1:0", args: tuple[str, ...] = ()) -> None:
+        self._command = [sys.executable, "-m", "navit_loader.cli", "serve", *map(str, configs)]
+        self._args = args
+        self.bind = bind
+        self.process: subprocess.Popen[str] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, or starts it again on the same port, and waits for the readiness line."""
+        self.process = subprocess.Popen(
+            [*self._command, "--bind", self.bind, *self._args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("navit-loader: serving"):
+            raise AssertionError(f"no readiness line: {line!r} {self.process.communicate()[1]}")
+        self.line = line
+        self.bind = self.endpoint = line.split()[-1]
+        self._drain = threading.Thread(target=self._read_log, args=(self.process.stderr,), daemon=True)
+        self.log: list[str] = []
+        self._drain.start()
+
+    def _read_log(self, stream: Any) -> None:
+        with contextlib.suppress(ValueError):
+            for line in stream:
+                self.log.append(line)
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def memory_mb(self) -> float:
+        """Resident memory of the process."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.wait()
+
+    def wait(self, timeout: float = 20.0) -> int:
+        assert self.process is not None
+        code = self.process.wait(timeout)
+        self._drain.join(5)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return code
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.wait()
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Proxy:
+    """A TCP proxy in a thread. It can cut all connections, also in the middle of a frame, or hold all bytes back."""
+
+    def __init__(self, endpoint: str, *, cut_after: Iterator[int] | None = None) -> None:
+        host, port = endpoint.removeprefix("tcp://").split(":")
+        self._target = (host, int(port))
+        self._cut_after = cut_after
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.hold = threading.Event()  # partition: connections stay, nothing passes
+        self.delay = 0.0
+        self.cuts = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pairs: dict[socket.socket, socket.socket] = {}
+        budget: dict[socket.socket, int] = {}
+
+        def drop(a: socket.socket) -> None:
+            b = pairs.pop(a)
+            pairs.pop(b, None)
+            for s in (a, b):
+                budget.pop(s, None)
+                s.close()
+
+        while not self._closing.is_set():
+            ready, _, _ = select.select([self._listener, *([] if self.hold.is_set() else pairs)], [], [], 0.02)
+            for s in ready:
+                if s is self._listener:
+                    near = self._listener.accept()[0]
+                    try:
+                        far = socket.create_connection(self._target, 1)
+                    except OSError:
+                        near.close()
+                        continue
+                    pairs[near], pairs[far] = far, near
+                    if self._cut_after is not None:
+                        budget[far] = next(self._cut_after)
+                elif s in pairs:
+                    try:
+                        data = s.recv(65536)
+                        if self.delay:
+                            time.sleep(self.delay)
+                        if s in budget:
+                            data, budget[s] = data[: budget[s]], budget[s] - len(data)
+                        if data:
+                            pairs[s].sendall(data)
+                        if not data or budget.get(s, 1) <= 0:
+                            self.cuts += budget.get(s, 1) <= 0
+                            drop(s)
+                    except OSError:
+                        drop(s)
+        for s in list(pairs):
+            s.close()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join(5)
+        self._listener.close()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def random_cuts(seed: int, low: int, high: int) -> Iterator[int]:
+    """After how many bytes each connection is cut."""
+    rng = random.Random(seed)
+    while True:
+        yield rng.randint(low, high)
