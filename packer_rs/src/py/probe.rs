@@ -1,8 +1,148 @@
-//! Python names of `probe`.
+//! Python names of `probe`: names in as bytes, columns out as numpy arrays. The interpreter's lock is released throughout.
 
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::error::{Error, Kind};
+use crate::probe::{self, FORMAT_NAMES, Header, Outcome, Payload};
+use crate::py::errors::to_py;
+
+/// Code in the format column of a row that is broken, and of one that was not opened since it is unchanged.
+const BROKEN: u8 = 255;
+const UNCHANGED: u8 = 254;
 
 /// Adds this room's names to the extension module.
-pub fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("FORMAT_NAMES", FORMAT_NAMES.to_vec())?;
+    m.add("FORMAT_BROKEN", BROKEN)?;
+    m.add("FORMAT_UNCHANGED", UNCHANGED)?;
+    m.add_function(wrap_pyfunction!(probe_files, m)?)?;
+    m.add_function(wrap_pyfunction!(probe_tar, m)?)
+}
+
+/// The header columns of many images.
+#[derive(Default)]
+struct Columns {
+    width: Vec<i32>,
+    height: Vec<i32>,
+    orientation: Vec<u8>,
+    format: Vec<u8>,
+    length: Vec<i64>,
+    errors: Vec<(usize, String)>,
+}
+
+impl Columns {
+    fn push(&mut self, length: i64, header: Result<Header, u8>) {
+        let empty = |code| (0, 0, 1, code);
+        let (width, height, orientation, format) =
+            header.map_or_else(empty, |h| (h.width, h.height, h.orientation, h.format as u8));
+        self.width.push(width);
+        self.height.push(height);
+        self.orientation.push(orientation);
+        self.format.push(format);
+        self.length.push(length);
+    }
+
+    fn into_dict(self, py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("width", self.width.into_pyarray(py))?;
+        dict.set_item("height", self.height.into_pyarray(py))?;
+        dict.set_item("orientation", self.orientation.into_pyarray(py))?;
+        dict.set_item("format", self.format.into_pyarray(py))?;
+        dict.set_item("length", self.length.into_pyarray(py))?;
+        dict.set_item("errors", self.errors)?;
+        Ok(dict)
+    }
+}
+
+/// Probes the files `root/name` for NUL-separated `names`.
+#[pyfunction]
+#[pyo3(signature = (root, names, threads, known = None))]
+fn probe_files<'py>(
+    py: Python<'py>,
+    root: &[u8],
+    names: &[u8],
+    threads: usize,
+    known: Option<(PyReadonlyArray1<'py, i64>, PyReadonlyArray1<'py, i64>)>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let split: Vec<&[u8]> = if names.is_empty() { Vec::new() } else { names.split(|&b| b == 0).collect() };
+    let known: Vec<(i64, i64)> = match &known {
+        Some((length, mtime)) => length.as_slice()?.iter().copied().zip(mtime.as_slice()?.iter().copied()).collect(),
+        None => Vec::new(),
+    };
+    if !known.is_empty() && known.len() != split.len() {
+        return Err(to_py(Error::new(Kind::Index, format!("{} known stamps for {} names", known.len(), split.len()))));
+    }
+    let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
+    let (columns, mtime_ns) = py.detach(|| {
+        let (mut columns, mut mtime_ns) = (Columns::default(), Vec::with_capacity(split.len()));
+        for (i, file) in probe::probe_files(root, &split, &known, threads).into_iter().enumerate() {
+            mtime_ns.push(file.mtime_ns);
+            let header = match file.outcome {
+                Outcome::Image(header) => Ok(header),
+                Outcome::Unchanged => Err(UNCHANGED),
+                Outcome::Broken(reason) => {
+                    columns.errors.push((i, reason));
+                    Err(BROKEN)
+                }
+            };
+            columns.push(file.length, header);
+        }
+        (columns, mtime_ns)
+    });
+    let dict = columns.into_dict(py)?;
+    dict.set_item("mtime_ns", PyArray1::from_vec(py, mtime_ns))?;
+    Ok(dict)
+}
+
+/// Scans one plain tar: columns of its image members, and its label and caption members whole.
+#[pyfunction]
+fn probe_tar<'py>(
+    py: Python<'py>,
+    path: &[u8],
+    images: Vec<String>,
+    texts: Vec<String>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let scan = py.detach(|| {
+        let images: Vec<&[u8]> = images.iter().map(String::as_bytes).collect();
+        let texts: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
+        probe::scan_tar(Path::new(OsStr::from_bytes(path)), &images, &texts)
+    });
+    let (mut columns, mut names, mut offsets) = (Columns::default(), Vec::new(), Vec::new());
+    let mut found_texts = Vec::new();
+    for entry in scan.entries {
+        let name = PyBytes::new(py, &entry.name);
+        match entry.payload {
+            Payload::Image(header) => {
+                let header = header.map_err(|reason| {
+                    columns.errors.push((names.len(), reason));
+                    BROKEN
+                });
+                columns.push(entry.length as i64, header);
+                names.push(name);
+                offsets.push(entry.offset as i64);
+            }
+            Payload::Text(content) => {
+                let (content, reason) = match content {
+                    Ok(bytes) => (Some(PyBytes::new(py, &bytes)), None),
+                    Err(reason) => (None, Some(reason)),
+                };
+                found_texts.push((name, content, reason));
+            }
+        }
+    }
+    let dict = columns.into_dict(py)?;
+    dict.set_item("names", names)?;
+    dict.set_item("offset", offsets.into_pyarray(py))?;
+    dict.set_item("texts", found_texts)?;
+    dict.set_item("others", scan.others)?;
+    dict.set_item("tar_length", scan.length)?;
+    dict.set_item("fault", scan.fault)?;
+    Ok(dict)
 }

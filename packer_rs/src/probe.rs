@@ -1,0 +1,163 @@
+//! Header probe: bytes of a container → size after orientation, format, or the reason why there is none. Pixels are never
+//! read. In: files, or members of tars. Out: plain values, in the order asked for.
+//!
+//! Apart from decoding, because indexing touches every image of a data set and must cost a few microseconds each.
+
+mod headers;
+mod tar;
+mod window;
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use headers::probe_header;
+pub use tar::{Entry, Payload, Scan, scan_tar};
+pub use window::{ReadAt, Window};
+
+/// Containers that the probe knows. The discriminants are the codes of the index's dictionary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Format {
+    /// JPEG, JFIF or EXIF.
+    Jpeg = 0,
+    /// PNG and APNG.
+    Png = 1,
+    /// WebP, lossy, lossless or extended.
+    Webp = 2,
+    /// GIF.
+    Gif = 3,
+    /// Windows or OS/2 bitmap.
+    Bmp = 4,
+    /// TIFF and BigTIFF.
+    Tiff = 5,
+}
+
+/// Names of the formats, by code.
+pub const FORMAT_NAMES: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
+
+/// What an image's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Width after orientation, in pixels, at least 1.
+    pub width: i32,
+    /// Height after orientation, in pixels, at least 1.
+    pub height: i32,
+    /// EXIF orientation, 1 to 8.
+    pub orientation: u8,
+    /// Container.
+    pub format: Format,
+}
+
+/// What became of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its header was read.
+    Image(Header),
+    /// Length and modification time are the known ones, so the file was not opened.
+    Unchanged,
+    /// Why it cannot be used.
+    Broken(String),
+}
+
+/// One file, probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Bytes; −1 where the file is gone or may not be looked at.
+    pub length: i64,
+    /// Modification time in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// The header, or the reason.
+    pub outcome: Outcome,
+}
+
+/// Probes files, in parallel.
+///
+/// - `root`: the folder that `names` are relative to; empty where they are absolute.
+/// - `names`: raw file names.
+/// - `known`: length and modification time per name (−1 where unknown); a file that still has both is not opened.
+/// - `threads`: at least 1.
+pub fn probe_files(root: &[u8], names: &[&[u8]], known: &[(i64, i64)], threads: NonZeroUsize) -> Vec<Probed> {
+    const RUN: usize = 64;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        let (mut path, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let from = next.fetch_add(RUN, Ordering::Relaxed);
+            if from >= names.len() {
+                return done;
+            }
+            let to = (from + RUN).min(names.len());
+            let run = (from..to).map(|i| {
+                path.clear();
+                path.extend_from_slice(root);
+                if !root.is_empty() && !root.ends_with(b"/") {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(names[i]);
+                probe_file(Path::new(std::ffi::OsStr::from_bytes(&path)), known.get(i).copied(), &mut buffer)
+            });
+            done.push((from, run.collect::<Vec<_>>()));
+        }
+    };
+    let mut runs = in_threads(threads.get().min(names.len().div_ceil(RUN)), work);
+    runs.sort_unstable_by_key(|&(from, _)| from);
+    runs.into_iter().flat_map(|(_, run)| run).collect()
+}
+
+/// Runs `work` on this many threads (on the caller's alone for one) and joins what they return.
+fn in_threads<T: Send>(threads: usize, work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
+    if threads <= 1 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let mut all = Vec::new();
+        for handle in handles {
+            match handle.join() {
+                Ok(part) => all.extend(part),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    })
+}
+
+fn probe_file(path: &Path, known: Option<(i64, i64)>, buffer: &mut Vec<u8>) -> Probed {
+    let broken = |length, mtime_ns, reason| Probed { length, mtime_ns, outcome: Outcome::Broken(reason) };
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(e) => return broken(-1, -1, io_reason(&e)),
+    };
+    let length = i64::try_from(meta.len()).unwrap_or(i64::MAX);
+    let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+    // A pipe or device would block on opening.
+    if !meta.is_file() {
+        return broken(length, mtime_ns, "not a regular file".into());
+    }
+    if known == Some((length, mtime_ns)) {
+        return Probed { length, mtime_ns, outcome: Outcome::Unchanged };
+    }
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) => return broken(length, mtime_ns, io_reason(&e)),
+    };
+    let mut window = Window::new(&file, 0, meta.len(), buffer);
+    match probe_header(&mut window) {
+        Ok(header) => Probed { length, mtime_ns, outcome: Outcome::Image(header) },
+        Err(reason) => broken(length, mtime_ns, reason),
+    }
+}
+
+/// One plain phrase for what the system refused.
+fn io_reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file".into(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => format!("cannot be read: {error}"),
+    }
+}

@@ -1,0 +1,267 @@
+//! One function per container: each follows the container's own chunks to the size and to the orientation, wherever they
+//! stand, and refuses what no decoder could use.
+
+use super::window::{Fault, ReadAt, Window};
+use super::{Format, Header, io_reason};
+use crate::orient::exif_orientation;
+
+type Found = Result<(u32, u32, u8), Stop>;
+
+/// Why a container could not be followed to its size.
+enum Stop {
+    Fault(Fault),
+    Reason(String),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<&str> for Stop {
+    fn from(reason: &str) -> Self {
+        Self::Reason(reason.into())
+    }
+}
+
+/// EXIF blocks beyond this are not read: the orientation stands in the first directory, at the start in every writer.
+const EXIF_BYTES: u64 = 256 * 1024;
+/// Stray bytes between JPEG segments that are skipped, as libjpeg does, before the file is given up.
+const STRAY_BYTES: u64 = 1 << 20;
+
+/// Size, orientation and format of the image in the window, or one phrase that says why there is none.
+pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>) -> Result<Header, String> {
+    if window.is_empty() {
+        return Err("empty file (0 bytes)".into());
+    }
+    let length = window.len();
+    let (format, name, found) = match window.get(0, length.min(16) as usize) {
+        Err(Fault::Io(e)) => return Err(io_reason(&e)),
+        Err(Fault::Short) => return Err(format!("shorter than its stated {length} bytes")),
+        Ok(magic) => match Magic::of(magic) {
+            Magic::Jpeg => (Format::Jpeg, "JPEG", jpeg(window)),
+            Magic::Png => (Format::Png, "PNG", png(window)),
+            Magic::Webp => (Format::Webp, "WebP", webp(window)),
+            Magic::Gif => (Format::Gif, "GIF", gif(window)),
+            Magic::Bmp => (Format::Bmp, "BMP", bmp(window)),
+            Magic::Tiff => (Format::Tiff, "TIFF", tiff(window)),
+            Magic::Other(reason) => return Err(reason.into()),
+        },
+    };
+    let (width, height, orientation) = found.map_err(|stop| match stop {
+        Stop::Fault(Fault::Short) => format!("truncated {name}: ends inside its headers, after {length} bytes"),
+        Stop::Fault(Fault::Io(e)) => io_reason(&e),
+        Stop::Reason(reason) => format!("broken {name}: {reason}"),
+    })?;
+    let (Ok(width), Ok(height)) = (i32::try_from(width), i32::try_from(height)) else {
+        return Err(format!("broken {name}: claims {width} × {height} pixels"));
+    };
+    if width == 0 || height == 0 {
+        return Err(format!("broken {name}: claims {width} × {height} pixels"));
+    }
+    let (width, height) = if orientation >= 5 { (height, width) } else { (width, height) };
+    Ok(Header { width, height, orientation, format })
+}
+
+enum Magic {
+    Jpeg,
+    Png,
+    Webp,
+    Gif,
+    Bmp,
+    Tiff,
+    Other(&'static str),
+}
+
+impl Magic {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [0xFF, 0xD8, 0xFF, ..] => Self::Jpeg,
+            b if b.starts_with(b"\x89PNG\r\n\x1a\n") => Self::Png,
+            b if b.starts_with(b"RIFF") && b.get(8..12) == Some(b"WEBP") => Self::Webp,
+            b if b.starts_with(b"GIF87a") || b.starts_with(b"GIF89a") => Self::Gif,
+            b if b.starts_with(b"BM") => Self::Bmp,
+            b if b.starts_with(b"II*\0") || b.starts_with(b"MM\0*") => Self::Tiff,
+            b if b.starts_with(b"II+\0") || b.starts_with(b"MM\0+") => Self::Tiff,
+            b if b.get(4..8) == Some(b"ftyp") => Self::Other("AVIF and HEIF are not supported; convert to JPEG or PNG"),
+            b if b.starts_with(b"\xFF\xD8") => Self::Other("truncated JPEG: ends after its first marker"),
+            _ => Self::Other("not an image (no JPEG, PNG, WebP, GIF, BMP or TIFF signature)"),
+        }
+    }
+}
+
+fn jpeg<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    let (mut at, mut size, mut orientation, mut stray) = (2u64, None, None, 0u64);
+    loop {
+        let [byte] = w.array(at)?;
+        at += 1;
+        if byte != 0xFF {
+            stray += 1;
+            if stray > STRAY_BYTES {
+                return Err("no marker in 1 MiB".into());
+            }
+            continue;
+        }
+        let [mut marker] = w.array(at)?;
+        at += 1;
+        while marker == 0xFF {
+            [marker] = w.array(at)?;
+            at += 1;
+        }
+        match marker {
+            0x00 => {
+                stray += 2;
+                continue;
+            }
+            0x01 | 0xD0..=0xD8 => continue,
+            0xD9 => return Err("ends before its scan".into()),
+            _ => {}
+        }
+        let length = u64::from(u16::from_be_bytes(w.array(at)?));
+        if length < 2 {
+            return Err(Stop::Reason(format!("segment FF{marker:02X} has length {length}")));
+        }
+        match marker {
+            // Start of scan: the tables and the frame are behind us, and from here on there are only pixels.
+            0xDA => {
+                let (width, height) = size.ok_or("a scan before its frame header")?;
+                return Ok((width, height, orientation.unwrap_or(1)));
+            }
+            0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) => {
+                let [_, h1, h0, w1, w0] = w.array(at + 2)?;
+                size = Some((u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0]))));
+            }
+            // The first EXIF block counts, as it does for decoders; XMP shares the marker.
+            0xE1 if orientation.is_none() && length >= 8 && w.array(at + 2)? == *b"Exif\0\0" => {
+                orientation = Some(exif_orientation(w.get(at + 2, length as usize - 2)?));
+            }
+            _ => {}
+        }
+        at += length;
+    }
+}
+
+fn png<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    let head: [u8; 16] = w.array(8)?;
+    let [_, _, _, _, b'I', b'H', b'D', b'R', w3, w2, w1, w0, h3, h2, h1, h0] = head else {
+        return Err("its first chunk is not IHDR".into());
+    };
+    let (width, height) = (u32::from_be_bytes([w3, w2, w1, w0]), u32::from_be_bytes([h3, h2, h1, h0]));
+    let (mut at, mut orientation, mut pixels) = (8u64, 1, false);
+    loop {
+        let [l3, l2, l1, l0, kind @ ..] = w.array::<8>(at)?;
+        let length = u64::from(u32::from_be_bytes([l3, l2, l1, l0]));
+        match &kind {
+            b"IEND" if pixels => return Ok((width, height, orientation)),
+            b"IEND" => return Err("ends before its pixels".into()),
+            b"IDAT" => pixels = true,
+            b"eXIf" => orientation = exif_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?),
+            _ => {}
+        }
+        at += 12 + length;
+    }
+}
+
+fn webp<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    let end = 8 + u64::from(u32::from_le_bytes(w.array(4)?));
+    if end > w.len() {
+        return Err(Fault::Short.into());
+    }
+    let kind: [u8; 4] = w.array(12)?;
+    match &kind {
+        b"VP8 " => {
+            let [_, _, _, 0x9D, 0x01, 0x2A, w0, w1, h0, h1] = w.array::<10>(20)? else {
+                return Err("no VP8 start code".into());
+            };
+            let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3FFF);
+            Ok((side(w0, w1), side(h0, h1), 1))
+        }
+        b"VP8L" => {
+            let [0x2F, bits @ ..] = w.array::<5>(20)? else { return Err("no VP8L signature".into()) };
+            let bits = u32::from_le_bytes(bits);
+            Ok(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, 1))
+        }
+        b"VP8X" => {
+            let [flags, _, _, _, w0, w1, w2, h0, h1, h2] = w.array::<10>(20)?;
+            let side = |a, b, c| u32::from_le_bytes([a, b, c, 0]) + 1;
+            let has_exif = flags & 0x08 != 0;
+            let orientation = if has_exif { webp_exif(w, end)? } else { 1 };
+            Ok((side(w0, w1, w2), side(h0, h1, h2), orientation))
+        }
+        _ => Err("its first chunk is none of VP8, VP8L, VP8X".into()),
+    }
+}
+
+/// The orientation in the EXIF chunk, which usually is the last.
+fn webp_exif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, end: u64) -> Result<u8, Stop> {
+    let mut at = 12u64;
+    while at + 8 <= end {
+        let [k0, k1, k2, k3, length @ ..] = w.array::<8>(at)?;
+        let length = u64::from(u32::from_le_bytes(length));
+        if &[k0, k1, k2, k3] == b"EXIF" {
+            return Ok(exif_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?));
+        }
+        at += 8 + length + length % 2;
+    }
+    Ok(1)
+}
+
+fn gif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    let [w0, w1, h0, h1] = w.array(6)?;
+    Ok((u32::from(u16::from_le_bytes([w0, w1])), u32::from(u16::from_le_bytes([h0, h1])), 1))
+}
+
+fn bmp<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    match u32::from_le_bytes(w.array(14)?) {
+        12 => {
+            let [w0, w1, h0, h1] = w.array(18)?;
+            Ok((u32::from(u16::from_le_bytes([w0, w1])), u32::from(u16::from_le_bytes([h0, h1])), 1))
+        }
+        16 | 40.. => {
+            let width = i32::from_le_bytes(w.array(18)?);
+            // A negative height means that rows run from the top.
+            let height = i32::from_le_bytes(w.array(22)?).unsigned_abs();
+            Ok((u32::try_from(width).map_err(|_| "negative width")?, height, 1))
+        }
+        size => Err(Stop::Reason(format!("unknown header size {size}"))),
+    }
+}
+
+fn tiff<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    let head: [u8; 8] = w.array(0)?;
+    let (little, big_tiff) = (head[0] == b'I', head[2] == b'+' || head[3] == b'+');
+    let u16_of = |b: [u8; 2]| if little { u16::from_le_bytes(b) } else { u16::from_be_bytes(b) };
+    let u32_of = |b: [u8; 4]| if little { u32::from_le_bytes(b) } else { u32::from_be_bytes(b) };
+    let u64_of = |b: [u8; 8]| if little { u64::from_le_bytes(b) } else { u64::from_be_bytes(b) };
+    let (first, count, entry) = if big_tiff {
+        let first = u64_of(w.array(8)?);
+        (first.saturating_add(8), u64_of(w.array(first)?), 20)
+    } else {
+        let first = u64::from(u32_of([head[4], head[5], head[6], head[7]]));
+        (first + 2, u64::from(u16_of(w.array(first)?)), 12)
+    };
+    let (mut width, mut height, mut orientation) = (0, 0, 1);
+    for i in 0..count.min(4096) {
+        let at = first.saturating_add(i * entry);
+        let [t0, t1, k0, k1] = w.array(at)?;
+        let value_at = at + if big_tiff { 12 } else { 8 };
+        let tag = u16_of([t0, t1]);
+        if !matches!(tag, 256 | 257 | 274) {
+            continue;
+        }
+        let value = match u16_of([k0, k1]) {
+            3 => u32::from(u16_of(w.array(value_at)?)),
+            4 => u32_of(w.array(value_at)?),
+            16 => u32::try_from(u64_of(w.array(value_at)?)).unwrap_or(u32::MAX),
+            kind => return Err(Stop::Reason(format!("tag {tag} has type {kind}"))),
+        };
+        match tag {
+            256 => width = value,
+            257 => height = value,
+            _ if (1..=8).contains(&value) => orientation = value as u8,
+            _ => {}
+        }
+    }
+    Ok((width, height, orientation))
+}

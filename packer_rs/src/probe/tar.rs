@@ -1,0 +1,252 @@
+//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small text
+//! members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::window::{Fault, ReadAt, Window};
+use super::{Header, io_reason, probe_header};
+
+const BLOCK: u64 = 512;
+/// Long names, pax headers and label files beyond this are refused: no honest one comes near.
+const TEXT_BYTES: u64 = 1 << 20;
+
+/// What a member holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// An image, by its extension, with its header or the reason why it cannot be used.
+    Image(Result<Header, String>),
+    /// The whole of a label or caption file, or the reason why it was not read.
+    Text(Result<Vec<u8>, String>),
+}
+
+/// One member of interest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Raw name as the tar has it.
+    pub name: Vec<u8>,
+    /// First byte of its content in the tar.
+    pub offset: u64,
+    /// Bytes of content.
+    pub length: u64,
+    /// Content.
+    pub payload: Payload,
+}
+
+/// One tar, scanned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Members of interest, in order.
+    pub entries: Vec<Entry>,
+    /// Regular members of other kinds.
+    pub others: u64,
+    /// Bytes of the tar.
+    pub length: u64,
+    /// What ended the scan early or is missing at the end; the entries before it are good.
+    pub fault: Option<String>,
+}
+
+/// Scans a tar file. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
+/// probe and to read; a fault of the tar is part of the result, never an error.
+pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]]) -> Scan {
+    let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
+    let length = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => meta.size(),
+        Ok(_) => return failed("not a regular file".into()),
+        Err(e) => return failed(io_reason(&e)),
+    };
+    match File::open(path) {
+        Ok(file) => scan(&file, length, images, texts),
+        Err(e) => failed(io_reason(&e)),
+    }
+}
+
+fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[&[u8]]) -> Scan {
+    let (mut outer, mut inner) = (Vec::new(), Vec::new());
+    let mut headers = Window::new(source, 0, length, &mut outer);
+    let mut found = Scan { length, ..Scan::default() };
+    let (mut at, mut long_name, mut long_size, mut last) = (0u64, None::<Vec<u8>>, None::<u64>, None::<Member>);
+    loop {
+        let block = match next_header(&mut headers, at, last.as_ref()) {
+            Ok(Some(block)) => block,
+            Ok(None) => return found,
+            Err((fault, lied)) => {
+                // The member before an unreadable header is the one whose length cannot be trusted.
+                if let (true, Some(entry), Some(member)) = (lied, found.entries.last_mut(), &last)
+                    && entry.offset == member.offset
+                {
+                    entry.payload = match entry.payload {
+                        Payload::Image(_) => Payload::Image(Err(fault.clone())),
+                        Payload::Text(_) => Payload::Text(Err(fault.clone())),
+                    };
+                }
+                found.fault = Some(fault);
+                return found;
+            }
+        };
+        let kind = block[156];
+        let Some(stated) = number(&block[124..136]) else {
+            found.fault = Some(format!("the header at byte {at} has no readable length"));
+            return found;
+        };
+        let offset = at + BLOCK;
+        let regular = matches!(kind, b'0' | b'\0' | b'7');
+        let size = match (kind, long_size) {
+            (b'1'..=b'6', _) => 0,
+            (b'L' | b'K' | b'x' | b'g', _) | (_, None) => stated,
+            (_, Some(size)) => size,
+        };
+        let name = if regular { long_name.take().unwrap_or_else(|| short_name(&block)) } else { short_name(&block) };
+        if offset.checked_add(size).is_none_or(|end| end > length) {
+            let shown = String::from_utf8_lossy(&name);
+            found.fault = Some(format!(
+                "truncated tar: member '{shown}' claims bytes {offset} to {} of {length}",
+                u128::from(offset) + u128::from(size)
+            ));
+            return found;
+        }
+        match kind {
+            b'L' | b'x' if size > TEXT_BYTES => {
+                found.fault = Some(format!("the extended header at byte {at} claims {size} bytes"));
+                return found;
+            }
+            b'L' => long_name = headers.get(offset, size as usize).ok().map(|b| until_nul(b).to_vec()),
+            b'x' => {
+                let records = headers.get(offset, size as usize).map(<[u8]>::to_vec).unwrap_or_default();
+                let (path, bytes) = pax(&records);
+                long_name = path.or(long_name);
+                long_size = bytes;
+            }
+            b'K' | b'g' => {}
+            _ => {
+                if regular {
+                    let mut content = Window::new(source, offset, size, &mut inner);
+                    match payload(&name, &mut content, images, texts) {
+                        Some(payload) => {
+                            found.entries.push(Entry { name: name.clone(), offset, length: size, payload });
+                        }
+                        None => found.others += 1,
+                    }
+                }
+                (long_name, long_size) = (None, None);
+            }
+        }
+        last = Some(Member { name, offset });
+        at = offset + size.div_ceil(BLOCK) * BLOCK;
+    }
+}
+
+struct Member {
+    name: Vec<u8>,
+    offset: u64,
+}
+
+/// The header block at `at`; `None` at the end mark; else what is wrong, and whether the member before it is suspect.
+fn next_header<R: ReadAt + ?Sized>(
+    headers: &mut Window<'_, R>,
+    at: u64,
+    last: Option<&Member>,
+) -> Result<Option<[u8; 512]>, (String, bool)> {
+    let block: [u8; 512] = match headers.array(at) {
+        Ok(block) => block,
+        Err(Fault::Io(e)) => return Err((io_reason(&e), false)),
+        Err(Fault::Short) if at == 0 => return Err(("not a tar: shorter than one header of 512 bytes".into(), false)),
+        Err(Fault::Short) => return Err(("truncated tar: it has no end mark".into(), false)),
+    };
+    if block.iter().all(|&b| b == 0) {
+        return Ok(None);
+    }
+    if checks(&block) {
+        return Ok(Some(block));
+    }
+    Err(match last {
+        Some(member) => {
+            let shown = String::from_utf8_lossy(&member.name);
+            (format!("broken tar: the length of member '{shown}' leads to byte {at}, where there is no header"), true)
+        }
+        None => (not_a_tar(&block).into(), false),
+    })
+}
+
+fn not_a_tar(block: &[u8; 512]) -> &'static str {
+    match block {
+        [0x1F, 0x8B, ..] | [b'B', b'Z', b'h', ..] | [0x28, 0xB5, 0x2F, 0xFD, ..] | [0xFD, b'7', b'z', ..] => {
+            "a compressed tar, whose members cannot be read in place; decompress it first"
+        }
+        _ => "not a tar: its first header has a wrong checksum",
+    }
+}
+
+/// The checksum counts the header's bytes with its own field as spaces; old writers summed them as signed.
+fn checks(block: &[u8; 512]) -> bool {
+    let byte = |i: usize| if (148..156).contains(&i) { b' ' } else { block[i] };
+    let unsigned: i64 = (0..512).map(|i| i64::from(byte(i))).sum();
+    let signed: i64 = (0..512).map(|i| i64::from(byte(i) as i8)).sum();
+    let stated = number(&block[148..156]).and_then(|n| i64::try_from(n).ok());
+    stated == Some(unsigned) || stated == Some(signed)
+}
+
+/// Octal digits between blanks, or GNU's base 256 with the top bit set.
+fn number(field: &[u8]) -> Option<u64> {
+    if field[0] & 0x80 != 0 {
+        let head = u64::from(field[0] & 0x7F);
+        return field[1..].iter().try_fold(head, |n, &b| n.checked_mul(256)?.checked_add(u64::from(b)));
+    }
+    let text = std::str::from_utf8(until_nul(field)).ok()?.trim();
+    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&b| b == 0).next().unwrap_or(bytes)
+}
+
+fn short_name(block: &[u8; 512]) -> Vec<u8> {
+    let name = until_nul(&block[..100]);
+    // Only POSIX headers have a prefix; GNU's keep times in its place.
+    let prefix = if &block[257..263] == b"ustar\0" { until_nul(&block[345..500]) } else { b"" };
+    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+}
+
+/// Path and size from pax records, each `LENGTH KEY=VALUE\n`.
+fn pax(mut records: &[u8]) -> (Option<Vec<u8>>, Option<u64>) {
+    let (mut path, mut size) = (None, None);
+    while let Some(space) = records.iter().position(|&b| b == b' ') {
+        let length = std::str::from_utf8(&records[..space]).ok().and_then(|t| t.parse::<usize>().ok());
+        let Some(record) = length.and_then(|n| records.get(space + 1..n)) else { break };
+        records = &records[space + 1 + record.len()..];
+        let record = record.strip_suffix(b"\n").unwrap_or(record);
+        if let Some(value) = record.strip_prefix(b"path=") {
+            path = Some(value.to_vec());
+        } else if let Some(value) = record.strip_prefix(b"size=") {
+            size = std::str::from_utf8(value).ok().and_then(|t| t.parse().ok());
+        }
+    }
+    (path, size)
+}
+
+fn payload<R: ReadAt + ?Sized>(
+    name: &[u8],
+    content: &mut Window<'_, R>,
+    images: &[&[u8]],
+    texts: &[&[u8]],
+) -> Option<Payload> {
+    let base = name.rsplit(|&b| b == b'/').next().unwrap_or(name);
+    let dot = base.iter().position(|&b| b == b'.')?;
+    let extension = base[dot + 1..].to_ascii_lowercase();
+    if images.contains(&extension.as_slice()) {
+        return Some(Payload::Image(probe_header(content)));
+    }
+    if !texts.contains(&extension.as_slice()) {
+        return None;
+    }
+    let length = content.len();
+    if length > TEXT_BYTES {
+        return Some(Payload::Text(Err(format!("{length} bytes, at most {TEXT_BYTES} are read"))));
+    }
+    Some(Payload::Text(match content.get(0, length as usize) {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(Fault::Short) => Err("cut short".into()),
+        Err(Fault::Io(e)) => Err(io_reason(&e)),
+    }))
+}
