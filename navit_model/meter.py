@@ -1,0 +1,71 @@
+"""What happened in the steps since the last line of the log.
+
+In: one call a step, with values that may still be on their way on the device. Out: averages over all ranks. Apart from the
+loop, so that one place decides when the host waits for the device: in `read`, never within a step.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from navit_loader.batch import PackedBatch
+
+from .world import World
+
+
+class Meter:
+    """What happened since the last line of the log. Device values are read once, in `read`: no step waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.start = time.perf_counter()
+        self.waited, self.images, self.tokens, self.slots, self.seen = 0.0, 0, 0, 0, 0
+        self.loss = torch.zeros(2, dtype=torch.float64, device=device)
+        self.norm = torch.zeros((), device=device)
+        self.losses: list[tuple[int, Tensor]] = []
+        self.identities: dict[int, list[tuple[int, int]]] = {}
+        self.bad_step: int | None = None
+        self.rate = 0.0
+
+    def add(
+        self,
+        step: int,
+        rate: float,
+        total: Tensor,
+        count: Tensor,
+        norm: Tensor,
+        images: int,
+        tokens: int,
+        group: list[PackedBatch],
+    ) -> None:
+        """Takes in one optimiser step."""
+        self.seen += 1
+        self.rate, self.norm = rate, norm
+        self.losses.append((step, total / count))
+        self.loss += torch.stack([total.double(), torch.full_like(total, images, dtype=torch.float64)])
+        self.identities[step] = [(batch.epoch, batch.sequence) for batch in group]
+        self.images += images
+        self.tokens += tokens
+        self.slots += sum(batch.segment_ids.shape[0] * batch.segment_ids.shape[1] for batch in group)
+
+    def read(self, world: World) -> dict[str, Any]:
+        """The averages over all ranks, and `bad_step` where a loss was not finite."""
+        seconds = time.perf_counter() - self.start
+        total, count = world.sum(self.loss).tolist()
+        steps, values = zip(*self.losses, strict=True)
+        finite = torch.isfinite(world.sum(torch.stack(values))).tolist()
+        self.bad_step = next((s for s, ok in zip(steps, finite, strict=True) if not ok), None)
+        sums = torch.tensor([self.images, self.tokens, self.slots, self.waited], dtype=torch.float64)
+        images, tokens, slots, waited = world.sum(sums.to(world.device)).tolist()
+        return {
+            "loss": total / max(count, 1),
+            "learning_rate": self.rate,
+            "grad_norm": float(self.norm),
+            "images_per_s": images / seconds,
+            "tokens_per_s": tokens / seconds,
+            "padding": 1 - tokens / slots,
+            "starved": waited / world.size / seconds,
+        }
