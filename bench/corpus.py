@@ -1,8 +1,9 @@
 """JPEG corpora from real photographs that ship inside Python packages (scikit-image, scikit-learn).
 
-In: how many files, how large. Out: a folder of JPEG files (or their bytes), the same for the same arguments. Each file is a
-random crop of a photograph, scaled to the wanted area and written at the quality that gives the wanted bytes per pixel, so
-that entropy decoding weighs as much as it does in a real data set. Large ones are mosaics, since no package ships many.
+In: how many files, how large. Out: a folder of JPEG files (or their bytes), the same for the same arguments. Each file
+is a random crop of a photograph, scaled to the wanted area and written at the quality that gives the wanted bytes per
+pixel, so that entropy decoding weighs as much as it does in a real data set. Large ones are mosaics, since no package
+ships many.
 
     python bench/corpus.py FOLDER --count 2000 --megapixels 0.2 --bytes-per-pixel 0.35
 """

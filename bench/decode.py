@@ -1,13 +1,13 @@
 """One core: decode → antialiased resize → patches, ours beside others in the same run.
 
-In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision: medians over interleaved
-repetitions, since a shared machine drifts. Each peer makes the same u8 patches of 16 × 16 pixels from the same files at the
-same target sizes; every ratio is taken within one repetition.
+In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision: medians over
+interleaved repetitions, since a shared machine drifts. Each peer makes the same u8 patches of 16 × 16 pixels from the
+same files at the same target sizes; every ratio is taken within one repetition.
 
     python bench/decode.py [--count 300] [--repeat 7] [--pillow-simd DIR]
 
-`--pillow-simd DIR`: where pillow-simd was installed (`pip install --target DIR pillow-simd`); it cannot live beside Pillow,
-so it runs in a process of its own. Peers that are not installed are named and left out.
+`--pillow-simd DIR`: where pillow-simd was installed (`pip install --target DIR pillow-simd`); it cannot live beside
+Pillow, so it runs in a process of its own. Peers that are not installed are named and left out.
 """
 
 from __future__ import annotations

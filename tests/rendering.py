@@ -6,9 +6,10 @@ import io
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
+
 from navit_loader import _packer
 from navit_loader.config import RenderConfig
-from PIL import Image, ImageOps
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from navit_loader import _packer
 from navit_loader.config import RenderConfig
 from navit_loader.errors import RenderError
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rendering import (

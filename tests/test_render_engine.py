@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from navit_loader.errors import IndexFileError, RenderError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -231,9 +232,13 @@ def test_mass_failure_is_an_error(tmp_path: Path) -> None:
     for n in range(12):
         (tmp_path / f"{n}.img").unlink()
     made = renderer(columns, failure_limit=0.5)
-    with pytest.raises(RenderError, match="failure_limit"):
+
+    def all_of_them() -> None:
         for p in plans(40):
             made.submit(p).wait(30)
+
+    with pytest.raises(RenderError, match="failure_limit"):
+        all_of_them()
     made.close()
 
 

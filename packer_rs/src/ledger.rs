@@ -97,7 +97,7 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger that also appends to `path`, unless that is empty. `limit` is the share of failures that stops rendering.
     pub fn new(path: &str, limit: f64) -> Result<Self> {
-        let mut inner = Inner::default();
+        let mut inner = Inner { window: VecDeque::with_capacity(WINDOW), ..Inner::default() };
         if !path.is_empty() {
             let file = File::options().create(true).append(true).open(path).map_err(|e| {
                 Error::new(
