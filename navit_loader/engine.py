@@ -1,0 +1,212 @@
+"""`Engine`: one plan and one renderer over opened indexes. `PackedLoader` and the daemon are built on it.
+
+In: a configuration and its indexes. Out: batches by name, `(epoch, first sequence, batch size)`, and the two identities:
+`plan_id` covers everything that decides what goes where, `render_id` everything that decides the pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _packer
+from .batch import PackedBatch, View
+from .config import LoaderConfig, Source
+from .errors import ConfigError, NavitError, PlanError
+from .index import Index, open_index
+from .selection import streams_of
+
+PLAN_VERSION = 1
+"""Raised whenever the same configuration and index would give another plan."""
+
+RENDER_VERSION = 1
+"""Raised whenever the same files and settings would give other pixels."""
+
+RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
+
+
+def digest(*parts: object) -> str:
+    """A short name for what the parts say: 16 hexadecimal digits of SHA-256 over their canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Pending:
+    """A batch on its way."""
+
+    def __init__(self, inner: _packer.Pending) -> None:
+        self._inner = inner
+
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._inner.ready
+
+    def wait(self, timeout: float | None = None) -> PackedBatch | None:
+        """The batch; None where `timeout` seconds pass first.
+
+        Raises:
+            RenderError: a file stayed out of reach after its retries, or too many images failed.
+        """
+        found = self._inner.wait(timeout)
+        if found is None:
+            return None
+        teacher = found.pop("teacher")
+        return PackedBatch(**found, teacher=None if teacher is None else View(**teacher))
+
+    def cancel(self) -> None:
+        """Gives the batch up; its buffers go back as soon as no thread writes to them."""
+        self._inner.cancel()
+
+
+class Engine:
+    """One plan and one renderer.
+
+    Attributes:
+        config: the configuration.
+        indexes: the opened indexes, in the order of `source_ids`.
+        plan_id: covers plan version, the columns that planning reads, and `[plan]`; never batch size, ranks or paths.
+        render_id: covers the other columns, the decoder and the settings that change pixels.
+        classes: class names by label.
+        label_width: K.
+        plan: the planner of the extension.
+    """
+
+    def __init__(self, config: LoaderConfig, index: str | os.PathLike[str] | Index | None = None) -> None:
+        """Opens the indexes and plans nothing yet.
+
+        Args:
+            config: what to plan and how to render.
+            index: an index or its path; None takes `data.index` or `data.mixture`.
+
+        Raises:
+            IndexFileError: an index that cannot be opened.
+            ConfigError: no index at all, or indexes with different class tables.
+            PlanError: the configuration cannot be planned with these indexes.
+        """
+        self.config = config
+        self.indexes, weights = _open(config, index)
+        first = self.indexes[0]
+        for other in self.indexes[1:]:
+            if other.classes != first.classes or other.label_width != first.label_width:
+                raise ConfigError(
+                    f"the indexes {first.path} and {other.path} have different class tables; "
+                    f"write one with `navit-loader index --classes {first.path}`"
+                )
+        self.classes: list[str] = first.classes
+        self.label_width: int = first.label_width
+        columns = [index.columns() for index in self.indexes]
+        streams = streams_of(config.plan, self.indexes, weights)
+        self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
+        plan_facts = [index.plan_fingerprint for index in self.indexes]
+        self.plan_id = digest("plan", PLAN_VERSION, json.loads(config.plan.to_json()), plan_facts, weights)
+        settings = json.loads(config.render.to_json())
+        self.render_id = digest(
+            "render",
+            RENDER_VERSION,
+            "rust",
+            [index.render_fingerprint for index in self.indexes],
+            {key: settings[key] for key in RENDER_KEYS},
+        )
+        self._renderer = _packer.Renderer(config.render.to_json(), self.plan.limits(self.label_width), columns)
+        self._layouts: OrderedDict[int, _packer.Layout] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def layout(self, epoch: int) -> _packer.Layout:
+        """How the sequences of `epoch` fall into batches.
+
+        Counts of a whole epoch are kept on disk by `(plan_id, epoch)`, so that opening in its middle is quick.
+        """
+        with self._lock:
+            layout = self._layouts.get(epoch)
+            if layout is None:
+                layout = self.plan.layout(epoch)
+                saved = _load_counts(self.plan_id, epoch, layout.num_blocks)
+                if saved is not None:
+                    layout.extend(saved)
+                elif layout.num_blocks > 1:
+                    threading.Thread(target=_count, args=(layout, self.plan_id, epoch), daemon=True).start()
+                self._layouts[epoch] = layout
+                while len(self._layouts) > 4:
+                    self._layouts.popitem(last=False)
+            self._layouts.move_to_end(epoch)
+            return layout
+
+    def submit(self, epoch: int, first: int, batch_size: int) -> Pending:
+        """Asks for a batch: sequences from `first` to the end of its run, the rest masked. Does not wait for pixels."""
+        return Pending(self._renderer.submit(self.layout(epoch).batch(first, batch_size)))
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when some pending batch is ready."""
+        return int(self._renderer.fd)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and seconds per stage since the start."""
+        return dict(self._renderer.stats())
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The quarantine ledger so far: one entry per (epoch, image)."""
+        return list(self._renderer.failures())
+
+    def close(self) -> None:
+        """Stops the threads; pending batches fail. Safe to call twice."""
+        self._renderer.close()
+
+    def __enter__(self) -> Engine:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes."""
+        self.close()
+
+
+def _open(config: LoaderConfig, index: str | os.PathLike[str] | Index | None) -> tuple[list[Index], list[float]]:
+    sources: Sequence[Source] = config.data.mixture
+    if index is not None:
+        return [index if isinstance(index, Index) else open_index(index)], [1.0]
+    if config.data.index:
+        return [open_index(config.data.index)], [1.0]
+    if not sources:
+        raise ConfigError("no index: set data.index or [[data.mixture]], or pass index=")
+    return [open_index(source.index) for source in sources], [source.weight for source in sources]
+
+
+def _cache_file(plan_id: str, epoch: int) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "navit" / f"{plan_id}-{epoch}.npy"
+
+
+def _load_counts(plan_id: str, epoch: int, num_blocks: int) -> list[int] | None:
+    try:
+        counts = np.load(_cache_file(plan_id, epoch), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if counts.dtype != np.uint32 or counts.shape != (num_blocks,):
+        return None
+    return [int(count) for count in counts]
+
+
+def _count(layout: _packer.Layout, plan_id: str, epoch: int) -> None:
+    """Counts the blocks of an epoch in the background and keeps the result; without a writable cache it only counts."""
+    try:
+        counts = layout.counts(0, layout.num_blocks)
+        file = _cache_file(plan_id, epoch)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as out:
+            np.save(out, counts, allow_pickle=False)
+        part.replace(file)
+    except (OSError, NavitError):
+        return
+
+
+__all__ = ["Engine", "Pending", "PlanError", "digest"]
