@@ -424,12 +424,12 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
 
 
 def read_counts(request: Request, frames: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The sequences in each block that answer a `layout` request, u32 `[count]`.
+    """The sequences in each block that answer a `layout` request, u32, at most `count` of them.
 
     Raises:
         ServiceError: another number of frames, or a wrong length.
     """
-    if len(frames) != 1 or memoryview(frames[0]).nbytes != 4 * request.count:
+    if len(frames) != 1 or (n := memoryview(frames[0]).nbytes) % 4 or n > 4 * request.count:
         raise ServiceError(f"a layout of {request.count} blocks in {len(frames)} frames of another length")
     return np.frombuffer(memoryview(frames[0]), "<u4").astype(np.uint32)
 

@@ -32,7 +32,7 @@ class ServerKeys:
     allowed: frozenset[bytes]
 
     @classmethod
-    def read(cls, folder: str | Path) -> ServerKeys:
+    def read(cls, folder: str | os.PathLike[str]) -> ServerKeys:
         """From a folder made by `navit-loader keys`: `server.key_secret` and `allow/*.key`.
 
         Raises:
@@ -64,7 +64,7 @@ class ClientKeys:
     server: bytes
 
     @classmethod
-    def read(cls, folder: str | Path) -> ClientKeys:
+    def read(cls, folder: str | os.PathLike[str]) -> ClientKeys:
         """From a folder made by `navit-loader keys`: `client.key_secret` and `server.key`.
 
         Raises:

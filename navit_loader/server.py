@@ -104,7 +104,9 @@ class Server:
         self._said: dict[str, float] = {}
         self._stopping = 0
         self._probed = time.monotonic()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_fd, self._wake_end = os.pipe()
+        for fd in (self._wake_fd, self._wake_end):
+            os.set_blocking(fd, False)
         self._door = Door() if SUPPORTED else None
         self._callers: set[int] = set()  # at the door, or with a shelf
         self._poller = zmq.Poller()
@@ -145,13 +147,10 @@ class Server:
         deadline = float("inf")
         while True:
             ready = dict(poller.poll(1000))
-            if self._wake_fd in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
-            for engine in self.plans.values():
-                if engine.fileno() in ready:
+            for fd in (self._wake_fd, *(engine.fileno() for engine in self.plans.values())):
+                if fd in ready:
                     with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(engine.fileno())
+                        os.read(fd, 4096)
             if self._monitor in ready:
                 self._watch_connections()
             if self._socket in ready:
@@ -212,7 +211,8 @@ class Server:
             self._context.term()
         if self._wake_fd >= 0:
             os.close(self._wake_fd)
-            self._wake_fd = -1
+            os.close(self._wake_end)
+            self._wake_fd = self._wake_end = -1
 
     def __enter__(self) -> Server:
         return self
@@ -221,8 +221,8 @@ class Server:
         self.close()
 
     def _wake(self) -> None:
-        if self._wake_fd >= 0:
-            os.eventfd_write(self._wake_fd, 1)
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody sleeps
+            os.write(self._wake_end, b"x")
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -429,10 +429,9 @@ class Server:
         frames: list[Any] = []
         try:
             layout = self.plans[session.plan].layout(request.epoch)
-            stop = request.first + request.count
-            if stop > layout.num_blocks:
-                raise ServiceError(f"blocks {request.first} to {stop} were asked for; there are {layout.num_blocks}")
-            counts = layout.counts(request.first, stop)
+            if request.first > layout.num_blocks:
+                raise ServiceError(f"block {request.first} was asked for; there are {layout.num_blocks}")
+            counts = layout.counts(request.first, min(request.first + request.count, layout.num_blocks))
             frames.append(memoryview(counts.astype("<u4")).cast("B") if len(counts) else b"")
             reply = Reply("layout", request.id, run=layout.run, num_blocks=layout.num_blocks)
         except NavitError as e:

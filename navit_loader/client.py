@@ -1,0 +1,175 @@
+"""`RemoteLoader`: the batches of `PackedLoader`, made by daemons in other processes.
+
+In: addresses. Out: an iterator over `PackedBatch` in plan order, byte for byte what `PackedLoader` gives. It needs
+neither the index nor the configuration: the daemon's hello says what the plan looks like, and where batches start is
+computed here from the counts of its planning blocks, which are asked for as the iteration reaches them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from ._packer import Layout
+from .batch import PackedBatch
+from .connection import Connection, Want
+from .errors import ConfigError, ServiceError
+from .security import ClientKeys
+from .steps import Steps
+
+
+class RemoteLoader(Steps):
+    """Iterates the packed batches of an epoch, asked from interchangeable daemons. For one thread at a time.
+
+    A daemon that dies, stops or is cut off costs time, never a batch: what it was asked for is asked from another, or
+    from itself when it is back. Batches are views of the memory in which they arrived, which is free when they are.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        batch_size: int | None = None,
+        prefetch: int = 4,
+        remainder: Literal["fill", "drop"] | None = None,
+        plan: str = "",
+        keys: str | os.PathLike[str] | None = None,
+        memory_mb: int = 1024,
+        connect_timeout_s: float = 10.0,
+        deadline_s: float = 10.0,
+        timeout_s: float = 120.0,
+        heartbeat_s: float = 1.0,
+        shared: bool = True,
+    ) -> None:
+        """Connects and learns the plan.
+
+        Args:
+            endpoints: one `tcp://HOST:PORT` or `ipc://PATH` per daemon; all must serve the same plan.
+            rank: this process among `world_size`; both default from torchrun's environment.
+            world_size: processes that share an epoch.
+            batch_size: B; None takes the daemon's `data.batch_size`.
+            prefetch: batches asked for in advance.
+            remainder: `fill` or `drop` at an epoch's end; None takes the daemon's `data.remainder`.
+            plan: name of the plan, where a daemon serves several; empty for its first.
+            keys: folder with `client.key_secret` and `server.key`, made by `navit-loader keys`.
+            memory_mb: bytes of batches in advance at most, in MiB.
+            connect_timeout_s: seconds until the first daemon must have answered.
+            deadline_s: seconds after which a batch is asked for at another daemon too.
+            timeout_s: seconds without an answer from any daemon after which waiting ends in an error; it bounds how
+                long a daemon may take to come back.
+            heartbeat_s: seconds between heartbeats; after three missed ones a connection counts as broken.
+            shared: take batches of a daemon on this host through shared memory.
+
+        Raises:
+            ServiceError: no daemon answers (each is named with the reason), one refuses, two disagree about the plan,
+                or a batch does not fit into `memory_mb`.
+            ConfigError: a value that is not allowed.
+        """
+        if prefetch < 1:
+            raise ConfigError(f"prefetch = {prefetch} is not allowed; it must be at least 1")
+        if remainder not in (None, "fill", "drop"):
+            raise ConfigError(f"remainder = {remainder!r} is not allowed; choose 'fill' or 'drop'")
+        super().__init__(rank, world_size, 1 if batch_size is None else batch_size, False)
+        memory = memory_mb * 2**20
+        self._connection = Connection(
+            endpoints,
+            plan=plan,
+            keys=None if keys is None else ClientKeys.read(keys),
+            memory=memory,
+            connect_timeout_s=connect_timeout_s,
+            deadline_s=deadline_s,
+            timeout_s=timeout_s,
+            heartbeat_s=heartbeat_s,
+            shared=shared,
+        )
+        info = self._connection.info
+        self.plan_id, self.render_id = info.plan_id, info.render_id
+        self.classes = list(info.classes)
+        self.label_width = info.label_width
+        self.batch_size = info.batch_size if batch_size is None else batch_size
+        self.drop = (info.remainder if remainder is None else remainder) == "drop"
+        nbytes = info.nbytes(self.batch_size)
+        if nbytes > min(memory, info.memory):
+            self._connection.close()
+            raise ServiceError(
+                f"a batch of {self.batch_size} sequences takes {nbytes:,} bytes; memory_mb allows {memory:,} here and "
+                f"serve.memory_mb {info.memory:,} at the daemon: raise them or lower batch_size"
+            )
+        self._credits = max(1, min(prefetch, memory // nbytes))
+        self._layouts: dict[int, Layout] = {}
+
+    @property
+    def starved_s(self) -> float:
+        """Seconds that the user has waited for batches so far."""
+        return self._connection.starved_s
+
+    def _layout(self, epoch: int) -> Layout:
+        layout = self._layouts.get(epoch)
+        if layout is None:
+            run, num_blocks, counts = self._connection.layout(epoch, 0, 1)
+            layout = Layout.remote(run, num_blocks)
+            layout.extend(counts)
+            self._layouts[epoch] = layout
+        return layout
+
+    def _extend(self, layout: Layout, blocks: int) -> None:
+        epoch = next(epoch for epoch, known in self._layouts.items() if known is layout)
+        _, _, counts = self._connection.layout(epoch, layout.known, blocks)
+        if not len(counts):
+            raise ServiceError(f"the daemon gave no counts from block {layout.known} of {layout.num_blocks} on")
+        layout.extend(counts)
+
+    def _next_start(self, layout: Layout, first: int) -> int:
+        while (found := layout.next(first, self.batch_size)) is None:
+            self._extend(layout, max(1, layout.known))
+        return found
+
+    def _whole(self, layout: Layout) -> Layout:
+        while layout.known < layout.num_blocks:
+            self._extend(layout, layout.num_blocks - layout.known)
+        return layout
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """The batches from the current position to the end of the epoch.
+
+        Raises:
+            RenderError: a batch could not be rendered; the state still names it.
+            ServiceError: no daemon answered within `timeout_s`.
+        """
+        epoch = self._epoch
+        self._start = self._next
+        walk = self._walk(self._layout(epoch), self._start)
+        ahead: deque[tuple[Want, int]] = deque()
+        try:
+            while True:
+                while len(ahead) < self._credits and (step := next(walk, None)) is not None:
+                    ahead.append((self._connection.want_batch(epoch, step[0], self.batch_size), step[1]))
+                if not ahead:
+                    break
+                want, behind = ahead[0]
+                batch = self._connection.batch(want)
+                ahead.popleft()
+                self._epoch, self._next = epoch, behind
+                del want
+                yield batch
+                # Let go of it, so that its memory is free as soon as the caller has let go too.
+                del batch
+            self._epoch, self._next, self._start = epoch + 1, 0, 0
+        finally:
+            self._connection.forget([want for want, _ in ahead])
+
+    def close(self) -> None:
+        """Says goodbye to the daemons. Safe to call twice."""
+        self._connection.close()
+
+    def __enter__(self) -> RemoteLoader:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes."""
+        self.close()

@@ -1,0 +1,101 @@
+"""`navit-loader serve CONFIG`: the daemon.
+
+In: one TOML file per plan. Out: one line on stdout when it is ready, logs on stderr, and an exit status for
+supervisors: 0 after a drain, 2 for an error that navit raises on purpose, 128 + the signal's number when a second
+signal cut the drain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import LoaderConfig
+from ..errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser("serve", help="answer requests for batches over ZeroMQ")
+    parser.add_argument(
+        "config",
+        nargs="+",
+        type=Path,
+        metavar="CONFIG.toml",
+        help="a plan to serve, named after its file; clients that name none get the first, whose [serve] counts",
+    )
+    parser.add_argument("--bind", metavar="ADDRESS", help="tcp://HOST:PORT (port 0 picks one) or ipc://PATH")
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="FOLDER/server made by navit-loader keys")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="Prometheus metrics over HTTP (port 0 picks one)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal.
+
+    Raises:
+        NavitError: a bad configuration or index, an address that is taken or not allowed, bad keys.
+    """
+    from ..engine import Engine
+    from ..metrics import serve_metrics
+    from ..security import ServerKeys
+    from ..server import Server
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s",
+    )
+    configs: dict[str, LoaderConfig] = {}
+    for path in args.config:
+        if path.stem in configs:
+            raise ConfigError(f"two plans are named '{path.stem}'; rename one of the files")
+        configs[path.stem] = LoaderConfig.from_toml(path)
+    serve = next(iter(configs.values())).serve
+    if args.bind is not None:
+        serve = replace(serve, bind=args.bind)
+    keys = None if args.keys is None else ServerKeys.read(args.keys)
+    _raise_file_limit()
+    with contextlib.ExitStack() as stack:
+        engines = {}
+        for name, config in configs.items():
+            engines[name] = Engine(config)
+            stack.callback(engines[name].close)
+        server = stack.enter_context(Server(engines, serve, keys))
+        server.stop_on_signals()
+        if args.metrics is not None:
+            url, stop = serve_metrics(server, args.metrics)
+            stack.callback(stop)
+            print(f"navit-loader: metrics at {url}", flush=True)
+        plans = ", ".join(f"{name} {engine.plan_id[:16]}" for name, engine in engines.items())
+        print(f"navit-loader: serving plan {plans} on {server.endpoint}", flush=True)
+        _tell_supervisor("READY=1")
+        server.run()
+        _tell_supervisor("STOPPING=1")
+    return 0
+
+
+def _raise_file_limit() -> None:
+    """A descriptor per client, and more in shared memory: take what the system allows."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tell_supervisor(state: str) -> None:
+    """Systemd's notification protocol (sd_notify): one datagram, where there is somebody to tell."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+        notify.send(state.encode())
