@@ -62,7 +62,7 @@ pub struct Plane {
 }
 
 /// A decoded image.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Pixels {
     /// How samples lie.
     pub colours: Colours,

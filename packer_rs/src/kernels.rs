@@ -33,11 +33,9 @@ pub fn down(fast: bool, rows: &[u8], stride: usize, weights: &[i16], len: usize,
         return;
     }
     let _ = fast;
-    out[..len].fill(0);
-    for (k, &w) in weights.iter().enumerate() {
-        for (to, &v) in out[..len].iter_mut().zip(&rows[k * stride..]) {
-            *to += ((i32::from(v) * 128 * i32::from(w) + (1 << 14)) >> 15) as i16;
-        }
+    for (x, to) in out[..len].iter_mut().enumerate() {
+        let sum: i32 = weights.iter().enumerate().map(|(k, &w)| i32::from(w) * i32::from(rows[k * stride + x])).sum();
+        *to = ((sum + (1 << (BITS - BETWEEN - 1))) >> (BITS - BETWEEN)) as i16;
     }
 }
 
@@ -112,32 +110,38 @@ mod avx2 {
     /// AVX2; the lengths that `super::down` checks.
     #[target_feature(enable = "avx2")]
     pub unsafe fn down(rows: &[u8], stride: usize, weights: &[i16], len: usize, out: &mut [i16]) {
+        let round = _mm256_set1_epi32(1 << (BITS - BETWEEN - 1));
         let mut x = 0;
         while x < len {
-            let (mut a, mut b) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            let (mut c, mut d) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            // SAFETY: columns up to the next multiple of 64 are inside the slack, for each of the rows.
+            let mut sums = [round; 4];
+            // SAFETY: columns up to the next multiple of 32 are inside the slack, for each of the rows.
             unsafe {
                 let mut from = rows.as_ptr().add(x);
-                for &w in weights {
-                    let w = _mm256_set1_epi16(w);
-                    let part = |at: *const u8| {
-                        let v = _mm256_cvtepu8_epi16(_mm_loadu_si128(at.cast()));
-                        _mm256_mulhrs_epi16(_mm256_slli_epi16::<7>(v), w)
-                    };
-                    a = _mm256_add_epi16(a, part(from));
-                    b = _mm256_add_epi16(b, part(from.add(16)));
-                    c = _mm256_add_epi16(c, part(from.add(32)));
-                    d = _mm256_add_epi16(d, part(from.add(48)));
-                    from = from.wrapping_add(stride);
+                // Two rows at a time: their bytes side by side make one multiplication of pairs.
+                for pair in weights.chunks(2) {
+                    let (first, second) = (pair[0], pair.get(1).copied().unwrap_or(0));
+                    let w = _mm256_set1_epi32(i32::from(first) & 0xFFFF | i32::from(second) << 16);
+                    // A last row without a partner is its own, with a weight of zero.
+                    let below = if pair.len() == 2 { from.add(stride) } else { from };
+                    for half in 0..2 {
+                        let u = _mm_loadu_si128(from.add(16 * half).cast());
+                        let l = _mm_loadu_si128(below.add(16 * half).cast());
+                        let near = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(u, l));
+                        let far = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(u, l));
+                        sums[2 * half] = _mm256_add_epi32(sums[2 * half], _mm256_madd_epi16(near, w));
+                        sums[2 * half + 1] = _mm256_add_epi32(sums[2 * half + 1], _mm256_madd_epi16(far, w));
+                    }
+                    from = from.wrapping_add(2 * stride);
                 }
                 let to = out.as_mut_ptr().add(x);
-                _mm256_storeu_si256(to.cast(), a);
-                _mm256_storeu_si256(to.add(16).cast(), b);
-                _mm256_storeu_si256(to.add(32).cast(), c);
-                _mm256_storeu_si256(to.add(48).cast(), d);
+                for half in 0..2 {
+                    let near = _mm256_srai_epi32::<{ (BITS - BETWEEN) as i32 }>(sums[2 * half]);
+                    let far = _mm256_srai_epi32::<{ (BITS - BETWEEN) as i32 }>(sums[2 * half + 1]);
+                    let both = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packs_epi32(near, far));
+                    _mm256_storeu_si256(to.add(16 * half).cast(), both);
+                }
             }
-            x += 64;
+            x += 32;
         }
     }
 

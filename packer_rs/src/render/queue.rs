@@ -53,12 +53,10 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Job {
     pub fn new(number: u64, plan: PlannedBatch, layout: Arc<BatchLayout>) -> Self {
-        let items: Vec<_> = plan
-            .sequences
-            .iter()
-            .enumerate()
-            .flat_map(|(s, sequence)| (0..sequence.len()).map(move |i| (s as u32, i as u32)))
-            .collect();
+        let mut items = Vec::with_capacity(plan.sequences.iter().map(Vec::len).sum());
+        for (s, sequence) in plan.sequences.iter().enumerate() {
+            items.extend((0..sequence.len()).map(|i| (s as u32, i as u32)));
+        }
         Self {
             number,
             plan,

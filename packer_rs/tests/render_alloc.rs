@@ -1,0 +1,74 @@
+//! Our own code allocates nothing per image once it is warm: a batch of many images allocates as often as one of few.
+//! (What libjpeg-turbo takes from C's allocator for itself is not counted.)
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{index, jpeg, limits, plan, settings};
+use navit_packer::render::Renderer;
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: all is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as for the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as for the caller.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as for the caller.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn nothing_is_allocated_per_image() {
+    let folder = std::env::temp_dir().join(format!("navit-alloc-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let files: Vec<_> = (0..8)
+        .map(|n| {
+            let (width, height) = (100 + 13 * n, 90 + 11 * n);
+            let data = jpeg(width, height, n);
+            let name = format!("{n}.jpg");
+            std::fs::write(folder.join(&name), &data).expect("a file");
+            (name, width as i32, height as i32, data.len() as i64)
+        })
+        .collect();
+    for (threads, fetchers) in [(1, 0), (2, 1)] {
+        let source = index(&format!("{}/", folder.display()), &files);
+        let renderer =
+            Renderer::new(settings(threads, fetchers), limits(), vec![source], Box::new(|| {})).expect("a renderer");
+        let count = |images: usize| {
+            let plan = plan(images, &files);
+            let before = COUNT.load(Ordering::Relaxed);
+            let mut ticket = renderer.submit(plan).expect("a ticket");
+            let rendered = ticket.wait(Instant::now() + Duration::from_secs(60)).expect("no error").expect("in time");
+            drop((ticket, rendered));
+            COUNT.load(Ordering::Relaxed) - before
+        };
+        for _ in 0..20 {
+            count(60);
+        }
+        let (few, many): (Vec<_>, Vec<_>) = (0..20).map(|_| (count(2), count(60))).unzip();
+        let (few, many) = (few.iter().max().copied(), many.iter().max().copied());
+        assert!(many <= few.map(|n| n + 4), "a batch of 60 images: {many:?}, one of 2: {few:?}");
+        assert!(many < Some(30), "{many:?}");
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+}

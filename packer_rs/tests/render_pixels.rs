@@ -1,0 +1,144 @@
+//! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat; orientation is
+//! a permutation of pixels.
+
+use navit_packer::decode::{Colours, Pixels, Plane};
+use navit_packer::orient::Frame;
+use navit_packer::patchify::patchify;
+use navit_packer::resize::{Resizer, Small};
+use navit_packer::slots::Crop;
+use navit_packer::taps::{Axis, BITS, Filter, Taps};
+use proptest::prelude::*;
+
+const FILTERS: [Filter; 4] = [Filter::Bicubic, Filter::Bilinear, Filter::Area, Filter::Lanczos];
+
+/// An image of noise (or of one value) whose planes are padded at the right, as libjpeg pads them.
+fn noise(colours: Colours, width: u32, height: u32, padding: usize, value: impl Fn(usize) -> u8) -> Pixels {
+    let mut pixels = Pixels { colours, ..Pixels::default() };
+    let (count, channels) = match colours {
+        Colours::Grey => (1, 1),
+        Colours::Rgb => (1, 3),
+        Colours::Ycc => (3, 1),
+    };
+    let mut start = 0;
+    for c in 0..count {
+        let sub = if c == 0 { 1 } else { 2 };
+        let (w, h) = (width.div_ceil(sub), height.div_ceil(sub));
+        let stride = (w as usize + padding) * channels;
+        let scale = 1.0 / f64::from(sub);
+        pixels.planes[c] = Plane { start, stride, width: w, height: h, scale: (scale, scale) };
+        start += stride * h as usize;
+    }
+    pixels.data = (0..start + 64).map(value).collect();
+    pixels
+}
+
+fn scrambled(seed: u64) -> impl Fn(usize) -> u8 {
+    move |n| ((n as u64 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8
+}
+
+prop_compose! {
+    fn image()(
+        colours in prop_oneof![Just(Colours::Grey), Just(Colours::Rgb), Just(Colours::Ycc)],
+        width in 1u32..90, height in 1u32..70, padding in 0usize..9, filter in 0usize..4, seed: u64,
+        target in (1u32..80, 1u32..60), corner in (0.0..1.0, 0.0..1.0), far in (0.0..1.0, 0.0..1.0),
+    ) -> (Pixels, Crop, (u32, u32), Filter) {
+        let at = |all: u32, from: f64, to: f64| {
+            let from = (from * f64::from(all - 1)) as i32;
+            (from, 1 + (to * f64::from(all as i32 - from - 1)) as i32)
+        };
+        let ((left, w), (top, h)) = (at(width, corner.0, far.0), at(height, corner.1, far.1));
+        let crop = Crop { top, left, height: h, width: w };
+        (noise(colours, width, height, padding, scrambled(seed)), crop, target, FILTERS[filter])
+    }
+}
+
+fn shown(small: &Small) -> Vec<u8> {
+    let planes = if small.colours == Colours::Grey { 1 } else { 3 };
+    (0..planes)
+        .flat_map(|c| (0..small.height).map(move |y| (c, y)))
+        .flat_map(|(c, y)| small.plane(c)[y * small.stride..][..small.width].to_vec())
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn fast_kernels_give_the_plain_ones_bits((pixels, crop, target, filter) in image()) {
+        let (mut a, mut b) = (Small::default(), Small::default());
+        Resizer::default().resize(&pixels, crop, target, filter, &mut a);
+        Resizer::plain().resize(&pixels, crop, target, filter, &mut b);
+        prop_assert_eq!(shown(&a), shown(&b));
+    }
+
+    #[test]
+    fn a_resizer_remembers_nothing(first in image(), second in image()) {
+        let (mut reused, mut fresh) = (Small::default(), Small::default());
+        let mut resizer = Resizer::default();
+        resizer.resize(&first.0, first.1, first.2, first.3, &mut reused);
+        resizer.resize(&second.0, second.1, second.2, second.3, &mut reused);
+        Resizer::default().resize(&second.0, second.1, second.2, second.3, &mut fresh);
+        prop_assert_eq!(shown(&reused), shown(&fresh));
+    }
+
+    #[test]
+    fn a_flat_image_stays_flat((pixels, crop, target, filter) in image(), value: u8) {
+        let flat = Pixels { data: vec![value; pixels.data.len()], ..pixels };
+        let mut small = Small::default();
+        Resizer::default().resize(&flat, crop, target, filter, &mut small);
+        prop_assert!(shown(&small).iter().all(|&v| v == value));
+    }
+
+    #[test]
+    fn a_flat_image_stays_flat_however_small_it_becomes(width in 1u32..3000, height in 1u32..3000, value: u8) {
+        let flat = noise(Colours::Grey, width, height, 0, |_| value);
+        let mut small = Small::default();
+        let crop = Crop { top: 0, left: 0, height: height as i32, width: width as i32 };
+        Resizer::default().resize(&flat, crop, (9, 7), Filter::Bicubic, &mut small);
+        prop_assert!(shown(&small).iter().all(|&v| v == value));
+    }
+
+    #[test]
+    fn weights_sum_to_one_and_stay_inside(
+        source in 1usize..3000, target in 1usize..300, from in 0.0f64..1.0, to in 0.0f64..1.0, filter in 0usize..4
+    ) {
+        let (from, to) = (from.min(to) * source as f64 * 0.99, (from.max(to) * source as f64).max(0.01));
+        let mut taps = Taps::default();
+        taps.set(Axis { source, from, to: to.max(from + 0.01).min(source as f64), target, filter: FILTERS[filter] });
+        for i in 0..target {
+            let whole: i32 = taps.of(i).iter().map(|&w| i32::from(w)).sum();
+            prop_assert_eq!(whole, 1 << BITS);
+            let seen = taps.of(i).iter().rposition(|&w| w != 0).map_or(0, |n| n + 1);
+            prop_assert!(taps.starts[i] as usize + seen <= source);
+        }
+    }
+
+    #[test]
+    fn patches_are_the_oriented_image_cut_up(
+        (h, w) in (1usize..5, 1usize..5), p in 1usize..20, orientation in 1u8..9, flip: bool, seed: u64, grey: bool
+    ) {
+        let frame = if flip { Frame::new(orientation).flipped() } else { Frame::new(orientation) };
+        let (width, height) = frame.swapped((w * p, h * p));
+        let colours = if grey { Colours::Grey } else { Colours::Rgb };
+        let stride = width.next_multiple_of(4);
+        let data: Vec<u8> = (0..stride * height * 3 + 64).map(scrambled(seed)).collect();
+        let small = Small { colours, width, height, stride, data };
+        let tokens: Vec<u32> = (0..(h * w) as u32).filter(|t| t % 3 != 1).collect();
+        let mut out = vec![0; tokens.len() * p * p * 3];
+        patchify(&small, frame, w, p, &tokens, &mut Vec::new(), &mut out);
+        for (n, &token) in tokens.iter().enumerate() {
+            let (top, left) = (token as usize / w * p, token as usize % w * p);
+            for i in 0..p * p * 3 {
+                let (y, x, c) = (top + i / 3 / p, left + i / 3 % p, i % 3);
+                let (mut sx, mut sy) = frame.swapped((x, y));
+                if frame.mirror_x {
+                    sx = width - 1 - sx;
+                }
+                if frame.mirror_y {
+                    sy = height - 1 - sy;
+                }
+                prop_assert_eq!(out[n * p * p * 3 + i], small.plane(c)[sy * stride + sx]);
+            }
+        }
+    }
+}
