@@ -1,0 +1,49 @@
+"""Losses over packed images: summed, so that the trainer can divide by the global number of images.
+
+In: logits `[B, E, classes]` and the batch. Out: `(sum, count)` as device scalars; images that are absent, failed or unlabelled
+count for nothing, and what stands in their slots never reaches a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from navit_loader.batch import OK, PackedBatch
+
+
+def classification_loss(
+    logits: Tensor,
+    batch: PackedBatch,
+    *,
+    kind: Literal["softmax", "sigmoid"] = "softmax",
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each image, summed.
+
+    Args:
+        logits: `[B, E, classes]`, float.
+        batch: on the same device; `labels` `[B, E, K]`. Softmax takes the first label, sigmoid any number of them.
+        kind: `softmax`, or `sigmoid`: one binary decision per class, summed over the classes (NaViT, section 3).
+        label_smoothing: share of the target that is spread over all classes.
+
+    Returns:
+        The sum over images with status `OK` and a label, and their number; both scalars on the device.
+    """
+    classes = logits.shape[-1]
+    counts = (batch.status == OK) & (batch.labels[..., 0] >= 0)
+    logits = logits.float().masked_fill(~counts[..., None], 0.0)
+    if kind == "softmax":
+        target = batch.labels[..., 0].masked_fill(~counts, 0)
+        each = F.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=label_smoothing
+        ).view_as(counts)
+    else:
+        known = (batch.labels >= 0).to(logits.dtype)
+        hot = torch.zeros_like(logits).scatter_reduce(-1, batch.labels.clamp(min=0), known, "amax")
+        hot = hot * (1 - label_smoothing) + label_smoothing / classes
+        each = F.binary_cross_entropy_with_logits(logits, hot, reduction="none").sum(-1)
+    return torch.where(counts, each, 0.0).sum(), counts.sum()
