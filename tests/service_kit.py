@@ -85,7 +85,7 @@ class Daemon:
     """`navit-loader serve` as a process of its own."""
 
     def __init__(self, *configs: Path, bind: str = "tcp://127.0.0.1:0", args: tuple[str, ...] = ()) -> None:
-        self._command = [sys.executable, "-m", "navit_loader.cli", "serve", *map(str, configs)]
+        self._command = [sys.executable, "-m", "navit_loader", "serve", *map(str, configs)]
         self._args = args
         self.bind = bind
         self.process: subprocess.Popen[str] | None = None
@@ -101,6 +101,10 @@ class Daemon:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
+        self.metrics: str | None = None
+        if line.startswith("navit-loader: metrics at "):
+            self.metrics = line.split()[-1]
+            line = self.process.stdout.readline()
         if not line.startswith("navit-loader: serving"):
             raise AssertionError(f"no readiness line: {line!r} {self.process.communicate()[1]}")
         self.line = line

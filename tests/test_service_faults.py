@@ -1,0 +1,213 @@
+"""Daemons that die, stop and are cut off while a trainer reads: its stream is the undisturbed one, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.errors import ServiceError
+
+from .service_kit import Daemon, Proxy, digest, load, make_config, random_cuts
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_config(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def expected(config: Path) -> list[list[tuple[Any, ...]]]:
+    """Three epochs."""
+    with PackedLoader(config=load(config)) as loader:
+        return [[digest(b) for b in loader] for _ in range(3)]
+
+
+@contextmanager
+def in_background(trouble: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs `trouble` beside the test until its block ends; what it raises fails the test."""
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trouble(over)
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def read_until(loader: RemoteLoader, expected: list[list[tuple[Any, ...]]], enough: Callable[[], bool]) -> int:
+    """Reads the epochs again and again, each compared as it comes, until there was enough trouble."""
+    epochs = 0
+    while not enough():
+        loader.load_state_dict(loader.state_dict() | {"epoch": epochs % len(expected), "next_sequence": 0})
+        for batch, right in zip(loader, expected[epochs % len(expected)], strict=True):
+            assert digest(batch) == right
+            time.sleep(0.002)  # a step of the trainer
+        epochs += 1
+    return epochs
+
+
+@pytest.mark.parametrize(("endpoints", "kills"), [(1, 10), (3, 18)])
+def test_kill_9_at_random_moments(
+    config: Path, expected: list[list[tuple[Any, ...]]], endpoints: int, kills: int
+) -> None:
+    rng = random.Random(endpoints)
+    done = 0
+    with ExitStack() as stack:
+        daemons = [stack.enter_context(Daemon(config)) for _ in range(endpoints)]
+
+        def trouble(over: threading.Event) -> None:
+            nonlocal done
+            while not over.wait(rng.uniform(0.0, 0.25)) and done < kills:
+                victim = rng.choice(daemons)
+                victim.kill()
+                time.sleep(rng.uniform(0.0, 0.1))
+                victim.start()
+                done += 1
+
+        with RemoteLoader([d.endpoint for d in daemons], prefetch=4, timeout_s=30) as loader, in_background(trouble):
+            read_until(loader, expected, lambda: done >= kills)
+    assert done == kills
+
+
+@pytest.mark.parametrize("endpoints", [1, 2])
+def test_a_daemon_that_is_stopped_for_longer_than_its_heartbeats(
+    config: Path, expected: list[list[tuple[Any, ...]]], endpoints: int
+) -> None:
+    stops = 0
+    with ExitStack() as stack:
+        daemons = [stack.enter_context(Daemon(config)) for _ in range(endpoints)]
+
+        def trouble(over: threading.Event) -> None:
+            nonlocal stops
+            while not over.is_set() and stops < 3:
+                victim = daemons[stops % endpoints]
+                victim.signal(signal.SIGSTOP)
+                time.sleep(0.8)
+                victim.signal(signal.SIGCONT)
+                time.sleep(0.2)
+                stops += 1
+
+        addresses = [d.endpoint for d in daemons]
+        with RemoteLoader(addresses, heartbeat_s=0.1, timeout_s=30) as loader, in_background(trouble):
+            read_until(loader, expected, lambda: stops >= 3)
+
+
+def test_past_its_deadline_a_batch_is_asked_for_elsewhere(
+    config: Path, expected: list[list[tuple[Any, ...]]]
+) -> None:
+    with Daemon(config) as slow, Daemon(config) as good:
+        # Heartbeats every minute: only the deadline can notice.
+        addresses = [slow.endpoint, good.endpoint]
+        with RemoteLoader(addresses, heartbeat_s=60, deadline_s=0.3, timeout_s=30, prefetch=6) as loader:
+            batches = iter(loader)
+            found = [digest(next(batches))]
+            slow.signal(signal.SIGSTOP)
+            before = time.monotonic()
+            found += [digest(b) for b in batches]
+            assert found == expected[0]
+            assert time.monotonic() - before < 10
+            slow.signal(signal.SIGCONT)
+
+
+def test_connections_that_are_cut_in_the_middle_of_a_frame(
+    config: Path, expected: list[list[tuple[Any, ...]]]
+) -> None:
+    with Daemon(config) as daemon, Proxy(daemon.endpoint, cut_after=random_cuts(3, 2000, 400_000)) as proxy:
+        with RemoteLoader([proxy.endpoint], shared=False, timeout_s=30) as loader:
+            read_until(loader, expected, lambda: proxy.cuts >= 20)
+
+
+def test_a_partition_and_a_slow_network(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
+    with Daemon(config) as daemon, Proxy(daemon.endpoint) as proxy:
+        with RemoteLoader([proxy.endpoint], shared=False, heartbeat_s=0.1, timeout_s=30) as loader:
+            proxy.delay = 0.005
+            batches = iter(loader)
+            found = [digest(next(batches)) for _ in range(3)]
+            proxy.hold.set()
+            threading.Timer(1.0, proxy.hold.clear).start()
+            found += [digest(b) for b in batches]
+            assert found == expected[0]
+
+
+def test_a_daemon_that_never_comes_back_is_an_error_that_names_it(config: Path) -> None:
+    with Daemon(config) as daemon, RemoteLoader([daemon.endpoint], timeout_s=1.0, prefetch=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        daemon.kill()
+        before = time.monotonic()
+        with pytest.raises(ServiceError, match=rf"no answer within 1 s: {daemon.endpoint}: "):
+            list(batches)
+        assert time.monotonic() - before < 5
+        daemon.start()
+        # The loader stands where it stood: it goes on when the daemon is back.
+        assert next(iter(loader)).sequence > 0
+
+
+TRAINER = """
+import hashlib, json, sys
+from navit_loader import RemoteLoader
+from tests.service_kit import digest
+endpoint, prefetch = sys.argv[1], int(sys.argv[2])
+with RemoteLoader([endpoint], prefetch=prefetch) as loader:
+    state = json.loads(sys.stdin.readline())
+    if state:
+        loader.load_state_dict(state)
+    while loader.epoch < 2:
+        for batch in loader:
+            name = hashlib.sha256(repr(digest(batch)).encode()).hexdigest()
+            print(json.dumps([name, loader.state_dict()]), flush=True)
+"""
+
+
+def test_a_trainer_that_is_killed_goes_on_from_its_state(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
+    import hashlib
+
+    right = [hashlib.sha256(repr(b).encode()).hexdigest() for epoch in expected[:2] for b in epoch]
+    rng = random.Random(8)
+    found: list[str] = []
+    state: dict[str, Any] | None = None
+    with Daemon(config) as daemon:
+        while len(found) < len(right):
+            trainer = subprocess.Popen(
+                [sys.executable, "-c", TRAINER, daemon.endpoint, "8"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parents[1],
+            )
+            assert trainer.stdin is not None
+            assert trainer.stdout is not None
+            trainer.stdin.write(json.dumps(state) + "\n")
+            trainer.stdin.flush()
+            for _ in range(rng.randint(len(right) // 5, len(right) // 2)):
+                if not (line := trainer.stdout.readline()):
+                    break
+                # The checkpoint: what comes after it was seen by nobody.
+                name, state = json.loads(line)
+                found.append(name)
+            trainer.kill()
+            trainer.communicate()
+    assert found == right

@@ -1,0 +1,110 @@
+"""Keys: made closed, demanded beyond loopback, and everyone without a listed one is refused, logged and counted."""
+
+from __future__ import annotations
+
+import itertools
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from navit_loader import RemoteLoader
+from navit_loader.errors import ServiceError
+from navit_loader.security import ClientKeys, ServerKeys, check_bind, make_keys
+
+from .service_kit import Daemon, make_config
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    make_keys(folder, ["alice", "bob"])
+    return folder
+
+
+def test_secrets_are_closed_and_each_folder_is_complete(keys: Path) -> None:
+    for path in (keys / "server/server.key_secret", keys / "alice/client.key_secret"):
+        assert not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    server, alice = ServerKeys.read(keys / "server"), ClientKeys.read(keys / "alice")
+    assert alice.server == server.public
+    assert server.allowed == {alice.public, ClientKeys.read(keys / "bob").public}
+
+
+def test_the_command_makes_them_and_never_overwrites(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "navit_loader", "keys", str(tmp_path / "k"), "--client", "carol"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert str(tmp_path / "k" / "carol") in done.stdout
+    before = (tmp_path / "k/server/server.key_secret").read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    make_keys(tmp_path / "k", ["dave"])
+    assert (tmp_path / "k/server/server.key_secret").read_bytes() == before
+    assert len(ServerKeys.read(tmp_path / "k/server").allowed) == 2
+
+
+@pytest.mark.parametrize("name", ["", "server", "../up", "a/b", "a b"])
+def test_names_that_are_no_plain_words_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ServiceError, match="is not allowed"):
+        make_keys(tmp_path, [name])
+
+
+def test_bad_key_files_are_refused_by_name(keys: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="no key at"):
+        ClientKeys.read(tmp_path)
+    (tmp_path / "client.key_secret").write_text("nonsense")
+    with pytest.raises(ServiceError, match="is not a key file"):
+        ClientKeys.read(tmp_path)
+    open_ = tmp_path / "open"
+    open_.mkdir()
+    for name in ("client.key_secret", "server.key"):
+        (open_ / name).write_bytes((keys / "alice" / name).read_bytes())
+    (open_ / "client.key_secret").chmod(0o644)
+    with pytest.raises(ServiceError, match="chmod 600"):
+        ClientKeys.read(open_)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://localhost:1", "tcp://127.9.9.9:1"])
+def test_loopback_needs_no_keys(address: str) -> None:
+    check_bind(address, None)
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://0.0.0.0:1", "tcp://*:1", "tcp://[::]:1", "tcp://10.0.0.1:1", "tcp://eth0:1", "ipc://@abstract"]
+)
+def test_what_others_can_reach_needs_keys(address: str) -> None:
+    with pytest.raises(ServiceError):
+        check_bind(address, None)
+
+
+def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    make_keys(stranger, ["eve"])
+    config = make_config(tmp_path / "data", count=40)
+    # Eve knows the daemon's public key, but her own is not on the list.
+    (stranger / "eve" / "server.key").write_bytes((keys / "alice" / "server.key").read_bytes())
+    wrong = tmp_path / "wrong"
+    make_keys(wrong, ["mallory"])
+    args = ("--keys", str(keys / "server"), "--metrics", "127.0.0.1:0")
+    with Daemon(config, bind="tcp://0.0.0.0:0", args=args) as daemon:
+        endpoint = daemon.endpoint.replace("0.0.0.0", "127.0.0.1")
+        with RemoteLoader([endpoint], keys=keys / "alice") as loader:
+            assert len(list(itertools.islice(loader, 3))) == 3
+        for own, hint in ((None, "keys=FOLDER"), (stranger / "eve", "allow-list"), (wrong / "mallory", "")):
+            before = time.monotonic()
+            with pytest.raises(ServiceError, match=f"{endpoint}: .*{hint}"):
+                RemoteLoader([endpoint], keys=own, connect_timeout_s=1.0)
+            assert time.monotonic() - before < 5
+        with RemoteLoader([endpoint], keys=keys / "bob") as loader:
+            next(iter(loader))
+        assert daemon.metrics is not None
+        text = urllib.request.urlopen(daemon.metrics).read().decode()
+    log = "".join(daemon.log)
+    assert 'navit_refused_total{reason="key"}' in text
+    assert 'navit_refused_total{reason="handshake"}' in text
+    assert "refused" in log
