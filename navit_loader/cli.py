@@ -1,0 +1,51 @@
+"""The command line `navit-loader`: one module of `navit_loader.commands` for each subcommand.
+
+In: arguments. Out: an exit status; 2 with one line on stderr for every error that navit raises on purpose. The subcommands
+load what they need when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .errors import NavitError
+
+COMMANDS = ("index", "serve", "keys", "top")
+"""Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `navit-loader`.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        0; 1 where a command found what it looks for to be wrong; 2 after an error; 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="navit-loader",
+        description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(f".commands.{name}", __package__).add(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except NavitError as e:
+        print(f"navit-loader: error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader has gone, as `head` does; what is left to flush has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("navit-loader: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,58 @@
+"""The subcommands of `navit-loader`, one module each, and how they show progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+
+class ProgressLine:
+    """Progress on stderr: a bar where somebody watches, else a line every ten seconds.
+
+    Args:
+        what: what is being done, in a word.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._started = self._shown = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(what, total=1.0, note="")
+
+    def update(self, share: float, note: str) -> None:
+        """Shows how far it is.
+
+        Args:
+            share: done, 0 to 1.
+            note: the counts so far.
+        """
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, note=note)
+        elif time.monotonic() - self._shown >= 10:
+            self._shown = time.monotonic()
+            print(f"{self._what}: {share:.0%}, {note}, {self._shown - self._started:.0f} s", file=sys.stderr)
+
+    def __enter__(self) -> ProgressLine:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

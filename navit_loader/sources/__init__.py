@@ -1,0 +1,78 @@
+"""The places where people's images are: folders, manifests, tars. Each is one small class with the same three methods.
+
+In: what the user names on the command line. Out: `rows.ROWS` batches in key order, which `navit_loader.index` turns into an
+index file. A source only finds images and their labels; probing headers is the engine's work (`_packer.probe_*`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from ..errors import IndexFileError
+from .folder import FolderSource
+from .manifest import MANIFESTS, ManifestSource
+from .rows import Source
+from .tars import TarSource
+
+__all__ = ["open_sources"]
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_SHARDS = 1_000_000
+
+
+def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
+    """The sources that the user named, in the order of their shards' paths.
+
+    Args:
+        specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`), tars, or tars by a brace pattern such as
+            `shard-{000..127}.tar`.
+
+    Raises:
+        IndexFileError: a path that is missing, of an unknown kind, or given twice.
+    """
+    sources: list[Source] = []
+    for spec in specs:
+        for path in expand_braces(os.fspath(spec)):
+            sources.append(_open(os.path.abspath(path)))
+    if not sources:
+        raise IndexFileError("no source given; name a folder, a manifest, or tars")
+    sources.sort(key=lambda source: source.shard)
+    for before, after in zip(sources, sources[1:], strict=False):
+        inside = isinstance(after, FolderSource) and after.shard.startswith(before.shard)
+        if before.shard == after.shard or inside:
+            raise IndexFileError(f"'{after.shard}' is covered twice, by itself and by '{before.shard}'; name it once")
+    return sources
+
+
+def _open(path: str) -> Source:
+    if os.path.isdir(path):
+        return FolderSource(path)
+    if not os.path.exists(path):
+        raise IndexFileError(f"no such file or folder: '{path}'")
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".tar":
+        return TarSource(path)
+    if suffix in MANIFESTS:
+        return ManifestSource(path)
+    raise IndexFileError(
+        f"'{path}' is no source; give a folder, a plain .tar, or a manifest ({', '.join(sorted(MANIFESTS))})"
+    )
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """All paths of a pattern with numeric ranges, such as `train-{000..127}.tar`; leading zeros set the width.
+
+    Raises:
+        IndexFileError: a range that runs backwards or is larger than a million.
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST_SHARDS:
+        raise IndexFileError(f"'{pattern}': the range {found[0]} must run upwards over at most {_MOST_SHARDS} shards")
+    width = len(found[1]) if found[1].startswith("0") else 0
+    head, tail = pattern[: found.start()], expand_braces(pattern[found.end() :])
+    return [f"{head}{n:0{width}d}{rest}" for n in range(first, last + 1) for rest in tail]
