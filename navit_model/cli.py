@@ -56,20 +56,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from . import report
     from .settings import RunConfig
     from .train import train
 
-    run = RunConfig.from_toml(args.config, args.changes)
-    scores = train(run, resume=args.resume)
-    print_scores(scores)
-    if report.is_first_rank():
-        print(f"report: {report.write(Path(run.train.out))}")
+    train(RunConfig.from_toml(args.config, args.changes), resume=args.resume)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from .checkpoint import open_checkpoint
-    from .evaluate import evaluate
+    from .evaluate import evaluate, score_table
     from .world import World
 
     world = World.join(args.device)
@@ -92,7 +87,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     finally:
         world.leave()
     if world.rank == 0:
-        print_scores(scores)
+        print(score_table(scores))
         if args.json:
             rows: list[dict[str, Any]] = [s.to_dict() for s in scores]
             args.json.write_text(json.dumps({"checkpoint": str(saved.path), "scores": rows}, indent=1), encoding="utf-8")
@@ -102,33 +97,6 @@ def _report(args: argparse.Namespace) -> None:
     from . import report
 
     print(f"report: {report.write(args.out)}")
-
-
-def print_scores(scores: Sequence[Any]) -> None:
-    """Prints `Score`s as a table; budgets outside the trained sizes carry a star."""
-    if not scores:
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("tokens", "accuracy", "ECE", "images", "failed", "images/s", "tokens/s", "padding")
-    for column in table.columns:
-        column.justify = "right"
-    for s in scores:
-        table.add_row(
-            f"{s.tokens}{'*' if s.outside else ''}",
-            f"{s.accuracy:.2%}",
-            f"{s.ece:.3f}",
-            f"{s.images:,}",
-            f"{s.failed:,}",
-            f"{s.images_per_s:,.0f}",
-            f"{s.tokens_per_s:,.0f}",
-            f"{s.padding:.1%}",
-        )
-    console = Console()
-    console.print(table)
-    if any(s.outside for s in scores):
-        console.print("* outside the sizes seen in training", highlight=False)
 
 
 if __name__ == "__main__":

@@ -164,6 +164,29 @@ def evaluate(
     )
 
 
+def score_table(scores: Sequence[Score]) -> str:
+    """The scores as lines of text; budgets outside the trained sizes carry a star."""
+    head = ("tokens", "accuracy", "ECE", "images", "failed", "images/s", "tokens/s", "padding")
+    rows = [
+        (
+            f"{s.tokens}{'*' if s.outside else ''}",
+            f"{s.accuracy:.2%}",
+            f"{s.ece:.3f}",
+            f"{s.images:,}",
+            f"{s.failed:,}",
+            f"{s.images_per_s:,.0f}",
+            f"{s.tokens_per_s:,.0f}",
+            f"{s.padding:.1%}",
+        )
+        for s in scores
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    if any(s.outside for s in scores):
+        lines.append("* outside the sizes seen in training")
+    return "\n".join(lines)
+
+
 def _few(names: Sequence[str]) -> str:
     shown = ", ".join(map(str, names[:5]))
     return f"[{shown}{', …' if len(names) > 5 else ''}] ({len(names)})"

@@ -24,12 +24,13 @@ from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ConfigError, ModelError, NavitError
 
-from . import checkpoint
-from .evaluate import Score, evaluate
+from . import checkpoint, report
+from .evaluate import Score, evaluate, score_table
 from .journal import Journal
 from .losses import classification_loss
 from .meter import Meter
 from .model import NaViT
+from .picture import packed_svg
 from .optim import Average, adamw
 from .schedule import learning_rate
 from .settings import RunConfig
@@ -46,7 +47,14 @@ def open_loader(run: RunConfig, world: World) -> Loader:
     """
     data = run.loader.data
     if data.endpoints:
-        return RemoteLoader(list(data.endpoints), run.loader, rank=world.rank, world_size=world.size)
+        return RemoteLoader(
+            data.endpoints,
+            rank=world.rank,
+            world_size=world.size,
+            batch_size=data.batch_size,
+            remainder=data.remainder,
+            prefetch=run.loader.render.prefetch,
+        )
     if not data.index:
         raise ConfigError("data.index = '' is not allowed; give an index file, or data.endpoints of running daemons")
     return PackedLoader(data.index, run.loader, rank=world.rank, world_size=world.size)
@@ -121,8 +129,8 @@ class Trainer:
         if start.classes != self.classes:
             raise ModelError(f"'{start.path}' was trained on other classes than the loader now gives; index the same folder")
         start.restore(self.model, self.average, self.optimizer)
-        state = dict(start.state["loader"])
-        self.loader.load_state_dict(state, allow_render_change=self.run_config.train.allow_render_change)
+        other = self.run_config.train.allow_render_change
+        self.loader.load_state_dict(start.state["loader"], other_renderer=other)
         self.step, self.images, self.tokens = start.step, start.state["images"], start.state["tokens"]
 
     def run(self) -> list[Score]:
@@ -138,6 +146,10 @@ class Trainer:
             if self._stop.is_set():
                 journal.say(f"stopped at step {self.step}; go on with --resume")
                 raise KeyboardInterrupt
+            if scores:
+                journal.say(score_table(scores))
+            if self.world.rank == 0:
+                journal.say(f"report: {report.write(self.out)}")
         finally:
             journal.close()
         return scores
@@ -153,6 +165,8 @@ class Trainer:
             waited = time.perf_counter()
             group = [next(batches) for _ in range(config.accumulate)]
             meter.waited += time.perf_counter() - waited
+            if self.step == 0 and self.world.rank == 0:
+                (self.out / "packed.svg").write_text(packed_svg(group[0], self.classes), encoding="utf-8")
             self._one(group, meter)
             self.step += 1
             last = self.step == config.steps
@@ -269,7 +283,7 @@ FIXED_TRAIN = ("steps", "loss", "learning_rate", "schedule", "warmup", "cooldown
 
 
 def _with_data(run: RunConfig, loader: Loader) -> RunConfig:
-    """The run with what the loader knows better: its plan, and the number of classes."""
+    """The run with the number of classes that the loader knows."""
     classes = len(loader.classes)
     if run.model.classes and run.model.classes != classes:
         raise ConfigError(
@@ -277,8 +291,7 @@ def _with_data(run: RunConfig, loader: Loader) -> RunConfig:
         )
     if classes == 0:
         raise ConfigError("the index has no classes to learn; index a folder with one folder per class")
-    plan = loader.config.plan
-    return replace(run, model=replace(run.model, classes=classes), loader=replace(run.loader, plan=plan))
+    return replace(run, model=replace(run.model, classes=classes))
 
 
 def _endless(loader: Loader) -> Iterator[PackedBatch]:
