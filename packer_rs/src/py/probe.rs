@@ -22,8 +22,17 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("FORMAT_NAMES", FORMAT_NAMES.to_vec())?;
     m.add("FORMAT_BROKEN", BROKEN)?;
     m.add("FORMAT_UNCHANGED", UNCHANGED)?;
+    m.add_function(wrap_pyfunction!(probe_bytes, m)?)?;
     m.add_function(wrap_pyfunction!(probe_files, m)?)?;
     m.add_function(wrap_pyfunction!(probe_tar, m)?)
+}
+
+/// Height and width after orientation of an encoded image in memory; None where the bytes are no image.
+#[pyfunction]
+fn probe_bytes(data: &[u8]) -> Option<(i32, i32)> {
+    let mut scratch = Vec::new();
+    let header = probe::probe_header(&mut probe::Window::new(data, 0, data.len() as u64, &mut scratch));
+    header.ok().map(|h| (h.height, h.width))
 }
 
 /// The header columns of many images.
