@@ -35,16 +35,26 @@ impl Filter {
         }
     }
 
-    #[inline]
-    fn at(self, x: f64) -> f64 {
-        let d = x.abs();
+    /// Values at `start`, `start + step`, …, one for each place in `out`. A loop per filter, so that it can be vectorised.
+    fn sample(self, start: f64, step: f64, out: &mut [f64]) {
+        fn each(start: f64, step: f64, out: &mut [f64], f: impl Fn(f64) -> f64) {
+            for (n, to) in out.iter_mut().enumerate() {
+                *to = f(start + n as f64 * step);
+            }
+        }
         match self {
-            Self::Bicubic if d < 1.0 => (1.5 * d - 2.5) * d * d + 1.0,
-            Self::Bicubic if d < 2.0 => ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0,
-            Self::Bilinear if d < 1.0 => 1.0 - d,
-            Self::Area if x > -0.5 && x <= 0.5 => 1.0,
-            Self::Lanczos if d < 3.0 => sinc(d) * sinc(d / 3.0),
-            _ => 0.0,
+            Self::Bicubic => each(start, step, out, |x| {
+                let d = x.abs();
+                let near = (1.5 * d - 2.5) * d * d + 1.0;
+                let far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0;
+                let value = if d < 1.0 { near } else { far };
+                if d < 2.0 { value } else { 0.0 }
+            }),
+            Self::Bilinear => each(start, step, out, |x| (1.0 - x.abs()).max(0.0)),
+            Self::Area => each(start, step, out, |x| if x > -0.5 && x <= 0.5 { 1.0 } else { 0.0 }),
+            Self::Lanczos => {
+                each(start, step, out, |x| if x.abs() < 3.0 { sinc(x) * sinc(x / 3.0) } else { 0.0 });
+            }
         }
     }
 }
@@ -104,6 +114,9 @@ impl Taps {
         self.width = most.next_multiple_of(LANES);
         self.used = 1;
         self.span = (source, 0);
+        if self.exact.len() < most {
+            self.exact.resize(most, 0.0);
+        }
         let padded = target.next_multiple_of(GROUP);
         self.starts.clear();
         self.starts.resize(padded, 0);
@@ -113,17 +126,18 @@ impl Taps {
             let centre = from + (i as f64 + 0.5) * scale;
             let first = ((centre - support + 0.5) as usize).min(source - 1);
             let last = ((centre + support + 0.5) as usize).clamp(first + 1, source).min(first + most);
-            self.exact.clear();
-            self.exact.extend((first..last).map(|x| filter.at((x as f64 - centre + 0.5) * narrow)));
-            let begin = self.exact.iter().position(|&w| w != 0.0).unwrap_or(0);
-            let end = self.exact.iter().rposition(|&w| w != 0.0).map_or(begin + 1, |n| n + 1);
-            let seen = &self.exact[begin..end];
+            let exact = &mut self.exact[..last - first];
+            filter.sample((first as f64 - centre + 0.5) * narrow, narrow, exact);
+            let begin = exact.iter().position(|&w| w != 0.0).unwrap_or(0);
+            let end = exact.iter().rposition(|&w| w != 0.0).map_or(begin + 1, |n| n + 1);
+            let seen = &exact[begin..end];
             let sum: f64 = seen.iter().sum();
             let factor = f64::from(1 << BITS) / if sum == 0.0 { 1.0 } else { sum };
             let to = &mut self.weights[i * self.width..][..seen.len()];
             let (mut left, mut heaviest) = (1 << BITS, 0);
             for (n, (to, &w)) in to.iter_mut().zip(seen).enumerate() {
-                *to = (w * factor).round() as i16;
+                // Rounds to nearest; `f64::round` is a call where the target lacks SSE 4.1.
+                *to = (w * factor + 0.5f64.copysign(w)) as i16;
                 left -= i32::from(*to);
                 if w > seen[heaviest] {
                     heaviest = n;

@@ -65,10 +65,12 @@ fn nothing_is_allocated_per_image() {
         for _ in 0..20 {
             count(60);
         }
-        let (few, many): (Vec<_>, Vec<_>) = (0..20).map(|_| (count(2), count(60))).unzip();
-        let (few, many) = (few.iter().max().copied(), many.iter().max().copied());
-        assert!(many <= few.map(|n| n + 4), "a batch of 60 images: {many:?}, one of 2: {few:?}");
-        assert!(many < Some(30), "{many:?}");
+        // Medians: with several threads, one of them may meet its largest image late.
+        let (mut few, mut many): (Vec<_>, Vec<_>) = (0..21).map(|_| (count(2), count(60))).unzip();
+        few.sort_unstable();
+        many.sort_unstable();
+        assert!(many[10] <= few[10] + 2, "a batch of 60 images: {many:?}, one of 2: {few:?}");
+        assert!(many[10] < 20, "{many:?}");
     }
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
 }
