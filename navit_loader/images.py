@@ -96,4 +96,3 @@ def _size(n: int, picture: npt.NDArray[np.uint8] | bytes) -> tuple[int, int]:
             raise PlanError(f"images[{n}]: {len(picture)} bytes that are no image of a known format")
         return found
     return picture.shape[0], picture.shape[1]
-

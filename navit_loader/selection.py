@@ -145,7 +145,9 @@ def rows_where(expression: str, index: Index) -> npt.NDArray[np.uint64]:
                 pairs = zip(ops, sides, sides[1:], strict=False)
                 return np.logical_and.reduce([_OPERATORS[type(op)](a, b) for op, a, b in pairs])
             case _:
-                raise ConfigError(f"plan.filter: '{ast.unparse(node)}' is not allowed; use columns, numbers and operators")
+                raise ConfigError(
+                    f"plan.filter: '{ast.unparse(node)}' is not allowed; use columns, numbers and operators"
+                )
 
     found = np.asarray(value(tree))
     if found.dtype != np.bool_ or found.shape != (index.num_rows,):

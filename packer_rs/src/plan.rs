@@ -43,7 +43,7 @@ pub struct Report {
     pub dropped: u64,
     /// Slots of all sequences.
     pub slots: u64,
-    /// Slots left empty in the block's last sequence.
+    /// Slots left empty at the block's end: where exact fill has no full lookahead left, else in the last sequence.
     pub tail: u64,
     /// Most places that an image came later than its place in the order.
     pub lateness: u64,
@@ -319,8 +319,9 @@ impl<'a> BlockPlanner<'a> {
             if c.fit != Fit::None && used.load[0] < c.sequence_length {
                 self.fit(&mut chosen, used, end);
             }
+            let at_the_end = chosen.last().map_or(0, |&p| p as usize) + c.lookahead >= self.left();
             let numbers: Vec<u32> = chosen.iter().map(|&p| self.waiting[self.head + p as usize]).collect();
-            self.emit(&numbers);
+            self.emit(&numbers, at_the_end);
             exact::take(&mut self.waiting, self.head, &chosen);
             self.head = exact::take(&mut self.loads, self.head, &chosen);
         }
@@ -375,7 +376,8 @@ impl<'a> BlockPlanner<'a> {
         for sequence in packed.sequences().take(sequences) {
             taken.extend_from_slice(sequence);
             let numbers: Vec<u32> = sequence.iter().map(|&p| self.waiting[self.head + p as usize]).collect();
-            self.emit(&numbers);
+            let at_the_end = taken.len() == self.left();
+            self.emit(&numbers, at_the_end);
         }
         taken.sort_unstable();
         exact::take(&mut self.waiting, self.head, &taken);
@@ -383,7 +385,7 @@ impl<'a> BlockPlanner<'a> {
     }
 
     /// Appends one sequence.
-    fn emit(&mut self, numbers: &[u32]) {
+    fn emit(&mut self, numbers: &[u32], at_the_end: bool) {
         let c = &self.plan.config;
         let teacher_prefix = c.teacher.as_ref().map_or(0, |t| t.prefix_tokens);
         let (mut offset, mut teacher_offset, mut text_offset) = (0, 0, 0);
@@ -414,7 +416,9 @@ impl<'a> BlockPlanner<'a> {
         }
         r.tokens += u64::from(offset);
         r.slots += u64::from(c.sequence_length);
-        r.tail = u64::from(c.sequence_length - offset);
+        if at_the_end {
+            r.tail += u64::from(c.sequence_length - offset);
+        }
         self.out.starts.push(self.out.images.len() as u32);
     }
 

@@ -1,0 +1,93 @@
+"""`navit_loader.pack`: invariants of every algorithm, and bad input by name."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from navit_loader import pack
+from navit_loader.errors import PackError
+from navit_loader.packing import Algorithm
+
+ALL = get_args(Algorithm)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), max_size=200),
+    capacity=st.integers(60, 300),
+    algorithm=st.sampled_from(ALL),
+    lookahead=st.integers(1, 64),
+    max_items=st.none() | st.integers(1, 9),
+)
+def test_items_tile_their_sequences(
+    lengths: list[int], capacity: int, algorithm: Any, lookahead: int, max_items: int | None
+) -> None:
+    sequence, offset = pack(lengths, capacity, algorithm=algorithm, lookahead=lookahead, max_items=max_items)
+    assert sequence.shape == offset.shape == (len(lengths),)
+    for s in range(sequence.max() + 1 if len(lengths) else 0):
+        mine = np.flatnonzero(sequence == s)
+        assert 1 <= len(mine) <= (max_items or len(lengths))
+        at = 0
+        for item in mine[np.argsort(offset[mine])]:
+            assert offset[item] == at
+            at += lengths[item]
+        assert at <= capacity
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), n=st.integers(1, 100))
+def test_text_capacity_is_respected(data: st.DataObject, n: int) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=n, max_size=n))
+    text = data.draw(st.lists(st.integers(0, 20), min_size=n, max_size=n))
+    for algorithm in ("exact", "first_fit", "best_fit", "best_fit_decreasing", "next_fit"):
+        sequence, _ = pack(lengths, 100, algorithm=algorithm, text_lengths=text, text_capacity=25)
+        assert np.bincount(sequence, weights=text).max() <= 25
+        assert np.bincount(sequence, weights=lengths).max() <= 100
+
+
+def test_exact_beats_the_others_on_sides_of_64_to_256() -> None:
+    rng = np.random.default_rng(0)
+    side, aspect = rng.uniform(64, 256, 50_000), np.exp(rng.normal(0, 0.3, 50_000))
+    h, w = (np.maximum(1, np.round(side * f / 16)) for f in (aspect**-0.5, aspect**0.5))
+    lengths = np.minimum(h * w, 256).astype(np.int64)
+    padding = {}
+    for algorithm in ALL:
+        sequence, _ = pack(lengths, 1024, algorithm=algorithm)
+        padding[algorithm] = 1 - lengths.sum() / (1024 * (sequence.max() + 1))
+    assert padding["exact"] < 2e-4
+    assert all(padding["exact"] < padding[a] for a in ALL if a != "exact")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(lengths=[0], capacity=5), r"lengths\[0\] = 0"),
+        (dict(lengths=[1, -3], capacity=5), r"lengths\[1\] = -3"),
+        (dict(lengths=[1, 6], capacity=5), r"lengths\[1\] = 6 is above the capacity 5"),
+        (dict(lengths=[float("nan")], capacity=5), r"lengths\[0\] = nan"),
+        (dict(lengths=[1.5], capacity=5), r"lengths\[0\] = 1.5"),
+        (dict(lengths=[2.0], capacity=5), "dtype float64"),
+        (dict(lengths=["a"], capacity=5), "dtype"),
+        (dict(lengths=[[1, 2]], capacity=5), "2 dimensions"),
+        (dict(lengths=[1], capacity=0), "capacity = 0"),
+        (dict(lengths=[1], capacity=5, max_items=0), "max_items = 0"),
+        (dict(lengths=[1], capacity=5, lookahead=0), "lookahead = 0"),
+        (dict(lengths=[1], capacity=5, algorithm="best"), "algorithm = 'best'"),
+        (dict(lengths=[1], capacity=5, text_lengths=[1]), "together"),
+        (dict(lengths=[1], capacity=5, text_lengths=[1, 2], text_capacity=3), "2 items"),
+        (dict(lengths=[1], capacity=5, text_lengths=[4], text_capacity=3), r"text_lengths\[0\] = 4"),
+    ],
+)
+def test_bad_input_is_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(PackError, match=words):
+        pack(**arguments)
+
+
+def test_nothing_packs_to_nothing() -> None:
+    sequence, offset = pack([], 10)
+    assert sequence.shape == offset.shape == (0,)
