@@ -1,7 +1,7 @@
 """The command line `navit-loader`: one module of `navit_loader.commands` for each subcommand.
 
-In: arguments. Out: an exit status; 2 with one line on stderr for every error that navit raises on purpose. The subcommands
-load what they need when they run, so that `--help` is quick.
+In: arguments. Out: an exit status; 2 with one line on stderr for every error that navit raises on purpose. The
+subcommands load what they need when they run, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib import import_module
 
 from .errors import NavitError
 
-COMMANDS = ("index", "serve", "keys", "top")
+COMMANDS = ("index", "info", "split", "lint", "serve", "keys", "top")
 """Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 
 

@@ -13,8 +13,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "index",
         help="find images, read their headers, write an index",
-        description="Indexes folders (one class per folder), manifests (.csv, .jsonl or .parquet with path, label, caption) "
-        "and plain WebDataset tars. Reads headers only. Started again after a kill, it goes on where it was.",
+        description="Indexes folders (one class per folder), manifests (.csv, .jsonl or .parquet with path, label, "
+        "caption) and plain WebDataset tars. Reads headers only. Started again after a kill, it goes on where it was.",
     )
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="folder, manifest, or tar; 'shard-{000..127}.tar' expands"

@@ -1,11 +1,12 @@
 """The places where people's images are: folders, manifests, tars. Each is one small class with the same three methods.
 
-In: what the user names on the command line. Out: `rows.ROWS` batches in key order, which `navit_loader.index` turns into an
-index file. A source only finds images and their labels; probing headers is the engine's work (`_packer.probe_*`).
+In: what the user names on the command line. Out: `rows.ROWS` batches in key order, which `navit_loader.index` turns
+into an index file. A source only finds images and their labels; probing headers is the engine's work.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
     if not sources:
         raise IndexFileError("no source given; name a folder, a manifest, or tars")
     sources.sort(key=lambda source: source.shard)
-    for before, after in zip(sources, sources[1:], strict=False):
+    for before, after in itertools.pairwise(sources):
         inside = isinstance(after, FolderSource) and after.shard.startswith(before.shard)
         if before.shard == after.shard or inside:
             raise IndexFileError(f"'{after.shard}' is covered twice, by itself and by '{before.shard}'; name it once")

@@ -1,6 +1,7 @@
 """A folder of images, one class per folder at its top, as `torchvision.datasets.ImageFolder` lays them out.
 
-In: a folder. Out: rows for the image files anywhere beneath it. Links to folders are followed, each loop is cut and reported.
+In: a folder. Out: rows for the image files anywhere beneath it. Links to folders are followed; each loop is cut and
+reported.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ def probe_part(
         known: rows of an earlier build.
         job: threads, and the count of rows taken over.
     """
-    probed = _packer.probe_files(os.fsencode(shard), b"\0".join(names), job.threads, known.stamps(part))
-    reasons = dict(probed.pop("errors"))
+    probed: dict[str, Any] = {
+        **_packer.probe_files(os.fsencode(shard), b"\0".join(names), job.threads, known.stamps(part))
+    }
+    reasons = dict(probed["errors"])
     unchanged = np.flatnonzero(probed["format"] == _packer.FORMAT_UNCHANGED)
     if len(unchanged):
         known.fill(part, unchanged, probed)
@@ -102,8 +105,8 @@ def walk(root: bytes) -> tuple[list[bytes], list[tuple[bytes, str]], int]:
     """All image files beneath `root`, by extension.
 
     Returns:
-        Names relative to `root`, sorted by their bytes; (folder, reason) for each folder that was not entered; and how many
-        other files there are.
+        Names relative to `root`, sorted by their bytes; (folder, reason) for each folder that was not entered; and how
+        many other files there are.
 
     Raises:
         IndexFileError: `root` itself cannot be read.

@@ -1,7 +1,8 @@
 """What a build has done so far, on disk, so that a killed one goes on where it was.
 
-In: batches of rows as sources yield them. Out: the same batches, now or after a restart, from the folder `INDEX.building`
-beside the index, which is locked while a build runs and gone after it. Each run writes a file of its own; a torn end is left out.
+In: batches of rows as sources yield them. Out: the same batches, now or after a restart, from the folder
+`INDEX.building` beside the index, which is locked while a build runs and gone after it. Each run writes a file of its
+own; a torn end is left out.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ class Journal:
         self._sink = pa.OSFile(self.path, "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
 
-    def known(self) -> list[pa.RecordBatch]:
-        """The batches of earlier runs that were killed, newest last."""
-        return [batch for path in self._old for batch in self._read(path)]
+    def known(self) -> list[list[pa.RecordBatch]]:
+        """For each earlier run that was killed, newest last, its batches."""
+        return [list(self._read(path)) for path in self._old]
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Adds one batch; it outlives this process from here on."""

@@ -1,7 +1,7 @@
 """A manifest: a table with one line per image, `path` and, where there are any, `label` and `caption`.
 
-In: CSV with a header line, JSON lines, or Parquet. Out: rows for the files it names. Paths are taken relative to the manifest's
-own folder. A label is a number, a class name, or (JSON lines and Parquet) a list of these.
+In: CSV with a header line, JSON lines, or Parquet. Out: rows for the files it names. Paths are taken relative to the
+manifest's own folder. A label is a number, a class name, or (JSON lines and Parquet) a list of these.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The rows that every source yields, and what sources share: the class table, what is known already, text columns.
 
-In: columns as numpy arrays and lists. Out: Arrow record batches of schema `ROWS`, good and broken images alike; a broken one
-carries its reason. They go into the journal of a build and from there into the index.
+In: columns as numpy arrays and lists. Out: Arrow record batches of schema `ROWS`, good and broken images alike; a
+broken one carries its reason. They go into the journal of a build and from there into the index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 
 from ..errors import IndexFileError
 
-IMAGE_SUFFIXES = frozenset(["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heif", "heic"])
+IMAGE_SUFFIXES = frozenset(
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heif", "heic"]
+)
 """Extensions, in lower case, of files that are taken for images; whether they are is for the probe to say."""
 
 ROWS = pa.schema(
@@ -71,16 +73,10 @@ class Job:
 
     classes: Mapping[str, int] | None
     known: Mapping[str, pa.Table]
-    count_tokens: CountTokens
+    count_tokens: Callable[[Sequence[str | None]], list[int]]
     threads: int
     reused: int = 0
     ignored: int = 0
-
-
-class CountTokens(Protocol):
-    """Captions → token counts, 0 where there is none."""
-
-    def __call__(self, captions: Sequence[str | None]) -> list[int]: ...  # noqa: D102
 
 
 def make_rows(shard: str, names: pa.Array, columns: Mapping[str, Any], reasons: Mapping[int, str]) -> pa.RecordBatch:

@@ -1,7 +1,8 @@
 """A WebDataset tar: images with `.cls`, `.txt` or `.json` beside them, grouped by key, read in place.
 
-In: a plain tar. Out: rows whose offset and length point into it. The key is all of a member's name before the first dot of
-its base name. `.cls` holds a label, `.txt` a caption, `.json` an object with `label` (or `cls`) and `caption` (or `text`).
+In: a plain tar. Out: rows whose offset and length point into it. The key is all of a member's name before the first
+dot of its base name. `.cls` holds a label, `.txt` a caption, `.json` an object with `label` (or `cls`) and `caption`
+(or `text`).
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class TarSource:
         known = job.known.get(self.shard)
         if known is not None and len(known) and bool(np.all(known["mtime_ns"].to_numpy() == mtime_ns)):
             job.reused += len(known)
-            for batch in known.to_batches():
-                yield 1.0, batch
+            # One batch again, so that a journal never holds half a tar.
+            yield 1.0, known.combine_chunks().to_batches()[0]
             return
         found = _packer.probe_tar(os.fsencode(self.shard), sorted(IMAGE_SUFFIXES), _TEXTS)
         job.ignored += found["others"]

@@ -1,7 +1,7 @@
 """Caption → how many tokens it has, which is what planning needs of it.
 
-In: a Hugging Face `tokenizer.json` that the user names, or nothing: then a token is a byte of UTF-8. Out: counts, and the
-tokenizer's hash, which stands in the index so that another tokenizer is noticed.
+In: a Hugging Face `tokenizer.json` that the user names, or nothing: then a token is a byte of UTF-8. Out: counts, and
+the tokenizer's hash, which stands in the index so that another tokenizer is noticed.
 """
 
 from __future__ import annotations

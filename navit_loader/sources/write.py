@@ -174,24 +174,27 @@ def write_index(
     shards = pa.array([relative(shard, root) for shard in found.shards], pa.utf8())
     formats = pa.array(_packer.FORMAT_NAMES, pa.utf8())
     numbers = {shard: i for i, shard in enumerate(found.shards)}
-    with replacing(quarantine_path(output)) as quarantine, replacing(output) as file:
-        with pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
-            pending: list[pa.RecordBatch] = []
-            waiting = 0
-            for batch in batches():
-                _write_quarantine(quarantine, batch)
-                good = batch.filter(pc.is_null(batch["reason"]))
-                if len(good):
-                    number = numbers[batch["shard"].dictionary[0].as_py()]
-                    pending.append(_index_rows(good, schema, number, shards, formats, found.label_width))
-                    waiting += len(good)
-                while waiting >= BATCH_ROWS:
-                    table = pa.Table.from_batches(pending)
-                    writer.write_batch(table.slice(0, BATCH_ROWS).combine_chunks().to_batches()[0])
-                    pending = table.slice(BATCH_ROWS).to_batches()
-                    waiting -= BATCH_ROWS
-            if waiting:
-                writer.write_batch(pa.Table.from_batches(pending).combine_chunks().to_batches()[0])
+    with (
+        replacing(quarantine_path(output)) as quarantine,
+        replacing(output) as file,
+        pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression=None)) as writer,
+    ):
+        pending: list[pa.RecordBatch] = []
+        waiting = 0
+        for batch in batches():
+            _write_quarantine(quarantine, batch)
+            good = batch.filter(pc.is_null(batch["reason"]))
+            if len(good):
+                number = numbers[batch["shard"].dictionary[0].as_py()]
+                pending.append(_index_rows(good, schema, number, shards, formats, found.label_width))
+                waiting += len(good)
+            while waiting >= BATCH_ROWS:
+                table = pa.Table.from_batches(pending)
+                writer.write_batch(table.slice(0, BATCH_ROWS).combine_chunks().to_batches()[0])
+                pending = table.slice(BATCH_ROWS).to_batches()
+                waiting -= BATCH_ROWS
+        if waiting:
+            writer.write_batch(pa.Table.from_batches(pending).combine_chunks().to_batches()[0])
 
 
 def quarantine_path(output: str) -> str:

@@ -1,0 +1,225 @@
+"""The Rust engine. One section for each room: probe, pack, plan, render.
+
+Arrays are numpy; every function that works for long releases the interpreter's lock.
+"""
+
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+BUILD_PROFILE: str
+"""`release` or `debug`; benchmarks refuse a debug build."""
+
+# probe: bytes of a container -> size after orientation, format, or the reason why there is none
+
+FORMAT_NAMES: list[str]
+"""Formats by code."""
+FORMAT_BROKEN: int
+"""Format code of an image that cannot be used."""
+FORMAT_UNCHANGED: int
+"""Format code of a file that still has the known length and modification time, so it was not opened."""
+
+class _Headers(TypedDict):
+    """Columns, one value an image, and the broken ones.
+
+    width, height: i32, pixels after orientation; 0 where broken or unchanged. orientation: u8, EXIF, 1 to 8.
+    format: u8, see `FORMAT_NAMES`. length: i64, bytes; -1 where the file is gone. errors: (image, reason).
+    """
+
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    orientation: NDArray[np.uint8]
+    format: NDArray[np.uint8]
+    length: NDArray[np.int64]
+    errors: list[tuple[int, str]]
+
+class ProbedFiles(_Headers):
+    """What `probe_files` found; mtime_ns: i64, nanoseconds since 1970, -1 where the file is gone."""
+
+    mtime_ns: NDArray[np.int64]
+
+class ProbedTar(_Headers):
+    """What `probe_tar` found, in the order of the tar.
+
+    names, offset: of each image member, raw and i64. texts: (raw name, content, or None with the reason) of label and
+    caption members. others: members of other kinds. tar_length: bytes. fault: what ended the scan early, or is missing.
+    """
+
+    names: list[bytes]
+    offset: NDArray[np.int64]
+    texts: list[tuple[bytes, bytes | None, str | None]]
+    others: int
+    tar_length: int
+    fault: str | None
+
+def probe_files(
+    root: bytes,
+    names: bytes,
+    threads: int,
+    known: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+) -> ProbedFiles:
+    """Reads the headers of the files `root/name` for NUL-separated `names`.
+
+    Args:
+        root: folder; empty where names are absolute.
+        names: raw names joined by NUL.
+        threads: threads to use.
+        known: length and modification time for each name, -1 where unknown.
+
+    Raises:
+        IndexFileError: `known` is not as long as `names`.
+    """
+
+def probe_tar(path: bytes, images: list[str], texts: list[str]) -> ProbedTar:
+    """Scans one plain tar in place. What is wrong with it is part of the result.
+
+    Args:
+        path: raw path of the tar.
+        images: lower-case extensions of the members to probe.
+        texts: lower-case extensions of the members to return whole.
+    """
+
+def probe_bytes(data: bytes) -> tuple[int, int] | None:
+    """Height and width after orientation of an encoded image in memory; None where the bytes are no image."""
+
+# --------------------------------------------------------------------------------------------------------------------
+# pack and plan: integers in, integers out; see `navit_loader.packing`, `navit_loader.engine`, `navit_loader.config`
+
+BUILD_PROFILE: Literal[debug, release]
+"""How this extension was compiled; a benchmark refuses to measure a debug build."""
+
+def pack(
+    lengths: npt.NDArray[np.uint32],
+    capacity: int,
+    algorithm: str,
+    lookahead: int,
+    max_items: int,
+    text_lengths: npt.NDArray[np.uint32] | None,
+    text_capacity: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sequence and offset of each item; `navit_loader.pack` checks the arguments. Raises PackError."""
+
+@final
+class PlannedBatch:
+    """The planned images of one batch, as handed to `Renderer.submit`."""
+
+    def __new__(
+        cls, epoch: int, first: int, patch_size: int, batch_size: int, sequences: list[list[dict[str, Any]]]
+    ) -> PlannedBatch: ...
+    @property
+    def epoch(self) -> int:
+        """Epoch of the plan."""
+    @property
+    def first(self) -> int:
+        """Number of the first sequence in its epoch."""
+    @property
+    def patch_size(self) -> int:
+        """P of all its sequences."""
+    @property
+    def batch_size(self) -> int:
+        """B; sequences beyond `sequences` are masked."""
+    @property
+    def sequences(self) -> list[list[dict[str, Any]]]:
+        """For each sequence its images: row, key, crop, offset, kept, grid, flip, source and the second view's."""
+
+@final
+class Plan:
+    """A plan over the size columns of its indexes.
+
+    Args:
+        plan_json: `PlanConfig.to_json()`.
+        sources: for each index its `width`, `height` and `caption_tokens` as lists of i32 arrays.
+        streams: (index, selected rows u64 or None for all, weight). Raises PlanError or IndexFileError.
+    """
+
+    def __new__(
+        cls,
+        plan_json: str,
+        sources: list[dict[str, Any]],
+        streams: Sequence[tuple[int, npt.NDArray[np.uint64] | None, float]],
+    ) -> Plan: ...
+    @property
+    def epoch_images(self) -> int:
+        """Images of one epoch."""
+    @property
+    def num_blocks(self) -> int:
+        """Independently planned blocks of one epoch."""
+    def limits(self, label_width: int) -> dict[str, Any]:
+        """The limits that fix a batch's shapes, as `Renderer` takes them."""
+    def layout(self, epoch: int) -> Layout:
+        """How an epoch's sequences fall into batches. Raises StateError for an epoch out of range."""
+
+@final
+class Layout:
+    """How an epoch's sequences fall into batches: planned here, or from the counts that a daemon sent."""
+
+    @staticmethod
+    def remote(run: int, num_blocks: int) -> Layout:
+        """A layout whose counts come from elsewhere, by `extend`."""
+    @property
+    def run(self) -> int:
+        """Sequences that share a patch size inside a block; 0 with one patch size."""
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the epoch."""
+    @property
+    def known(self) -> int:
+        """Leading blocks whose count of sequences is known."""
+    @property
+    def num_sequences(self) -> int | None:
+        """Sequences of the epoch; None while blocks are unknown."""
+    def extend(self, counts: Sequence[int]) -> None:
+        """Adds the counts of the next blocks (remote), or restores all from the first on (local)."""
+    def counts(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
+        """Sequences of the blocks `start..stop`, planning what is missing with the lock released."""
+    def next(self, first: int, batch_size: int) -> int | None:
+        """Where the batch after the one at `first` starts; None where a remote layout needs more counts."""
+    def steps(self, first: int, batch_size: int, world_size: int, drop: bool) -> int:
+        """Steps of every rank from `first` on; a local layout plans what is unknown."""
+    def batch(self, first: int, batch_size: int) -> PlannedBatch:
+        """The batch at `first`: up to `batch_size` sequences, to the end of the run. Local layouts alone."""
+    def report(self, start: int, stop: int) -> dict[str, int]:
+        """What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest."""
+
+# --------------------------------------------------------------------------------------------------------------------
+# render: planned batches -> the fields of `PackedBatch`; see `navit_loader.engine`
+
+@final
+class Renderer:
+    """Threads that fill planned slots with pixels, within a bound of bytes.
+
+    Args:
+        render_json: `RenderConfig.to_json()`.
+        limits: from `Plan.limits`.
+        sources: for each index its columns, from `Index.columns`.
+    """
+
+    def __new__(cls, render_json: str, limits: dict[str, Any], sources: list[dict[str, Any]]) -> Renderer: ...
+    def submit(self, batch: PlannedBatch) -> Pending:
+        """Asks for a batch and returns at once. Raises RenderError after `close` or in a forked child."""
+    @property
+    def fd(self) -> int:
+        """An eventfd that becomes readable when some pending batch is ready."""
+    def stats(self) -> dict[str, Any]:
+        """Counts, and seconds per stage over all threads, since the start."""
+    def failures(self) -> list[dict[str, Any]]:
+        """The quarantine ledger so far."""
+    def close(self) -> None:
+        """Stops the threads; pending batches fail. Safe to call twice."""
+
+@final
+class Pending:
+    """A batch on its way."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` would return at once."""
+    def wait(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """The fields of `PackedBatch`; None on timeout. Raises RenderError."""
+    def cancel(self) -> None:
+        """Gives the batch up."""
+
+def render_images(images: list[Any], batch: PlannedBatch, limits: dict[str, Any], render_json: str) -> dict[str, Any]:
+    """Renders one planned batch from bytes or u8 `[H, W, 3]` arrays; row r of the plan is image r."""

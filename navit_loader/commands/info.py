@@ -1,0 +1,78 @@
+"""`navit-loader info INDEX`: what an index holds, on one screen."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+BAR = 32
+"""Characters of the longest bar."""
+SHOWN = 12
+"""Classes and reasons listed at most."""
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "info",
+        help="show what an index holds",
+        description="Counts, formats, sizes, aspect ratios, classes, quarantine.",
+    )
+    parser.add_argument("index", metavar="INDEX")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the summary."""
+    import numpy as np
+
+    from ..index import open_index
+
+    index = open_index(args.index)
+    columns = index.columns()
+    width, height, length = (np.concatenate(columns[name]) for name in ("width", "height", "length"))
+    print(f"{index.path}: {index.num_rows:,} images, {int(length.sum()) / 1e6:,.1f} MB, {len(index.shards):,} shards")
+    print(f"  data beneath {index.root}")
+    formats = np.concatenate([batch["format"].indices.to_numpy() for batch in index.table().to_batches()])
+    names = index.table()["format"].chunk(0).dictionary.to_pylist()
+    counts = np.bincount(formats, minlength=len(names))
+    print("  formats: " + ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True) if n))
+    turned = int((np.concatenate(columns["orientation"]) > 1).sum())
+    print(f"  turned by EXIF: {turned:,}")
+    if columns["caption_tokens"]:
+        tokens = np.concatenate(columns["caption_tokens"])
+        print(
+            f"  captions: {int((tokens > 0).sum()):,}, {tokens.mean():.1f} tokens in the mean, {tokens.max():,} at most"
+        )
+    side = np.sqrt(width.astype(np.float64) * height)
+    edges = [0.0, *(2.0**k for k in range(4, 14)), np.inf]
+    _histogram("side (square root of the area, pixels)", edges, np.histogram(side, edges)[0])
+    aspect = [0.0, 1 / 4, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2.0, 4.0, np.inf]
+    _histogram("aspect ratio (width / height)", aspect, np.histogram(width / height, aspect)[0])
+    labels = np.concatenate(columns["labels"])
+    given = np.bincount(labels[labels >= 0], minlength=len(index.classes))
+    unlabelled = int((labels.reshape(-1, index.label_width) < 0).all(axis=1).sum())
+    several = f", up to {index.label_width} labels an image" if index.label_width > 1 else ""
+    print(f"\nclasses: {len(index.classes):,}; unlabelled images: {unlabelled:,}{several}")
+    for label in np.argsort(-given, kind="stable")[:SHOWN]:
+        print(f"  {given[label]:>12,}  {index.classes[label]}")
+    if len(given) > SHOWN:
+        print(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
+    quarantine = index.quarantine()
+    print(f"\nquarantine: {len(quarantine):,}")
+    for line in quarantine[:SHOWN]:
+        print(f"  {line['uri']}: {line['reason']}")
+    if len(quarantine) > SHOWN:
+        print(f"  and {len(quarantine) - SHOWN:,} more in {index.path}.quarantine.jsonl")
+    return 0
+
+
+def _histogram(title: str, edges: Sequence[float], counts: Any) -> None:
+    """Prints a bar for each bin between the first and the last that hold anything."""
+    filled = [i for i, count in enumerate(counts) if count]
+    print(f"\n{title}")
+    for i in range(filled[0], filled[-1] + 1):
+        low, high = edges[i], edges[i + 1]
+        span = f"{low:g} and above" if high == float("inf") else f"{low:.4g} to {high:.4g}"
+        print(f"  {span:>18} {counts[i]:>12,}  {'#' * -(-int(counts[i]) * BAR // int(max(counts)))}")

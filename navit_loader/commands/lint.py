@@ -1,0 +1,53 @@
+"""`navit-loader lint INDEX`: decodes every image as training would, and reports the broken ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from . import ProgressLine
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "lint",
+        help="decode every image and report the broken ones",
+        description="Decodes every image of an index, as training does. Exit status 1 where any is broken.",
+    )
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line for each broken image")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Renders one evaluation epoch, small, and prints its ledger.
+
+    Raises:
+        IndexFileError: no such index.
+        RenderError: a fault that may pass, such as a refused permission, outlasted its retries.
+    """
+    from ..config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
+    from ..index import open_index
+    from ..loader import PackedLoader
+
+    index = open_index(args.index)
+    config = LoaderConfig(
+        data=DataConfig(batch_size=1),
+        plan=PlanConfig(sequence_length=512, max_images=64, max_tokens=64),
+        # Scaled decoding would skip coefficients of the picture, so it is off here.
+        render=RenderConfig(threads=max(0, args.threads), dct_scaling=False, failure_limit=1.0),
+    ).for_evaluation()
+    with ProgressLine("decoding") as line, PackedLoader(index, config, rank=0, world_size=1) as loader:
+        seen = 0
+        for batch in loader:
+            seen += int((batch.status > 0).sum())
+            line.update(seen / index.num_rows, f"{seen:,} images")
+        failures = sorted(loader.failures(), key=lambda failure: str(failure["uri"]))
+    for failure in failures:
+        print(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
+    if not args.json:
+        print(f"{index.path}: {seen - len(failures):,} of {seen:,} images decode, {len(failures):,} are broken")
+    return 1 if failures else 0

@@ -1,0 +1,84 @@
+"""Parts of an index as indexes of their own, such as a training and a held-out part.
+
+In: an index and the rows wanted. Out: an index file with the same class table, over the same data; no image is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import IndexFileError
+from .reader import Index
+from .write import survey, write_index
+
+
+def split_rows(index: Index, fraction: float, seed: int) -> np.ndarray[Any, Any]:
+    """Draws a share of every class (of the first label, where an image has several).
+
+    A row's draw depends on the seed and its name alone, so images that are added later move few others. Every class
+    gives its share rounded down or up, such that the total is the fraction of all rows, to the nearest image.
+
+    Args:
+        index: what to draw from.
+        fraction: the share, above 0 and below 1.
+        seed: another seed draws other images.
+
+    Returns:
+        bool `[num_rows]`, True for the drawn ones.
+
+    Raises:
+        IndexFileError: a fraction out of range, or one that leaves one of the parts empty.
+    """
+    if not 0 < fraction < 1:
+        raise IndexFileError(f"fraction is {fraction}; allowed: above 0 and below 1")
+    table = index.table()
+    keys = np.fromiter((_draw(seed, name.as_py()) for name in table["name"]), np.uint64, index.num_rows)
+    columns = index.columns()
+    labels = np.concatenate(columns["labels"]).reshape(-1, index.label_width)[:, 0]
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * fraction
+    taken = np.floor(exact).astype(np.int64)
+    rest = round(index.num_rows * fraction) - int(taken.sum())
+    # Largest remainders first; a tie goes to the lower label.
+    for i in np.argsort(taken - exact, kind="stable")[: max(0, rest)]:
+        taken[i] += 1
+    if not 0 < taken.sum() < index.num_rows:
+        raise IndexFileError(f"fraction {fraction} of {index.num_rows} images leaves one part empty; choose another")
+    drawn = np.zeros(index.num_rows, bool)
+    for label, count in zip(classes, taken, strict=True):
+        rows = np.flatnonzero(labels == label)
+        drawn[rows[np.argsort(keys[rows], kind="stable")[:count]]] = True
+    return drawn
+
+
+def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.PathLike[str]) -> None:
+    """Writes the rows of `index` where `keep` (bool `[num_rows]`) as an index at `output`.
+
+    Raises:
+        IndexFileError: no row is kept, or the output cannot be written.
+    """
+    if not keep.any():
+        raise IndexFileError(f"no row of '{index.path}' is kept; an index needs one at least")
+    rows = index.as_rows()
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        start = 0
+        for batch in rows:
+            kept = keep[start : start + len(batch)]
+            start += len(batch)
+            if kept.any():
+                yield batch.filter(pa.array(kept))
+
+    path = os.path.abspath(os.fspath(output))
+    found = survey(batches, index.root, index.classes)
+    write_index(path, batches, found, index.root, index.classes, index.tokenizer)
+
+
+def _draw(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
