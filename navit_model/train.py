@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from navit_loader import PackedLoader, RemoteLoader
-from navit_loader.batch import PackedBatch
+from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ConfigError, ModelError, NavitError
 
 from . import checkpoint, report
@@ -127,7 +127,9 @@ class Trainer:
                         "resume with the same value, or start another run"
                     )
         if start.classes != self.classes:
-            raise ModelError(f"'{start.path}' was trained on other classes than the loader now gives; index the same folder")
+            raise ModelError(
+                f"'{start.path}' was trained on other classes than the loader now gives; index the same folder"
+            )
         start.restore(self.model, self.average, self.optimizer)
         other = self.run_config.train.allow_render_change
         self.loader.load_state_dict(start.state["loader"], other_renderer=other)
@@ -192,7 +194,7 @@ class Trainer:
         rate = learning_rate(self.step, config)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        mine = sum(batch.num_images for batch in group)
+        mine = sum(int(((batch.status == OK) & (batch.labels[..., 0] >= 0)).sum()) for batch in group)
         count = world.sum(torch.tensor(float(mine), device=world.device)).clamp(min=1)
         self.forward.train()
         total = torch.zeros((), device=world.device)
@@ -200,7 +202,7 @@ class Trainer:
             with self._no_sync(i + 1 < len(group)):
                 loss = self._loss(batch.to(world.device, non_blocking=True))
                 # DDP averages the gradients over the ranks; times their number, that is the sum.
-                (loss * (world.size / count)).backward()
+                (loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         self.optimizer.step()
@@ -274,7 +276,9 @@ class Trainer:
             )
             scores.append(score)
             journal.write("eval", self.step, **score.to_dict())
-            journal.say(f"step {self.step}: {score.accuracy:.2%} of {score.images} held-out images at {score.tokens} tokens")
+            journal.say(
+                f"step {self.step}: {score.accuracy:.2%} of {score.images} held-out images at {score.tokens} tokens"
+            )
         return scores
 
 
