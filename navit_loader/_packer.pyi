@@ -3,10 +3,29 @@
 Arrays are numpy; every function that works for long releases the interpreter's lock.
 """
 
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Any, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = [
+    "BUILD_PROFILE",
+    "FORMAT_BROKEN",
+    "FORMAT_NAMES",
+    "FORMAT_UNCHANGED",
+    "Layout",
+    "Pending",
+    "Plan",
+    "PlannedBatch",
+    "Renderer",
+    "__version__",
+    "pack",
+    "probe_bytes",
+    "probe_files",
+    "probe_tar",
+    "render_images",
+]
 
 __version__: str
 BUILD_PROFILE: str
@@ -21,6 +40,7 @@ FORMAT_BROKEN: int
 FORMAT_UNCHANGED: int
 """Format code of a file that still has the known length and modification time, so it was not opened."""
 
+@type_check_only
 class _Headers(TypedDict):
     """Columns, one value an image, and the broken ones.
 
@@ -35,11 +55,13 @@ class _Headers(TypedDict):
     length: NDArray[np.int64]
     errors: list[tuple[int, str]]
 
+@type_check_only
 class ProbedFiles(_Headers):
     """What `probe_files` found; mtime_ns: i64, nanoseconds since 1970, -1 where the file is gone."""
 
     mtime_ns: NDArray[np.int64]
 
+@type_check_only
 class ProbedTar(_Headers):
     """What `probe_tar` found, in the order of the tar.
 
@@ -84,21 +106,17 @@ def probe_tar(path: bytes, images: list[str], texts: list[str]) -> ProbedTar:
 def probe_bytes(data: bytes) -> tuple[int, int] | None:
     """Height and width after orientation of an encoded image in memory; None where the bytes are no image."""
 
-# --------------------------------------------------------------------------------------------------------------------
 # pack and plan: integers in, integers out; see `navit_loader.packing`, `navit_loader.engine`, `navit_loader.config`
 
-BUILD_PROFILE: Literal[debug, release]
-"""How this extension was compiled; a benchmark refuses to measure a debug build."""
-
 def pack(
-    lengths: npt.NDArray[np.uint32],
+    lengths: NDArray[np.uint32],
     capacity: int,
     algorithm: str,
     lookahead: int,
     max_items: int,
-    text_lengths: npt.NDArray[np.uint32] | None,
+    text_lengths: NDArray[np.uint32] | None,
     text_capacity: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sequence and offset of each item; `navit_loader.pack` checks the arguments. Raises PackError."""
 
 @final
@@ -138,7 +156,7 @@ class Plan:
         cls,
         plan_json: str,
         sources: list[dict[str, Any]],
-        streams: Sequence[tuple[int, npt.NDArray[np.uint64] | None, float]],
+        streams: Sequence[tuple[int, NDArray[np.uint64] | None, float]],
     ) -> Plan: ...
     @property
     def epoch_images(self) -> int:
@@ -170,9 +188,9 @@ class Layout:
     @property
     def num_sequences(self) -> int | None:
         """Sequences of the epoch; None while blocks are unknown."""
-    def extend(self, counts: Sequence[int]) -> None:
+    def extend(self, counts: Sequence[int] | NDArray[np.uint32]) -> None:
         """Adds the counts of the next blocks (remote), or restores all from the first on (local)."""
-    def counts(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
+    def counts(self, start: int, stop: int) -> NDArray[np.uint32]:
         """Sequences of the blocks `start..stop`, planning what is missing with the lock released."""
     def next(self, first: int, batch_size: int) -> int | None:
         """Where the batch after the one at `first` starts; None where a remote layout needs more counts."""
@@ -183,7 +201,6 @@ class Layout:
     def report(self, start: int, stop: int) -> dict[str, int]:
         """What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest."""
 
-# --------------------------------------------------------------------------------------------------------------------
 # render: planned batches -> the fields of `PackedBatch`; see `navit_loader.engine`
 
 @final

@@ -1,7 +1,8 @@
 """`PackedBatch`: what the loader hands to the model, and what travels on the wire.
 
 In: arrays filled by the Rust renderer (`navit_loader._packer`) or received by `RemoteLoader`. Out: the same fields as
-numpy arrays, or as torch tensors after `PackedBatch.to`. Every shape is static for a given configuration and patch size.
+numpy arrays, or as torch tensors after `PackedBatch.to`. Every shape is static for a given configuration and patch
+size.
 
 Legend: P patch side in pixels · C = 3 · L tokens per sequence · B sequences · E images per sequence at most ·
 M tokens of one image at most · K label columns · Lt text tokens per sequence.
@@ -30,7 +31,8 @@ class View:
 
     Attributes:
         patches: u8 `[B, L, P·P·3]`, pixels of each patch, row-major, channels last, not normalised; 0 in padding.
-        positions: i16 `[B, L, 2]`, (y, x) in the image's full grid; prefix token j of an image is (−1, j); padding (−1, −1).
+        positions: i16 `[B, L, 2]`, (y, x) in the image's full grid; prefix token j of an image is (−1, j); padding
+        (−1, −1).
         segment_ids: i16 `[B, L]`, which image of the sequence; −1 for padding and for tokens of a failed image.
         cu_seqlens: i32 `[B·(E + ⌈L/M⌉) + 1]`, offsets over the flattened B·L tokens: sequence by sequence its images (a
             failed one keeps its segment), then its padding in real segments of at most M; then repeats of B·L.

@@ -1,7 +1,8 @@
 """Configuration: TOML and Python alike, every key checked where it is read.
 
 In: a TOML file, a mapping, or keyword arguments. Out: frozen dataclasses. A wrong key or value is refused with its full
-name, its value, and what is allowed. Each dataclass checks itself (`__post_init__`), so Python callers get the same words.
+name, its value, and what is allowed. Each dataclass checks itself (`__post_init__`), so Python callers get the same
+words.
 The sections `[model]` and `[train]` belong to `navit_model`, which reads them with `parse` too.
 """
 
@@ -61,7 +62,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise ConfigError(f"{where} = {value!r} is not allowed; choose one of {', '.join(map(repr, args))}")
         return value
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
@@ -118,7 +119,7 @@ class Order:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.block >= 1, "block", self.block, "at least 1")
-        require(1 <= self.window and self.window * self.block <= 2**31, "window", self.window, "at least 1")
+        require(self.window >= 1 and self.window * self.block <= 2**31, "window", self.window, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ class Resolution:
     """`[plan.resolution]`: the size at which an image is seen (NaViT, section 2.2 and appendix B.2).
 
     Attributes:
-        kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's own
+        kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's
+        own
             size; `budget` scales to the most patches that fit `max_tokens`, aspect ratio kept (Pix2Struct).
         unit: draw the `side` (square root of the area) or the `area` (its square).
         low: smallest side in pixels.
@@ -158,7 +160,8 @@ class Schedule:
 
     Attributes:
         kind: `constant` leaves `plan.drop.rate` alone; `linear` goes from `start` to `end` over `images`; `sigmoid` is
-            ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix B.4) between `start` and `end`, decreasing
+            ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix B.4) between `start` and `end`,
+            decreasing
             where end < start.
         start: mean rate at n = 0 (linear) or n → −∞ (sigmoid).
         end: mean rate at and after n = `images` (linear) or n → ∞ (sigmoid).
@@ -188,7 +191,8 @@ class Drop:
 
     Attributes:
         kind: `none`; `constant` (PatchDropout); `beta`: d = u·max_rate with u ~ Beta of mean rate/max_rate and variance
-            0.3·m·(1 − m); `resolution_dependent`: N(μ, std) cut at two standard deviations, μ linear in the tokens before
+            0.3·m·(1 − m); `resolution_dependent`: N(μ, std) cut at two standard deviations, μ linear in the tokens
+            before
             drop, from `min_rate` at the smallest to `max_rate` at the largest configured size.
         rate: mean drop rate, for `constant` and `beta`.
         min_rate: rate at the smallest size, for `resolution_dependent`.
@@ -346,7 +350,7 @@ class PlanConfig:
             f"empty or {len(self.patch_sizes)} values, one per patch size",
         )
         _check_weights("patch_weights", self.patch_weights)
-        require(1 <= self.patch_run, "patch_run", self.patch_run, "at least 1")
+        require(self.patch_run >= 1, "patch_run", self.patch_run, "at least 1")
         require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
         require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
         require(self.virtual_epoch >= 0, "virtual_epoch", self.virtual_epoch, "at least 0")
@@ -443,7 +447,7 @@ class RenderConfig:
         require(0 <= self.threads <= 1024, "threads", self.threads, "between 0 and 1024")
         require(0 <= self.fetch_threads <= 1024, "fetch_threads", self.fetch_threads, "between 0 and 1024")
         require(1 <= self.prefetch <= 1024, "prefetch", self.prefetch, "between 1 and 1024 batches")
-        require(16 <= self.memory_mb, "memory_mb", self.memory_mb, "at least 16 MiB")
+        require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
         require(all(0 <= v <= 255 for v in self.background), "background", self.background, "three values in 0..255")
         require(1 <= self.max_pixels <= 2**31, "max_pixels", self.max_pixels, "between 1 and 2**31")
         require(0 <= self.retries <= 100, "retries", self.retries, "between 0 and 100")
@@ -471,7 +475,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.bind.startswith(("tcp://", "ipc://")), "bind", self.bind, "tcp://HOST:PORT or ipc://PATH")
-        require(16 <= self.memory_mb, "memory_mb", self.memory_mb, "at least 16 MiB")
+        require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
         require(0.05 <= self.heartbeat_s <= 60, "heartbeat_s", self.heartbeat_s, "between 0.05 and 60 seconds")
 
 

@@ -1,6 +1,7 @@
 """`Engine`: one plan and one renderer over opened indexes. `PackedLoader` and the daemon are built on it.
 
-In: a configuration and its indexes. Out: batches by name, `(epoch, first sequence, batch size)`, and the two identities:
+In: a configuration and its indexes. Out: batches by name, `(epoch, first sequence, batch size)`, and the two
+identities:
 `plan_id` covers everything that decides what goes where, `render_id` everything that decides the pixels.
 """
 

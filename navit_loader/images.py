@@ -1,6 +1,7 @@
 """`pack_images`: images in memory → one `PackedBatch`, without an index, so that any torch `Dataset` works.
 
-In: arrays, PIL images or encoded bytes. Out: a batch with as many sequences as they need. Planned and rendered by the same
+In: arrays, PIL images or encoded bytes. Out: a batch with as many sequences as they need. Planned and rendered by the
+same
 engine as `PackedLoader`: image i of the list has `image_ids` i.
 """
 

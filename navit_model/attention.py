@@ -1,6 +1,7 @@
 """Attention over segments: one function, several backends, all equal to the plain one.
 
-In: queries, keys and values of all tokens of a batch, flattened, and where each segment starts. Out: each token attended to
+In: queries, keys and values of all tokens of a batch, flattened, and where each segment starts. Out: each token
+attended to
 its own segment alone. What a backend needs besides (`Segments`) is made once per forward pass, never per layer.
 
 Shapes: T = B·L tokens · H heads · K = D/H channels of a head.
@@ -56,12 +57,12 @@ def choose(name: str, device: torch.device) -> Backend:
     raise ModelError(f"attention = {name!r} is not known; choose 'auto' or one of {', '.join(BACKENDS)}")
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _groups(cu_seqlens: Tensor) -> tuple[tuple[Tensor, int, int], ...]:
     starts = cu_seqlens.to("cpu", torch.int64)
     lengths = starts.diff()
     found = []
-    for length in lengths.unique().tolist():
+    for length in torch.unique(lengths).tolist():
         if length > 0:
             first = starts[:-1][lengths == length]
             tokens = (first[:, None] + torch.arange(length)).flatten()
@@ -96,13 +97,14 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
         from torch.nn.attention.varlen import varlen_attn
 
         cu, longest = where.cu_seqlens, where.max_seqlen
-        return varlen_attn(q_THK, k_THK, v_THK, cu, cu, longest, longest)
+        out: Tensor = varlen_attn(q_THK, k_THK, v_THK, cu, cu, longest, longest)  # type: ignore[assignment]
+        return out
     if where.same is not None:
         q, k, v = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
         return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=where.same)[0].transpose(0, 1)
     parts = []
     for tokens, n, t in where.groups:
-        q, k, v = (x[tokens].unflatten(0, (n, t)).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
+        q, k, v = (x[tokens].view(n, t, *x.shape[1:]).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
         parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
     order = torch.cat([tokens for tokens, _, _ in where.groups])
     return torch.empty_like(q_THK).index_copy(0, order, torch.cat(parts))

@@ -81,6 +81,8 @@ class NaViTConfig:
         """
         size, _, patch = name.partition("/")
         if size not in PRESETS or not patch.isdigit():
-            raise ConfigError(f"preset {name!r} is not known; take {', '.join(PRESETS)} with a patch size, as in 'B/16'")
+            raise ConfigError(
+                f"preset {name!r} is not known; take {', '.join(PRESETS)} with a patch size, as in 'B/16'"
+            )
         width, depth, heads = PRESETS[size]
         return replace(cls(width=width, depth=depth, heads=heads, patch_size=int(patch)), **changes)

@@ -81,7 +81,7 @@ def predict(model: nn.Module, batch: PackedBatch, device: torch.device, sigmoid:
         device: where to compute.
         sigmoid: the model was trained with one sigmoid per class.
     """
-    logits = model(batch.to(device)).float()
+    logits: Tensor = model(batch.to(device)).float()
     return logits.sigmoid() if sigmoid else logits.softmax(-1)
 
 

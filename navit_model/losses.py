@@ -1,6 +1,7 @@
 """Losses over packed images: summed, so that the trainer can divide by the global number of images.
 
-In: logits `[B, E, classes]` and the batch. Out: `(sum, count)` as device scalars; images that are absent, failed or unlabelled
+In: logits `[B, E, classes]` and the batch. Out: `(sum, count)` as device scalars; images that are absent, failed or
+unlabelled
 count for nothing, and what stands in their slots never reaches a gradient.
 """
 

@@ -1,6 +1,7 @@
 """NaViT: a vision transformer over packed images of any size (arXiv 2307.06304).
 
-In: a `PackedBatch` on the model's device. Out: logits of each image, `[B, E, classes]`. Every shape is static, and nothing of
+In: a `PackedBatch` on the model's device. Out: logits of each image, `[B, E, classes]`. Every shape is static, and
+nothing of
 the batch is read on the host.
 
 Shapes: B sequences · L tokens · T = B·L · D width · H heads · K = D/H · E images per sequence · N = B·E image slots.
@@ -82,8 +83,12 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         area = config.patch_size**2
         self.proj = nn.Linear(area * 3, config.width)
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", (1 / (255 * torch.tensor(config.std))).repeat(area), persistent=False)
-        self.register_buffer("shift", (-torch.tensor(config.mean) / torch.tensor(config.std)).repeat(area), persistent=False)
+        self.register_buffer(
+            "shift", (-torch.tensor(config.mean) / torch.tensor(config.std)).repeat(area), persistent=False
+        )
         nn.init.trunc_normal_(self.proj.weight, std=(area * 3) ** -0.5)
         nn.init.zeros_(self.proj.bias)
 
@@ -139,7 +144,8 @@ class Block(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """One learned query per head attends to the tokens of each image (MAP: Zhai et al., arXiv 2106.04560, section 3.2)."""
+    """One learned query per head attends to the tokens of each image (MAP: Zhai et al., arXiv 2106.04560, section
+    3.2)."""
 
     def __init__(self, config: NaViTConfig) -> None:
         super().__init__()
@@ -158,7 +164,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x_BLD: Tensor, segment_ids: Tensor, images: int) -> Tensor:
         """`[B, L, D]` and i16 `[B, L]` → `[B, E, D]`: a softmax over each image's tokens, by scattering, no loop."""
-        B, L, D = x_BLD.shape
+        B, _L, D = x_BLD.shape
         real = (segment_ids >= 0).flatten()
         row = torch.arange(B, device=x_BLD.device)[:, None] * images
         # Tokens of no image go to a slot of their own, behind the others, which is cut off.
@@ -167,7 +173,9 @@ class AttentionPooling(nn.Module):
         k_THK, v_THK = self.kv(x_TD).unflatten(1, (2, self.heads, -1)).unbind(1)
         score_TH = (k_THK * self.query).sum(-1).float() * (D // self.heads) ** -0.5
         index = slot_T[:, None].expand_as(score_TH)
-        top = score_TH.new_full((B * images + 1, self.heads), -torch.inf).scatter_reduce(0, index, score_TH.detach(), "amax")
+        top = score_TH.new_full((B * images + 1, self.heads), -torch.inf).scatter_reduce(
+            0, index, score_TH.detach(), "amax"
+        )
         weight_TH = (score_TH - top.gather(0, index)).exp()
         total = torch.zeros_like(top).index_add(0, slot_T, weight_TH).clamp_min(torch.finfo(torch.float32).tiny)
         share_TH = (weight_TH / total[slot_T]).to(v_THK.dtype)

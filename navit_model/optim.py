@@ -20,7 +20,9 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
     Scales of norms, biases and lone vectors are not decayed; position tables and the patch embedding are matrices and are.
     """
-    body, head, rest = [], [], []
+    body: list[Tensor] = []
+    head: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             group = rest if parameter.ndim < 2 else head if name.startswith(HEAD) else body

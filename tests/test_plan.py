@@ -106,10 +106,15 @@ def test_every_image_once_and_no_limit_passed(config: PlanConfig, n: int, epoch:
             assert image["offset"] == offset
             assert 1 <= image["kept"] <= h * w <= config.max_tokens - config.prefix_tokens
             offset += config.prefix_tokens + image["kept"]
-            assert 0 <= top and top + height <= source["height"][0][row] and height >= 1
-            assert 0 <= left and left + width <= source["width"][0][row] and width >= 1
+            assert top >= 0
+            assert top + height <= source["height"][0][row]
+            assert height >= 1
+            assert left >= 0
+            assert left + width <= source["width"][0][row]
+            assert width >= 1
             if not config.resolution.upscale:
-                assert h * patch <= max(height, patch) and w * patch <= max(width, patch)
+                assert h * patch <= max(height, patch)
+                assert w * patch <= max(width, patch)
             if config.drop.kind == "none" and config.fit == "none":
                 assert image["kept"] == h * w
             if config.teacher:
@@ -225,7 +230,8 @@ def test_threads_and_block_order_change_nothing() -> None:
 
 
 def test_draws_are_independent_of_batch_order_and_block_size() -> None:
-    """A draw belongs to (seed, source, source epoch, row): cutting blocks elsewhere moves images, never changes them."""
+    """A draw belongs to (seed, source, source epoch, row): cutting blocks elsewhere moves images, never changes
+    them."""
 
     def by_row(block: int) -> dict[int, Any]:
         config = dataclasses.replace(MIXED, block_images=block, patch_sizes=(8,), virtual_epoch=0)
@@ -362,7 +368,8 @@ def test_resolution_dependent_drop_is_linear_in_tokens() -> None:
     ],
 )
 def test_schedule_sets_the_rate_at_an_absolute_count(schedule: Schedule, at: Any) -> None:
-    """Appendix B.4: ρ is the mean rate itself, a function of the images planned since the first step over all epochs."""
+    """Appendix B.4: ρ is the mean rate itself, a function of the images planned since the first step over all
+    epochs."""
     config = PlanConfig(
         patch_sizes=(4,),
         max_tokens=1024,
