@@ -73,6 +73,8 @@ class RemoteLoader(Steps):
             raise ConfigError(f"prefetch = {prefetch} is not allowed; it must be at least 1")
         if remainder not in (None, "fill", "drop"):
             raise ConfigError(f"remainder = {remainder!r} is not allowed; choose 'fill' or 'drop'")
+        if batch_size is not None and batch_size > 65536:
+            raise ConfigError(f"batch_size = {batch_size} is not allowed; it must be at most 65536")
         super().__init__(rank, world_size, 1 if batch_size is None else batch_size, False)
         memory = memory_mb * 2**20
         self._connection = Connection(

@@ -358,13 +358,12 @@ class Connection:
                 endpoint.why = "connected, but it says nothing"
             elif event == zmq.EVENT_DISCONNECTED:
                 self._hang_up(endpoint, "the connection broke" if endpoint.ready else "it hung up before its hello")
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._hang_up(endpoint, "it refused this client's key; is the key on its allow-list?")
+            elif self._keys is None:
+                self._hang_up(endpoint, "it hung up in the handshake; if it demands keys, give keys=FOLDER")
             else:
-                self._hang_up(
-                    endpoint,
-                    "it refused this client's key; is the key on its allow-list?"
-                    if self._keys is not None
-                    else "it demands keys; give keys=FOLDER, made by navit-loader keys",
-                )
+                self._hang_up(endpoint, "it hung up in the handshake; does it serve with other keys, or with none?")
 
     def _take(self, endpoint: Endpoint) -> None:
         while endpoint.socket is not None:

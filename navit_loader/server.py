@@ -99,6 +99,7 @@ class Server:
         self._layouts: deque[tuple[Session, Request]] = deque()
         self._layout_busy = False
         self._freed: deque[tuple[Session, int]] = deque()
+        self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
         self._unsent = 0  # batches that ZeroMQ still holds
         self._done: deque[tuple[Session, Reply, list[Any]]] = deque()
         self._said: dict[str, float] = {}
@@ -164,6 +165,9 @@ class Server:
             self._finish()
             self._start()
             self._look_after()
+            for session, why in self._lost.items():
+                self._forget(session, why)
+            self._lost.clear()
             if self._stopping and deadline == float("inf"):
                 deadline = time.monotonic() + DRAIN_S
                 self._refuse_waiting()
@@ -432,7 +436,7 @@ class Server:
             if request.first > layout.num_blocks:
                 raise ServiceError(f"block {request.first} was asked for; there are {layout.num_blocks}")
             counts = layout.counts(request.first, min(request.first + request.count, layout.num_blocks))
-            frames.append(memoryview(counts.astype("<u4")).cast("B") if len(counts) else b"")
+            frames.append(memoryview(counts.astype("<u4").data).cast("B") if len(counts) else b"")
             reply = Reply("layout", request.id, run=layout.run, num_blocks=layout.num_blocks)
         except NavitError as e:
             reply = protocol.error_reply(request.id, e)
@@ -449,12 +453,12 @@ class Server:
         except zmq.Again:
             self.counts["overflow"] += 1
             if peer in self.sessions:
-                self._forget(self.sessions[peer], "reads none of its answers")
+                self._lost[self.sessions[peer]] = "reads none of its answers"
         except zmq.ZMQError as e:
             if e.errno != zmq.EHOSTUNREACH:
                 raise
             if peer in self.sessions:
-                self._forget(self.sessions[peer], "disconnected")
+                self._lost[self.sessions[peer]] = "disconnected"
 
     def _refuse(self, peer: bytes, request: Request, error: str, message: str) -> None:
         self.counts[f"refused_{error}"] += 1

@@ -43,7 +43,7 @@ rate = 0.3
 """Several planning blocks, two patch sizes, runs shorter than an epoch."""
 
 
-def make_images(folder: Path, count: int = 240, seed: int = 1) -> None:
+def make_images(folder: Path, count: int = 480, seed: int = 1) -> None:
     """Small JPEG and PNG files of two classes; one in twenty has a good header and no good pixels."""
     rng = np.random.default_rng(seed)
     for i in range(count):
@@ -59,7 +59,7 @@ def make_images(folder: Path, count: int = 240, seed: int = 1) -> None:
         path.write_bytes(raw)
 
 
-def make_config(folder: Path, plan: str = PLAN, *, batch_size: int = 4, serve: str = "", count: int = 240) -> Path:
+def make_config(folder: Path, plan: str = PLAN, *, batch_size: int = 4, serve: str = "", count: int = 480) -> Path:
     """Images, index and configuration in a folder; the path of the TOML file."""
     make_images(folder / "images", count)
     build_index(folder / "images", folder / "train.arrow")

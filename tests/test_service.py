@@ -113,7 +113,7 @@ def test_resume_onto_other_world_sizes_gives_each_sequence_exactly_once(daemon: 
         whole = sequences(loader)  # type: ignore[arg-type]
     seen: list[Any] = []
     state: dict[str, Any] | None = None
-    for world, steps, batch_size in ((4, 2, 4), (2, 3, 2), (3, None, 4)):
+    for world, steps, batch_size in ((4, 2, 2), (2, 3, 3), (3, None, 4)):
         states = []
         for rank in range(world):
             with RemoteLoader(
@@ -134,7 +134,8 @@ def test_rank_and_world_come_from_torchruns_environment(daemon: Daemon, monkeypa
     with RemoteLoader([daemon.endpoint]) as loader:
         assert (loader.rank, loader.world_size) == (2, 3)
         first = next(iter(loader))
-    assert first.sequence == 8
+    with RemoteLoader([daemon.endpoint], rank=0, world_size=1) as loader:
+        assert first.sequence == [b.sequence for b in itertools.islice(loader, 3)][2]
 
 
 def test_a_state_of_another_plan_is_refused_with_both_named(daemon: Daemon) -> None:
@@ -176,14 +177,18 @@ def test_several_plans_from_one_daemon(config: Path, tmp_path: Path, expected: l
 
 def test_a_render_error_arrives_as_one(tmp_path: Path) -> None:
     config = make_config(tmp_path, count=60)
-    config.write_text(config.read_text().replace("failure_limit = 1.0", "failure_limit = 0.00001"))
+    config.write_text(config.read_text().replace("[render]", "[render]\nretries = 1"))
+    # A link to itself is no damaged image but a file out of reach, which may pass: the request fails and names it.
+    path = tmp_path / "images" / "a" / "0004.jpg"
+    path.unlink()
+    path.symlink_to(path)
     with PackedLoader(config=load(config)) as local, pytest.raises(RenderError) as here:
         list(local)
     with Daemon(config) as daemon, RemoteLoader([daemon.endpoint]) as loader:
         with pytest.raises(RenderError) as there:
             list(loader)
-    assert daemon.endpoint in str(there.value)
-    assert str(there.value).split(": ", 1)[1][:40] == str(here.value)[:40]
+    assert str(path) in str(here.value)
+    assert str(there.value) == f"{daemon.endpoint}: {here.value}"
 
 
 # --- what goes wrong before the first batch ---------------------------------------------------------------------------
@@ -212,7 +217,7 @@ def test_endpoints_that_cannot_be_are_refused_by_name(endpoints: Any, message: s
 
 def test_a_batch_that_does_not_fit_is_refused_with_both_sizes(daemon: Daemon) -> None:
     with pytest.raises(ServiceError, match=r"a batch of 60000 sequences takes [0-9,]+ bytes; memory_mb allows"):
-        RemoteLoader([daemon.endpoint], batch_size=60000)
+        RemoteLoader([daemon.endpoint], batch_size=60000, memory_mb=64)
     with pytest.raises(ConfigError, match="prefetch = 0"):
         RemoteLoader([daemon.endpoint], prefetch=0)
 
@@ -307,7 +312,10 @@ def test_clients_of_one_daemon_get_equal_shares(config: Path) -> None:
     with Daemon(slow) as daemon:
         clients = [
             subprocess.Popen(
-                [sys.executable, "-c", worker, daemon.endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", worker, daemon.endpoint],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for _ in range(6)
         ]
@@ -320,4 +328,3 @@ def test_clients_of_one_daemon_get_equal_shares(config: Path) -> None:
             client.stdin.flush()
         served = np.array([int(client.communicate()[0]) for client in clients])
     assert served.min() >= 0.75 * served.mean(), served
-

@@ -115,9 +115,7 @@ def test_a_daemon_that_is_stopped_for_longer_than_its_heartbeats(
             read_until(loader, expected, lambda: stops >= 3)
 
 
-def test_past_its_deadline_a_batch_is_asked_for_elsewhere(
-    config: Path, expected: list[list[tuple[Any, ...]]]
-) -> None:
+def test_past_its_deadline_a_batch_is_asked_for_elsewhere(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
     with Daemon(config) as slow, Daemon(config) as good:
         # Heartbeats every minute: only the deadline can notice.
         addresses = [slow.endpoint, good.endpoint]
@@ -132,9 +130,7 @@ def test_past_its_deadline_a_batch_is_asked_for_elsewhere(
             slow.signal(signal.SIGCONT)
 
 
-def test_connections_that_are_cut_in_the_middle_of_a_frame(
-    config: Path, expected: list[list[tuple[Any, ...]]]
-) -> None:
+def test_connections_that_are_cut_in_the_middle_of_a_frame(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
     with Daemon(config) as daemon, Proxy(daemon.endpoint, cut_after=random_cuts(3, 2000, 400_000)) as proxy:
         with RemoteLoader([proxy.endpoint], shared=False, timeout_s=30) as loader:
             read_until(loader, expected, lambda: proxy.cuts >= 20)
