@@ -21,8 +21,8 @@ pub mod ledger;
 pub mod order;
 pub mod orient;
 pub mod pack;
-pub mod plan;
 pub mod patchify;
+pub mod plan;
 pub mod probe;
 #[cfg(feature = "python")]
 mod py;

@@ -154,6 +154,8 @@ pub struct Queue {
     low_water: usize,
     ahead_images: usize,
     ahead_bytes: usize,
+    /// File buffers in use at most: being filled, waiting, being decoded.
+    buffers: usize,
 }
 
 impl Queue {
@@ -177,6 +179,7 @@ impl Queue {
             low_water: 4 * (decoders + fetchers),
             ahead_images: 2 * decoders + fetchers,
             ahead_bytes: (bound / 8).max(1),
+            buffers: 3 * decoders + 2 * fetchers,
         }
     }
 
@@ -252,7 +255,7 @@ impl Queue {
     /// Gives a buffer back for the next file.
     pub fn spare(&self, buffer: Vec<u8>) {
         let mut state = lock(&self.state);
-        if buffer.capacity() <= KEEP_BUFFER && state.spare.len() < self.ahead_images {
+        if buffer.capacity() <= KEEP_BUFFER && state.spare.len() < self.buffers {
             state.spare.push(buffer);
         }
     }
