@@ -1,4 +1,4 @@
-"""The daemon and its client as real processes: the same batches as in process, whatever the transport, ranks and state."""
+"""Daemon and client as real processes: the same batches as in process, whatever the transport, ranks and state."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_several_plans_from_one_daemon(config: Path, tmp_path: Path, expected: l
     ):
         assert [digest(b) for _ in range(2) for b in first] == expected
         assert [digest(b) for b in second] == [digest(b) for b in local]
-        with pytest.raises(ServiceError, match="no plan 'third'.*config, other"):
+        with pytest.raises(ServiceError, match=r"no plan 'third'.*config, other"):
             RemoteLoader([daemon.endpoint], plan="third")
 
 
