@@ -1,0 +1,161 @@
+"""`navit-loader plan INDEX CONFIG`: what a plan does with an index, before any pixel is decoded."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+BINS = 40
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="show what a plan does with an index",
+        description="Plans one epoch from headers alone: sequences, padding, images a sequence, lateness, tokens kept "
+        "and dropped, steps a rank.",
+    )
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file; see docs/plan.md")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N")
+    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the epoch")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the distributions too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the summary."""
+    from ..config import LoaderConfig
+    from ..engine import Engine
+    from ..errors import ConfigError
+
+    if args.epoch < 0 or args.world_size < 1:
+        raise ConfigError(f"--epoch {args.epoch} --world-size {args.world_size}: at least 0 and at least 1")
+    config = LoaderConfig.from_toml(args.config)
+    with Engine(config, args.index) as engine:
+        summary = summarise(engine, args.epoch, args.world_size)
+        if args.json:
+            print(json.dumps(summary))
+        else:
+            _table(summary)
+        if args.html:
+            page = _page(summary, distributions(engine, args.epoch))
+            Path(args.html).write_text(page, encoding="utf-8")
+            if not args.json:
+                print(f"  wrote {args.html}")
+    return 0
+
+
+def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
+    """The figures of one planned epoch.
+
+    Args:
+        engine: an opened `Engine`.
+        epoch: which epoch.
+        world_size: ranks that share it.
+    """
+    layout = engine.layout(epoch)
+    report = layout.report(0, layout.num_blocks)
+    data = engine.config.data
+    slots, tokens = report["slots"], report["tokens"]
+    patches = tokens - report["images"] * engine.config.plan.prefix_tokens
+    return {
+        "plan_id": engine.plan_id,
+        "render_id": engine.render_id,
+        "epoch": epoch,
+        "images": report["images"],
+        "blocks": layout.num_blocks,
+        "sequences": report["sequences"],
+        "padding": 1 - tokens / slots,
+        "padding_inside": (slots - tokens - report["tail"]) / slots,
+        "images_per_sequence": report["images"] / report["sequences"],
+        "lateness": report["lateness"],
+        "tokens_kept": patches,
+        "tokens_dropped": report["dropped"],
+        "drop_rate": report["dropped"] / max(1, patches + report["dropped"]),
+        "moved_by_fit": report["moved"],
+        "moved_tokens_mean": report["moved_tokens"] / max(1, report["moved"]),
+        "steps_per_rank": layout.steps(0, data.batch_size, world_size, data.remainder == "drop"),
+        "world_size": world_size,
+        "batch_size": data.batch_size,
+    }
+
+
+def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("plan_id / render_id", f"{s['plan_id']} / {s['render_id']}"),
+        ("images", f"{s['images']:,} in {s['blocks']:,} block(s)"),
+        ("sequences", f"{s['sequences']:,} of {s['images_per_sequence']:.2f} images"),
+        ("padding", f"{s['padding']:.4%}, of it {s['padding_inside']:.6%} inside the blocks, the rest in their tails"),
+        ("lateness", f"{s['lateness']:,} images at most"),
+        ("tokens kept", f"{s['tokens_kept']:,}"),
+        ("tokens dropped", f"{s['tokens_dropped']:,} ({s['drop_rate']:.1%})"),
+        ("moved by fit", f"{s['moved_by_fit']:,} images by {s['moved_tokens_mean']:.1f} tokens"),
+        ("steps", f"{s['steps_per_rank']:,} on each of {s['world_size']} rank(s), {s['batch_size']} sequences a batch"),
+    ]
+
+
+def _table(summary: dict[str, Any]) -> None:
+    print(f"epoch {summary['epoch']}")
+    for name, value in _lines(summary):
+        print(f"  {name:<20} {value}")
+
+
+def distributions(engine: Any, epoch: int, most: int = 4096) -> dict[str, list[float]]:
+    """Tokens and side of each image, and fill of each sequence, of the first `most` sequences."""
+    layout = engine.layout(epoch)
+    found: dict[str, list[float]] = {"tokens of an image": [], "side of an image, pixels": [], "fill of a sequence": []}
+    length = engine.config.plan.sequence_length
+    prefix = engine.config.plan.prefix_tokens
+    first, total = 0, layout.counts(0, layout.num_blocks).sum()
+    while first < min(total, most):
+        batch = layout.batch(first, 256)
+        for images in batch.sequences:
+            for image in images:
+                h, w = image["grid"]
+                found["tokens of an image"].append(image["kept"])
+                found["side of an image, pixels"].append((h * w) ** 0.5 * batch.patch_size)
+            found["fill of a sequence"].append(sum(i["kept"] + prefix for i in images) / length)
+        first = layout.next(first, 256)
+    return found
+
+
+def _page(summary: dict[str, Any], found: dict[str, list[float]]) -> str:
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _lines(summary))
+    plots = "".join(f"<figure>{_bars(v)}<figcaption>{html.escape(k)}</figcaption></figure>" for k, v in found.items())
+    style = (
+        "body{font:15px system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2430}"
+        "table{border-collapse:collapse}th{text-align:left;font-weight:500;padding:.2rem 2rem .2rem 0}"
+        "figure{display:inline-block;width:31%;min-width:18rem;margin:1rem 1% 0 0}"
+        "figcaption{color:#566}rect{fill:#3b6fb6}text{font-size:11px;fill:#566}"
+    )
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>plan {summary['plan_id']}</title>"
+        f"<style>{style}</style><h1>Plan of epoch {summary['epoch']}</h1><table>{rows}</table>{plots}</html>"
+    )
+
+
+def _bars(values: list[float]) -> str:
+    """A histogram as SVG."""
+    import numpy as np
+
+    low, high = min(values), max(values)
+    counts, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
+    width, height, top = 320, 150, max(1, int(counts.max()))
+    step = width / BINS
+    bars = "".join(
+        f"<rect x='{i * step:.1f}' y='{height - height * c / top:.1f}' width='{step - 1:.1f}' height='{height * c /
+        top:.1f}'>"
+        f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {c:,}</title></rect>"
+        for i, c in enumerate(counts)
+    )
+    axis = (
+        f"<text x='0' y='{height + 14}'>{edges[0]:.4g}</text>"
+        f"<text x='{width}' y='{height + 14}' text-anchor='end'>{edges[-1]:.4g}</text>"
+    )
+    return f"<svg viewBox='0 0 {width} {height + 20}' role='img'>{bars}{axis}</svg>"
