@@ -68,11 +68,16 @@ class NaViT(nn.Module):
         return pooled if pre_logits else self.head(pooled).float()
 
     def _check(self, batch: PackedBatch) -> None:
-        """Host values alone: nothing is read from the device."""
+        """Host values alone: nothing is read from a GPU. There the trainer holds `plan.max_grid` to the tables."""
         if batch.patch_size != self.config.patch_size:
             raise ModelError(
                 f"the batch has patches of {batch.patch_size} pixels, the model takes {self.config.patch_size}; "
                 "set plan.patch_sizes and model.patch_size alike"
+            )
+        if batch.grids.device.type == "cpu" and (largest := int(batch.grids.max())) > self.config.max_grid:
+            raise ModelError(
+                f"an image has {largest} patches on a side, the position tables end at model.max_grid = "
+                f"{self.config.max_grid}; raise it, or lower plan.max_grid"
             )
 
 

@@ -149,8 +149,8 @@ def _bars(values: list[float]) -> str:
     width, height, top = 320, 150, max(1, int(counts.max()))
     step = width / BINS
     bars = "".join(
-        f"<rect x='{i * step:.1f}' y='{height - height * c / top:.1f}' width='{step - 1:.1f}' height='{height * c /
-        top:.1f}'>"
+        f"<rect x='{i * step:.1f}' y='{height - height * c / top:.1f}' width='{step - 1:.1f}' height='{
+            height * c / top:.1f}'>"
         f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {c:,}</title></rect>"
         for i, c in enumerate(counts)
     )
