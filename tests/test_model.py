@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_backends_equal_the_plain_one(lengths: list[int], empties: int, seed: in
         (out * base[3]).sum().backward()
         found.append((out.detach(), q.grad, k.grad, v.grad))
     # The plainest form of all: one segment at a time, written out.
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in itertools.pairwise(offsets):
         if end > start:
             q, k, v = (x[start:end].transpose(0, 1) for x in base[:3])
             plain = ((q @ k.transpose(1, 2)) / 8**0.5).softmax(-1) @ v
