@@ -148,12 +148,12 @@ def _bars(values: list[float]) -> str:
     counts, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
     width, height, top = 320, 150, max(1, int(counts.max()))
     step = width / BINS
-    bars = "".join(
-        f"<rect x='{i * step:.1f}' y='{height - height * c / top:.1f}' width='{step - 1:.1f}' height='{
-            height * c / top:.1f}'>"
-        f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {c:,}</title></rect>"
-        for i, c in enumerate(counts)
-    )
+    bars = ""
+    for i, count in enumerate(counts):
+        tall = height * count / top
+        title = f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {count:,}</title>"
+        place = f"x='{i * step:.1f}' y='{height - tall:.1f}' width='{step - 1:.1f}' height='{tall:.1f}'"
+        bars += f"<rect {place}>{title}</rect>"
     axis = (
         f"<text x='0' y='{height + 14}'>{edges[0]:.4g}</text>"
         f"<text x='{width}' y='{height + 14}' text-anchor='end'>{edges[-1]:.4g}</text>"
