@@ -111,11 +111,12 @@ def build_index(
     parameters = json.dumps([VERSION, table, tokens.hash])
     with Journal(path, parameters) as journal:
         known = journal.known()
-        if old is not None and old.table_given == table and old.tokenizer in ("", tokens.hash):
+        if old is not None:
+            same = old.table_given == table and old.tokenizer in ("", tokens.hash)
             # A container with anything in quarantine is read again, since what was wrong with it is not in the index.
             tainted = {line["shard"] for line in old.quarantine() if not line["shard"].endswith("/")}
             fit = [batch for batch in old.as_rows() if batch["shard"].dictionary[0].as_py() not in tainted]
-            known = [fit, *known]
+            known = [(same, fit), *known]
         job = Job(
             classes=None if table is None else {name: i for i, name in enumerate(table)},
             known=_by_shard(known),
@@ -182,18 +183,19 @@ def _nothing(shards: list[str], journal: Journal) -> str:
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
 
 
-def _by_shard(builds: list[list[pa.RecordBatch]]) -> dict[str, pa.Table]:
-    """Rows known from earlier builds, newest last, by shard.
+def _by_shard(builds: list[tuple[bool, list[pa.RecordBatch]]]) -> dict[str, pa.Table]:
+    """Rows known from earlier builds, newest last, by shard; for each build also whether it had the same parameters.
 
-    Of a folder all builds count, and the newest stands first, since the first of equal names is found. A container is
-    known as a whole, from one build.
+    Of a folder all builds count, since labels never come from them, and the newest stands first, since the first of
+    equal names is found. A container is known as a whole, from one build with the same parameters.
     """
     grouped: dict[str, list[pa.RecordBatch]] = {}
-    for build in builds:
+    for same, build in builds:
         own: dict[str, list[pa.RecordBatch]] = {}
         for batch in build:
-            if len(batch):
-                own.setdefault(batch["shard"].dictionary[0].as_py(), []).append(batch)
+            shard = batch["shard"].dictionary[0].as_py() if len(batch) else ""
+            if shard and (same or shard.endswith("/")):
+                own.setdefault(shard, []).append(batch.replace_schema_metadata(None))
         for shard, rows in own.items():
             grouped[shard] = rows + (grouped.get(shard, []) if shard.endswith("/") else [])
     return {shard: pa.Table.from_batches(rows) for shard, rows in grouped.items()}

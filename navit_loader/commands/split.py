@@ -12,8 +12,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "split",
         help="split an index into two, stratified by class",
-        description="Draws a share of every class, by seed, and writes two indexes: the rest and the drawn. No image is "
-        "copied or read.",
+        description="Draws a share of every class, by seed, and writes two indexes: the rest and the drawn. No image "
+        "is copied or read.",
     )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("--fraction", type=float, required=True, help="share to draw, above 0 and below 1")

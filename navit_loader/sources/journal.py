@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ class Journal:
 
     Args:
         output: path of the index to be built.
-        parameters: all that rows depend on besides their files; a journal with others is dropped.
+        parameters: all that labels and captions in containers depend on besides the containers.
 
     Raises:
         IndexFileError: the place cannot be written, or another process builds the same index.
@@ -33,7 +34,8 @@ class Journal:
     def __init__(self, output: str, parameters: str) -> None:
         self.folder = f"{output}.building"
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(self.folder)
             self._lock = os.open(self.folder, os.O_RDONLY)
         except OSError as e:
             raise IndexFileError(
@@ -51,9 +53,14 @@ class Journal:
         self._sink = pa.OSFile(self.path, "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
 
-    def known(self) -> list[list[pa.RecordBatch]]:
-        """For each earlier run that was killed, newest last, its batches."""
-        return [list(self._read(path)) for path in self._old]
+    def known(self) -> list[tuple[bool, list[pa.RecordBatch]]]:
+        """For each earlier run that was killed, newest last: whether it had the same parameters, and its batches."""
+        found = []
+        for path in self._old:
+            batches = list(self._read(path))
+            same = bool(batches) and batches[0].schema.metadata == self._schema.metadata
+            found.append((same, batches))
+        return found
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Adds one batch; it outlives this process from here on."""
@@ -70,7 +77,7 @@ class Journal:
         try:
             with pa.memory_map(path) as source:
                 reader = pa.ipc.open_stream(source)
-                if reader.schema.equals(self._schema, check_metadata=True):
+                if reader.schema.equals(self._schema):
                     yield from reader
         except (pa.ArrowInvalid, OSError):
             # The run was killed while it wrote this batch: what came before it is whole.

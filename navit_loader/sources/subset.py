@@ -1,6 +1,7 @@
 """Parts of an index as indexes of their own, such as a training and a held-out part.
 
-In: an index and the rows wanted. Out: an index file with the same class table, over the same data; no image is looked at.
+In: an index and the rows wanted. Out: an index file with the same class table, over the same data; no image is looked
+at.
 """
 
 from __future__ import annotations

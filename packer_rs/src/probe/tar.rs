@@ -11,6 +11,8 @@ use super::{Header, io_reason, probe_header};
 const BLOCK: u64 = 512;
 /// Long names, pax headers and label files beyond this are refused: no honest one comes near.
 const TEXT_BYTES: u64 = 1 << 20;
+/// How far behind the end mark is looked for data; tars are padded by some KiB.
+const TAIL_BYTES: u64 = 1 << 20;
 
 /// What a member holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +157,11 @@ fn next_header<R: ReadAt + ?Sized>(
         Err(Fault::Short) => return Err(("truncated tar: it has no end mark".into(), false)),
     };
     if block.iter().all(|&b| b == 0) {
-        return Ok(None);
+        // Padding follows the end mark; anything else means joined tars, or a length that led into zeros.
+        return match first_non_zero(headers, at) {
+            Some(byte) => Err((format!("broken tar: data at byte {byte}, behind the end mark at byte {at}"), false)),
+            None => Ok(None),
+        };
     }
     if checks(&block) {
         return Ok(Some(block));
@@ -167,6 +173,12 @@ fn next_header<R: ReadAt + ?Sized>(
         }
         None => (not_a_tar(&block).into(), false),
     })
+}
+
+/// The block that holds the first byte other than 0 at `at` or behind it, as far as `TAIL_BYTES` reach.
+fn first_non_zero<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, at: u64) -> Option<u64> {
+    let end = w.len().min(at + TAIL_BYTES) / BLOCK * BLOCK;
+    (at..end).step_by(BLOCK as usize).find(|&at| w.array::<512>(at).is_ok_and(|block| block.iter().any(|&b| b != 0)))
 }
 
 fn not_a_tar(block: &[u8; 512]) -> &'static str {
