@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-STEPS  ?= 2500
+STEPS  ?= 1500
 DEMO   ?= runs/demo
 
 BIN    := $(VENV)/bin

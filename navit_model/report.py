@@ -36,12 +36,15 @@ th:first-child,td:first-child{text-align:left}
 """
 
 
-def write(out: Path, baselines: Mapping[str, float] | None = None) -> Path:
+def write(
+    out: Path, *, baselines: Mapping[str, float] | None = None, scores: Sequence[Mapping[str, Any]] | None = None
+) -> Path:
     """Writes `out/report.html`.
 
     Args:
         out: a run's folder.
         baselines: accuracies of other methods on the same held-out images, by name.
+        scores: rows of `Score.to_dict`, in place of the last evaluation in the log.
 
     Returns:
         The path of the page.
@@ -54,7 +57,7 @@ def write(out: Path, baselines: Mapping[str, float] | None = None) -> Path:
     if not steps:
         raise ModelError(f"'{out / 'log.jsonl'}' is missing or empty; give the folder of a run (its train.out)")
     evals = [e for e in entries if e["kind"] == "eval"]
-    last = [e for e in evals if e["step"] == evals[-1]["step"]] if evals else []
+    last = scores or ([e for e in evals if e["step"] == evals[-1]["step"]] if evals else [])
     best = max((e["accuracy"] for e in last), default=None)
     feed = _weighted(steps)
     tiles = [
@@ -96,7 +99,8 @@ def write(out: Path, baselines: Mapping[str, float] | None = None) -> Path:
 def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Medians over the log: steady against the first lines, when threads and caches are cold."""
     return {
-        key: sorted(e[key] for e in steps)[len(steps) // 2] for key in ("images_per_s", "tokens_per_s", "padding", "starved")
+        key: sorted(e[key] for e in steps)[len(steps) // 2]
+        for key in ("images_per_s", "tokens_per_s", "padding", "starved")
     }
 
 
