@@ -10,6 +10,7 @@ M tokens of one image at most · K label columns · Lt text tokens per sequence.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,10 @@ class PackedBatch:
 
         def move(value: Array) -> Array:
             if isinstance(value, np.ndarray):
-                value = torch.from_numpy(value)
+                with warnings.catch_warnings():
+                    # Received batches are read-only views of their frames; nobody writes to a batch.
+                    warnings.simplefilter("ignore", UserWarning)
+                    value = torch.from_numpy(value)
             return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
 
         def moved(part: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Shapes: T = B·L tokens · H heads · K = D/H channels of a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,14 +30,17 @@ class Segments:
         cu_seqlens: i32 `[S + 1]`, offsets over T; ends at T.
         max_seqlen: an upper bound of every segment, from the plan: no device value is ever read for it.
         backend: which kernel.
-        groups: for `segments`: (token numbers `[n·t]`, n, t) of the n segments of t tokens each.
+        groups: for `segments`: (n, t) for the n segments of t tokens each, by rising t.
+        order: for `segments`: the tokens by their segment's length, so that each group lies together; None where the
+            tokens already do.
         same: for `dense`: bool `[T, T]`, whether two tokens share a segment.
     """
 
     cu_seqlens: Tensor
     max_seqlen: int
     backend: Backend
-    groups: tuple[tuple[Tensor, int, int], ...] = ()
+    groups: tuple[tuple[int, int], ...] = ()
+    order: Tensor | None = None
     same: Tensor | None = None
 
 
@@ -58,22 +61,25 @@ def choose(name: str, device: torch.device) -> Backend:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _groups(cu_seqlens: Tensor) -> tuple[tuple[Tensor, int, int], ...]:
+def _by_length(cu_seqlens: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor]:
+    """The groups of `Segments` and the order that brings them together; reads the offsets on the host."""
     starts = cu_seqlens.to("cpu", torch.int64)
     lengths = starts.diff()
-    found = []
-    for length in torch.unique(lengths).tolist():
-        if length > 0:
-            first = starts[:-1][lengths == length]
-            tokens = (first[:, None] + torch.arange(length)).flatten()
-            found.append((tokens.to(cu_seqlens.device), len(first), length))
-    return tuple(found)
+    rank = torch.argsort(lengths, stable=True)
+    sorted_lengths = lengths[rank]
+    values, counts = torch.unique_consecutive(sorted_lengths, return_counts=True)
+    # Token j of the k-th segment by length: that segment's start plus j.
+    first = torch.repeat_interleave(starts[:-1][rank] - (sorted_lengths.cumsum(0) - sorted_lengths), sorted_lengths)
+    order = (first + torch.arange(len(first))).to(cu_seqlens.device)
+    groups = tuple((int(n), int(t)) for t, n in zip(values.tolist(), counts.tolist(), strict=True) if t > 0)
+    return groups, order
 
 
 def segments(cu_seqlens: Tensor, max_seqlen: int, tokens: int, backend: Backend) -> Segments:
     """What `backend` needs to know of a batch; `tokens` is T."""
     if backend == "segments":
-        return Segments(cu_seqlens, max_seqlen, backend, groups=_groups(cu_seqlens))
+        groups, order = _by_length(cu_seqlens)
+        return Segments(cu_seqlens, max_seqlen, backend, groups=groups, order=order)
     if backend == "dense":
         places = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
         number = torch.searchsorted(cu_seqlens, places, right=True)
@@ -102,9 +108,14 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     if where.same is not None:
         q, k, v = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
         return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=where.same)[0].transpose(0, 1)
+    if where.order is not None:
+        q, k, v = (x[where.order] for x in (q_THK, k_THK, v_THK))
+        return attention(q, k, v, replace(where, order=None))[torch.argsort(where.order)]
+    sizes = [n * t for n, t in where.groups]
     parts = []
-    for tokens, n, t in where.groups:
-        q, k, v = (x[tokens].view(n, t, *x.shape[1:]).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
-        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-    order = torch.cat([tokens for tokens, _, _ in where.groups])
-    return torch.empty_like(q_THK).index_copy(0, order, torch.cat(parts))
+    for (n, t), q, k, v in zip(where.groups, *(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True):
+        q_nHtK, k_nHtK, v_nHtK = (x.view(n, t, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        parts.append(
+            F.scaled_dot_product_attention(q_nHtK, k_nHtK, v_nHtK).transpose(1, 2).reshape(n * t, *q.shape[1:])
+        )
+    return torch.cat(parts)

@@ -9,6 +9,8 @@ Shapes: B sequences · L tokens · T = B·L · D width · H heads · K = D/H · 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,8 +59,14 @@ class NaViT(nn.Module):
         x_TD = self.embed(batch.patches.flatten(0, 1)) + self.positions(batch.positions.flatten(0, 1))
         backend = choose(self.config.attention, x_TD.device)
         where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, backend)
+        order = where.order
+        if order is not None:
+            # Sorted once for all layers, since nothing but attention looks at neighbours.
+            x_TD, where = x_TD[order], replace(where, order=None)
         for block in self.blocks:
             x_TD = block(x_TD, where)
+        if order is not None:
+            x_TD = x_TD[torch.argsort(order)]
         features: Tensor = self.norm(x_TD).unflatten(0, (B, L))
         return features
 
@@ -177,13 +185,12 @@ class AttentionPooling(nn.Module):
         x_TD = x_BLD.flatten(0, 1).masked_fill(~real[:, None], 0.0)
         k_THK, v_THK = self.kv(x_TD).unflatten(1, (2, self.heads, -1)).unbind(1)
         score_TH = (k_THK * self.query).sum(-1).float() * (D // self.heads) ** -0.5
-        index = slot_T[:, None].expand_as(score_TH)
         top = score_TH.new_full((B * images + 1, self.heads), -torch.inf).scatter_reduce(
             0, index, score_TH.detach(), "amax"
         )
-        weight_TH = (score_TH - top.gather(0, index)).exp()
+        weight_TH = (score_TH - top.index_select(0, slot_T)).exp()
         total = torch.zeros_like(top).index_add(0, slot_T, weight_TH).clamp_min(torch.finfo(torch.float32).tiny)
-        share_TH = (weight_TH / total[slot_T]).to(v_THK.dtype)
+        share_TH = (weight_TH / total.index_select(0, slot_T)).to(v_THK.dtype)
         pooled = v_THK.new_zeros(B * images + 1, D).index_add(0, slot_T, (v_THK * share_TH[..., None]).flatten(1))
         y = self.out(pooled[:-1].unflatten(0, (B, images)))
         return y + self.down(F.gelu(self.up(self.norm(y))))  # type: ignore[no-any-return]
