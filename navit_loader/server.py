@@ -162,8 +162,9 @@ class Server:
             while self._freed:
                 self._unsent -= 1
                 self.share.release(*self._freed.popleft())
-            self._finish()
             self._start()
+            while self._finish():
+                self._start()
             self._look_after()
             for session, why in self._lost.items():
                 self._forget(session, why)
@@ -364,9 +365,10 @@ class Server:
             else:
                 self._rendering.append(job)
 
-    def _finish(self) -> None:
-        """Sends what the engines have finished."""
-        for job in [j for j in self._rendering if j.pending is not None and j.pending.ready]:
+    def _finish(self) -> bool:
+        """Sends what the engines have finished; whether that made room for more."""
+        finished = [j for j in self._rendering if j.pending is not None and j.pending.ready]
+        for job in finished:
             self._rendering.remove(job)
             assert job.pending is not None
             try:
@@ -384,6 +386,7 @@ class Server:
             if session.peer in self.sessions:
                 session.asked -= 1
                 self._send(session.peer, reply, frames)
+        return bool(finished)
 
     def _failed(self, job: Job, error: NavitError) -> None:
         job.session.asked -= 1
