@@ -193,7 +193,7 @@ def test_tars_that_end_early(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lie", [1, 513, 5000])
 def test_a_member_that_lies_about_its_length(tmp_path: Path, lie: int) -> None:
     data = bytearray(
-        write_tar(tmp_path / "x.tar", {name: PNG + b"\1" * 4000 for name in ("0.png", "1.png", "2.png")}).read_bytes()
+        write_tar(tmp_path / "x.tar", dict.fromkeys(("0.png", "1.png", "2.png"), PNG + b"\1" * 4000)).read_bytes()
     )
     at = data.index(b"1.png\0")
     data[at + 124 : at + 136] = b"%011o\0" % (len(PNG) + 4000 - lie if lie < 5000 else 6000)
