@@ -4,7 +4,7 @@
 //!
 //! Sources: NaViT (arXiv 2307.06304) section 2.2 and appendix B; Pix2Struct (arXiv 2210.03347) section 3 for `budget`.
 
-use crate::config::{CropKind, DropKind, PlanConfig, ResolutionKind, ScheduleKind, Unit};
+use crate::config::{CropKind, DropKind, Fit, PlanConfig, ResolutionKind, ScheduleKind, Unit};
 use crate::random::{TruncatedNormal, below, beta, philox, unit};
 use crate::slots::{Crop, Grid};
 
@@ -66,7 +66,7 @@ impl Draws {
         };
         let bits = counter(FLIP_AND_SIZE);
         let dropping = self.config.drop.kind != DropKind::None;
-        let token_key = if dropping || self.config.fit != crate::config::Fit::None {
+        let token_key = if dropping || self.config.fit != Fit::None {
             let k = counter(KEEP);
             u64::from(k[0]) | u64::from(k[1]) << 32
         } else {
@@ -215,20 +215,11 @@ impl Draws {
 
     /// The grid nearest above the drawn one that lets `want` tokens be kept at about the drawn keep rate; None where the
     /// image cannot give that many. Only the grid may move with `Fit::Resolution`; with `Fit::Drop` it stays.
-    pub fn refit(
-        &self,
-        drawn: &Drawn,
-        grid: Grid,
-        kept: u32,
-        want: u32,
-        p: u32,
-        cap: u32,
-        resize: bool,
-    ) -> Option<Grid> {
+    pub fn refit(&self, drawn: &Drawn, grid: Grid, kept: u32, want: u32, p: u32, cap: u32) -> Option<Grid> {
         if want == 0 || want > cap {
             return None;
         }
-        if !resize {
+        if self.config.fit == Fit::Drop {
             return (want <= grid.tokens()).then_some(grid);
         }
         // Grow or shrink the area by the ratio of tokens, then step up until the wish fits.

@@ -333,7 +333,6 @@ impl<'a> BlockPlanner<'a> {
         let c = &self.plan.config;
         let cap = c.max_tokens - c.prefix_tokens;
         let gap = c.sequence_length - used.load[0];
-        let resize = c.fit == Fit::Resolution;
         let mut best: Option<(u32, usize, Grid, u32)> = None;
         let last = chosen.last().map_or(0, |&p| p as usize);
         let places = (last..=last).chain((1..end - self.head).filter(|&p| chosen.binary_search(&(p as u32)).is_err()));
@@ -348,7 +347,7 @@ impl<'a> BlockPlanner<'a> {
             if best.is_some_and(|(least, ..)| moved >= least) {
                 continue;
             }
-            if let Some(grid) = self.plan.draws.refit(&self.drawn[i].0, s.grid, s.kept, want, self.patch, cap, resize) {
+            if let Some(grid) = self.plan.draws.refit(&self.drawn[i].0, s.grid, s.kept, want, self.patch, cap) {
                 best = Some((moved, place, grid, want));
             }
         }

@@ -27,9 +27,9 @@ fn check_packing(loads: &[Load], limits: &Limits, packing: &Packing) -> std::res
     prop_assert!(seen.iter().copied().eq(0..loads.len() as u32), "each item exactly once");
     for sequence in packing.sequences() {
         prop_assert!(!sequence.is_empty() && sequence.len() as u32 <= limits.max_items);
-        for part in 0..3 {
+        for (part, &capacity) in limits.capacity.iter().enumerate() {
             let sum: u32 = sequence.iter().map(|&i| loads[i as usize][part]).sum();
-            prop_assert!(sum <= limits.capacity[part]);
+            prop_assert!(sum <= capacity);
         }
     }
     Ok(())

@@ -32,8 +32,11 @@ pub fn column<T: Element + Copy + Send + Sync + 'static>(
     Column::new(name, chunks).map_err(to_py)
 }
 
+/// The offsets and the bytes of a chunk of strings.
+type Strings<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u8>>);
+
 /// A list of (offsets, bytes) as one column of strings.
-pub fn strings(name: &str, pairs: &[(Bound<'_, PyArray1<i64>>, Bound<'_, PyArray1<u8>>)]) -> PyResult<StringColumn> {
+pub fn strings(name: &str, pairs: &[Strings<'_>]) -> PyResult<StringColumn> {
     let chunks = pairs.iter().map(|(o, b)| Ok((chunk(o)?, chunk(b)?))).collect::<PyResult<Vec<_>>>()?;
     StringColumn::new(name, chunks).map_err(to_py)
 }
