@@ -185,9 +185,8 @@ class AttentionPooling(nn.Module):
         x_TD = x_BLD.flatten(0, 1).masked_fill(~real[:, None], 0.0)
         k_THK, v_THK = self.kv(x_TD).unflatten(1, (2, self.heads, -1)).unbind(1)
         score_TH = (k_THK * self.query).sum(-1).float() * (D // self.heads) ** -0.5
-        top = score_TH.new_full((B * images + 1, self.heads), -torch.inf).scatter_reduce(
-            0, index, score_TH.detach(), "amax"
-        )
+        top = score_TH.new_full((B * images + 1, self.heads), -torch.inf)
+        top = top.scatter_reduce(0, slot_T[:, None].expand_as(score_TH), score_TH.detach(), "amax")
         weight_TH = (score_TH - top.index_select(0, slot_T)).exp()
         total = torch.zeros_like(top).index_add(0, slot_T, weight_TH).clamp_min(torch.finfo(torch.float32).tiny)
         share_TH = (weight_TH / total.index_select(0, slot_T)).to(v_THK.dtype)
