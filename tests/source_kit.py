@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import tarfile
 import zlib
@@ -81,8 +80,3 @@ def write_tar(path: Path, members: Mapping[str, bytes], style: int = tarfile.UST
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
-
-
-def is_root() -> bool:
-    """Whether permissions do not bind this process."""
-    return os.geteuid() == 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from navit_loader import _packer, build_index, open_index
 from navit_loader.errors import IndexFileError
 from navit_loader.index import IndexSummary
 
-from ..source_kit import FORMATS, encode, exif, is_root, png_chunks, png_from, write_tar, write_tree
+from ..source_kit import FORMATS, encode, exif, png_chunks, png_from, write_tar, write_tree
 
 PNG = encode("PNG", 7, 5)
 
@@ -136,19 +139,35 @@ def test_pipes_and_folders_named_like_images_do_not_block(tmp_path: Path) -> Non
     assert (done.rows, reasons(tmp_path / "x.arrow")) == (2, {"a/pipe.png": "not a regular file"})
 
 
-@pytest.mark.skipif(is_root(), reason="permissions do not bind root")
-def test_what_may_not_be_read_is_reported(tmp_path: Path) -> None:
-    images = write_tree(tmp_path / "images", {"a/1.png": PNG, "a/2.png": PNG, "b/3.png": PNG})
-    (images / "a/2.png").chmod(0)
-    (images / "b").chmod(0)
-    try:
-        build_index(images, tmp_path / "x.arrow")
-    finally:
-        (images / "b").chmod(0o755)
-    assert reasons(tmp_path / "x.arrow") == {
-        "a/2.png": "permission denied",
-        "b/": "folder cannot be read: Permission denied",
-    }
+UNPRIVILEGED = """
+import os, sys
+from navit_loader import build_index
+place = sys.argv[1]
+build_index(place + "/images", place + "/x.arrow")  # loads all that an unprivileged process may not be able to read
+os.unlink(place + "/x.arrow")
+os.unlink(place + "/x.arrow.quarantine.jsonl")
+os.chmod(place + "/images/a/2.png", 0)
+os.chmod(place + "/images/b", 0)
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)
+build_index(place + "/images", place + "/x.arrow")
+"""
+
+
+def test_what_may_not_be_read_is_reported() -> None:
+    # Permissions do not bind root, so the child gives its rights up; pytest's own folders would be closed to it then.
+    with tempfile.TemporaryDirectory() as place:
+        images = write_tree(Path(place, "images"), {"a/1.png": PNG, "a/2.png": PNG, "b/3.png": PNG})
+        os.chmod(place, 0o777)
+        try:
+            subprocess.run([sys.executable, "-c", UNPRIVILEGED, place], check=True, timeout=60)
+            assert reasons(Path(place, "x.arrow")) == {
+                "a/2.png": "permission denied",
+                "b/": "folder cannot be read: Permission denied",
+            }
+        finally:
+            (images / "b").chmod(0o755)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
