@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from navit_loader.errors import NavitError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     args = _parser().parse_args(argv)
+    # Torch's idle threads spin by default and take the cores from decoding threads, ours or a daemon's on this host.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         args.run(args)
     except NavitError as e:
@@ -30,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="navit-model", description="Train and use native-resolution vision transformers.")
+    parser = argparse.ArgumentParser(
+        prog="navit-model", description="Train and use native-resolution vision transformers."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train from a TOML file")
@@ -90,7 +95,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(score_table(scores))
         if args.json:
             rows: list[dict[str, Any]] = [s.to_dict() for s in scores]
-            args.json.write_text(json.dumps({"checkpoint": str(saved.path), "scores": rows}, indent=1), encoding="utf-8")
+            args.json.write_text(
+                json.dumps({"checkpoint": str(saved.path), "scores": rows}, indent=1), encoding="utf-8"
+            )
 
 
 def _report(args: argparse.Namespace) -> None:
