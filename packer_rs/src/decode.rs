@@ -7,7 +7,9 @@
 mod jpeg;
 mod others;
 mod png;
+mod profile;
 
+pub use self::profile::other_than_srgb;
 use crate::ledger::Failure;
 use crate::slots::Crop;
 

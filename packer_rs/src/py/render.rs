@@ -227,6 +227,7 @@ impl Renderer {
         d.set_item("images", stats.images)?;
         d.set_item("tokens", stats.tokens)?;
         d.set_item("failed", stats.failed)?;
+        d.set_item("profiles", stats.profiles)?;
         d.set_item("bytes_in_flight", stats.bytes_in_flight)?;
         for (name, seconds) in ["fetch", "decode", "resize", "patches", "wait"].into_iter().zip(stats.seconds) {
             d.set_item(name, seconds)?;

@@ -10,7 +10,7 @@ use super::queue::{Job, Outcome, Queue, Task, closed_error, lock};
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker, lap};
 use crate::buffers::{BatchLayout, Block, Pool};
-use crate::decode::OUT_OF_MEMORY;
+use crate::decode::{OUT_OF_MEMORY, other_than_srgb};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
 use crate::ledger::{Entry, Failure, Fault, Ledger};
@@ -42,6 +42,8 @@ pub struct Stats {
     pub tokens: u64,
     /// Images that failed.
     pub failed: u64,
+    /// Rendered images that embed a colour profile other than sRGB, which is not applied.
+    pub profiles: u64,
     /// Bytes of batches started and not yet taken.
     pub bytes_in_flight: usize,
     /// Seconds over all threads: fetch, decode, resize, patches, wait.
@@ -58,6 +60,7 @@ struct Shared {
     images: AtomicU64,
     tokens: AtomicU64,
     failed: AtomicU64,
+    profiles: AtomicU64,
     pool: Arc<Pool>,
     notify: Box<dyn Fn() + Send + Sync>,
     alive: Mutex<usize>,
@@ -99,6 +102,7 @@ impl Renderer {
             images: AtomicU64::new(0),
             tokens: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            profiles: AtomicU64::new(0),
             notify,
             alive: Mutex::new(0),
             ended: Condvar::new(),
@@ -167,6 +171,7 @@ impl Renderer {
             images: s.images.load(Ordering::Relaxed),
             tokens: s.tokens.load(Ordering::Relaxed),
             failed: s.failed.load(Ordering::Relaxed),
+            profiles: s.profiles.load(Ordering::Relaxed),
             bytes_in_flight: s.queue.in_flight(),
             seconds: [&c.fetch, &c.decode, &c.resize, &c.patches, &c.wait]
                 .map(|n| n.load(Ordering::Relaxed) as f64 / 1e9),
@@ -326,6 +331,7 @@ impl Shared {
         let image = image_of(job, i);
         let source = &self.sources[usize::from(image.source)];
         let block = lock(&job.block).clone();
+        let encoded = fetched.as_ref().map_or(&[][..], |bytes| bytes);
         let input = match fetched {
             _ if job.abandoned() => None,
             Ok(bytes) => Some(Ok(Input::Encoded(bytes))),
@@ -349,6 +355,7 @@ impl Shared {
                 Ok(()) => {
                     self.images.fetch_add(1, Ordering::Relaxed);
                     self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
+                    self.profiles.fetch_add(u64::from(other_than_srgb(encoded)), Ordering::Relaxed);
                     self.ledger.passed();
                 }
                 Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(
