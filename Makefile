@@ -14,6 +14,8 @@ RUST   := $(shell find packer_rs/src -name '*.rs' 2>/dev/null) packer_rs/Cargo.t
 # cmake comes from .venv; pyo3's build script finds .venv's Python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
+# Torch's idle threads must not spin on cores that the decoding threads need.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test test-rust test-python check bench build clean
 

@@ -42,7 +42,7 @@ def packed_svg(batch: PackedBatch, classes: Sequence[str] = (), sequences: int =
 
 def _sequence(batch: PackedBatch, b: int, classes: Sequence[str]) -> tuple[str, float]:
     length, patch = batch.segment_ids.shape[1], batch.patch_size
-    columns = min(length, max(16, 1024 // patch, length // 8))
+    columns = min(length, 64)
     rows = -(-length // columns)
     cell = WIDTH / columns
     tokens = np.full((rows * columns, patch, patch, 3), 255, np.uint8)

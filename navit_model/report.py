@@ -28,7 +28,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
 .tile b{display:block;font-size:23px;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:18px}.two section{margin:0}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:18px}.two section{margin:0}
 .two{margin-bottom:18px}svg{width:100%;height:auto;display:block}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
@@ -73,7 +73,8 @@ def write(
     if last:
         charts += _card("Held-out accuracy against tokens of one image", _accuracy_chart(last, baselines or {}))
     charts += _card("Share of the time in which a step waits for data", _starved_chart(steps))
-    table = _card("Scores", _table(last, baselines or {})) if last else ""
+    if last:
+        charts += _card("Scores", _table(last, baselines or {}))
     packed = out / "packed.svg"
     picture = ""
     if packed.exists():
@@ -87,7 +88,7 @@ def write(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{table}{picture}</main></html>'
+        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{picture}</main></html>'
     )
     path = out / "report.html"
     draft = path.with_suffix(".draft")

@@ -136,7 +136,9 @@ def _set(table: dict[str, Any], text: str) -> None:
     """Applies one `section.key=value` to nested tables."""
     name, equals, value = text.partition("=")
     path = name.strip().split(".")
-    require(bool(equals) and len(path) >= 2 and all(path), "override", text, "section.key=value, such as train.steps=500")
+    require(
+        bool(equals) and len(path) >= 2 and all(path), "override", text, "section.key=value, such as train.steps=500"
+    )
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

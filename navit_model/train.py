@@ -30,8 +30,8 @@ from .journal import Journal
 from .losses import classification_loss
 from .meter import Meter
 from .model import NaViT
-from .picture import packed_svg
 from .optim import Average, adamw
+from .picture import packed_svg
 from .schedule import learning_rate
 from .settings import RunConfig
 from .world import World
@@ -99,6 +99,9 @@ class Trainer:
         loader: gives this rank's batches.
         world: the ranks.
         start: the checkpoint to go on from, or None.
+
+    Attributes:
+        stop_after: save and stop after this step, as a signal would; None runs to the end.
     """
 
     def __init__(self, run: RunConfig, loader: Loader, world: World, start: checkpoint.Checkpoint | None) -> None:
@@ -115,6 +118,7 @@ class Trainer:
         forward: nn.Module = torch.compile(self.model) if run.train.compile else self.model  # type: ignore[assignment]
         self.forward = world.wrap(forward)
         self._stop = threading.Event()
+        self.stop_after: int | None = None
 
     def _take_up(self, start: checkpoint.Checkpoint) -> None:
         saved = start.config
@@ -145,7 +149,7 @@ class Trainer:
         try:
             with _signals(self._stop):
                 self._steps(journal, scores)
-            if self._stop.is_set():
+            if self._stop.is_set() and self.step < config.steps:
                 journal.say(f"stopped at step {self.step}; go on with --resume")
                 raise KeyboardInterrupt
             if scores:
@@ -172,6 +176,8 @@ class Trainer:
             self._one(group, meter)
             self.step += 1
             last = self.step == config.steps
+            if self.step == self.stop_after:
+                self._stop.set()
             if self.step % config.log_every == 0 or last or self._stop.is_set():
                 self._report(meter, journal)
                 meter = Meter(self.world.device)
@@ -309,7 +315,7 @@ def _endless(loader: Loader) -> Iterator[PackedBatch]:
             raise NavitError("the plan has no batch; lower data.batch_size, or set data.remainder = 'fill'")
 
 
-class _signals:  # noqa: N801 (a context manager, used as a function)
+class _signals:
     """Turns SIGINT and SIGTERM into an event, so that the step ends and is saved; a second one stops at once."""
 
     def __init__(self, event: threading.Event) -> None:
