@@ -1,6 +1,7 @@
 """`NaViTConfig`: the shape of a model, section `[model]` of a configuration.
 
-In: TOML keys or keyword arguments. Out: a frozen dataclass that has checked itself. Presets name the usual sizes.
+In: TOML keys or keyword arguments. Out: a frozen dataclass that has checked itself. Presets name the usual sizes. Apart,
+so that a configuration can be read, checked and converted without building a model.
 """
 
 from __future__ import annotations
@@ -24,22 +25,45 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class NaViTConfig:
-    """The shape of a NaViT.
+    """The shape of a NaViT. Defaults follow the paper where it speaks (arXiv 2307.06304, section 2.1).
 
     Attributes:
         width: D.
         depth: blocks.
         heads: H; D divides by it.
         mlp_ratio: hidden width of the MLP over D.
-        patch_size: P that the patch embedding takes.
-        max_grid: rows of each factorised position table: patches per side at most (NaViT, section 2.2).
-        classes: outputs of the classifier; 0 where the loader's index says.
+        patch_size: P of the base patch embedding (FlexiViT: 32).
+        patch_sizes: every P that the model takes, each resized from the base; empty means `patch_size` alone.
+        patch_filter: filter of that resize: `bilinear` without antialias (big_vision), `bicubic` with it (timm).
+        mean: mean of each channel in 0..1, subtracted on the device.
+        std: standard deviation of each channel in 0..1.
+        positions: position embedding: the ten rows of Table 3, FlexiViT's `resized_grid`, or `none`; see
+            `navit_model.positions`.
+        max_grid: rows of each position table: patches per side at most (NaViT, section 2.2).
+        position_grid: rows and columns of the base table of `resized_grid`.
+        position_filter: filter of its resize, always antialiased: `bilinear` (big_vision, SigLIP 2) or `bicubic` (timm).
+        fraction: what fractional positions are divided by: `each` axis by its own count, or both by the `longer` one,
+            which keeps the aspect ratio (Figure 17).
+        rope: rotate queries and keys by their (y, x), beside any position embedding.
+        rope_base: base of the rotation's wavelengths.
         qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442, section 2).
         qkv_bias: biases in the query, key and value projections; the paper has none.
         norm_bias: biases in LayerNorm; the paper has none.
+        out_bias: bias of the attention's output projection.
+        mlp_bias: biases of the MLP, which ViT-22B keeps.
+        norm_eps: ε of every LayerNorm.
+        activation: `gelu`, or `gelu_tanh`, its usual approximation.
+        layer_scale: first value of a learned scale of each branch (CaiT, arXiv 2103.17239); 0 leaves it out.
+        drop_path: rate of stochastic depth at the last block, rising linearly from 0; drawn per image.
+        dropout: rate of dropout after the embedding and at the end of each branch.
+        class_token: a learned prefix token for `pool = "class"`.
+        distill_token: a learned prefix token with a classifier of its own (DeiT).
+        registers: learned prefix tokens that nothing reads (arXiv 2309.16588).
+        prompts: learned prefix tokens for tuning a frozen model (VPT, shallow: arXiv 2203.12119).
+        pool: `map`: attention pooling; `mean` of the patches; the `class` token.
+        classes: outputs of the classifier; 0 where the loader's index says, or where the pooled features are wanted.
+        checkpointing: recompute each block in the backward pass, for less memory.
         attention: backend: `auto`, or one of `attention.BACKENDS` by name.
-        mean: mean of each channel in 0..1, subtracted on the device.
-        std: standard deviation of each channel in 0..1.
     """
 
     width: int = 192
@@ -47,14 +71,48 @@ class NaViTConfig:
     heads: int = 3
     mlp_ratio: float = 4.0
     patch_size: int = 16
+    patch_sizes: tuple[int, ...] = ()
+    patch_filter: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    positions: Literal[
+        "factorised",
+        "factorised_stacked",
+        "factorised_multiplied",
+        "learned_1d",
+        "learned_2d",
+        "sinusoidal",
+        "fourier",
+        "fractional_fourier",
+        "fractional_learned",
+        "fractional_sinusoidal",
+        "resized_grid",
+        "none",
+    ] = "factorised"
     max_grid: int = 64
-    classes: int = 0
+    position_grid: tuple[int, int] = (7, 7)
+    position_filter: Literal["bilinear", "bicubic"] = "bilinear"
+    fraction: Literal["each", "longer"] = "each"
+    rope: bool = False
+    rope_base: float = 100.0
     qk_norm: bool = True
     qkv_bias: bool = False
     norm_bias: bool = False
-    attention: Literal["auto", "dense", "segments", "torch_varlen"] = "auto"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    out_bias: bool = True
+    mlp_bias: bool = True
+    norm_eps: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    class_token: bool = False
+    distill_token: bool = False
+    registers: int = 0
+    prompts: int = 0
+    pool: Literal["map", "mean", "class"] = "map"
+    classes: int = 0
+    checkpointing: bool = False
+    attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -67,10 +125,28 @@ class NaViTConfig:
             f"a divisor of width = {self.width}",
         )
         require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "above 0")
-        require(1 <= self.patch_size <= 512, "patch_size", self.patch_size, "between 1 and 512 pixels")
+        for key, sizes in (("patch_size", (self.patch_size,)), ("patch_sizes", self.patch_sizes)):
+            require(all(1 <= p <= 512 for p in sizes), key, getattr(self, key), "between 1 and 512 pixels")
         require(1 <= self.max_grid <= 32767, "max_grid", self.max_grid, "between 1 and 32767 patches")
-        require(self.classes >= 0, "classes", self.classes, "at least 0")
+        require(min(self.position_grid) >= 1, "position_grid", self.position_grid, "two counts of at least 1")
         require(all(s > 0 for s in self.std), "std", self.std, "above 0 in each channel")
+        require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
+        for key in ("layer_scale", "registers", "prompts", "classes"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        for key in ("drop_path", "dropout"):
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+        parts = {"factorised_stacked": 2, "fourier": 2, "fractional_fourier": 2}.get(self.positions, 1)
+        parts = 4 if "sinusoidal" in self.positions else parts
+        require(self.width % parts == 0, "width", self.width, f"a multiple of {parts} for positions '{self.positions}'")
+        if self.rope:
+            require(self.width // self.heads % 4 == 0, "heads", self.heads, "such that width/heads is a multiple of 4")
+        require(self.pool != "class" or self.class_token, "pool", self.pool, "'map' or 'mean', or set class_token")
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Slots that the model needs at the start of each image: `[plan] prefix_tokens` must be this number."""
+        return self.class_token + self.distill_token + self.registers + self.prompts
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> NaViTConfig:
