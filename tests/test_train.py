@@ -5,6 +5,7 @@ In: a small folder of shapes that the test writes. Everything runs through the r
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -202,7 +203,7 @@ def test_the_rate_rises_to_its_peak_and_never_leaves_it_upwards(
     rising = rates[: min(warmup, steps)]
     assert rising == sorted(rising)
     falling = rates[min(warmup, steps) :]
-    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
 
 
 @pytest.mark.parametrize(

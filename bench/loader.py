@@ -1,0 +1,172 @@
+"""A whole loader, two cores, delivered to the trainer's process: ours beside torch's DataLoader with torchvision.
+
+In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding: medians over
+interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. Both draw sides from U(64, 256),
+cut patches of 16 × 16 and fill sequences of 1,024 tokens; the DataLoader's collate packs first-fit, over 128 images.
+Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
+
+    python bench/loader.py [--folder DIR] [--count 2000] [--repeat 5] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from corpus import make
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from navit_loader import LoaderConfig, PackedLoader, build_index
+from navit_loader._packer import BUILD_PROFILE
+
+P, L, LOW, HIGH, TOKENS, WORKERS, COLLATE = 16, 1024, 64, 256, 256, 2, 128
+Counts = tuple[int, int, int]
+"""Images, tokens, slots."""
+
+
+class Patches(Dataset[torch.Tensor]):
+    """Decode, antialiased resize at a drawn side, patches: u8 `[tokens, P·P·3]`, in torchvision."""
+
+    def __init__(self, files: list[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        image = decode_jpeg(read_file(self.files[i]), ImageReadMode.RGB)
+        _, height, width = image.shape
+        side = min(float(torch.empty(()).uniform_(LOW, HIGH)), (height * width) ** 0.5)
+        h = max(1, int(side * (height / width) ** 0.5 / P))
+        w = max(1, int(side * (width / height) ** 0.5 / P))
+        image = resize(image, [h * P, w * P], InterpolationMode.BICUBIC, antialias=True)
+        return image.reshape(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, P * P * 3)
+
+
+def first_fit(items: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The collate: images to the first sequence with room; patches `[B, L, P·P·3]` and segment ids `[B, L]`."""
+    rooms: list[int] = []
+    slots: list[tuple[int, int]] = []
+    for item in items:
+        b = next((b for b, room in enumerate(rooms) if room >= len(item)), len(rooms))
+        if b == len(rooms):
+            rooms.append(L)
+        slots.append((b, L - rooms[b]))
+        rooms[b] -= len(item)
+    patches = torch.zeros(len(rooms), L, P * P * 3, dtype=torch.uint8)
+    ids = torch.full((len(rooms), L), -1, dtype=torch.int16)
+    for e, (item, (b, at)) in enumerate(zip(items, slots, strict=True)):
+        patches[b, at : at + len(item)] = item
+        ids[b, at : at + len(item)] = e
+    return patches, ids
+
+
+def ours(loader: PackedLoader) -> Counts:
+    """One epoch of `PackedLoader`, every batch as torch tensors."""
+    images = tokens = slots = 0
+    for batch in loader:
+        images += batch.num_images
+        tokens += batch.num_tokens
+        slots += int((batch.segment_ids >= 0).any(1).sum()) * L
+        batch.to("cpu")
+    return images, tokens, slots
+
+
+def theirs(loader: DataLoader[Any], images: int) -> Counts:
+    """One epoch of the DataLoader."""
+    tokens = slots = 0
+    for _patches, ids in loader:
+        tokens += int((ids >= 0).sum())
+        slots += ids.numel()
+    return images, tokens, slots
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="a class-per-folder tree of JPEG files")
+    parser.add_argument("--count", type=int, default=2000, help="files to make where no folder is given")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every repetition as JSON too")
+    args = parser.parse_args()
+    if BUILD_PROFILE != "release":
+        raise SystemExit(f"the engine is a {BUILD_PROFILE} build; measure a release build: make build")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder
+        if folder is None:
+            folder = Path(temporary) / "images"
+            (folder / "all").mkdir(parents=True)
+            for n, data in enumerate(make(args.count, 0.2, 0.35)):
+                (folder / "all" / f"{n:06d}.jpg").write_bytes(data)
+        measure(folder, Path(temporary) / "bench.arrow", args.repeat, args.json)
+
+
+def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
+    """Runs the peers in turn and prints the table."""
+    build_index(folder, index)
+    files = sorted(map(str, folder.rglob("*.jpg")))
+    config = LoaderConfig.from_dict(
+        {
+            "data": {"batch_size": 8},
+            "plan": {
+                "sequence_length": L,
+                "max_tokens": TOKENS,
+                "patch_sizes": [P],
+                "resolution": {"kind": "uniform", "low": LOW, "high": HIGH},
+            },
+            "render": {"threads": WORKERS},
+        }
+    )
+    peer = DataLoader(
+        Patches(files),
+        COLLATE,
+        shuffle=True,
+        num_workers=WORKERS,
+        collate_fn=first_fit,
+        persistent_workers=True,
+        prefetch_factor=4,
+    )
+    with PackedLoader(index, config) as loader:
+        peers: dict[str, Callable[[], Counts]] = {
+            "navit PackedLoader": lambda: ours(loader),
+            "torch DataLoader + torchvision": lambda: theirs(peer, len(files)),
+        }
+        for epoch in peers.values():
+            epoch()  # threads, workers, page cache
+        rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
+        for _ in range(repeat):
+            for name, epoch in peers.items():
+                start = time.perf_counter()
+                images, tokens, slots = epoch()
+                seconds = time.perf_counter() - start
+                rows[name].append((images / seconds, tokens / seconds, 1 - tokens / slots))
+    base = rows["torch DataLoader + torchvision"]
+    print(
+        f"{len(files):,} files, {repeat} repetitions, {WORKERS} threads or workers, {os.cpu_count()} cores "
+        f"({platform.machine()}), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}\n"
+    )
+    print("| loader | images/s | tokens/s | padding | ratio of images/s |\n|---|---|---|---|---|")
+    for name, found in rows.items():
+        ratio = median(a[0] / b[0] for a, b in zip(found, base, strict=True))
+        images, tokens, padding = (float(np.median([f[i] for f in found])) for i in range(3))
+        print(f"| {name} | {images:,.0f} | {tokens:,.0f} | {padding:.2%} | {ratio:.2f} |")
+    if out:
+        out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
