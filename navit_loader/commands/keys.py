@@ -9,8 +9,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..security import make_keys
-
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
@@ -28,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ServiceError: a client of that name has keys already, or a name that is not allowed.
     """
+    from ..security import make_keys
+
     server, *clients = make_keys(args.folder, args.client)
     print(f"for the daemon:  {server}  (navit-loader serve CONFIG --bind tcp://HOST:PORT --keys {server})")
     for client in clients:
