@@ -1,16 +1,24 @@
 """Attention over segments: one function, several backends, all equal to the plain one.
 
-In: queries, keys and values of all tokens of a batch, flattened, and where each segment starts. Out: each token
-attended to
-its own segment alone. What a backend needs besides (`Segments`) is made once per forward pass, never per layer.
+In: queries, keys and values of all tokens of a batch, flattened, and where each segment starts. Out: each token attended
+to its own segment alone. What a backend needs besides (`Segments`) is made once per forward pass, never per layer.
 
-Shapes: T = B·L tokens · H heads · K = D/H channels of a head.
+| backend | where | how |
+|---|---|---|
+| `dense` | anywhere | one masked softmax over all T tokens: the oracle, and what can be traced on a CPU |
+| `segments` | CPU | one call per length of segment; reads the offsets on the host |
+| `torch_varlen` | CUDA, half precision | PyTorch's own kernel |
+| `flash_attn` | CUDA, half precision | flash-attn 3 on Hopper where it is installed, else 2 |
+
+Shapes: T = B·L tokens · S segments · H heads · K = D/H channels of a head.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +26,9 @@ from torch import Tensor
 
 from navit_loader.errors import ModelError
 
-Backend = Literal["dense", "segments", "torch_varlen"]
-BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen")
+Backend = Literal["dense", "segments", "torch_varlen", "flash_attn"]
+BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn")
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +53,43 @@ class Segments:
     same: Tensor | None = None
 
 
-def choose(name: str, device: torch.device) -> Backend:
-    """The backend for a device; `auto` takes PyTorch's varlen kernel on CUDA and `segments` elsewhere.
+def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Backend:
+    """The backend for a device; `auto` takes the fastest that is there.
+
+    Args:
+        name: `auto` or one of `BACKENDS`.
+        device: where the batch lies.
+        dtype: of queries, keys and values.
 
     Raises:
-        ModelError: a backend that is not there on this device.
+        ModelError: a backend that is not there on this device, or does not take this dtype.
     """
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ModelError("float16 is not supported on a CPU; use float32 or bfloat16 there")
     if name == "auto":
-        return "torch_varlen" if device.type == "cuda" else "segments"
-    for backend in BACKENDS:
-        if name == backend:
-            if backend == "torch_varlen" and device.type != "cuda":
-                raise ModelError(f"attention = 'torch_varlen' needs a CUDA device, not {device.type}; use 'auto'")
-            return backend
-    raise ModelError(f"attention = {name!r} is not known; choose 'auto' or one of {', '.join(BACKENDS)}")
+        if device.type != "cuda":
+            return "segments"
+        hopper = torch.cuda.get_device_capability(device) == (9, 0)
+        name = "flash_attn" if hopper and importlib.util.find_spec("flash_attn_interface") else "torch_varlen"
+    if name not in BACKENDS:
+        raise ModelError(f"attention = {name!r} is not known; choose 'auto' or one of {', '.join(BACKENDS)}")
+    if name in ("torch_varlen", "flash_attn"):
+        if device.type != "cuda":
+            raise ModelError(f"attention = '{name}' needs a CUDA device, not {device.type}; use 'auto'")
+        if dtype not in HALF:
+            raise ModelError(f"attention = '{name}' takes bfloat16 or float16, not {dtype}; use autocast, or 'dense'")
+        if name == "flash_attn" and _flash_module() is None:
+            raise ModelError("attention = 'flash_attn': no flash-attn is installed; install it or use 'torch_varlen'")
+    return name
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _flash_module() -> str | None:
+    """The module of the newest flash-attn that is installed; version 3 runs on Hopper alone."""
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    names = ("flash_attn_interface", "flash_attn") if hopper else ("flash_attn",)
+    return next((name for name in names if importlib.util.find_spec(name)), None)
+
+
 def _by_length(cu_seqlens: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor]:
     """The groups of `Segments` and the order that brings them together; reads the offsets on the host."""
     starts = cu_seqlens.to("cpu", torch.int64)
@@ -75,14 +104,25 @@ def _by_length(cu_seqlens: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor]
     return groups, order
 
 
+def number_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """The segment of each token, i64 `[T]`; no host value is read."""
+    places = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens, places, right=True) - 1
+
+
 def segments(cu_seqlens: Tensor, max_seqlen: int, tokens: int, backend: Backend) -> Segments:
-    """What `backend` needs to know of a batch; `tokens` is T."""
+    """What `backend` needs to know of a batch; `tokens` is T.
+
+    Raises:
+        ModelError: `segments` is asked for while PyTorch traces, which it cannot follow.
+    """
     if backend == "segments":
+        if torch.compiler.is_compiling():
+            raise ModelError("attention = 'segments' cannot be traced; set attention = 'dense' to compile on a CPU")
         groups, order = _by_length(cu_seqlens)
         return Segments(cu_seqlens, max_seqlen, backend, groups=groups, order=order)
     if backend == "dense":
-        places = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-        number = torch.searchsorted(cu_seqlens, places, right=True)
+        number = number_of(cu_seqlens, tokens)
         return Segments(cu_seqlens, max_seqlen, backend, same=number[:, None] == number[None, :])
     return Segments(cu_seqlens, max_seqlen, backend)
 
@@ -91,7 +131,7 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     """Scaled dot-product attention within segments.
 
     Args:
-        q_THK: queries; `k_THK` and `v_THK` alike.
+        q_THK: queries.
         k_THK: keys.
         v_THK: values.
         where: the segments.
@@ -99,12 +139,9 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     Returns:
         `[T, H, K]`.
     """
-    if where.backend == "torch_varlen":
-        from torch.nn.attention.varlen import varlen_attn
-
+    if where.backend in ("torch_varlen", "flash_attn"):
         cu, longest = where.cu_seqlens, where.max_seqlen
-        out: Tensor = varlen_attn(q_THK, k_THK, v_THK, cu, cu, longest, longest)  # type: ignore[assignment]
-        return out
+        return _kernel(where.backend)(q_THK, k_THK, v_THK, cu, cu, longest, longest)
     if where.same is not None:
         q, k, v = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
         return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=where.same)[0].transpose(0, 1)
@@ -114,8 +151,25 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     sizes = [n * t for n, t in where.groups]
     parts = []
     for (n, t), q, k, v in zip(where.groups, *(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True):
-        q_nHtK, k_nHtK, v_nHtK = (x.view(n, t, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        parts.append(
-            F.scaled_dot_product_attention(q_nHtK, k_nHtK, v_nHtK).transpose(1, 2).reshape(n * t, *q.shape[1:])
-        )
+        q_nHtK, k_nHtK, v_nHtK = (x.unflatten(0, (n, t)).transpose(1, 2) for x in (q, k, v))
+        parts.append(F.scaled_dot_product_attention(q_nHtK, k_nHtK, v_nHtK).transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
+
+
+def _kernel(backend: str) -> Callable[..., Tensor]:
+    """The varlen kernel of a backend, `(q, k, v, cu_q, cu_k, max_q, max_k)`.
+
+    Neither `is_causal` nor `window_size` is passed: PyTorch's signature changed there between 2.10 and 2.12.
+    """
+    if backend == "torch_varlen":
+        from torch.nn.attention.varlen import varlen_attn
+
+        return cast(Callable[..., Tensor], varlen_attn)
+    module: Any = importlib.import_module(_flash_module() or "flash_attn")
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
+        # flash-attn 2 fails at a bound of 1 beside empty segments; any larger bound is as good.
+        found = module.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max(max_q, 2), max(max_k, 2))
+        return cast(Tensor, found[0] if isinstance(found, tuple) else found)
+
+    return flash

@@ -1,195 +1,197 @@
 """NaViT: a vision transformer over packed images of any size (arXiv 2307.06304).
 
-In: a `PackedBatch` on the model's device. Out: logits of each image, `[B, E, classes]`. Every shape is static, and
-nothing of
-the batch is read on the host.
+In: a `PackedBatch` on the model's device. Out: logits of each image, `[B, E, classes]`. Every shape is static, and on a
+GPU nothing of the batch is read on the host.
 
-Shapes: B sequences · L tokens · T = B·L · D width · H heads · K = D/H · E images per sequence · N = B·E image slots.
+Shapes: B sequences · L tokens · T = B·L · D width · E images per sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from navit_loader.batch import PackedBatch
+from navit_loader.batch import PackedBatch, View
 from navit_loader.errors import ModelError
 
-from .attention import Segments, attention, choose, segments
+from .attention import Backend, choose, number_of, segments
+from .check import check_batch
 from .config import NaViTConfig
+from .embed import PatchEmbedding
+from .encoder import Context, blocks, norm
+from .pool import AttentionPooling, pick_prefix, pool_mean
+from .positions import Positions, Rotation
 
 
 class NaViT(nn.Module):
-    """Patch embedding, factorised positions, an encoder over segments, attention pooling, a classifier."""
+    """Patch embedding, positions, an encoder over segments, pooling, a classifier."""
 
     def __init__(self, config: NaViTConfig) -> None:
         """Makes a model with fresh weights.
 
         Args:
-            config: its shape; `classes` must be known.
+            config: its shape; with `classes = 0` there is no classifier, and logits are the pooled features.
         """
         super().__init__()
-        if config.classes < 1:
-            raise ModelError(f"model.classes = {config.classes} is not allowed; it must be at least 1")
         self.config = config
+        self.checkpointing = config.checkpointing
         self.embed = PatchEmbedding(config)
-        self.positions = FactorisedPositions(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6, bias=config.norm_bias)
-        self.pool = AttentionPooling(config)
-        self.head = nn.Linear(config.width, config.classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.positions = Positions(config)
+        self.rotation = Rotation(config) if config.rope else None
+        self.prefix = nn.Parameter(torch.empty(config.prefix_tokens, config.width)) if config.prefix_tokens else None
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.blocks = blocks(config)
+        self.norm = norm(config, config.width)
+        self.pool = AttentionPooling(config) if config.pool == "map" else None
+        self.head = _classifier(config)
+        self.distill_head = _classifier(config) if config.distill_token else None
+        if self.prefix is not None:
+            nn.init.trunc_normal_(self.prefix, std=0.02)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits of each image slot, `[B, E, classes]`; only those with status `OK` mean anything.
+    def forward(self, batch: PackedBatch | View) -> Tensor:
+        """Logits of each image slot, f32 `[B, E, classes]`; only those with status `OK` mean anything.
+
+        With a distillation token they are the mean of both classifiers' (DeiT); `forward_distilled` keeps them apart.
 
         Raises:
-            ModelError: a batch of another patch size or with larger grids than the model takes.
+            ModelError: a batch that the model does not take; see `navit_model.check`.
         """
         return self.forward_head(self.forward_features(batch), batch)
 
-    def forward_features(self, batch: PackedBatch) -> Tensor:
-        """Encoded tokens, `[B, L, D]`; zero influence from padding on images, and none between images."""
-        self._check(batch)
+    def forward_features(self, batch: PackedBatch | View) -> Tensor:
+        """Encoded tokens, `[B, L, D]`; no image is influenced by padding or by another image."""
+        return self.norm(self._encode(batch, ())[0])  # type: ignore[no-any-return]
+
+    def forward_head(self, x_BLD: Tensor, batch: PackedBatch | View, pre_logits: bool = False) -> Tensor:
+        """Pooled images `[B, E, D]` with `pre_logits`, else their logits, f32 `[B, E, classes]`."""
+        pooled = self._pool(x_BLD, batch)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.head(pooled).float()
+        if self.distill_head is None:
+            return logits
+        return (logits + self._distilled(x_BLD, batch)) / 2
+
+    def forward_distilled(self, batch: PackedBatch | View) -> tuple[Tensor, Tensor]:
+        """Logits of the classifier and of the distillation token's, each f32 `[B, E, classes]` (DeiT)."""
+        x_BLD = self.forward_features(batch)
+        return self.head(self._pool(x_BLD, batch)).float(), self._distilled(x_BLD, batch)
+
+    def forward_intermediates(self, batch: PackedBatch | View, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Encoded tokens `[B, L, D]`, and the tokens after each of the blocks named, in the order of the blocks.
+
+        Args:
+            batch: the images.
+            indices: numbers of blocks; negative ones count from the end.
+        """
+        depth = len(self.blocks)
+        if not all(-depth <= n < depth for n in indices):
+            raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
+        x_BLD, found = self._encode(batch, {n % depth for n in indices})
+        encoded: Tensor = self.norm(x_BLD)
+        return encoded, found
+
+    def _encode(self, batch: PackedBatch | View, wanted: Sequence[int] | set[int]) -> tuple[Tensor, list[Tensor]]:
+        """The whole path from pixels to the last block, and the tokens after the blocks `wanted`."""
+        self.check(batch)
         B, L = batch.segment_ids.shape
-        x_TD = self.embed(batch.patches.flatten(0, 1)) + self.positions(batch.positions.flatten(0, 1))
-        backend = choose(self.config.attention, x_TD.device)
-        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, backend)
+        real_T, place_T2 = (batch.segment_ids >= 0).flatten(), batch.positions.flatten(0, 1)
+        is_patch_T = real_T & (place_T2[:, 0] >= 0)
+        at_T2 = place_T2.long().clamp_min(0) * is_patch_T[:, None]
+
+        patches = batch.patches.flatten(0, 1)
+        if patches.is_floating_point():
+            # Masked memory may hold anything; a NaN there would reach weight gradients as 0 · NaN.
+            patches = patches.masked_fill(~is_patch_T[:, None], 0.0)
+        x_TD = self.embed(patches, batch.patch_size)
+        places = self.positions(at_T2, self._grids(batch))
+        if places is not None:
+            x_TD = x_TD + places
+        if self.prefix is not None:
+            learned = self.prefix[place_T2[:, 1].long().clamp(0, len(self.prefix) - 1)].to(x_TD.dtype)
+            x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
+        x_TD = self.dropout(x_TD)
+
+        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
+        draws = self.training and self.config.drop_path > 0
+        segment_T = number_of(batch.cu_seqlens, B * L) if draws else None
         order = where.order
         if order is not None:
             # Sorted once for all layers, since nothing but attention looks at neighbours.
-            x_TD, where = x_TD[order], replace(where, order=None)
-        for block in self.blocks:
-            x_TD = block(x_TD, where)
-        if order is not None:
-            x_TD = x_TD[torch.argsort(order)]
-        features: Tensor = self.norm(x_TD).unflatten(0, (B, L))
-        return features
+            x_TD, where, at_T2, is_patch_T = x_TD[order], replace(where, order=None), at_T2[order], is_patch_T[order]
+            segment_T = None if segment_T is None else segment_T[order]
+        rotation = None if self.rotation is None else self.rotation(at_T2, is_patch_T)
+        context = Context(where, rotation, segment_T, len(batch.cu_seqlens) - 1)
 
-    def forward_head(self, x_BLD: Tensor, batch: PackedBatch, pre_logits: bool = False) -> Tensor:
-        """Pooled images `[B, E, D]` with `pre_logits`, else their logits `[B, E, classes]` in float32."""
-        pooled: Tensor = self.pool(x_BLD, batch.segment_ids, batch.grids.shape[1])
-        return pooled if pre_logits else self.head(pooled).float()
+        back = None if order is None else torch.argsort(order)
+        found = []
+        for n, block in enumerate(self.blocks):
+            if self.checkpointing and self.training:
+                x_TD = checkpoint(block, x_TD, context, use_reentrant=False)
+            else:
+                x_TD = block(x_TD, context)
+            if n in wanted:
+                found.append((x_TD if back is None else x_TD[back]).unflatten(0, (B, L)))
+        x_BLD: Tensor = (x_TD if back is None else x_TD[back]).unflatten(0, (B, L))
+        return x_BLD, found
 
-    def _check(self, batch: PackedBatch) -> None:
-        """Host values alone: nothing is read from a GPU. There the trainer holds `plan.max_grid` to the tables."""
-        if batch.patch_size != self.config.patch_size:
-            raise ModelError(
-                f"the batch has patches of {batch.patch_size} pixels, the model takes {self.config.patch_size}; "
-                "set plan.patch_sizes and model.patch_size alike"
-            )
-        if batch.grids.device.type == "cpu" and (largest := int(batch.grids.max())) > self.config.max_grid:
-            raise ModelError(
-                f"an image has {largest} patches on a side, the position tables end at model.max_grid = "
-                f"{self.config.max_grid}; raise it, or lower plan.max_grid"
-            )
+    def _grids(self, batch: PackedBatch | View) -> Tensor:
+        """(h, w) of each token's image, i64 `[T, 2]`; 1 where there is none."""
+        index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
+        grids: Tensor = batch.grids.long().gather(1, index)
+        return grids.clamp_min(1).flatten(0, 1)
 
+    def _backend(self, x_TD: Tensor) -> Backend:
+        kind = x_TD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
+        return choose(self.config.attention, x_TD.device, dtype)
 
-class PatchEmbedding(nn.Module):
-    """u8 patches → tokens: normalised on the device, then one linear map."""
+    def _pool(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
+        images = batch.grids.shape[1]
+        if self.pool is not None:
+            return self.pool(x_BLD, batch.segment_ids, images)  # type: ignore[no-any-return]
+        if self.config.pool == "class":
+            return pick_prefix(x_BLD, batch.segment_ids, batch.positions, images, 0)
+        is_patch = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
+        return pool_mean(x_BLD, batch.segment_ids, is_patch, images)
 
-    def __init__(self, config: NaViTConfig) -> None:
-        super().__init__()
-        area = config.patch_size**2
-        self.proj = nn.Linear(area * 3, config.width)
-        self.scale: Tensor
-        self.shift: Tensor
-        self.register_buffer("scale", (1 / (255 * torch.tensor(config.std))).repeat(area), persistent=False)
-        self.register_buffer(
-            "shift", (-torch.tensor(config.mean) / torch.tensor(config.std)).repeat(area), persistent=False
-        )
-        nn.init.trunc_normal_(self.proj.weight, std=(area * 3) ** -0.5)
-        nn.init.zeros_(self.proj.bias)
+    def _distilled(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
+        if self.distill_head is None:
+            raise ModelError("forward_distilled needs model.distill_token = true")
+        number = int(self.config.class_token)
+        token = pick_prefix(x_BLD, batch.segment_ids, batch.positions, batch.grids.shape[1], number)
+        return self.distill_head(token).float()  # type: ignore[no-any-return]
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """u8 `[T, P·P·3]` → `[T, D]`."""
-        x = patches.to(self.proj.weight.dtype) * self.scale + self.shift
-        return self.proj(x)  # type: ignore[no-any-return]
+    def check(self, batch: PackedBatch | View) -> None:
+        """Refuses what the model does not take; see `navit_model.check.check_batch`. `forward` calls it itself."""
+        check_batch(self.config, batch)
 
+    def reset_classifier(self, classes: int) -> None:
+        """A fresh classifier with this many classes; 0 leaves the pooled features as they are."""
+        self.config = replace(self.config, classes=classes)
+        like = self.embed.proj.weight
+        self.head = _classifier(self.config).to(like.device, like.dtype)
+        if self.distill_head is not None:
+            self.distill_head = _classifier(self.config).to(like.device, like.dtype)
 
-class FactorisedPositions(nn.Module):
-    """φ_y(y) + φ_x(x), learned and absolute (NaViT, section 2.2, the best row of Table 3)."""
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that recipes leave undecayed: biases, scales, queries, prefix and position tables."""
+        tables = ("positions.", "prefix", "pool.query")
+        return {name for name, p in self.named_parameters() if p.ndim < 2 or name.startswith(tables)}
 
-    def __init__(self, config: NaViTConfig) -> None:
-        super().__init__()
-        self.y = nn.Parameter(torch.empty(config.max_grid, config.width))
-        self.x = nn.Parameter(torch.empty(config.max_grid, config.width))
-        nn.init.trunc_normal_(self.y, std=0.02)
-        nn.init.trunc_normal_(self.x, std=0.02)
-
-    def forward(self, positions: Tensor) -> Tensor:
-        """i16 `[T, 2]` → `[T, D]`; padding stands at −1 and reads the first row, which changes no image."""
-        at = positions.long().clamp_(0, self.y.shape[0] - 1)
-        return F.embedding(at[:, 0], self.y) + F.embedding(at[:, 1], self.x)
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, config: NaViTConfig) -> None:
-        super().__init__()
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
-        self.heads = config.heads
-        self.norm1 = nn.LayerNorm(width, eps=1e-6, bias=config.norm_bias)
-        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
-        head = width // config.heads
-        self.q_norm = nn.LayerNorm(head, eps=1e-6, bias=False) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(head, eps=1e-6, bias=False) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6, bias=config.norm_bias)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-        for linear in (self.qkv, self.out, self.up, self.down):
-            nn.init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-
-    def forward(self, x_TD: Tensor, where: Segments) -> Tensor:
-        """`[T, D]` → `[T, D]`."""
-        q, k, v = self.qkv(self.norm1(x_TD)).unflatten(1, (3, self.heads, -1)).unbind(1)
-        a_THK = attention(self.q_norm(q), self.k_norm(k), v, where)
-        x_TD = x_TD + self.out(a_THK.flatten(1))
-        return x_TD + self.down(F.gelu(self.up(self.norm2(x_TD))))  # type: ignore[no-any-return]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether to recompute each block in the backward pass."""
+        self.checkpointing = enable
 
 
-class AttentionPooling(nn.Module):
-    """One learned query per head attends to the tokens of each image (MAP: Zhai et al., arXiv 2106.04560, section
-    3.2)."""
-
-    def __init__(self, config: NaViTConfig) -> None:
-        super().__init__()
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
-        self.heads = config.heads
-        self.query = nn.Parameter(torch.empty(config.heads, width // config.heads))
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-6, bias=config.norm_bias)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-        nn.init.trunc_normal_(self.query, std=0.02)
-        for linear in (self.kv, self.out, self.up, self.down):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, x_BLD: Tensor, segment_ids: Tensor, images: int) -> Tensor:
-        """`[B, L, D]` and i16 `[B, L]` → `[B, E, D]`: a softmax over each image's tokens, by scattering, no loop."""
-        B, _L, D = x_BLD.shape
-        real = (segment_ids >= 0).flatten()
-        row = torch.arange(B, device=x_BLD.device)[:, None] * images
-        # Tokens of no image go to a slot of their own, behind the others, which is cut off.
-        slot_T = torch.where(real, (row + segment_ids).flatten(), B * images)
-        x_TD = x_BLD.flatten(0, 1).masked_fill(~real[:, None], 0.0)
-        k_THK, v_THK = self.kv(x_TD).unflatten(1, (2, self.heads, -1)).unbind(1)
-        score_TH = (k_THK * self.query).sum(-1).float() * (D // self.heads) ** -0.5
-        top = score_TH.new_full((B * images + 1, self.heads), -torch.inf)
-        top = top.scatter_reduce(0, slot_T[:, None].expand_as(score_TH), score_TH.detach(), "amax")
-        weight_TH = (score_TH - top.index_select(0, slot_T)).exp()
-        total = torch.zeros_like(top).index_add(0, slot_T, weight_TH).clamp_min(torch.finfo(torch.float32).tiny)
-        share_TH = (weight_TH / total.index_select(0, slot_T)).to(v_THK.dtype)
-        pooled = v_THK.new_zeros(B * images + 1, D).index_add(0, slot_T, (v_THK * share_TH[..., None]).flatten(1))
-        y = self.out(pooled[:-1].unflatten(0, (B, images)))
-        return y + self.down(F.gelu(self.up(self.norm(y))))  # type: ignore[no-any-return]
+def _classifier(config: NaViTConfig) -> nn.Module:
+    if config.classes == 0:
+        return nn.Identity()
+    head = nn.Linear(config.width, config.classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head

@@ -1,0 +1,81 @@
+"""Patches → tokens: pixels are normalised on the device, then mapped linearly, at any patch size that the model takes.
+
+In: u8 patches (or float ones, already normalised). Out: one token a patch. Apart, since it alone knows the patch size:
+compiled, it is traced once per P, the encoder behind it once per run.
+
+Shapes: T tokens · P patch side · D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import NaViTConfig
+
+
+def resize_matrix(source: int, target: int, filter: str, antialias: bool) -> Tensor:
+    """The `[target, source]` matrix of PyTorch's resize of one axis; 2D resizing is its product over both axes."""
+    basis = torch.eye(source, dtype=torch.float64)[None, :, :, None]
+    resized = F.interpolate(basis, size=(target, 1), mode=filter, antialias=antialias, align_corners=False)
+    return resized[0, :, :, 0].T
+
+
+def pi_resize_matrix(source: int, target: int, filter: str) -> Tensor:
+    """Q of the pseudo-inverse resize of one axis, `[target, source]` (FlexiViT, arXiv 2212.08013, section 3.4).
+
+    With B = R⊗R the resize of patches, ŵ = (Bᵀ)⁺w = (Q⊗Q)w for Q = (Rᵀ)⁺, so no matrix of P²×P² is ever made.
+
+    Args:
+        source: side of the base kernel.
+        target: side wanted.
+        filter: `bilinear` without antialias, or `bicubic` with it.
+    """
+    inverse: Tensor = torch.linalg.pinv(resize_matrix(source, target, filter, antialias=filter == "bicubic").T)
+    return inverse
+
+
+class PatchEmbedding(nn.Module):
+    """u8 patches → tokens. Other patch sizes take the base kernel, always resized from the base, never in a chain."""
+
+    def __init__(self, config: NaViTConfig) -> None:
+        super().__init__()
+        self.base, self.filter = config.patch_size, config.patch_filter
+        inputs = 3 * self.base**2
+        self.proj = nn.Linear(inputs, config.width)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", 1 / (255 * torch.tensor(config.std)), persistent=False)
+        self.register_buffer("shift", -torch.tensor(config.mean) / torch.tensor(config.std), persistent=False)
+        # No buffers: they say nothing that the configuration does not, and sizes never met cost nothing.
+        self._resizes: dict[tuple[int, torch.device], Tensor] = {}
+        nn.init.trunc_normal_(self.proj.weight, std=inputs**-0.5)
+        nn.init.zeros_(self.proj.bias)
+
+    def weight(self, patch_size: int) -> Tensor:
+        """The kernel for patches of this side, `[D, P·P·3]`, differentiable in the base kernel."""
+        weight = self.proj.weight
+        if patch_size == self.base:
+            return weight
+        key = (patch_size, weight.device)
+        if key not in self._resizes:
+            matrix = pi_resize_matrix(self.base, patch_size, self.filter)
+            self._resizes[key] = matrix.to(weight.device, torch.float32)
+        q = self._resizes[key].to(weight.dtype)
+        kernel = weight.view(-1, self.base, self.base, 3)
+        return torch.einsum("ai,bj,dijc->dabc", q, q, kernel).flatten(1)
+
+    def forward(self, patches: Tensor, patch_size: int) -> Tensor:
+        """Patches `[T, P·P·3]` → `[T, D]`.
+
+        Args:
+            patches: u8 pixels; or float, which are taken as normalised already.
+            patch_size: P.
+        """
+        weight = self.weight(patch_size)
+        x = patches.to(weight.dtype)
+        if patches.dtype == torch.uint8:
+            area = patch_size**2
+            x = x * self.scale.to(x.dtype).repeat(area) + self.shift.to(x.dtype).repeat(area)
+        return F.linear(x, weight, self.proj.bias)

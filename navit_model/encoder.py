@@ -1,0 +1,151 @@
+"""The encoder's blocks: pre-norm attention and MLP over flattened tokens.
+
+In: tokens `[T, D]` and what is the same for all layers (`Context`), made once per forward pass. Out: tokens `[T, D]`.
+Apart
+from the model, since the text tower is made of the same blocks.
+
+Shapes: T = B·L tokens · D width · H heads · K = D/H · S segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Segments, attention
+from .positions import rotate
+
+
+class Shape(Protocol):
+    """What a block reads of a configuration; `NaViTConfig` and `TextConfig` have it."""
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def depth(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def mlp_ratio(self) -> float: ...  # noqa: D102
+    @property
+    def qk_norm(self) -> bool: ...  # noqa: D102
+    @property
+    def qkv_bias(self) -> bool: ...  # noqa: D102
+    @property
+    def norm_bias(self) -> bool: ...  # noqa: D102
+    @property
+    def out_bias(self) -> bool: ...  # noqa: D102
+    @property
+    def mlp_bias(self) -> bool: ...  # noqa: D102
+    @property
+    def norm_eps(self) -> float: ...  # noqa: D102
+    @property
+    def activation(self) -> str: ...  # noqa: D102
+    @property
+    def layer_scale(self) -> float: ...  # noqa: D102
+    @property
+    def drop_path(self) -> float: ...  # noqa: D102
+    @property
+    def dropout(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every block sees of a batch.
+
+    Attributes:
+        where: the segments.
+        rotation: cosine and sine of each token's rotation, or None.
+        segment: i64 `[T]`, the segment of each token, or None where nothing is drawn per image.
+        segments: S, the number of segments, a host value.
+    """
+
+    where: Segments
+    rotation: tuple[Tensor, Tensor] | None = None
+    segment: Tensor | None = None
+    segments: int = 0
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each a branch beside the residual stream."""
+
+    def __init__(self, config: Shape, drop_path: float = 0.0) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.drop_path = config.heads, drop_path
+        self.norm1 = norm(config, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.q_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
+        self.k_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
+        self.out = nn.Linear(width, width, bias=config.out_bias)
+        self.norm2 = norm(config, width)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        scaled = config.layer_scale > 0
+        self.scale1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
+        self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
+        for linear in (self.qkv, self.out):
+            initialise(linear)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
+        """`[T, D]` → `[T, D]`."""
+        x_TD = x_TD + self._branch(self._attend(self.norm1(x_TD), context), self.scale1, context)
+        return x_TD + self._branch(self.mlp(self.norm2(x_TD)), self.scale2, context)
+
+    def _attend(self, x_TD: Tensor, context: Context) -> Tensor:
+        q, k, v = self.qkv(x_TD).unflatten(1, (3, self.heads, -1)).unbind(1)
+        # Under autocast the norms answer in float32; the kernels want one dtype.
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if context.rotation is not None:
+            q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
+        return self.out(attention(q, k, v, context.where).flatten(1))  # type: ignore[no-any-return]
+
+    def _branch(self, y_TD: Tensor, scale: Tensor | None, context: Context) -> Tensor:
+        y_TD = self.dropout(y_TD)
+        if scale is not None:
+            y_TD = y_TD * scale
+        if self.training and self.drop_path > 0 and context.segment is not None:
+            # Stochastic depth (arXiv 1603.09382): an image skips the branch as a whole.
+            kept = torch.rand(context.segments, device=y_TD.device) >= self.drop_path
+            share = kept.to(y_TD.dtype) / (1 - self.drop_path)
+            y_TD = y_TD * share.index_select(0, context.segment)[:, None]
+        return y_TD
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, config: Shape) -> None:
+        super().__init__()
+        hidden = round(config.width * config.mlp_ratio)
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.up = nn.Linear(config.width, hidden, bias=config.mlp_bias)
+        self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
+        for linear in (self.up, self.down):
+            initialise(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, D]` → `[…, D]`."""
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
+
+
+def blocks(config: Shape) -> nn.ModuleList:
+    """The encoder: `depth` blocks, their stochastic depth rising linearly from 0 to `drop_path`."""
+    last = max(config.depth - 1, 1)
+    return nn.ModuleList(Block(config, config.drop_path * n / last) for n in range(config.depth))
+
+
+def norm(config: Shape, width: int) -> nn.LayerNorm:
+    """LayerNorm as the configuration wants it."""
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def initialise(linear: nn.Linear) -> None:
+    """Xavier-uniform weights, as big_vision's; biases of 0."""
+    nn.init.xavier_uniform_(linear.weight)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

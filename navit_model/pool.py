@@ -1,0 +1,83 @@
+"""Tokens → images: one vector for each image slot of a batch, `[B, E, D]`.
+
+In: encoded tokens and which image each belongs to. Out: attention pooling, the mean of the patches, or a prefix token.
+Absent and failed images get finite vectors that no token reaches. Sums over an image are one matrix product with the 0/1
+matrix of membership: no loop, no atomics, and float32 accumulation on every device.
+
+Shapes: B sequences · L tokens · D width · H heads · K = D/H · E images per sequence · N = B·E image slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import NaViTConfig
+from .encoder import MLP, initialise, norm
+
+
+def members(segment_ids: Tensor, images: int, dtype: torch.dtype) -> Tensor:
+    """0/1 `[B, E, L]`: whether token l is of image e. Padding and failed images belong to none."""
+    numbers = torch.arange(images, device=segment_ids.device)
+    return (segment_ids[:, None, :] == numbers[:, None]).to(dtype)
+
+
+class AttentionPooling(nn.Module):
+    """One learned query per head attends to the tokens of each image (MAP: arXiv 2106.04560, section 3.2)."""
+
+    def __init__(self, config: NaViTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.empty(config.heads, width // config.heads))
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = norm(config, width)
+        self.mlp = MLP(config)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for linear in (self.kv, self.out):
+            initialise(linear)
+
+    def forward(self, x_BLD: Tensor, segment_ids: Tensor, images: int) -> Tensor:
+        """`[B, L, D]` and i16 `[B, L]` → `[B, E, D]`: a softmax over the tokens of each image."""
+        D = x_BLD.shape[-1]
+        real = segment_ids >= 0
+        # What stands in masked slots may be anything, NaN included.
+        k, v = self.kv(x_BLD.masked_fill(~real[..., None], 0.0)).unflatten(2, (2, self.heads, -1)).unbind(2)
+        score_BLH = (k.float() * self.query).sum(-1) * (D // self.heads) ** -0.5
+        weight_BLH = (score_BLH - self._largest(score_BLH.detach(), segment_ids, images)).exp()
+        member_BEL = members(segment_ids, images, v.dtype)
+        total_BEH = members(segment_ids, images, torch.float32) @ weight_BLH
+        sum_BED = member_BEL @ (v * weight_BLH[..., None].to(v.dtype)).flatten(2)
+        # An absent image has neither tokens nor weight: 0/1.
+        share = total_BEH.where(total_BEH > 0, 1.0).reciprocal().to(v.dtype)
+        y = self.out((sum_BED.unflatten(2, (self.heads, -1)) * share[..., None]).flatten(2))
+        return y + self.mlp(self.norm(y))  # type: ignore[no-any-return]
+
+    def _largest(self, score_BLH: Tensor, segment_ids: Tensor, images: int) -> Tensor:
+        """For each token the largest score of its image, so that no exponential overflows."""
+        slot_BL = torch.where(segment_ids >= 0, segment_ids.long(), images)
+        slot_BLH = slot_BL[..., None].expand_as(score_BLH)
+        top = score_BLH.new_full((score_BLH.shape[0], images + 1, self.heads), -torch.inf)
+        return top.scatter_reduce(1, slot_BLH, score_BLH, "amax").gather(1, slot_BLH)
+
+
+def pool_mean(x_BLD: Tensor, segment_ids: Tensor, patches: Tensor, images: int) -> Tensor:
+    """Mean over the patches of each image, prefix tokens left out, `[B, E, D]`.
+
+    Args:
+        x_BLD: tokens.
+        segment_ids: i16 `[B, L]`.
+        patches: bool `[B, L]`, true for tokens that are patches.
+        images: E.
+    """
+    member = members(segment_ids.where(patches, -1), images, x_BLD.dtype)
+    counts = member.float().sum(-1, keepdim=True).clamp_min(1).to(x_BLD.dtype)
+    return member @ x_BLD.masked_fill(~patches[..., None], 0.0) / counts
+
+
+def pick_prefix(x_BLD: Tensor, segment_ids: Tensor, positions: Tensor, images: int, number: int) -> Tensor:
+    """Prefix token `number` of each image, `[B, E, D]`; 0 for absent images."""
+    there = (segment_ids >= 0) & (positions[..., 0] < 0) & (positions[..., 1] == number)
+    member = members(segment_ids.where(there, -1), images, x_BLD.dtype)
+    return member @ x_BLD.masked_fill(~there[..., None], 0.0)
