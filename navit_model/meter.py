@@ -61,6 +61,8 @@ class Meter:
         sums = torch.tensor([self.images, self.tokens, self.slots, self.waited], dtype=torch.float64)
         images, tokens, slots, waited = world.sum(sums.to(world.device)).tolist()
         return {
+            "images": int(images),
+            "tokens": int(tokens),
             "loss": total / max(count, 1),
             "learning_rate": self.rate,
             "grad_norm": float(self.norm),

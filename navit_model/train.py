@@ -215,9 +215,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model)
-        self.images += mine
         tokens = sum(batch.num_tokens for batch in group)
-        self.tokens += tokens
         meter.add(self.step, rate, total, count, norm, mine, tokens, group)
 
     def _no_sync(self, more: bool) -> AbstractContextManager[None]:
@@ -242,6 +240,9 @@ class Trainer:
                 f"the loss of step {meter.bad_step + 1} is not finite; its batches (epoch, first sequence) {which} are "
                 f"named in '{self.out / 'log.jsonl'}'; lower train.learning_rate, or resume from the last checkpoint"
             )
+        # Of all ranks, so that a run resumed onto another number of them counts on.
+        self.images += values.pop("images")
+        self.tokens += values.pop("tokens")
         state = self.loader.state_dict()
         journal.progress(self.step, epoch=state["epoch"], images_seen=self.images, tokens_seen=self.tokens, **values)
 

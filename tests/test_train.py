@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,3 +225,43 @@ def test_a_wrong_change_is_refused_by_name(tmp_path: Path, change: str, words: s
     path.write_text("[train]\nsteps = 5\n")
     with pytest.raises(ConfigError, match=words):
         RunConfig.from_toml(path, [change])
+
+
+def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(index: str, tmp_path: Path) -> None:
+    text = f"""
+data = {{ index = "{index}", batch_size = 2 }}
+[plan]
+sequence_length = 64
+max_images = 16
+max_tokens = 32
+patch_sizes = [4]
+resolution = {{ kind = "uniform", low = 8, high = 20 }}
+[model]
+width = 16
+depth = 1
+heads = 2
+patch_size = 4
+[train]
+steps = 8
+warmup = 2
+learning_rate = 1e-2
+log_every = 1
+checkpoint_every = 4
+threads = 1
+device = "cpu"
+"""
+    (tmp_path / "run.toml").write_text(text)
+    command = ["-m", "navit_model", "train", str(tmp_path / "run.toml")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    out = f"train.out={tmp_path / 'two'}"
+    done = subprocess.run(
+        [sys.executable, *torchrun, *command, out, "data.batch_size=1"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    train(RunConfig.from_toml(tmp_path / "run.toml", [f"train.out={tmp_path / 'one'}"]))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 8
+    assert two == pytest.approx(one, abs=1e-4)
+    ends = [checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two")]
+    assert ends[0].state["loader"] == ends[1].state["loader"]
+    assert ends[0].state["images"] == ends[1].state["images"]
