@@ -75,6 +75,7 @@ class Endpoint:
     retry: float = 0.0
     backoff: float = _BACKOFF_S[0]
     why: str = "no answer yet"
+    before: str = ""  # why the connection before this one ended, until this one has given something
     window: Window | None = None
     in_flight: dict[int, Want] = field(default_factory=dict)
 
@@ -230,7 +231,10 @@ class Connection:
         return want.answer
 
     def _state(self) -> str:
-        return "; ".join(f"{e.address}: {e.why}" for e in self._endpoints)
+        def words(e: Endpoint) -> str:
+            return f"{e.address}: {e.why}" + (f"; before that: {e.before}" if e.before not in ("", e.why) else "")
+
+        return "; ".join(words(e) for e in self._endpoints)
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -342,6 +346,7 @@ class Connection:
             endpoint.window.close()
             endpoint.window = None
         endpoint.ready, endpoint.draining, endpoint.why = False, False, why
+        endpoint.before = why
         endpoint.retry = time.monotonic() + endpoint.backoff
         endpoint.backoff = min(2 * endpoint.backoff, _BACKOFF_S[1])
         for id, want in endpoint.in_flight.items():
@@ -444,6 +449,7 @@ class Connection:
         except ServiceError as e:
             self._hang_up(endpoint, f"it broke the protocol: {e}")
             return
+        endpoint.before = ""
         gone: dict[Endpoint, list[int]] = {}
         for id, other in want.asked.items():
             other.in_flight.pop(id, None)

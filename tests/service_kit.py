@@ -128,6 +128,9 @@ class Daemon:
 
     def memory_mb(self) -> float:
         """Resident memory of the process."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the daemon ended with status {self.process.returncode}: {self.log[-20:]}")
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
