@@ -17,9 +17,9 @@ from .config import NaViTConfig
 
 def resize_matrix(source: int, target: int, filter: str, antialias: bool) -> Tensor:
     """The `[target, source]` matrix of PyTorch's resize of one axis; 2D resizing is its product over both axes."""
-    basis = torch.eye(source, dtype=torch.float64)[None, :, :, None]
-    resized = F.interpolate(basis, size=(target, 1), mode=filter, antialias=antialias, align_corners=False)
-    return resized[0, :, :, 0].T
+    # The columns of the unit matrix are the basis; a resize that keeps their number leaves them apart.
+    basis = torch.eye(source, dtype=torch.float64)[None, None]
+    return F.interpolate(basis, (target, source), mode=filter, antialias=antialias, align_corners=False)[0, 0]
 
 
 def pi_resize_matrix(source: int, target: int, filter: str) -> Tensor:
