@@ -24,7 +24,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from navit_loader.errors import NavitError
 from navit_model import report
+from navit_model.lock import hold
 
 CONFIG = Path(__file__).with_name("digits.toml")
 TOKENS = (16, 25, 36, 49, 64)
@@ -92,7 +94,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to")
     parser.add_argument("--steps", type=int, default=1500, help="training steps")
     args = parser.parse_args()
-    out: Path = args.out
+    try:
+        with hold(args.out, "demo"):
+            demo(args.out, args.steps)
+    except NavitError as e:
+        sys.exit(f"the demo stopped: {e}")
+
+
+def demo(out: Path, steps: int) -> None:
+    """Runs the whole path in `out`, which this process holds."""
     began = time.monotonic()
 
     say("scikit-learn's digits as JPEG and PNG files of varied size and aspect ratio")
@@ -115,7 +125,7 @@ def main() -> None:
         old.rmdir()
     with daemon(config) as address:
         say("train: a tiny NaViT, every batch over ZeroMQ")
-        changes = (f"data.endpoints=['{address}']", f"train.steps={args.steps}", "train.eval_tokens=[64]")
+        changes = (f"data.endpoints=['{address}']", f"train.steps={steps}", "train.eval_tokens=[64]")
         subprocess.run(command("navit_model", "train", config, *changes), check=True)
 
     say("evaluate: held-out digits at several token budgets")
@@ -123,10 +133,13 @@ def main() -> None:
     subprocess.run(
         command("navit_model", "eval", out, out / "heldout.arrow", "--tokens", *TOKENS, "--json", scores), check=True
     )
+    result = json.loads(scores.read_text(encoding="utf-8"))
+    if Path(result["checkpoint"]).name != f"step-{steps:08d}":
+        sys.exit(f"the demo stopped: it evaluated '{result['checkpoint']}', not the step {steps} that it trained")
     classical = baselines()
     for name, accuracy in classical.items():
         print(f"{name:>24}: {accuracy:.2%}")
-    page = report.write(out, baselines=classical, scores=json.loads(scores.read_text(encoding="utf-8"))["scores"])
+    page = report.write(out, baselines=classical, scores=result["scores"])
     print(f"\n{time.monotonic() - began:.0f} s; see {page}")
 
 

@@ -7,6 +7,7 @@ A resumed run gives the same losses, bit for bit on a CPU: all that changes from
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ from navit_loader.errors import ConfigError, ModelError, NavitError
 from . import checkpoint, report
 from .evaluate import Score, evaluate, score_table
 from .journal import Journal
+from .lock import hold
 from .losses import classification_loss
 from .meter import Meter
 from .model import NaViT
@@ -75,20 +77,23 @@ def train(run: RunConfig, *, resume: bool = False) -> list[Score]:
         KeyboardInterrupt: stopped by a signal; a checkpoint was saved.
     """
     out = Path(run.train.out)
-    found = checkpoint.find(out)
-    if found is not None and not resume:
-        raise ConfigError(
-            f"train.out = '{out}' already holds step {found.step} of a run; pass --resume to go on, "
-            "or choose another folder with train.out=PATH"
-        )
-    if run.train.threads:
-        torch.set_num_threads(run.train.threads)
-    world = World.join(run.train.device)
-    try:
-        with open_loader(run, world) as loader:
-            return Trainer(run, loader, world, found).run()
-    finally:
-        world.leave()
+    # One process of a run holds its folder: the first.
+    first = int(os.environ.get("RANK", "0")) == 0
+    with hold(out) if first else nullcontext():
+        found = checkpoint.find(out)
+        if found is not None and not resume:
+            raise ConfigError(
+                f"train.out = '{out}' already holds step {found.step} of a run; pass --resume to go on, "
+                "or choose another folder with train.out=PATH"
+            )
+        if run.train.threads:
+            torch.set_num_threads(run.train.threads)
+        world = World.join(run.train.device)
+        try:
+            with open_loader(run, world) as loader:
+                return Trainer(run, loader, world, found).run()
+        finally:
+            world.leave()
 
 
 class Trainer:

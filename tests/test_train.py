@@ -25,6 +25,7 @@ from navit_loader.errors import ConfigError, ModelError
 from navit_model import checkpoint
 from navit_model.evaluate import evaluate
 from navit_model.journal import read_log
+from navit_model.lock import hold
 from navit_model.schedule import learning_rate
 from navit_model.settings import RunConfig, TrainConfig
 from navit_model.train import Trainer, open_loader, train
@@ -265,3 +266,12 @@ device = "cpu"
     ends = [checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two")]
     assert ends[0].state["loader"] == ends[1].state["loader"]
     assert ends[0].state["images"] == ends[1].state["images"]
+
+
+def test_two_runs_never_share_a_folder(index: str, tmp_path: Path) -> None:
+    run = config(index, tmp_path, steps=2)
+    with hold(tmp_path), pytest.raises(ConfigError, match="in use by another run"):
+        train(run)
+    assert checkpoint.find(tmp_path) is None
+    train(run)
+    assert checkpoint.open_checkpoint(tmp_path).step == 2
