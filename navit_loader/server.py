@@ -41,6 +41,7 @@ log = logging.getLogger("navit_loader.serve")
 MAX_SESSIONS = 4096
 PROBE_S = 30.0  # an idle client that is gone is noticed by a message that cannot be delivered
 DRAIN_S = 60.0
+MAX_REFUSALS = 1000  # of one peer in a second; what it sends beyond is thrown away unread
 _EVENTS_PER_TURN = 256
 
 
@@ -102,6 +103,7 @@ class Server:
         self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
         self._unsent = 0  # batches that ZeroMQ still holds
         self._done: deque[tuple[Session, Reply, list[Any]]] = deque()
+        self._refusals: Counter[bytes] = Counter()  # by peer, this second
         self._said: dict[str, float] = {}
         self._stopping = 0
         self._probed = time.monotonic()
@@ -240,6 +242,9 @@ class Server:
             yield peer, frames
 
     def _handle(self, peer: bytes, frames: list[bytes]) -> None:
+        if self._refusals.get(peer, 0) >= MAX_REFUSALS:
+            self.counts["refused_flood"] += 1
+            return
         try:
             if len(frames) != 1:
                 raise ServiceError(f"a request of {len(frames)} frames; one belongs")
@@ -465,6 +470,7 @@ class Server:
 
     def _refuse(self, peer: bytes, request: Request, error: str, message: str) -> None:
         self.counts[f"refused_{error}"] += 1
+        self._refusals[peer] += 1
         name = self.sessions[peer].client if peer in self.sessions else peer.hex()
         self._say(f"refused_{error}", f"client={name!r} refused={error} reason={message!r}", logging.WARNING)
         self._send(peer, Reply("error", request.id, error=error, message=message))
@@ -477,6 +483,7 @@ class Server:
         if now - self._probed < 1:
             return
         self._probed = now
+        self._refusals.clear()
         for session in self.sessions.values():
             if session.shelf is not None:
                 self.counts["slots_abandoned"] += session.shelf.abandon_old(now)
@@ -554,7 +561,9 @@ def _options(serve: ServeConfig) -> dict[int, int]:
     return {
         zmq.ROUTER_MANDATORY: 1,  # a client that is gone is an error here, not silence
         zmq.MAXMSGSIZE: protocol.MAX_REQUEST,
-        zmq.RCVHWM: 32,  # per peer; more waits in its own socket
+        # No limit on purpose. Where libzmq stops reading from a peer at its high-water mark and that peer then hangs up,
+        # an assertion ends the whole process (libzmq issues 3937, 4364, 4767). See `MAX_REFUSALS`.
+        zmq.RCVHWM: 0,
         zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,  # answers; their bytes are bounded by FairShare
         zmq.LINGER: 500,
         zmq.BACKLOG: 1024,
