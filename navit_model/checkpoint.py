@@ -24,6 +24,7 @@ from navit_loader.errors import ModelError
 from .model import NaViT
 from .optim import Average
 from .settings import RunConfig
+from .tasks import task_of
 
 VERSION = 1
 
@@ -53,7 +54,7 @@ class Checkpoint:
         return list(self.state["classes"])
 
     def model(self, *, average: bool = True) -> NaViT:
-        """The saved model, in evaluation mode on the CPU.
+        """The saved image model, in evaluation mode on the CPU.
 
         Args:
             average: take the moving average where one was kept.
@@ -61,10 +62,12 @@ class Checkpoint:
         Raises:
             ModelError: the weights cannot be read or do not fit the saved configuration.
         """
-        model = NaViT(self.config.model)
+        run = self.config
+        task = task_of(run)
+        module = task.build(run)
         name = "average" if average and (self.path / "average.safetensors").exists() else "model"
-        _fill(model, self.read(name), self.path)
-        return model.eval()
+        _fill(module, self.read(name), self.path)
+        return task.image_model(module).eval()
 
     def read(self, name: str) -> dict[str, Tensor]:
         """Tensors of `name.safetensors`.

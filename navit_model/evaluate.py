@@ -58,6 +58,10 @@ class Score:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def __str__(self) -> str:
+        """Accuracy and budget, in a line of a run's output."""
+        return f"{self.accuracy:.2%} of {self.images} held-out images at {self.tokens} tokens"
+
 
 def trained_tokens(config: LoaderConfig) -> tuple[int, int]:
     """Fewest and most tokens of one image before drop that the training sizes lead to, whatever P."""

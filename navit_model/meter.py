@@ -7,6 +7,7 @@ loop, so that one place decides when the host waits for the device: in `read`, n
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.start = time.perf_counter()
-        self.waited, self.images, self.tokens, self.slots, self.seen = 0.0, 0, 0, 0, 0
-        self.loss = torch.zeros(2, dtype=torch.float64, device=device)
+        self.waited, self.slots, self.seen = 0.0, 0, 0
+        # sums over this rank: loss, images, tokens
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         self.norm = torch.zeros((), device=device)
         self.losses: list[tuple[int, Tensor]] = []
         self.identities: dict[int, list[tuple[int, int]]] = {}
@@ -37,33 +39,41 @@ class Meter:
         total: Tensor,
         count: Tensor,
         norm: Tensor,
-        images: int,
-        tokens: int,
-        group: list[PackedBatch],
+        images: Tensor,
+        group: Sequence[PackedBatch],
     ) -> None:
-        """Takes in one optimiser step."""
+        """Takes in one optimiser step.
+
+        Args:
+            step: its number, from 0.
+            rate: its learning rate.
+            total: sum of this rank's losses.
+            count: images with a loss, of all ranks.
+            norm: norm of the gradient.
+            images: images with a loss, of this rank.
+            group: its batches, on the device.
+        """
         self.seen += 1
         self.rate, self.norm = rate, norm
         self.losses.append((step, total / count))
-        self.loss += torch.stack([total.double(), torch.full_like(total, images, dtype=torch.float64)])
+        tokens = torch.stack([(batch.segment_ids >= 0).sum() for batch in group]).sum()
+        self.sums += torch.stack([total.double(), images.double(), tokens.double()])
         self.identities[step] = [(batch.epoch, batch.sequence) for batch in group]
-        self.images += images
-        self.tokens += tokens
         self.slots += sum(batch.segment_ids.shape[0] * batch.segment_ids.shape[1] for batch in group)
 
     def read(self, world: World) -> dict[str, Any]:
         """The averages over all ranks, and `bad_step` where a loss was not finite."""
         seconds = time.perf_counter() - self.start
-        total, count = world.sum(self.loss).tolist()
+        total, images, tokens = world.sum(self.sums).tolist()
         steps, values = zip(*self.losses, strict=True)
         finite = torch.isfinite(world.sum(torch.stack(values))).tolist()
         self.bad_step = next((s for s, ok in zip(steps, finite, strict=True) if not ok), None)
-        sums = torch.tensor([self.images, self.tokens, self.slots, self.waited], dtype=torch.float64)
-        images, tokens, slots, waited = world.sum(sums.to(world.device)).tolist()
+        host = torch.tensor([self.slots, self.waited], dtype=torch.float64)
+        slots, waited = world.sum(host.to(world.device)).tolist()
         return {
             "images": int(images),
             "tokens": int(tokens),
-            "loss": total / max(count, 1),
+            "loss": total / max(images, 1),
             "learning_rate": self.rate,
             "grad_norm": float(self.norm),
             "images_per_s": images / seconds,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .settings import TrainConfig
 
-HEAD = "head."
-"""Names of the classifier's parameters start so."""
+HEAD = "head"
+"""The module of this name, anywhere, is the classifier."""
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -25,7 +25,7 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = rest if parameter.ndim < 2 else head if name.startswith(HEAD) else body
+            group = rest if parameter.ndim < 2 else head if HEAD in name.split(".") else body
             group.append(parameter)
     groups = [
         {"params": body, "weight_decay": config.weight_decay},

@@ -23,6 +23,7 @@ class TrainConfig:
     """`[train]`: how the model learns.
 
     Attributes:
+        task: what is learnt; see `navit_model/tasks`.
         out: folder of the run: log, checkpoints, report.
         steps: optimiser steps in all.
         accumulate: batches of one rank per step.
@@ -50,6 +51,7 @@ class TrainConfig:
         allow_render_change: take up a checkpoint although pixels are now made differently (another `render_id`).
     """
 
+    task: Literal["classification"] = "classification"
     out: str = "runs/navit"
     steps: int = 10_000
     accumulate: int = 1

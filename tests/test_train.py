@@ -24,11 +24,13 @@ from navit_loader import build_index
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import checkpoint
 from navit_model.evaluate import evaluate
+from navit_model.feed import open_loader
 from navit_model.journal import read_log
 from navit_model.lock import hold
 from navit_model.schedule import learning_rate
 from navit_model.settings import RunConfig, TrainConfig
-from navit_model.train import Trainer, open_loader, train
+from navit_model.train import train
+from navit_model.trainer import Trainer
 from navit_model.world import World
 
 

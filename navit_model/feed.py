@@ -1,0 +1,131 @@
+"""What the trainer eats: an endless stream of batches on its device, and how long it had to wait for them.
+
+In: an index or daemons. Out: batches that passed the task's check, on the device, epoch after epoch. Apart from the loop,
+so that one place knows where batches come from and when the host waits. On a GPU the copy of the next batches overlaps the
+step (`DevicePrefetcher`); on a CPU the arrays are shared, not copied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+
+from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.batch import PackedBatch
+from navit_loader.errors import ConfigError, NavitError
+
+from .settings import RunConfig
+from .world import World
+
+Loader = PackedLoader | RemoteLoader
+Check = Callable[[PackedBatch], None]
+
+
+def open_loader(run: RunConfig, world: World) -> Loader:
+    """The training loader: in process, or from `data.endpoints`.
+
+    Raises:
+        ConfigError: neither an index nor endpoints are given.
+    """
+    data = run.loader.data
+    if data.endpoints:
+        return RemoteLoader(
+            data.endpoints,
+            rank=world.rank,
+            world_size=world.size,
+            batch_size=data.batch_size,
+            remainder=data.remainder,
+            prefetch=run.loader.render.prefetch,
+        )
+    if not data.index and not data.mixture:
+        raise ConfigError(
+            "data.index = '' is not allowed; give an index file, [[data.mixture]], or data.endpoints of running daemons"
+        )
+    return PackedLoader(data.index or None, run.loader, rank=world.rank, world_size=world.size)
+
+
+class Feed:
+    """The batches of one rank.
+
+    Args:
+        loader: where they come from.
+        device: where they go.
+        check: called with each batch while it is still in numpy; raises what is wrong with it.
+
+    Attributes:
+        waited: seconds that `take` waited since `waited` was last set to 0.
+    """
+
+    def __init__(self, loader: Loader, device: torch.device, check: Check) -> None:
+        self.waited = 0.0
+        self._device = device
+        self._checked = _Checked(loader, check)
+        self._loader: Any = self._checked
+        if device.type == "cuda":
+            from navit_loader.device import DevicePrefetcher
+
+            self._loader = DevicePrefetcher(self._checked, device)
+        self._batches = self._endless()
+
+    def take(self, count: int) -> list[PackedBatch]:
+        """The next batches, with tensors on the device.
+
+        Raises:
+            NavitError: the loader or the check fail, or the plan has no batch at all.
+        """
+        start = time.perf_counter()
+        group = [next(self._batches) for _ in range(count)]
+        self.waited += time.perf_counter() - start
+        return group
+
+    @property
+    def last(self) -> PackedBatch | None:
+        """The batch that last left the host, in numpy; for pictures."""
+        return self._checked.last
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's state behind the last batch that was taken."""
+        state: dict[str, Any] = self._loader.state_dict()
+        return state
+
+    def close(self) -> None:
+        """Ends the stream; the loader stays open."""
+        self._batches.close()
+
+    def _endless(self) -> Generator[PackedBatch, None, None]:
+        while True:
+            empty = True
+            for batch in self._loader:
+                empty = False
+                yield batch.to(self._device)
+            if empty:
+                raise NavitError("the plan has no batch; lower data.batch_size, or set data.remainder = 'fill'")
+
+
+class _Checked:
+    """A loader whose batches pass a check on the host."""
+
+    def __init__(self, loader: Loader, check: Check) -> None:
+        self._loader, self._check = loader, check
+        self.last: PackedBatch | None = None
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for batch in self._loader:
+            self._check(batch)
+            self.last = batch
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loader.load_state_dict(state)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._loader.set_epoch(epoch)

@@ -1,0 +1,217 @@
+"""The training loop, the same for every task.
+
+In: a run, a loader, the ranks, perhaps a checkpoint. Out: a trained module, its log and checkpoints. The loss is normalised
+by the number of images of the whole step, over ranks and accumulation, since packed batches hold different counts of them.
+A resumed run gives the same losses, bit for bit on a CPU: all that changes from step to step is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from navit_loader.batch import PackedBatch
+from navit_loader.errors import ModelError
+
+from . import checkpoint, report
+from .feed import Feed, Loader
+from .journal import Journal
+from .meter import Meter
+from .optim import Average, adamw
+from .picture import packed_svg
+from .schedule import learning_rate
+from .settings import RunConfig
+from .stop import Signals
+from .tasks import Row, task_of
+from .world import World
+
+FIXED = ("task", "steps", "loss", "learning_rate", "schedule", "warmup", "cooldown", "seed")
+"""Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
+
+
+class Trainer:
+    """One run: its task, module, optimiser, average, loader and counters.
+
+    Args:
+        run: the configuration; what the data decide is filled in by the task.
+        loader: gives this rank's batches.
+        world: the ranks.
+        start: the checkpoint to go on from, or None.
+
+    Attributes:
+        stop_after: save and stop after this step, as a signal would; None runs to the end.
+    """
+
+    def __init__(self, run: RunConfig, loader: Loader, world: World, start: checkpoint.Checkpoint | None) -> None:
+        self.loader, self.world, self.classes = loader, world, list(loader.classes)
+        kind = task_of(run)
+        self.run_config = run = kind.prepare(run, loader)
+        self.out = Path(run.train.out)
+        torch.manual_seed(run.train.seed)
+        self.task = kind(run, self.classes, world)
+        self.module = kind.build(run).to(world.device)
+        self.optimizer = adamw(self.module, run.train)
+        self.average = Average(self.module, run.train.ema) if run.train.ema else None
+        self.step = self.images = self.tokens = 0
+        if start is not None:
+            self._take_up(start)
+        forward: nn.Module = torch.compile(self.module) if run.train.compile else self.module  # type: ignore[assignment]
+        self.forward = world.wrap(forward)
+        self._stop = threading.Event()
+        self.stop_after: int | None = None
+
+    def _take_up(self, start: checkpoint.Checkpoint) -> None:
+        saved = start.config
+        for section in ("model", "train"):
+            before, now = (c.to_dict()[section] for c in (saved, self.run_config))
+            for key in FIXED if section == "train" else before:
+                if before[key] != now[key]:
+                    raise ModelError(
+                        f"'{start.path}' was saved with {section}.{key} = {before[key]!r}, the run now says {now[key]!r}; "
+                        "resume with the same value, or start another run"
+                    )
+        if start.classes != self.classes:
+            raise ModelError(
+                f"'{start.path}' was trained on other classes than the loader now gives; index the same folder"
+            )
+        start.restore(self.module, self.average, self.optimizer)
+        other = self.run_config.train.allow_render_change
+        self.loader.load_state_dict(start.state["loader"], other_renderer=other)
+        self.step, self.images, self.tokens = start.step, start.state["images"], start.state["tokens"]
+
+    def run(self) -> list[Row]:
+        """Runs to the last step; see `train`."""
+        config = self.run_config.train
+        journal = Journal(self.out, config.steps, self.step, speak=self.world.rank == 0)
+        if self.step:
+            journal.say(f"going on from step {self.step} of '{self.out}'")
+        scores: list[Row] = []
+        feed = Feed(self.loader, self.world.device, self.task.check)
+        try:
+            with Signals(self._stop):
+                self._steps(feed, journal, scores)
+            if self._stop.is_set() and self.step < config.steps:
+                journal.say(f"stopped at step {self.step}; go on with --resume")
+                raise KeyboardInterrupt
+            if scores:
+                journal.say(self.task.table(scores))
+            if self.world.rank == 0:
+                journal.say(f"report: {report.write(self.out)}")
+        finally:
+            feed.close()
+            journal.close()
+        return scores
+
+    def _steps(self, feed: Feed, journal: Journal, scores: list[Row]) -> None:
+        config = self.run_config.train
+        meter = Meter(self.world.device)
+        saved = self.step
+        if self.step == config.steps:
+            scores[:] = self._evaluate(journal)
+        while self.step < config.steps and not self._stop.is_set():
+            feed.waited = 0.0
+            group = feed.take(config.accumulate)
+            meter.waited += feed.waited
+            if self.step == 0 and self.world.rank == 0 and feed.last is not None:
+                (self.out / "packed.svg").write_text(packed_svg(feed.last, self.classes), encoding="utf-8")
+            self._one(group, meter)
+            self.step += 1
+            last = self.step == config.steps
+            if self.step == self.stop_after:
+                self._stop.set()
+            if self.step % config.log_every == 0 or last or self._stop.is_set():
+                self._report(meter, journal, feed)
+                meter = Meter(self.world.device)
+            due = config.checkpoint_every and self.step % config.checkpoint_every == 0
+            if due or last or self._stop.is_set():
+                # A checkpoint is saved only after its loss was found finite.
+                if meter.seen:
+                    self._report(meter, journal, feed)
+                    meter = Meter(self.world.device)
+                if self.step != saved:
+                    self._save(feed)
+                    saved = self.step
+            if last or (config.eval_every and self.step % config.eval_every == 0):
+                scores[:] = self._evaluate(journal)
+                meter.start = time.perf_counter()
+
+    def _one(self, group: Sequence[PackedBatch], meter: Meter) -> None:
+        """One optimiser step over the batches of one rank."""
+        config, world = self.run_config.train, self.world
+        rate = learning_rate(self.step, config)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
+        count = world.sum(mine.clone()).clamp(min=1)
+        self.forward.train()
+        total = torch.zeros((), device=world.device)
+        for i, batch in enumerate(group):
+            with self._no_sync(i + 1 < len(group)):
+                loss = self._loss(batch)
+                # DDP averages the gradients over the ranks; times their number, that is the sum.
+                (loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), config.clip or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.module)
+        meter.add(self.step, rate, total, count, norm, mine, group)
+
+    def _no_sync(self, more: bool) -> AbstractContextManager[None]:
+        if more and isinstance(self.forward, nn.parallel.DistributedDataParallel):
+            return self.forward.no_sync()
+        return nullcontext()
+
+    def _loss(self, batch: PackedBatch) -> Tensor:
+        """Sum of the losses of the batch's images."""
+        config = self.run_config.train
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            outputs = self.forward(batch)
+        return self.task.loss(outputs, batch)
+
+    def _report(self, meter: Meter, journal: Journal, feed: Feed) -> None:
+        values = meter.read(self.world)
+        if meter.bad_step is not None:
+            which = meter.identities[meter.bad_step]
+            journal.write("not_finite", meter.bad_step + 1, batches=which)
+            raise ModelError(
+                f"the loss of step {meter.bad_step + 1} is not finite; its batches (epoch, first sequence) {which} are "
+                f"named in '{self.out / 'log.jsonl'}'; lower train.learning_rate, or resume from the last checkpoint"
+            )
+        # Of all ranks, so that a run resumed onto another number of them counts on.
+        self.images += values.pop("images")
+        self.tokens += values.pop("tokens")
+        state = feed.state_dict()
+        journal.progress(self.step, epoch=state["epoch"], images_seen=self.images, tokens_seen=self.tokens, **values)
+
+    def _save(self, feed: Feed) -> None:
+        if self.world.rank == 0:
+            state = {
+                "config": self.run_config.to_dict(),
+                "classes": self.classes,
+                "loader": feed.state_dict(),
+                "images": self.images,
+                "tokens": self.tokens,
+            }
+            keep = self.run_config.train.keep
+            checkpoint.save(self.out, self.step, self.module, self.average, self.optimizer, state, keep)
+        self.world.sum(torch.zeros(1, device=self.world.device))  # the others wait for the file
+
+    def _evaluate(self, journal: Journal) -> list[Row]:
+        """Scores of the averaged weights; of the module's own where no average is kept."""
+        module = self.module
+        if self.average is not None:
+            module = type(self.task).build(self.run_config).to(self.world.device)
+            module.load_state_dict(self.average.weights)
+        rows = self.task.evaluate(module.eval())
+        for row in rows:
+            journal.write("eval", self.step, **row.to_dict())
+            journal.say(f"step {self.step}: {row}")
+        return rows
