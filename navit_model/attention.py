@@ -16,8 +16,10 @@ Shapes: T = B·L tokens · S segments · H heads · K = D/H channels of a head.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -43,6 +45,7 @@ class Segments:
         order: for `segments`: the tokens by their segment's length, so that each group lies together; None where the
             tokens already do.
         same: for `dense`: bool `[T, T]`, whether two tokens share a segment.
+        causal: a token sees those before it alone.
     """
 
     cu_seqlens: Tensor
@@ -51,6 +54,7 @@ class Segments:
     groups: tuple[tuple[int, int], ...] = ()
     order: Tensor | None = None
     same: Tensor | None = None
+    causal: bool = False
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Backend:
@@ -110,8 +114,8 @@ def number_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
     return torch.searchsorted(cu_seqlens, places, right=True) - 1
 
 
-def segments(cu_seqlens: Tensor, max_seqlen: int, tokens: int, backend: Backend) -> Segments:
-    """What `backend` needs to know of a batch; `tokens` is T.
+def segments(cu_seqlens: Tensor, max_seqlen: int, tokens: int, backend: Backend, *, causal: bool = False) -> Segments:
+    """What `backend` needs to know of a batch; `tokens` is T. With `causal` a token sees those before it alone.
 
     Raises:
         ModelError: `segments` is asked for while PyTorch traces, which it cannot follow.
@@ -120,11 +124,12 @@ def segments(cu_seqlens: Tensor, max_seqlen: int, tokens: int, backend: Backend)
         if torch.compiler.is_compiling():
             raise ModelError("attention = 'segments' cannot be traced; set attention = 'dense' to compile on a CPU")
         groups, order = _by_length(cu_seqlens)
-        return Segments(cu_seqlens, max_seqlen, backend, groups=groups, order=order)
+        return Segments(cu_seqlens, max_seqlen, backend, groups=groups, order=order, causal=causal)
     if backend == "dense":
         number = number_of(cu_seqlens, tokens)
-        return Segments(cu_seqlens, max_seqlen, backend, same=number[:, None] == number[None, :])
-    return Segments(cu_seqlens, max_seqlen, backend)
+        same = number[:, None] == number[None, :]
+        return Segments(cu_seqlens, max_seqlen, backend, same=same.tril() if causal else same, causal=causal)
+    return Segments(cu_seqlens, max_seqlen, backend, causal=causal)
 
 
 def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> Tensor:
@@ -141,7 +146,7 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     """
     if where.backend in ("torch_varlen", "flash_attn"):
         cu, longest = where.cu_seqlens, where.max_seqlen
-        return _kernel(where.backend)(q_THK, k_THK, v_THK, cu, cu, longest, longest)
+        return _kernel(where.backend, where.causal)(q_THK, k_THK, v_THK, cu, cu, longest, longest)
     if where.same is not None:
         q, k, v = (x.transpose(0, 1) for x in (q_THK, k_THK, v_THK))
         return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=where.same)[0].transpose(0, 1)
@@ -152,24 +157,31 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     parts = []
     for (n, t), q, k, v in zip(where.groups, *(torch.split(x, sizes) for x in (q_THK, k_THK, v_THK)), strict=True):
         q_nHtK, k_nHtK, v_nHtK = (x.unflatten(0, (n, t)).transpose(1, 2) for x in (q, k, v))
-        parts.append(F.scaled_dot_product_attention(q_nHtK, k_nHtK, v_nHtK).transpose(1, 2).flatten(0, 1))
+        parts.append(
+            F.scaled_dot_product_attention(q_nHtK, k_nHtK, v_nHtK, is_causal=where.causal).transpose(1, 2).flatten(0, 1)
+        )
     return torch.cat(parts)
 
 
-def _kernel(backend: str) -> Callable[..., Tensor]:
+def _kernel(backend: str, causal: bool) -> Callable[..., Tensor]:
     """The varlen kernel of a backend, `(q, k, v, cu_q, cu_k, max_q, max_k)`.
 
-    Neither `is_causal` nor `window_size` is passed: PyTorch's signature changed there between 2.10 and 2.12.
+    Without `causal`, neither `is_causal` nor `window_size` is passed: PyTorch's signature changed there between 2.10 and
+    2.12, so with it, the signature says which one there is.
     """
     if backend == "torch_varlen":
         from torch.nn.attention.varlen import varlen_attn
 
+        if causal:
+            old = "is_causal" in inspect.signature(varlen_attn).parameters
+            how: dict[str, Any] = {"is_causal": True} if old else {"window_size": (-1, 0)}
+            return cast(Callable[..., Tensor], partial(varlen_attn, **how))
         return cast(Callable[..., Tensor], varlen_attn)
     module: Any = importlib.import_module(_flash_module() or "flash_attn")
 
     def flash(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
         # flash-attn 2 fails at a bound of 1 beside empty segments; any larger bound is as good.
-        found = module.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max(max_q, 2), max(max_k, 2))
+        found = module.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max(max_q, 2), max(max_k, 2), causal=causal)
         return cast(Tensor, found[0] if isinstance(found, tuple) else found)
 
     return flash

@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import NaViTConfig
-from .encoder import MLP, initialise, norm
+from .encoder import MLP, Shape, initialise, norm
 
 
 def members(segment_ids: Tensor, images: int, dtype: torch.dtype) -> Tensor:
@@ -25,7 +24,7 @@ def members(segment_ids: Tensor, images: int, dtype: torch.dtype) -> Tensor:
 class AttentionPooling(nn.Module):
     """One learned query per head attends to the tokens of each image (MAP: arXiv 2106.04560, section 3.2)."""
 
-    def __init__(self, config: NaViTConfig) -> None:
+    def __init__(self, config: Shape) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
