@@ -129,7 +129,8 @@ class Resolution:
     Attributes:
         kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's
         own
-            size; `budget` scales to the most patches that fit `max_tokens`, aspect ratio kept (Pix2Struct).
+            size; `budget` scales, up or down, to the most patches that fit `max_tokens`, aspect ratio kept
+            (Pix2Struct), and needs `upscale`.
         unit: draw the `side` (square root of the area) or the `area` (its square).
         low: smallest side in pixels.
         high: largest side in pixels.
@@ -152,6 +153,12 @@ class Resolution:
         require(self.low <= self.high <= 16384, "high", self.high, f"between low = {self.low} and 16384 pixels")
         require(-4 <= self.mean <= 4, "mean", self.mean, "between -4 and 4")
         require(0.01 <= self.std <= 100, "std", self.std, "between 0.01 and 100")
+        require(
+            self.kind != "budget" or self.upscale,
+            "upscale",
+            self.upscale,
+            "true for kind = 'budget'; images that are scaled down only are kind = 'native'",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +357,12 @@ class PlanConfig:
             f"empty or {len(self.patch_sizes)} values, one per patch size",
         )
         _check_weights("patch_weights", self.patch_weights)
+        require(
+            self.fit == "none" or self.packing in ("auto", "exact"),
+            "fit",
+            self.fit,
+            f"'none' with packing = {self.packing!r}; only 'exact' (or 'auto') closes sequences exactly",
+        )
         require(self.patch_run >= 1, "patch_run", self.patch_run, "at least 1")
         require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
         require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
@@ -539,7 +552,7 @@ class LoaderConfig:
                 patch_weights=(),
                 max_tokens=cap,
                 sequence_length=max(plan.sequence_length, cap),
-                resolution=Resolution(kind="budget", upscale=max_tokens is not None),
+                resolution=Resolution(kind="native") if max_tokens is None else Resolution(kind="budget", upscale=True),
             ),
         )
 

@@ -7,7 +7,6 @@ identities:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -18,26 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from . import _packer
+from . import _packer, identity
 from .batch import PackedBatch, View
 from .config import LoaderConfig, Source
-from .errors import ConfigError, NavitError, PlanError
+from .errors import ConfigError, NavitError
 from .index import Index, open_index
 from .selection import streams_of
 
-PLAN_VERSION = 1
-"""Raised whenever the same configuration and index would give another plan."""
-
-RENDER_VERSION = 1
-"""Raised whenever the same files and settings would give other pixels."""
-
 RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
-
-
-def digest(*parts: object) -> str:
-    """A short name for what the parts say: 16 hexadecimal digits of SHA-256 over their canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Pending:
@@ -107,15 +94,11 @@ class Engine:
         columns = [index.columns() for index in self.indexes]
         streams = streams_of(config.plan, self.indexes, weights)
         self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
-        plan_facts = [index.plan_fingerprint for index in self.indexes]
-        self.plan_id = digest("plan", PLAN_VERSION, json.loads(config.plan.to_json()), plan_facts, weights)
+        fingerprints = [index.plan_fingerprint for index in self.indexes]
+        self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
         settings = json.loads(config.render.to_json())
-        self.render_id = digest(
-            "render",
-            RENDER_VERSION,
-            "rust",
-            [index.render_fingerprint for index in self.indexes],
-            {key: settings[key] for key in RENDER_KEYS},
+        self.render_id = identity.render_id(
+            [index.render_fingerprint for index in self.indexes], "rust", {key: settings[key] for key in RENDER_KEYS}
         )
         self._renderer = _packer.Renderer(config.render.to_json(), self.plan.limits(self.label_width), columns)
         self._layouts: OrderedDict[int, _packer.Layout] = OrderedDict()
@@ -208,6 +191,3 @@ def _count(layout: _packer.Layout, plan_id: str, epoch: int) -> None:
         part.replace(file)
     except (OSError, NavitError):
         return
-
-
-__all__ = ["Engine", "Pending", "PlanError", "digest"]

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from . import identity
 from ._packer import Layout
 from .errors import ConfigError, StateError
 
@@ -98,19 +99,21 @@ class Steps(ABC):
             other_renderer: accept a state of another `render_id`: the same plan with other pixels.
 
         Raises:
-            StateError: the state is of another plan or renderer, or no state at all; both ids are named.
+            StateError: the state is of another plan or renderer, or no state at all; both ids and what differs are named.
         """
         if set(state) != set(STATE_KEYS):
             raise StateError(f"a loader state has the keys {', '.join(STATE_KEYS)}; this one has {', '.join(state)}")
         if state["plan_id"] != self.plan_id:
             raise StateError(
-                f"the state is of plan {state['plan_id']}, this loader has {self.plan_id}: index rows, [plan] or the "
-                "mixture differ; `navit-loader plan` prints what a plan_id covers"
+                f"the state is of plan {state['plan_id']}, this loader has {self.plan_id} "
+                f"({identity.difference(str(state['plan_id']), self.plan_id, identity.PLAN_PARTS)}); "
+                "open the index and the configuration that the state was saved with"
             )
         if state["render_id"] != self.render_id and not other_renderer:
             raise StateError(
-                f"the state is of renderer {state['render_id']}, this loader has {self.render_id}: decoder, filter or "
-                "files differ; pass other_renderer=True to go on with other pixels"
+                f"the state is of renderer {state['render_id']}, this loader has {self.render_id} "
+                f"({identity.difference(str(state['render_id']), self.render_id, identity.RENDER_PARTS)}); "
+                "pass other_renderer=True to go on with other pixels"
             )
         epoch, sequence = state["epoch"], state["next_sequence"]
         if not (isinstance(epoch, int) and isinstance(sequence, int) and epoch >= 0 and sequence >= 0):

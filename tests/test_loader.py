@@ -214,7 +214,12 @@ def test_states_of_others_are_refused(data: Path) -> None:
         with pytest.raises(StateError, match="next_sequence"):
             loader.load_state_dict(state | {"next_sequence": -1})
     other = replace(BASE, plan=replace(BASE.plan, seed=1))
-    with PackedLoader(data / "a.arrow", other) as loader, pytest.raises(StateError):
+    with PackedLoader(data / "a.arrow", other) as loader, pytest.raises(StateError, match=r"other: \[plan\]\)"):
+        loader.load_state_dict(state)
+    with PackedLoader(data / "b.arrow", BASE) as loader, pytest.raises(StateError, match=r"other: the index \("):
+        loader.load_state_dict(state)
+    other = replace(BASE, render=replace(BASE.render, filter="bilinear"))
+    with PackedLoader(data / "a.arrow", other) as loader, pytest.raises(StateError, match=r"other: \[render\]\)"):
         loader.load_state_dict(state)
     moved = replace(BASE, data=replace(BASE.data, batch_size=7))
     with PackedLoader(data / "a.arrow", moved) as loader:

@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navit_loader import _packer
-from navit_loader.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher
-from navit_loader.errors import PlanError, StateError
+from navit_loader.config import Crop, Drop, LoaderConfig, Order, PlanConfig, Resolution, Schedule, Teacher
+from navit_loader.errors import ConfigError, PlanError, StateError
 
 
 def columns(n: int, seed: int = 0, low: int = 8, high: int = 400, captions: bool = False) -> dict[str, Any]:
@@ -42,13 +45,16 @@ def sequences(layout: _packer.Layout, batch: int = 7) -> list[tuple[int, list[di
     return found
 
 
-resolutions = st.builds(
-    Resolution,
-    kind=st.sampled_from(["truncated_normal", "uniform", "fixed", "native", "budget"]),
-    unit=st.sampled_from(["side", "area"]),
-    low=st.integers(8, 64),
-    high=st.integers(64, 200),
-    upscale=st.booleans(),
+resolutions = st.one_of(
+    st.builds(
+        Resolution,
+        kind=st.sampled_from(["truncated_normal", "uniform", "fixed", "native"]),
+        unit=st.sampled_from(["side", "area"]),
+        low=st.integers(8, 64),
+        high=st.integers(64, 200),
+        upscale=st.booleans(),
+    ),
+    st.just(Resolution(kind="budget", upscale=True)),
 )
 schedules = st.builds(
     Schedule, kind=st.sampled_from(["constant", "linear", "sigmoid"]), start=st.just(0.7), images=st.just(500)
@@ -68,6 +74,7 @@ def configs(draw: st.DrawFn) -> PlanConfig:
     teacher = None
     if draw(st.booleans()):
         teacher = Teacher(patch_size=12, sequence_length=draw(st.integers(40, 200)), max_tokens=40, prefix_tokens=1)
+    packing = draw(st.sampled_from(["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing"]))
     return PlanConfig(
         seed=draw(st.integers(0, 2**64 - 1)),
         sequence_length=length,
@@ -76,9 +83,9 @@ def configs(draw: st.DrawFn) -> PlanConfig:
         prefix_tokens=prefix,
         patch_sizes=draw(st.sampled_from([(16,), (8,), (8, 16), (8, 12, 16)])),
         patch_run=draw(st.integers(1, 9)),
-        packing=draw(st.sampled_from(["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing"])),
+        packing=packing,
         lookahead=draw(st.integers(1, 40)),
-        fit=draw(st.sampled_from(["none", "drop", "resolution"])),
+        fit=draw(st.sampled_from(["none", "drop", "resolution"])) if packing in ("auto", "exact") else "none",
         block_images=draw(st.integers(20, 150)),
         text_tokens=draw(st.sampled_from([0, 50])),
         order=Order(kind=draw(st.sampled_from(["permutation", "blocks", "sequential"])), block=8, window=3),
@@ -251,7 +258,6 @@ def test_epochs_differ_and_seeds_differ() -> None:
 
 
 def test_evaluation_draws_nothing() -> None:
-    from navit_loader.config import LoaderConfig
 
     config = LoaderConfig(plan=MIXED).for_evaluation(max_tokens=50).plan
     plan = make(config, columns(300, 4, low=40))
@@ -425,12 +431,28 @@ def test_fit_closes_sequences_exactly_and_says_what_moved(fit: str) -> None:
 
 
 def test_the_plan_of_a_fixed_configuration_is_pinned() -> None:
-    """A change of order, draws or packing cannot slip in: raise `engine.PLAN_VERSION` along with this digest."""
+    """A change of order, draws or packing cannot slip in: raise `identity.PLAN_VERSION` along with this digest."""
     text = json.dumps([sequences(mixed().layout(e)) for e in (0, 1)], sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == PINNED
 
 
 PINNED = "5f3f87baea7d5959"
+
+
+def test_configurations_that_contradict_themselves_are_refused() -> None:
+    for packing in ("first_fit", "best_fit", "best_fit_decreasing"):
+        with pytest.raises(ConfigError, match=f"fit = 'drop'.*{packing}"):
+            PlanConfig(fit="drop", packing=packing)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"upscale = False.*'native'"):
+        Resolution(kind="budget")
+
+
+def test_configurations_in_the_docs_are_read() -> None:
+    text = (Path(__file__).parents[1] / "docs/plan.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        LoaderConfig.from_dict(tomllib.loads(block))
 
 
 def test_what_cannot_be_planned_is_named() -> None:

@@ -3,7 +3,7 @@
 //!
 //! On another processor: `cargo test --release --target aarch64-unknown-linux-gnu --test plan_digest`, with its standard
 //! library, a linker and (through `CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER`) qemu-user. A change of order, draws
-//! or packing changes the digest: raise `PLAN_VERSION` in `navit_loader/engine.py` along with it.
+//! or packing changes the digest: raise `PLAN_VERSION` in `navit_loader/identity.py` along with it.
 
 use std::sync::Arc;
 
