@@ -23,6 +23,7 @@ TABLES = (
     "learned_2d",
     "sinusoidal",
     "resized_grid",
+    "resized_axes",
 )
 """Positions that are looked up in tables, which end somewhere."""
 

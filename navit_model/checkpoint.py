@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from navit_loader.errors import ModelError
 
 from .model import NaViT
 from .optim import Average
+from .saved import fill, read
 from .settings import RunConfig
 from .tasks import task_of
 
@@ -66,20 +67,12 @@ class Checkpoint:
         task = task_of(run)
         module = task.build(run)
         name = "average" if average and (self.path / "average.safetensors").exists() else "model"
-        _fill(module, self.read(name), self.path)
+        fill(module, self.read(name), f"'{self.path}'")
         return task.image_model(module).eval()
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Tensors of `name.safetensors`.
-
-        Raises:
-            ModelError: the file is missing or damaged.
-        """
-        path = self.path / f"{name}.safetensors"
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as e:
-            raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier checkpoint") from None
+        """Tensors of `name.safetensors`; see `navit_model.saved.read`."""
+        return read(self.path / f"{name}.safetensors")
 
     def restore(self, model: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> None:
         """Puts weights, average, optimiser and random state back, in place.
@@ -87,7 +80,7 @@ class Checkpoint:
         Raises:
             ModelError: a file is damaged, or what it holds does not fit.
         """
-        _fill(model, self.read("model"), self.path)
+        fill(model, self.read("model"), f"'{self.path}'")
         if average is not None:
             saved = self.read("average")
             for key, value in average.weights.items():
@@ -105,13 +98,6 @@ class Checkpoint:
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and torch.cuda.is_available():
             torch.cuda.set_rng_state(random["cuda"])
-
-
-def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as e:
-        raise ModelError(f"the weights of '{path}' do not fit the model: {' '.join(str(e).split())}") from None
 
 
 def find(path: str | Path) -> Checkpoint | None:

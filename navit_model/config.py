@@ -37,22 +37,25 @@ class NaViTConfig:
         patch_filter: filter of that resize: `bilinear` without antialias (big_vision), `bicubic` with it (timm).
         mean: mean of each channel in 0..1, subtracted on the device.
         std: standard deviation of each channel in 0..1.
-        positions: position embedding: the ten rows of Table 3, FlexiViT's `resized_grid`, or `none`; see
-            `navit_model.positions`.
+        positions: position embedding: the ten rows of Table 3, FlexiViT's `resized_grid`, NaFlexViT's `resized_axes`,
+            or `none`; see `navit_model.positions`.
         max_grid: rows of each position table: patches per side at most (NaViT, section 2.2).
-        position_grid: rows and columns of the base table of `resized_grid`.
-        position_filter: filter of its resize, always antialiased: `bilinear` (big_vision, SigLIP 2) or `bicubic` (timm).
-        fraction: what fractional positions are divided by: `each` axis by its own count, or both by the `longer` one,
-            which keeps the aspect ratio (Figure 17).
+        position_grid: rows and columns of the base table of `resized_grid` and `resized_axes`.
+        position_filter: filter of its resize: `bilinear` (big_vision, SigLIP 2) or `bicubic` (timm).
+        position_antialias: whether that filter widens where the table shrinks; transformers' ViT and DINOv2 do not.
+        fraction: what fractional and resized positions are divided by: `each` axis by its own count, or both by the
+            `longer` one, which keeps the aspect ratio (Figure 17).
         rope: rotate queries and keys by their (y, x), beside any position embedding.
         rope_base: base of the rotation's wavelengths.
+        embed_norm: LayerNorm between embedding and first block (CLIP, arXiv 2103.00020).
         qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442, section 2).
         qkv_bias: biases in the query, key and value projections; the paper has none.
         norm_bias: biases in LayerNorm; the paper has none.
+        norm_pooled: apply the last LayerNorm to the pooled image in place of its tokens (timm's `fc_norm`).
         out_bias: bias of the attention's output projection.
         mlp_bias: biases of the MLP, which ViT-22B keeps.
         norm_eps: ε of every LayerNorm.
-        activation: `gelu`, or `gelu_tanh`, its usual approximation.
+        activation: `gelu`, or one of its approximations: `gelu_tanh`, `quick_gelu` (x·σ(1.702x), CLIP's).
         layer_scale: first value of a learned scale of each branch (CaiT, arXiv 2103.17239); 0 leaves it out.
         drop_path: rate of stochastic depth at the last block, rising linearly from 0; drawn per image.
         dropout: rate of dropout after the embedding and at the end of each branch.
@@ -87,21 +90,25 @@ class NaViTConfig:
         "fractional_learned",
         "fractional_sinusoidal",
         "resized_grid",
+        "resized_axes",
         "none",
     ] = "factorised"
     max_grid: int = 64
     position_grid: tuple[int, int] = (7, 7)
     position_filter: Literal["bilinear", "bicubic"] = "bilinear"
+    position_antialias: bool = True
     fraction: Literal["each", "longer"] = "each"
     rope: bool = False
     rope_base: float = 100.0
+    embed_norm: bool = False
     qk_norm: bool = True
     qkv_bias: bool = False
     norm_bias: bool = False
+    norm_pooled: bool = False
     out_bias: bool = True
     mlp_bias: bool = True
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     layer_scale: float = 0.0
     drop_path: float = 0.0
     dropout: float = 0.0

@@ -1,15 +1,16 @@
 """The encoder's blocks: pre-norm attention and MLP over flattened tokens.
 
 In: tokens `[T, D]` and what is the same for all layers (`Context`), made once per forward pass. Out: tokens `[T, D]`.
-Apart
-from the model, since the text tower is made of the same blocks.
+Apart from the model, since the text tower is made of the same blocks.
 
 Shapes: T = B·L tokens · D width · H heads · K = D/H · S segments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,6 +19,12 @@ from torch import Tensor, nn
 
 from .attention import Segments, attention
 from .positions import rotate
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
 class Shape(Protocol):
@@ -122,7 +129,7 @@ class MLP(nn.Module):
     def __init__(self, config: Shape) -> None:
         super().__init__()
         hidden = round(config.width * config.mlp_ratio)
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.activation = config.activation
         self.up = nn.Linear(config.width, hidden, bias=config.mlp_bias)
         self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
         for linear in (self.up, self.down):
@@ -130,7 +137,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, D]` → `[…, D]`."""
-        return self.down(F.gelu(self.up(x), approximate=self.approximate))  # type: ignore[no-any-return]
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))  # type: ignore[no-any-return]
 
 
 def blocks(config: Shape) -> nn.ModuleList:

@@ -25,9 +25,10 @@ from .embed import PatchEmbedding
 from .encoder import Context, blocks, norm
 from .pool import AttentionPooling, pick_prefix, pool_mean
 from .positions import Positions, Rotation
+from .saved import Saved
 
 
-class NaViT(nn.Module):
+class NaViT(Saved):
     """Patch embedding, positions, an encoder over segments, pooling, a classifier."""
 
     def __init__(self, config: NaViTConfig) -> None:
@@ -39,11 +40,12 @@ class NaViT(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = config.checkpointing
-        self.embed = PatchEmbedding(config)
+        self.patch_embed = PatchEmbedding(config)
         self.positions = Positions(config)
         self.rotation = Rotation(config) if config.rope else None
         self.prefix = nn.Parameter(torch.empty(config.prefix_tokens, config.width)) if config.prefix_tokens else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.embed_norm = norm(config, config.width) if config.embed_norm else nn.Identity()
         self.blocks = blocks(config)
         self.norm = norm(config, config.width)
         self.pool = AttentionPooling(config) if config.pool == "map" else None
@@ -64,7 +66,7 @@ class NaViT(nn.Module):
 
     def forward_features(self, batch: PackedBatch | View) -> Tensor:
         """Encoded tokens, `[B, L, D]`; no image is influenced by padding or by another image."""
-        return self.norm(self._encode(batch, ())[0])  # type: ignore[no-any-return]
+        return self._last(self._encode(batch, ())[0])
 
     def forward_head(self, x_BLD: Tensor, batch: PackedBatch | View, pre_logits: bool = False) -> Tensor:
         """Pooled images `[B, E, D]` with `pre_logits`, else their logits, f32 `[B, E, classes]`."""
@@ -92,8 +94,7 @@ class NaViT(nn.Module):
         if not all(-depth <= n < depth for n in indices):
             raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
         x_BLD, found = self._encode(batch, {n % depth for n in indices})
-        encoded: Tensor = self.norm(x_BLD)
-        return encoded, found
+        return self._last(x_BLD), found
 
     def _encode(self, batch: PackedBatch | View, wanted: Sequence[int] | set[int]) -> tuple[Tensor, list[Tensor]]:
         """The whole path from pixels to the last block, and the tokens after the blocks `wanted`."""
@@ -107,14 +108,14 @@ class NaViT(nn.Module):
         if patches.is_floating_point():
             # Masked memory may hold anything; a NaN there would reach weight gradients as 0 · NaN.
             patches = patches.masked_fill(~is_patch_T[:, None], 0.0)
-        x_TD = self.embed(patches, batch.patch_size)
+        x_TD = self.patch_embed(patches, batch.patch_size)
         places = self.positions(at_T2, self._grids(batch))
         if places is not None:
             x_TD = x_TD + places
         if self.prefix is not None:
             learned = self.prefix[place_T2[:, 1].long().clamp(0, len(self.prefix) - 1)].to(x_TD.dtype)
             x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
-        x_TD = self.dropout(x_TD)
+        x_TD = self.embed_norm(self.dropout(x_TD))
 
         where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
         draws = self.training and self.config.drop_path > 0
@@ -150,20 +151,28 @@ class NaViT(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
         return choose(self.config.attention, x_TD.device, dtype)
 
+    def _last(self, x_BLD: Tensor) -> Tensor:
+        """The last norm, unless it is the pooled image's."""
+        return x_BLD if self.config.norm_pooled else self.norm(x_BLD)
+
     def _pool(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         images = batch.grids.shape[1]
-        if self.pool is not None:
-            return self.pool(x_BLD, batch.segment_ids, images)  # type: ignore[no-any-return]
+        # Padding has negative places too: what is read are patches alone.
+        patch_of = batch.segment_ids.where(batch.positions[..., 0] >= 0, -1)
         if self.config.pool == "class":
-            return pick_prefix(x_BLD, batch.segment_ids, batch.positions, images, 0)
-        is_patch = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
-        return pool_mean(x_BLD, batch.segment_ids, is_patch, images)
+            pooled = pick_prefix(x_BLD, batch.segment_ids, batch.positions, images, 0)
+        elif self.pool is not None:
+            pooled = self.pool(x_BLD, patch_of, images)
+        else:
+            pooled = pool_mean(x_BLD, patch_of, images)
+        return self.norm(pooled) if self.config.norm_pooled else pooled
 
     def _distilled(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         if self.distill_head is None:
             raise ModelError("forward_distilled needs model.distill_token = true")
         number = int(self.config.class_token)
         token = pick_prefix(x_BLD, batch.segment_ids, batch.positions, batch.grids.shape[1], number)
+        token = self.norm(token) if self.config.norm_pooled else token
         return self.distill_head(token).float()  # type: ignore[no-any-return]
 
     def check(self, batch: PackedBatch | View) -> None:
@@ -173,7 +182,7 @@ class NaViT(nn.Module):
     def reset_classifier(self, classes: int) -> None:
         """A fresh classifier with this many classes; 0 leaves the pooled features as they are."""
         self.config = replace(self.config, classes=classes)
-        like = self.embed.proj.weight
+        like = self.patch_embed.proj.weight
         self.head = _classifier(self.config).to(like.device, like.dtype)
         if self.distill_head is not None:
             self.distill_head = _classifier(self.config).to(like.device, like.dtype)

@@ -1,6 +1,7 @@
 """Tokens → images: one vector for each image slot of a batch, `[B, E, D]`.
 
-In: encoded tokens and which image each belongs to. Out: attention pooling, the mean of the patches, or a prefix token.
+In: encoded tokens and which image each belongs to, −1 for those that are not to be read. Out: attention pooling, the
+mean, or a prefix token.
 Absent and failed images get finite vectors that no token reaches. Sums over an image are one matrix product with the 0/1
 matrix of membership: no loop, no atomics, and float32 accumulation on every device.
 
@@ -61,18 +62,11 @@ class AttentionPooling(nn.Module):
         return top.scatter_reduce(1, slot_BLH, score_BLH, "amax").gather(1, slot_BLH)
 
 
-def pool_mean(x_BLD: Tensor, segment_ids: Tensor, patches: Tensor, images: int) -> Tensor:
-    """Mean over the patches of each image, prefix tokens left out, `[B, E, D]`.
-
-    Args:
-        x_BLD: tokens.
-        segment_ids: i16 `[B, L]`.
-        patches: bool `[B, L]`, true for tokens that are patches.
-        images: E.
-    """
-    member = members(segment_ids.where(patches, -1), images, x_BLD.dtype)
+def pool_mean(x_BLD: Tensor, segment_ids: Tensor, images: int) -> Tensor:
+    """Mean over the tokens of each image, `[B, L, D]` and i16 `[B, L]` → `[B, E, D]`; 0 for absent images."""
+    member = members(segment_ids, images, x_BLD.dtype)
     counts = member.float().sum(-1, keepdim=True).clamp_min(1).to(x_BLD.dtype)
-    return member @ x_BLD.masked_fill(~patches[..., None], 0.0) / counts
+    return member @ x_BLD.masked_fill((segment_ids < 0)[..., None], 0.0) / counts
 
 
 def pick_prefix(x_BLD: Tensor, segment_ids: Tensor, positions: Tensor, images: int, number: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Where a patch stands: the position embeddings of the paper's Table 3, FlexiViT's resized grid, and 2D rotation.
 
-In: (y, x) of each token and the (h, w) of its image. Out: one vector a token, or the angles of the rotation. Every
-variant
+In: (y, x) of each token and the (h, w) of its image. Out: one vector a token, or the angles of the rotation. Every variant
 is a gather from tables that are separable by axis, so there is no loop over images and every shape is static. Apart,
 since the encoder does not know which variant it reads.
 
@@ -13,6 +12,9 @@ since the encoder does not know which variant it reads.
 | `sinusoidal` | absolute, fixed waves, stacked |
 | `fourier` | absolute: sine and cosine of a learned linear map of (y, x) |
 | `fractional_fourier`, `_learned`, `_sinusoidal` | the same of y/h and x/w; tables are interpolated linearly |
+
+Beside them `resized_grid` (FlexiViT, SigLIP 2: a small learned grid, resized to each image's) and `resized_axes` (NaFlexViT:
+φ_y and φ_x, each resized to the image's count, added).
 
 Shapes: T tokens · D width · G `max_grid` · K channels of a head.
 """
@@ -51,13 +53,17 @@ class Positions(nn.Module):
             # A few periods over the range, whichever unit it has.
             self.frequencies = nn.Parameter(torch.empty(2, width // 2))
             nn.init.normal_(self.frequencies, std=4 * math.pi / (size if self.kind == "fourier" else 1))
-        elif self.kind == "resized_grid":
+        elif self.kind in ("resized_grid", "resized_axes"):
             rows, columns = config.position_grid
-            self.table = _table(rows * columns, width)
+            if self.kind == "resized_grid":
+                self.table = _table(rows * columns, width)
+            else:
+                self.y, self.x = _table(rows, width), _table(columns, width)
+            how = (size, config.position_filter, config.position_antialias)
             self.rows: Tensor
             self.columns: Tensor
-            self.register_buffer("rows", _resizes(rows, size, config.position_filter), persistent=False)
-            self.register_buffer("columns", _resizes(columns, size, config.position_filter), persistent=False)
+            self.register_buffer("rows", _resizes(rows, *how), persistent=False)
+            self.register_buffer("columns", _resizes(columns, *how), persistent=False)
 
     def forward(self, at_T2: Tensor, grid_T2: Tensor) -> Tensor | None:
         """Position vectors `[T, D]`, or None for `none`.
@@ -81,13 +87,15 @@ class Positions(nn.Module):
             return torch.cat([self.waves[y], self.waves[x]], 1)
         if self.kind == "fourier":
             return self._fourier(at_T2.to(self.frequencies.dtype))
-        if self.kind == "resized_grid":
-            a, b = self.rows[grid_T2[:, 0], y], self.columns[grid_T2[:, 1], x]
-            weights = (a[:, :, None] * b[:, None, :]).flatten(1)
-            return weights.to(self.table.dtype) @ self.table
         if self.kind == "none":
             return None
-        by = grid_T2.amax(1, keepdim=True) if self.fraction == "longer" else grid_T2
+        by = grid_T2.amax(1, keepdim=True).expand(-1, 2) if self.fraction == "longer" else grid_T2
+        if self.kind in ("resized_grid", "resized_axes"):
+            a, b = self.rows[by[:, 0], y], self.columns[by[:, 1], x]
+            if self.kind == "resized_axes":
+                return a.to(self.y.dtype) @ self.y + b.to(self.x.dtype) @ self.x
+            weights = (a[:, :, None] * b[:, None, :]).flatten(1)
+            return weights.to(self.table.dtype) @ self.table
         fraction = at_T2.float() / by
         if self.kind == "fractional_fourier":
             return self._fourier(fraction.to(self.frequencies.dtype))
@@ -151,9 +159,9 @@ def _interpolate(table: Tensor, fraction_T: Tensor) -> Tensor:
     return F.embedding(low, table) * (1 - share) + F.embedding(high, table) * share
 
 
-def _resizes(base: int, size: int, filter: str) -> Tensor:
+def _resizes(base: int, size: int, filter: str, antialias: bool) -> Tensor:
     """`[G + 1, G, base]`: the resize of a base axis to each count n, row by row; rows of n = 0 and beyond n are 0."""
     found = torch.zeros(size + 1, size, base)
     for n in range(1, size + 1):
-        found[n, :n] = resize_matrix(base, n, filter, antialias=True).float()
+        found[n, :n] = resize_matrix(base, n, filter, antialias).float()
     return found

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers.patch_embed import resample_patch_embed
 
 from navit_model import NaViTConfig
 from navit_model.embed import PatchEmbedding
@@ -37,10 +38,9 @@ def test_upsized_patches_give_the_same_tokens(base: int, more: int, filter: str)
 
 @pytest.mark.parametrize(("base", "target"), [(16, 8), (16, 12), (16, 24), (32, 16), (8, 8)])
 def test_equals_timm(base: int, target: int) -> None:
-    layers = pytest.importorskip("timm.layers.patch_embed", reason="timm, a test dependency, is not installed")
     embed = embedding(base, "bicubic").float()
     kernel = embed.proj.weight.detach().view(16, base, base, 3).permute(0, 3, 1, 2)
-    theirs = layers.resample_patch_embed(kernel, [target, target], interpolation="bicubic", antialias=True)
+    theirs = resample_patch_embed(kernel, [target, target], interpolation="bicubic", antialias=True)
     ours = embed.weight(target).detach().view(16, target, target, 3).permute(0, 3, 1, 2)
     assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
 
