@@ -25,7 +25,10 @@ from PIL import Image
 
 from navit_loader import _packer, build_index
 from navit_loader.sources.rows import make_rows, single_labels
+from navit_loader.sources.tokens import TokenFacts
 from navit_loader.sources.write import survey, write_index
+
+NO_TOKENS = TokenFacts("", 0, -1)
 
 OPEN = """
 import json, resource, sys, time
@@ -117,9 +120,10 @@ def opening(scratch: Path, rows: int, repeat: int) -> None:
     held = batches()
     few = held[:1]
     classes = [f"{i:04d}" for i in range(1000)]
-    found = survey(lambda: held, "/data", classes)
-    write_index(str(scratch / "big.arrow"), lambda: held, found, "/data", classes, "bytes")
-    write_index(str(scratch / "tiny.arrow"), lambda: few, survey(lambda: few, "/data", classes), "/data", classes, "")
+    found = survey(lambda: held, "/data", classes, NO_TOKENS)
+    write_index(str(scratch / "big.arrow"), lambda: held, found, "/data", classes, NO_TOKENS)
+    found = survey(lambda: few, "/data", classes, NO_TOKENS)
+    write_index(str(scratch / "tiny.arrow"), lambda: few, found, "/data", classes, NO_TOKENS)
     held = []
     runs = []
     for _ in range(repeat):

@@ -210,7 +210,7 @@ class Renderer:
     Args:
         render_json: `RenderConfig.to_json()`.
         limits: from `Plan.limits`.
-        sources: for each index its columns, from `Index.columns`.
+        sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`.
     """
 
     def __new__(cls, render_json: str, limits: dict[str, Any], sources: list[dict[str, Any]]) -> Renderer: ...

@@ -65,8 +65,9 @@ class PackedBatch:
         sizes: i32 `[B, E, 2]`, oriented source size (height, width) in pixels.
         crops: i32 `[B, E, 4]`, (top, left, height, width) in oriented source pixels.
         flips: u8 `[B, E]`, 1 where mirrored left to right.
-        text: i32 `[B, Lt]`, caption tokens, packed; size 0 without captions; −1 in padding.
-        text_cu_seqlens: i32 `[B·(E + 1) + 1]` offsets over B·Lt; size 0 without captions.
+        text: i32 `[B, Lt]`, caption tokens, packed; −1 in padding; size 0 without captions.
+        text_cu_seqlens: i32 `[B·(E + 1) + 1]`, offsets over the flattened B·Lt tokens: sequence by sequence the caption
+            of each image (empty where it has none), then the padding; then repeats of B·Lt.
         teacher: the second view of the same images (`[plan.teacher]`), else None.
         epoch: epoch of the plan.
         sequence: number of the batch's first sequence in its epoch.

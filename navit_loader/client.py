@@ -92,6 +92,7 @@ class RemoteLoader(Steps):
         self.plan_id, self.render_id = info.plan_id, info.render_id
         self.classes = list(info.classes)
         self.label_width = info.label_width
+        self.vocabulary, self.max_text_tokens = info.vocabulary, info.max_text_tokens
         self.batch_size = info.batch_size if batch_size is None else batch_size
         self.drop = (info.remainder if remainder is None else remainder) == "drop"
         nbytes = info.nbytes(self.batch_size)

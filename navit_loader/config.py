@@ -313,6 +313,7 @@ class PlanConfig:
         block_images: images planned as one independent block.
         virtual_epoch: images per epoch of a mixture or with class weights; 0 means the sum of the sources' sizes.
         text_tokens: Lt, caption tokens per sequence; 0 without captions.
+        max_text_tokens: tokens of one caption at most, longer ones are cut; 0 means `text_tokens`.
         filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`.
         class_weights: relative weights by class name; classes not named weigh 1 where any is.
         order, resolution, drop, crop, teacher: see their classes.
@@ -333,6 +334,7 @@ class PlanConfig:
     block_images: int = 65536
     virtual_epoch: int = 0
     text_tokens: int = 0
+    max_text_tokens: int = 0
     filter: str = ""
     class_weights: dict[str, float] = field(default_factory=dict)
     order: Order = field(default_factory=Order)
@@ -368,7 +370,18 @@ class PlanConfig:
         require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
         require(self.virtual_epoch >= 0, "virtual_epoch", self.virtual_epoch, "at least 0")
         require(0 <= self.text_tokens <= 32767, "text_tokens", self.text_tokens, "between 0 and 32767")
+        require(
+            0 <= self.max_text_tokens <= self.text_tokens,
+            "max_text_tokens",
+            self.max_text_tokens,
+            f"between 0 and text_tokens = {self.text_tokens}",
+        )
         _check_weights("class_weights", tuple(self.class_weights.values()))
+
+    @property
+    def caption_cap(self) -> int:
+        """Tokens of one caption at most."""
+        return self.max_text_tokens or self.text_tokens
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`."""

@@ -65,6 +65,7 @@ class Engine:
         render_id: covers the other columns, the decoder and the settings that change pixels.
         classes: class names by label.
         label_width: K.
+        vocabulary: caption token ids are below this; 0 without captions.
         plan: the planner of the extension.
     """
 
@@ -77,7 +78,7 @@ class Engine:
 
         Raises:
             IndexFileError: an index that cannot be opened.
-            ConfigError: no index at all, or indexes with different class tables.
+            ConfigError: no index at all, indexes with different class tables or tokenizers, or no captions to plan.
             PlanError: the configuration cannot be planned with these indexes.
         """
         self.config = config
@@ -89,6 +90,19 @@ class Engine:
                     f"the indexes {first.path} and {other.path} have different class tables; "
                     f"write one with `navit-loader index --classes {first.path}`"
                 )
+        told = [index for index in self.indexes if index.tokens.hash]
+        for other in told[1:]:
+            if other.tokens != told[0].tokens:
+                raise ConfigError(
+                    f"the captions of {told[0].path} and {other.path} have different tokenizers; "
+                    "write both indexes with the same --tokenizer"
+                )
+        self.vocabulary: int = told[0].tokens.vocabulary if told else 0
+        if config.plan.text_tokens and not self.vocabulary:
+            raise ConfigError(
+                f"plan.text_tokens = {config.plan.text_tokens}, but no image of {first.path} has a caption; set it to 0, or "
+                "index a source with captions"
+            )
         self.classes: list[str] = first.classes
         self.label_width: int = first.label_width
         columns = [index.columns() for index in self.indexes]

@@ -90,7 +90,7 @@ def build_index(
             expands).
         output: path of the index; an existing one is replaced by rename when the new one is whole.
         classes: the class table to use: names, or the path of an index to take them from.
-        tokenizer: a `tokenizer.json` that counts caption tokens; None counts bytes.
+        tokenizer: a `tokenizer.json` for captions (needs the package `tokenizers`); None takes bytes.
         refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
         threads: probing threads; 0 means one per core that this process may use.
         progress: called now and then.
@@ -108,11 +108,11 @@ def build_index(
     tokens = load_tokenizer(tokenizer)
     table = _class_table(opened, classes)
     root = os.path.commonpath([os.path.dirname(source.shard) for source in opened])
-    parameters = json.dumps([VERSION, table, tokens.hash])
+    parameters = json.dumps([VERSION, table, tokens.facts.hash])
     with Journal(path, parameters) as journal:
         known = journal.known()
         if old is not None:
-            same = old.table_given == table and old.tokenizer in ("", tokens.hash)
+            same = old.table_given == table and old.tokens.hash in ("", tokens.facts.hash)
             # A container with anything in quarantine is read again, since what was wrong with it is not in the index.
             tainted = {line["shard"] for line in old.quarantine() if not line["shard"].endswith("/")}
             fit = [batch for batch in old.as_rows() if batch["shard"].dictionary[0].as_py() not in tainted]
@@ -120,7 +120,7 @@ def build_index(
         job = Job(
             classes=None if table is None else {name: i for i, name in enumerate(table)},
             known=_by_shard(known),
-            count_tokens=tokens.count,
+            tokenize=tokens.columns,
             threads=threads or len(os.sched_getaffinity(0)),
         )
         images = broken = 0
@@ -131,12 +131,12 @@ def build_index(
                 broken += len(batch) - batch["reason"].null_count
                 if progress is not None:
                     progress(IndexProgress((i + share) / len(opened), images, broken, source.shard))
-        found = survey(journal.batches, root, table)
+        found = survey(journal.batches, root, table, tokens.facts)
         if not found.rows:
             message = _nothing([source.shard for source in opened], journal)
             journal.remove()
             raise IndexFileError(message)
-        write_index(path, journal.batches, found, root, table, tokens.hash)
+        write_index(path, journal.batches, found, root, table, tokens.facts)
         journal.remove()
     return IndexSummary(
         path=path,

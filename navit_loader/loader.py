@@ -56,6 +56,16 @@ class PackedLoader(Steps):
         """Class names by label."""
         return self.engine.classes
 
+    @property
+    def vocabulary(self) -> int:
+        """Caption token ids are below this; 0 without captions."""
+        return self.engine.vocabulary
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens of one caption at most."""
+        return self.config.plan.caption_cap
+
     def _layout(self, epoch: int) -> Layout:
         return self.engine.layout(epoch)
 

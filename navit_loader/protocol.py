@@ -225,6 +225,8 @@ class PlanInfo:
         label_width: K.
         max_images: E.
         text_tokens: Lt.
+        max_text_tokens: tokens of one caption at most.
+        vocabulary: caption token ids are below this; 0 without captions.
         patch_sizes: every P that a batch may have.
         view, teacher: limits of both views.
         batch_size, remainder: the daemon's `[data]`, as the client's defaults.
@@ -238,6 +240,8 @@ class PlanInfo:
     label_width: int
     max_images: int
     text_tokens: int
+    max_text_tokens: int
+    vocabulary: int
     patch_sizes: tuple[int, ...]
     view: Limits
     teacher: Limits | None
@@ -258,6 +262,8 @@ class PlanInfo:
             label_width=engine.label_width,
             max_images=plan.max_images,
             text_tokens=plan.text_tokens,
+            max_text_tokens=plan.caption_cap,
+            vocabulary=engine.vocabulary,
             patch_sizes=tuple(plan.patch_sizes),
             view=Limits(plan.sequence_length, plan.max_tokens, plan.prefix_tokens),
             teacher=t and Limits(t.sequence_length, t.max_tokens, t.prefix_tokens, t.patch_size),
@@ -284,6 +290,8 @@ class PlanInfo:
             "label_width": (0, 65536),
             "max_images": (1, 32767),
             "text_tokens": (0, 32767),
+            "max_text_tokens": (0, 32767),
+            "vocabulary": (0, 2**31 - 1),
             "batch_size": (1, 65536),
             "remainder": 16,
             "memory": _INT,

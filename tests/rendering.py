@@ -24,6 +24,7 @@ LIMITS: dict[str, Any] = {
     "max_images": 16,
     "label_width": 0,
     "text_tokens": 0,
+    "max_text_tokens": 0,
     "teacher": None,
 }
 

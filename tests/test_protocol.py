@@ -40,6 +40,8 @@ infos = st.builds(
     label_width=st.integers(0, 3),
     max_images=st.integers(1, 9),
     text_tokens=st.integers(0, 5),
+    max_text_tokens=st.integers(0, 5),
+    vocabulary=st.integers(0, 2**31 - 1),
     patch_sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple),
     view=views,
     teacher=teachers,

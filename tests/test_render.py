@@ -292,14 +292,20 @@ def test_the_teacher_sees_the_same_crop_with_its_own_patches() -> None:
 
 
 def test_captions_have_their_segments() -> None:
-    columns = source([(20, 30)] * 2, bytes=GOOD, caption_tokens=[np.array([4, 3], np.int32)])
-    made = renderer(columns, {"text_tokens": 10, "max_images": 3})
+    offsets, ids = np.array([0, 4, 10], np.int64), np.array([5, 6, 7, 8, 9, 1, 2, 3, 4, 99], np.int32)
+    columns = source([(20, 30)] * 2, bytes=GOOD, caption_ids=[(offsets, ids)], text_end=99)
+    made = renderer(columns, {"text_tokens": 10, "max_text_tokens": 5, "max_images": 3})
     rows = [[planned(0, 0, (20, 30), (1, 1)), planned(1, 1, (20, 30), (1, 1), text_offset=4)], []]
     got = made.submit(batch(rows)).wait(30)
-    made.close()
     assert got["text"].shape == (2, 10)
-    assert (got["text"] == -1).all()
-    assert got["text_cu_seqlens"].tolist() == [0, 4, 7, 10, 20, 20, 20, 20, 20]
+    # Whole, then cut to five with its end mark.
+    assert got["text"][0].tolist() == [5, 6, 7, 8, 9, 1, 2, 3, 99, -1]
+    assert (got["text"][1] == -1).all()
+    assert got["text_cu_seqlens"].tolist() == [0, 4, 9, 10, 20, 20, 20, 20, 20]
+    for offset in (3, 5, 2**32 - 1):
+        with pytest.raises(RenderError, match="caption of 5 tokens"):
+            made.submit(batch([[rows[0][0], rows[0][1] | {"text_offset": offset}]]))
+    made.close()
 
 
 def test_arrays_in_memory_render_like_a_lossless_file() -> None:

@@ -130,7 +130,7 @@ def test_json_and_text_members_by_key(tmp_path: Path) -> None:
     assert index.label_width == 2 and index.classes == ["0", "1", "2", "3"] and done.ignored == 1
     assert [row["caption"] for row in index.table().to_pylist()] == ["from json", "three wörds", "json too", None]
     columns = index.columns()
-    assert columns["caption_tokens"][0].tolist() == [9, 12, 8, 0]
+    assert columns["caption_tokens"][0].tolist() == [10, 13, 9, 0]
     assert columns["labels"][0].tolist() == [2, -1, -1, -1, 0, -1, 1, 3]
     offsets, text = columns["caption"][0]
     assert [bytes(text[a:b]).decode() for a, b in itertools.pairwise(offsets)][1] == "three wörds"

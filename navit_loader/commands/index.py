@@ -21,9 +21,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the index to write")
     parser.add_argument("--classes", metavar="FROM", help="take the class table of this index")
-    parser.add_argument(
-        "--tokenizer", metavar="FILE", help="tokenizer.json that counts caption tokens (default: bytes)"
-    )
+    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for captions (default: their bytes)")
     parser.add_argument(
         "--refresh", action="store_true", help="read only what is new or changed since FILE was written"
     )

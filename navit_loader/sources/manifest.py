@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ..errors import IndexFileError
 from .folder import CHUNK, probe_part
 from .rows import Job, KnownFiles, label_lists, resolve_label
+from .tokens import checked_caption
 
 MANIFESTS = frozenset({".csv", ".jsonl", ".parquet"})
 """Extensions of manifests."""
@@ -38,15 +39,17 @@ class ManifestSource:
         base = os.path.dirname(path)
         found: dict[str, tuple[int, Any, str | None]] = {}
         for line, entry in _read(path):
-            name, caption = entry.get("path"), entry.get("caption")
+            name = entry.get("path")
             if not isinstance(name, str) or not name or "\0" in name:
                 raise IndexFileError(f"'{path}' line {line}: 'path' is {name!r}; give the path of an image file")
-            if caption is not None and not isinstance(caption, str):
-                raise IndexFileError(f"'{path}' line {line}: 'caption' is {caption!r}; give a text")
+            try:
+                caption = checked_caption(entry.get("caption"))
+            except ValueError as e:
+                raise IndexFileError(f"'{path}' line {line}: {e}") from None
             full = os.path.normpath(os.path.join(base, name))
             if full in found:
                 raise IndexFileError(f"'{path}' line {line}: '{name}' stands twice (also line {found[full][0]})")
-            found[full] = (line, entry.get("label"), caption or None)
+            found[full] = (line, entry.get("label"), caption)
         if not found:
             raise IndexFileError(f"'{path}' names no image")
         prefix = os.path.join(base, "")
@@ -80,11 +83,7 @@ class ManifestSource:
                 except ValueError as e:
                     raise IndexFileError(f"'{self.path}' line {line}: {e}") from None
             captions = [caption for *_, caption in self._entries[part]]
-            columns = {
-                "labels": label_lists(labels),
-                "caption": captions,
-                "caption_tokens": job.count_tokens(captions),
-            }
+            columns = {"labels": label_lists(labels), "caption": captions, **job.tokenize(captions)}
             yield part.stop / len(names), probe_part(self.shard, names[part], part, columns, known, job)
 
 

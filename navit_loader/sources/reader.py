@@ -17,6 +17,7 @@ import pyarrow as pa
 from .. import _packer
 from ..errors import IndexFileError
 from .rows import ROWS, single_labels
+from .tokens import TokenFacts
 from .write import VERSION, quarantine_path, uri
 
 
@@ -29,7 +30,7 @@ class Index:
         classes: class names, in the order of their labels.
         label_width: K, labels per image.
         root: absolute folder that shards are relative to.
-        tokenizer: hash of the tokenizer behind `caption_tokens`; empty without captions.
+        tokens: the tokenizer of its captions.
         plan_fingerprint: hash of all that planning reads.
         render_fingerprint: hash of all else that rendering reads, places on disk aside.
         broken: rows in quarantine when it was built.
@@ -53,7 +54,9 @@ class Index:
             self._batch_rows = int(meta["navit.batch_rows"])
             self.broken = int(meta["navit.broken"])
             self.classes: list[str] = json.loads(meta["navit.classes"])
-            self.tokenizer = meta["navit.tokenizer"]
+            self.tokens = TokenFacts(
+                meta["navit.tokenizer"], int(meta["navit.vocabulary"]), int(meta["navit.text_end"])
+            )
             self.plan_fingerprint = meta["navit.plan_fingerprint"]
             self.render_fingerprint = meta["navit.render_fingerprint"]
             self._numbered = meta["navit.numbered"] == "1"
@@ -99,18 +102,21 @@ class Index:
         Returns:
             `width`, `height`, `caption_tokens`, `shard` (i32), `offset`, `length` (i64), `orientation` (u8), `labels`
             (i64, `label_width` a row); `name` and `caption` as (i64 offsets, u8 bytes); `shards`, the absolute paths
-            that `shard` counts; `label_width`. `caption` and `caption_tokens` are empty lists without captions.
+            that `shard` counts; `label_width`. `caption` and `caption_tokens` are empty lists without captions;
+            `caption_ids`, (i64 offsets, i32 ids), is one too where tokens are bytes. `text_end`, the end mark or −1.
 
         Raises:
             IndexFileError: the file is damaged.
         """
         batches = self._batches
         numeric = ("width", "height", "offset", "length", "orientation")
-        captions = "caption" in self._schema.names
+        captions, ids = "caption" in self._schema.names, "caption_ids" in self._schema.names
         return {
             **{name: [batch[name].to_numpy() for batch in batches] for name in numeric},
             "caption_tokens": [batch["caption_tokens"].to_numpy() for batch in batches] if captions else [],
             "caption": [_text_chunk(batch["caption"]) for batch in batches] if captions else [],
+            "caption_ids": [_list_chunk(batch["caption_ids"]) for batch in batches] if ids else [],
+            "text_end": self.tokens.end,
             "shard": [batch["shard"].indices.to_numpy() for batch in batches],
             "shards": self.shards,
             "name": [_text_chunk(batch["name"]) for batch in batches],
@@ -154,6 +160,10 @@ class Index:
                 }
                 values.setdefault("caption", pa.nulls(n, pa.large_utf8()))
                 values.setdefault("caption_tokens", pa.array(np.zeros(n, np.int32)))
+                ids = values.get("caption_ids")
+                values["caption_ids"] = (
+                    pa.nulls(n, pa.list_(pa.int32())) if ids is None else ids.cast(pa.list_(pa.int32()))
+                )
                 found.append(pa.RecordBatch.from_arrays([values[name] for name in ROWS.names], schema=ROWS))
         return found
 
@@ -205,6 +215,12 @@ def _lists(labels: pa.Array, k: int) -> pa.ListArray:
     given = labels.flatten().to_numpy().reshape(-1, k) >= 0
     offsets = np.concatenate([[0], np.cumsum(given.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(labels.flatten().to_numpy()[given.reshape(-1)]))
+
+
+def _list_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(i64 offsets, i32 values) of a large_list column."""
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    return offsets, column.values.to_numpy()
 
 
 def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

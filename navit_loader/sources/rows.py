@@ -34,6 +34,7 @@ ROWS = pa.schema(
         ("labels", pa.list_(pa.int64())),
         ("caption", pa.large_utf8()),
         ("caption_tokens", pa.int32()),
+        ("caption_ids", pa.list_(pa.int32())),
         ("mtime_ns", pa.int64()),
         ("reason", pa.utf8()),
     ]
@@ -65,7 +66,7 @@ class Job:
     Attributes:
         classes: class name → label, or None where labels are numbers without names.
         known: rows of an earlier build, by shard; tried before a header is read.
-        count_tokens: captions → token counts.
+        tokenize: captions → the columns `caption_tokens` and `caption_ids`; see `tokens.Tokenizer`.
         threads: probing threads.
         reused: rows taken over from `known` so far.
         ignored: files that are no images so far.
@@ -73,7 +74,7 @@ class Job:
 
     classes: Mapping[str, int] | None
     known: Mapping[str, pa.Table]
-    count_tokens: Callable[[Sequence[str | None]], list[int]]
+    tokenize: Callable[[Sequence[str | None]], dict[str, Any]]
     threads: int
     reused: int = 0
     ignored: int = 0
@@ -96,6 +97,7 @@ def make_rows(shard: str, names: pa.Array, columns: Mapping[str, Any], reasons: 
         "orientation": np.ones(n, np.uint8),
         "labels": pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], pa.int64())),
         "caption": pa.nulls(n, pa.large_utf8()),
+        "caption_ids": pa.nulls(n, pa.list_(pa.int32())),
         "reason": [reasons.get(i) for i in range(n)] if reasons else pa.nulls(n, pa.utf8()),
     } | dict(columns)
     arrays = []

@@ -77,8 +77,8 @@ def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.Path
                 yield batch.filter(pa.array(kept))
 
     path = os.path.abspath(os.fspath(output))
-    found = survey(batches, index.root, index.classes)
-    write_index(path, batches, found, index.root, index.classes, index.tokenizer)
+    found = survey(batches, index.root, index.classes, index.tokens)
+    write_index(path, batches, found, index.root, index.classes, index.tokens)
 
 
 def _draw(seed: int, name: str) -> int:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from .. import _packer
 from ..errors import IndexFileError
 from .rows import IMAGE_SUFFIXES, Job, label_lists, make_rows, resolve_label, text_names
+from .tokens import checked_caption
 
 _TEXTS = ["cls", "txt", "json"]
 _Sides = dict[bytes, tuple[bytes | None, str | None]]
@@ -88,10 +89,12 @@ class TarSource:
             for name in ("offset", "length", "width", "height", "orientation", "format")
         }
         captions = [*captions, *([None] * extra)]
+        tokens = job.tokenize(captions)
         columns |= {
             "labels": label_lists([*labels, *([[]] * extra)]).take(pa.array(order)),
             "caption": pa.array(captions, pa.large_utf8()).take(pa.array(order)),
-            "caption_tokens": np.array(job.count_tokens(captions), np.int32)[order],
+            "caption_tokens": tokens["caption_tokens"][order],
+            "caption_ids": tokens["caption_ids"].take(pa.array(order)),
             "mtime_ns": np.full(n + extra, mtime_ns, np.int64),
         }
         reasons |= unreadable
@@ -147,12 +150,13 @@ def _annotations(key: bytes, sides: _Sides, job: Job) -> tuple[list[int], str | 
                 caption = text
             else:
                 label, caption = _from_json(text, label, caption)
+            caption = checked_caption(caption)
             if suffix != "txt":
                 resolve_label(label, job.classes)
         except (ValueError, RecursionError) as e:
             shown = key.decode(errors="backslashreplace")
             raise ValueError(f"'{shown}.{suffix}': {e}") from None
-    return resolve_label(label, job.classes), caption or None
+    return resolve_label(label, job.classes), caption
 
 
 def _from_json(text: str, label: Any, caption: Any) -> tuple[Any, Any]:
@@ -162,6 +166,4 @@ def _from_json(text: str, label: Any, caption: Any) -> tuple[Any, Any]:
     # A file of its own counts before the same field of the object.
     label = entry.get("label", entry.get("cls")) if label is None else label
     caption = entry.get("caption", entry.get("text")) if caption is None else caption
-    if caption is not None and not isinstance(caption, str):
-        raise ValueError(f"caption {caption!r} is no text")
     return label, caption

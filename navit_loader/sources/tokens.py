@@ -1,7 +1,8 @@
-"""Caption → how many tokens it has, which is what planning needs of it.
+"""Captions → token ids, once, while indexing: planning needs their counts, rendering copies them into batches.
 
-In: a Hugging Face `tokenizer.json` that the user names, or nothing: then a token is a byte of UTF-8. Out: counts, and
-the tokenizer's hash, which stands in the index so that another tokenizer is noticed.
+In: a Hugging Face `tokenizer.json` that the user names, or nothing: then the tokens are the bytes of UTF-8 and an end
+mark. Out: counts and ids, and what names the tokenizer in the index. Nobody tokenises after this, so planner and
+renderer cannot disagree, and a daemon needs no tokenizer.
 """
 
 from __future__ import annotations
@@ -10,36 +11,59 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from ..errors import IndexFileError
 
 BYTES = "bytes"
 """The hash of the tokenizer that needs no file."""
 
+BYTES_END = 256
+"""Its end mark, which closes every caption and is counted; ids below it are the bytes."""
 
-@dataclass(frozen=True)
-class Tokenizer:
-    """Counts tokens.
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """What an index says of its captions' tokens.
 
     Attributes:
-        hash: names the tokenizer.
-        count: captions → token counts, 0 where there is no caption.
+        hash: names the tokenizer; empty without captions.
+        vocabulary: ids are below this; 0 without captions.
+        end: the id that closes every caption; −1 where the tokenizer sets no such mark.
     """
 
     hash: str
-    count: Callable[[Sequence[str | None]], list[int]]
+    vocabulary: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Tokenises.
+
+    Attributes:
+        facts: what the index is to say of it.
+        columns: captions → `caption_tokens` (i32 counts, 0 without a caption) and `caption_ids` (lists of i32; null
+            where the tokens are the bytes).
+    """
+
+    facts: TokenFacts
+    columns: Callable[[Sequence[str | None]], dict[str, Any]]
 
 
 def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
     """The tokenizer at `path`, or that of bytes for None.
 
+    Truncation and padding that the file asks for are switched off: captions are cut by the plan.
+
     Raises:
         IndexFileError: the file is missing or no tokenizer, or the package `tokenizers` is not installed.
     """
     if path is None:
-        return Tokenizer(
-            BYTES, lambda captions: [0 if caption is None else len(caption.encode()) for caption in captions]
-        )
+        return Tokenizer(TokenFacts(BYTES, BYTES_END + 1, BYTES_END), _bytes)
     try:
         with open(path, "rb") as file:
             content = file.read()
@@ -48,18 +72,48 @@ def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
     try:
         import tokenizers
     except ImportError:
-        raise IndexFileError("counting caption tokens with a tokenizer.json needs the package 'tokenizers'") from None
+        raise IndexFileError(
+            "a tokenizer.json needs the package 'tokenizers': pip install 'navit[captions]', or index without it, by bytes"
+        ) from None
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        trial = tokenizer.encode("a")
     except Exception as e:  # the package raises nothing narrower
         raise IndexFileError(f"'{os.fspath(path)}' is no tokenizer.json: {e}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    end = trial.ids[-1] if trial.ids and trial.special_tokens_mask[-1] else -1
 
-    def count(captions: Sequence[str | None]) -> list[int]:
-        if not any(captions):
-            return [0] * len(captions)
-        encoded = tokenizer.encode_batch([caption or "" for caption in captions])
-        return [len(each.ids) if caption else 0 for each, caption in zip(encoded, captions, strict=True)]
+    def columns(captions: Sequence[str | None]) -> dict[str, Any]:
+        given = [caption for caption in captions if caption]
+        encoded = iter(tokenizer.encode_batch(given) if given else [])
+        ids = [next(encoded).ids if caption else [] for caption in captions]
+        offsets = np.zeros(len(ids) + 1, np.int32)
+        np.cumsum([len(each) for each in ids], out=offsets[1:])
+        flat = pa.array(np.fromiter((i for each in ids for i in each), np.int32, int(offsets[-1])))
+        return {"caption_tokens": np.diff(offsets), "caption_ids": pa.ListArray.from_arrays(offsets, flat)}
 
-    return Tokenizer(hashlib.blake2b(content, digest_size=16).hexdigest(), count)
+    return Tokenizer(TokenFacts(hashlib.blake2b(content, digest_size=16).hexdigest(), vocabulary, end), columns)
+
+
+def checked_caption(caption: object) -> str | None:
+    """A caption as sources take it; an empty one is none.
+
+    Raises:
+        ValueError: it is no text, or holds half a surrogate pair, which no UTF-8 can say.
+    """
+    if caption is None or caption == "":
+        return None
+    if not isinstance(caption, str):
+        raise ValueError(f"caption {str(caption)[:80]!r} is no text")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"caption {caption[:80]!r} cannot be written as UTF-8") from None
+    return caption
+
+
+def _bytes(captions: Sequence[str | None]) -> dict[str, Any]:
+    counts = [len(caption.encode()) + 1 if caption else 0 for caption in captions]
+    return {"caption_tokens": np.array(counts, np.int32), "caption_ids": pa.nulls(len(counts), pa.list_(pa.int32()))}

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from .. import _packer
 from ..errors import IndexFileError
 from .rows import ROWS
+from .tokens import BYTES, TokenFacts
 
-VERSION = 1
+VERSION = 2
 """Version of the index format; an index of another one is refused."""
 
 BATCH_ROWS = 65536
@@ -83,13 +84,14 @@ class _Fingerprint:
         return total.hexdigest()
 
 
-def survey(batches: Batches, root: str, classes: list[str] | None) -> Survey:
+def survey(batches: Batches, root: str, classes: list[str] | None, tokens: TokenFacts) -> Survey:
     """The first pass. See `Survey`.
 
     Args:
         batches: gives the rows, in key order.
         root: absolute folder that shards are made relative to, so that fingerprints do not depend on where data lie.
         classes: the class table, or None where labels are bare numbers.
+        tokens: the tokenizer of the captions.
     """
     found = Survey()
     plan, render = _Fingerprint(), _Fingerprint()
@@ -117,8 +119,11 @@ def survey(batches: Batches, root: str, classes: list[str] | None) -> Survey:
             render.add(name, good[name].to_numpy())
         for name in ("name", "caption"):
             render.add(name, good[name])
+        render.add("caption_ids", good["caption_ids"].flatten().to_numpy())
     found.plan_fingerprint = plan.digest(f"v{VERSION}", *class_names(classes, found.max_label))
-    found.render_fingerprint = render.digest(f"v{VERSION}", *(relative(shard, root) for shard in found.shards))
+    tokenizer = [tokens.hash, str(tokens.end)] if found.captions else []
+    shards = (relative(shard, root) for shard in found.shards)
+    found.render_fingerprint = render.digest(f"v{VERSION}", *tokenizer, *shards)
     return found
 
 
@@ -143,7 +148,7 @@ def relative(shard: str, root: str) -> str:
 
 
 def write_index(
-    output: str, batches: Batches, found: Survey, root: str, classes: list[str] | None, tokenizer: str
+    output: str, batches: Batches, found: Survey, root: str, classes: list[str] | None, tokens: TokenFacts
 ) -> None:
     """The second pass: writes the index, then the quarantine, then puts both in place.
 
@@ -153,7 +158,7 @@ def write_index(
         found: what it found.
         root: see `survey`.
         classes: see `survey`.
-        tokenizer: hash of the tokenizer that counted caption tokens; empty without captions.
+        tokens: see `survey`.
     """
     folder = os.path.dirname(os.path.abspath(output))
     beneath = os.path.commonpath([folder, root]) == folder
@@ -163,14 +168,16 @@ def write_index(
         "navit.batch_rows": str(BATCH_ROWS),
         "navit.classes": json.dumps(class_names(classes, found.max_label), ensure_ascii=False),
         "navit.numbered": "1" if classes is None else "0",
-        "navit.tokenizer": tokenizer if found.captions else "",
+        "navit.tokenizer": tokens.hash if found.captions else "",
+        "navit.text_end": str(tokens.end if found.captions else -1),
+        "navit.vocabulary": str(tokens.vocabulary if found.captions else 0),
         "navit.root": root,
         "navit.root_from_index": os.path.relpath(root, folder) if beneath else "",
         "navit.plan_fingerprint": found.plan_fingerprint,
         "navit.render_fingerprint": found.render_fingerprint,
         "navit.broken": str(found.broken),
     }
-    schema = _schema(found).with_metadata(metadata)
+    schema = _schema(found, ids=tokens.hash != BYTES).with_metadata(metadata)
     shards = pa.array([relative(shard, root) for shard in found.shards], pa.utf8())
     formats = pa.array(_packer.FORMAT_NAMES, pa.utf8())
     numbers = {shard: i for i, shard in enumerate(found.shards)}
@@ -207,15 +214,18 @@ def uri(shard: str, name: str) -> str:
     return shard + name if shard.endswith("/") else f"{shard}#{name}" if name else shard
 
 
-def _schema(found: Survey) -> pa.Schema:
+def _schema(found: Survey, ids: bool) -> pa.Schema:
     k = found.label_width
+    captions = [("caption", pa.large_utf8()), ("caption_tokens", pa.int32())]
+    if ids:
+        captions.append(("caption_ids", pa.large_list(pa.int32())))
     fields = [
         ("shard", ROWS.field("shard").type),
         ("name", pa.large_utf8()),
         *((name, ROWS.field(name).type) for name in ("offset", "length", "width", "height", "orientation")),
         ("format", pa.dictionary(pa.int8(), pa.utf8())),
         ("label", pa.int64() if k == 1 else pa.list_(pa.int64(), k)),
-        *([("caption", pa.large_utf8()), ("caption_tokens", pa.int32())] if found.captions else []),
+        *(captions if found.captions else []),
         ("mtime_ns", pa.int64()),
     ]
     return pa.schema([pa.field(name, kind, nullable=name == "caption") for name, kind in fields])
@@ -234,6 +244,8 @@ def _index_rows(
         "format": pa.DictionaryArray.from_arrays(good["format"].to_numpy().astype(np.int8), formats),
         "label": flat if k == 1 else pa.FixedSizeListArray.from_arrays(flat, k),
     }
+    if "caption_ids" in schema.names:
+        columns["caption_ids"] = good["caption_ids"].cast(pa.large_list(pa.int32()))
     arrays = [columns[name] if name in columns else good[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

@@ -96,25 +96,28 @@ impl<T: Copy + Send + Sync + 'static> Column<T> {
     }
 }
 
-/// A column of strings: per chunk, n + 1 offsets into its bytes (Arrow's `large_utf8`).
-pub struct StringColumn {
-    chunks: Vec<(Chunk<i64>, Chunk<u8>)>,
+/// A column of lists: per chunk, n + 1 offsets into its values (Arrow's `large_list`, and `large_utf8` with bytes for values).
+pub struct ListColumn<T> {
+    chunks: Vec<(Chunk<i64>, Chunk<T>)>,
     chunk_rows: usize,
     rows: usize,
 }
 
-impl StringColumn {
-    /// A column over (offsets, bytes) chunks of equal size but the last.
-    pub fn new(name: &str, chunks: Vec<(Chunk<i64>, Chunk<u8>)>) -> Result<Self> {
-        let rows_of = |c: &(Chunk<i64>, Chunk<u8>)| c.0.len.saturating_sub(1);
+/// A column of strings.
+pub type StringColumn = ListColumn<u8>;
+
+impl<T: Send + Sync + 'static> ListColumn<T> {
+    /// A column over (offsets, values) chunks of equal size but the last.
+    pub fn new(name: &str, chunks: Vec<(Chunk<i64>, Chunk<T>)>) -> Result<Self> {
+        let rows_of = |c: &(Chunk<i64>, Chunk<T>)| c.0.len.saturating_sub(1);
         let chunk_rows = chunks.first().map_or(1, |c| rows_of(c).max(1));
         let rows = chunks.iter().map(rows_of).sum();
         let full = chunks.len().saturating_sub(1);
         let unequal = chunks.iter().take(full).any(|c| rows_of(c) != chunk_rows)
             || chunks.last().is_some_and(|c| rows_of(c) > chunk_rows);
-        let broken = chunks.iter().any(|(offsets, bytes)| {
+        let broken = chunks.iter().any(|(offsets, values)| {
             let offsets = offsets.as_slice();
-            offsets.first().is_some_and(|&o| o < 0) || offsets.last().is_some_and(|&o| o > bytes.len as i64)
+            offsets.first().is_some_and(|&o| o < 0) || offsets.last().is_some_and(|&o| o > values.len as i64)
         });
         if unequal || broken {
             return Err(Error::new(Kind::Index, format!("index column '{name}' is damaged; write the index again")));
@@ -122,6 +125,26 @@ impl StringColumn {
         Ok(Self { chunks, chunk_rows, rows })
     }
 
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The list of `row`, which must be below `len`; empty where the column's own offsets make no sense.
+    pub fn list(&self, row: usize) -> &[T] {
+        let (offsets, values) = &self.chunks[row / self.chunk_rows];
+        let at = row % self.chunk_rows;
+        let (from, to) = (offsets.as_slice()[at] as usize, offsets.as_slice()[at + 1] as usize);
+        values.as_slice().get(from..to).unwrap_or(&[])
+    }
+}
+
+impl StringColumn {
     /// A column that owns its values.
     pub fn from_strings<S: AsRef<str>>(values: &[S]) -> Self {
         let mut offsets = vec![0i64];
@@ -141,23 +164,69 @@ impl StringColumn {
         Self { chunks: vec![chunk], chunk_rows: values.len().max(1), rows: values.len() }
     }
 
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.rows
-    }
-
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.rows == 0
-    }
-
-    /// The string of `row`, which must be below `len`; empty where the column's own offsets make no sense.
+    /// The string of `row`, which must be below `len`; empty where it is damaged.
     pub fn get(&self, row: usize) -> &str {
-        let (offsets, bytes) = &self.chunks[row / self.chunk_rows];
-        let (offsets, bytes) = (offsets.as_slice(), bytes.as_slice());
-        let at = row % self.chunk_rows;
-        let (from, to) = (offsets[at] as usize, offsets[at + 1] as usize);
-        bytes.get(from..to).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or("")
+        std::str::from_utf8(self.list(row)).unwrap_or("")
+    }
+}
+
+/// The caption tokens of one index, as its tokenizer gave them.
+pub enum Captions {
+    /// No caption at all.
+    None,
+    /// Captions whose tokens are their UTF-8 bytes, then this end mark.
+    Bytes(StringColumn, i32),
+    /// Token ids, and the end mark that each caption closes with; −1 where the tokenizer has none.
+    Ids(ListColumn<i32>, i32),
+}
+
+impl Captions {
+    /// Number of rows; 0 without captions.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Bytes(texts, _) => texts.len(),
+            Self::Ids(ids, _) => ids.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens of `row`'s caption; 0 where it has none.
+    pub fn count(&self, row: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Bytes(texts, _) => texts.list(row).len() + usize::from(!texts.list(row).is_empty()),
+            Self::Ids(ids, _) => ids.list(row).len(),
+        }
+    }
+
+    /// Writes `row`'s caption, cut to the length of `out` (at most `count`); a cut one keeps its end mark.
+    pub fn write(&self, row: usize, out: &mut [i32]) {
+        let cut = out.len() < self.count(row);
+        let end = match self {
+            Self::None => return,
+            Self::Bytes(texts, end) => {
+                // The last token of a whole caption is the mark, which `zip` leaves as it is.
+                out.fill(*end);
+                for (to, &byte) in out.iter_mut().zip(texts.list(row)) {
+                    *to = i32::from(byte);
+                }
+                *end
+            }
+            Self::Ids(ids, end) => {
+                for (to, &id) in out.iter_mut().zip(ids.list(row)) {
+                    *to = id;
+                }
+                *end
+            }
+        };
+        if let (true, true, Some(last)) = (cut, end >= 0, out.last_mut()) {
+            *last = end;
+        }
     }
 }
 

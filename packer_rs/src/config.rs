@@ -23,6 +23,7 @@ pub struct PlanConfig {
     pub block_images: u64,
     pub virtual_epoch: u64,
     pub text_tokens: u32,
+    pub max_text_tokens: u32,
     /// Evaluated where the index is opened; here it is only part of the identity.
     #[serde(rename = "filter")]
     pub _filter: String,
@@ -34,6 +35,13 @@ pub struct PlanConfig {
     pub drop: Drop,
     pub crop: CropConfig,
     pub teacher: Option<Teacher>,
+}
+
+impl PlanConfig {
+    /// Tokens of one caption at most.
+    pub fn caption_cap(&self) -> u32 {
+        if self.max_text_tokens == 0 { self.text_tokens } else { self.max_text_tokens.min(self.text_tokens) }
+    }
 }
 
 /// Which packer closes the sequences.

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::columns::{Chunk, Column, Locations};
+use crate::columns::{Captions, Chunk, Column, Locations};
 use crate::ledger::{Failure, Fault};
 
 /// Open containers kept per source; more are opened again when they are needed.
@@ -21,8 +21,8 @@ pub struct Source {
     pub height: Column<i32>,
     /// Where the bytes are.
     pub locations: Locations,
-    /// Caption tokens; empty without captions.
-    pub caption_tokens: Column<i32>,
+    /// Caption tokens.
+    pub captions: Captions,
     /// The bytes themselves, row by row, where they are in memory already.
     pub memory: Vec<Chunk<u8>>,
     open: Mutex<VecDeque<(i32, Arc<File>)>>,
@@ -30,8 +30,8 @@ pub struct Source {
 
 impl Source {
     /// A source over these columns.
-    pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, caption_tokens: Column<i32>) -> Self {
-        Self { width, height, locations, caption_tokens, memory: Vec::new(), open: Mutex::new(VecDeque::new()) }
+    pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, captions: Captions) -> Self {
+        Self { width, height, locations, captions, memory: Vec::new(), open: Mutex::new(VecDeque::new()) }
     }
 
     /// A source whose encoded images are in memory; its locations name them for messages alone.

@@ -137,6 +137,7 @@ impl Plan {
             max_images: c.max_images,
             label_width,
             text_tokens: c.text_tokens,
+            max_text_tokens: c.caption_cap(),
         }
     }
 
@@ -173,7 +174,7 @@ impl Plan {
                 let size = (sizes.height.get(row), sizes.width.get(row));
                 let text =
                     if sizes.caption_tokens.is_empty() { 0 } else { sizes.caption_tokens.get(row).max(0) as u32 };
-                let text = text.min(self.config.text_tokens);
+                let text = text.min(self.config.caption_cap());
                 (self.draws.draw(place.key, place.source, place.row, size, seen), text)
             })
             .collect();

@@ -96,4 +96,6 @@ pub struct BatchLimits {
     pub label_width: u32,
     /// Lt; 0 without captions.
     pub text_tokens: u32,
+    /// Tokens of one caption at most; longer ones are cut.
+    pub max_text_tokens: u32,
 }

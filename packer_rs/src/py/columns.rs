@@ -5,7 +5,7 @@ use std::sync::Arc;
 use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::columns::{Chunk, Column, StringColumn};
+use crate::columns::{Chunk, Column, ListColumn};
 use crate::error::{Error, Kind};
 use crate::py::errors::to_py;
 
@@ -32,11 +32,11 @@ pub fn column<T: Element + Copy + Send + Sync + 'static>(
     Column::new(name, chunks).map_err(to_py)
 }
 
-/// The offsets and the bytes of a chunk of strings.
-type Strings<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u8>>);
+/// The offsets and the values of a chunk of lists.
+type Pair<'py, T> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<T>>);
 
-/// A list of (offsets, bytes) as one column of strings.
-pub fn strings(name: &str, pairs: &[Strings<'_>]) -> PyResult<StringColumn> {
-    let chunks = pairs.iter().map(|(o, b)| Ok((chunk(o)?, chunk(b)?))).collect::<PyResult<Vec<_>>>()?;
-    StringColumn::new(name, chunks).map_err(to_py)
+/// A list of (offsets, values) as one column of lists; of strings where the values are bytes.
+pub fn lists<T: Element + Send + Sync + 'static>(name: &str, pairs: &[Pair<'_, T>]) -> PyResult<ListColumn<T>> {
+    let chunks = pairs.iter().map(|(o, v)| Ok((chunk(o)?, chunk(v)?))).collect::<PyResult<Vec<_>>>()?;
+    ListColumn::new(name, chunks).map_err(to_py)
 }

@@ -196,6 +196,7 @@ impl Plan {
         d.set_item("max_images", l.max_images)?;
         d.set_item("label_width", l.label_width)?;
         d.set_item("text_tokens", l.text_tokens)?;
+        d.set_item("max_text_tokens", l.max_text_tokens)?;
         let teacher = match l.teacher {
             Some((v, patch_size)) => {
                 let t = view(v)?;

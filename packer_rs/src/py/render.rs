@@ -10,11 +10,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::buffers::{Block, Dtype, Field, ViewFields};
-use crate::columns::{Chunk, Column, Locations, StringColumn};
+use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
 use crate::error::{Error, Kind};
 use crate::fetch::Source;
 use crate::probe::{Window, probe_header};
-use crate::py::columns::{column, strings};
+use crate::py::columns::{column, lists};
 use crate::py::errors::to_py;
 use crate::py::notify::Signal;
 use crate::py::plan::PlannedBatch;
@@ -65,6 +65,7 @@ fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
         max_images: get(d, "max_images")?,
         label_width: get(d, "label_width")?,
         text_tokens: get(d, "text_tokens")?,
+        max_text_tokens: get(d, "max_text_tokens")?,
     };
     if !(1..=32767).contains(&limits.max_images) {
         return Err(bad(format!("max_images = {} is not allowed; it must be between 1 and 32767", limits.max_images)));
@@ -80,7 +81,7 @@ fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         }
     }
     let name = match d.get_item("name")? {
-        Some(pairs) => strings("name", &pairs.extract::<Vec<(Bound<'_, PyArray1<i64>>, Bound<'_, PyArray1<u8>>)>>()?)?,
+        Some(pairs) => lists("name", &pairs.extract::<Vec<(Bound<'_, PyArray1<i64>>, Bound<'_, PyArray1<u8>>)>>()?)?,
         None => StringColumn::from_strings::<&str>(&[]),
     };
     let memory: Vec<Chunk<u8>> = match d.get_item("bytes")? {
@@ -110,8 +111,8 @@ fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
     } else {
         lengths.push(("bytes", memory.len(), false));
     }
-    let captions: Column<i32> = ints(d, "caption_tokens")?;
-    lengths.push(("caption_tokens", captions.len(), true));
+    let captions = captions(d)?;
+    lengths.push(("caption", captions.len(), true));
     for (what, len, optional) in lengths {
         if len != rows && !(optional && len == 0) {
             return Err(to_py(Error::new(
@@ -121,6 +122,18 @@ fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         }
     }
     Ok(Source::new(width, height, locations, captions).with_memory(memory))
+}
+
+fn captions(d: &Bound<'_, PyDict>) -> PyResult<Captions> {
+    type Lists<'py, T> = Vec<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<T>>)>;
+    let end: i32 = d.get_item("text_end")?.map_or(Ok(-1), |e| e.extract())?;
+    if let Some(pairs) = d.get_item("caption_ids")?.filter(|p| p.is_truthy().unwrap_or(false)) {
+        return Ok(Captions::Ids(lists("caption_ids", &pairs.extract::<Lists<'_, i32>>()?)?, end));
+    }
+    match d.get_item("caption")?.filter(|p| p.is_truthy().unwrap_or(false)) {
+        Some(pairs) => Ok(Captions::Bytes(lists("caption", &pairs.extract::<Lists<'_, u8>>()?)?, end)),
+        None => Ok(Captions::None),
+    }
 }
 
 fn chunk_of_bytes(bytes: Bound<'_, PyBytes>) -> Chunk<u8> {
@@ -360,8 +373,7 @@ fn render_images<'py>(
         labels: Column::from_vec(Vec::new()),
         label_width: 0,
     };
-    let source =
-        Source::new(Column::from_vec(widths), Column::from_vec(heights), locations, Column::from_vec(Vec::new()));
+    let source = Source::new(Column::from_vec(widths), Column::from_vec(heights), locations, Captions::None);
     let plan = batch.inner.clone();
     let rendered = py.detach(|| {
         let inputs: Vec<_> = kept

@@ -37,7 +37,7 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
                 limits.max_images
             ));
         }
-        let mut ends = [0u64; 2];
+        let (mut ends, mut text_end) = ([0u64; 2], 0u32);
         for image in sequence {
             let Some(source) = sources.get(usize::from(image.source)) else {
                 return bad(format!("sequence {s} names source {}, of {}", image.source, sources.len()));
@@ -70,12 +70,25 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
                 }
                 ends[t] += tokens;
             }
-            if limits.text_tokens > 0 && image.text_offset > limits.text_tokens {
-                return bad(format!("image {row} has its caption at {}, beyond text_tokens", image.text_offset));
+            if limits.text_tokens > 0 {
+                let own = caption_tokens(source, row, limits);
+                if image.text_offset != text_end || text_end + own > limits.text_tokens {
+                    return bad(format!(
+                        "image {row} has its caption of {own} tokens at {}, where {text_end} of {} are taken; the index may \
+                         hold other captions than were planned: write it again",
+                        image.text_offset, limits.text_tokens
+                    ));
+                }
+                text_end += own;
             }
         }
     }
     Ok(())
+}
+
+/// Tokens that an image's caption takes, as the planner counted them.
+fn caption_tokens(source: &Source, row: usize, limits: &BatchLimits) -> u32 {
+    if row < source.captions.len() { source.captions.count(row).min(limits.max_text_tokens as usize) as u32 } else { 0 }
 }
 
 /// Writes all that needs no pixels. Nobody else may use the block meanwhile.
@@ -122,25 +135,25 @@ pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, so
         }
     }
     if limits.text_tokens > 0 {
-        whole!(7, i32).fill(-1);
-        let cuts = whole!(8, i32);
-        let (b, lt) = (layout.batch_size as i32, limits.text_tokens as i32);
+        let (text, cuts) = (whole!(7, i32), whole!(8, i32));
+        text.fill(-1);
+        let (b, lt) = (layout.batch_size, limits.text_tokens as usize);
         let mut n = 0;
         for s in 0..b {
-            for image in batch.sequences.get(s as usize).map_or(&[][..], Vec::as_slice) {
-                cuts[n] = s * lt + image.text_offset as i32;
+            let mut end = s * lt;
+            for image in batch.sequences.get(s).map_or(&[][..], Vec::as_slice) {
+                cuts[n] = end as i32;
                 n += 1;
+                let source = &sources[usize::from(image.source)];
+                let own = caption_tokens(source, image.row as usize, limits) as usize;
+                source.captions.write(image.row as usize, &mut text[end..end + own]);
+                end += own;
             }
             // The padding starts where the last caption ends.
-            let end = batch.sequences.get(s as usize).and_then(|q| q.last()).map_or(0, |image| {
-                let tokens = &sources[usize::from(image.source)].caption_tokens;
-                let own = if (image.row as usize) < tokens.len() { tokens.get(image.row as usize) } else { 0 };
-                (image.text_offset as i32).saturating_add(own.max(0)).min(lt)
-            });
-            cuts[n] = s * lt + end;
+            cuts[n] = end as i32;
             n += 1;
         }
-        cuts[n..].fill(b * lt);
+        cuts[n..].fill((b * lt) as i32);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the tests of rendering share: JPEG files, an index of them, plans.
 
-use navit_packer::columns::{Column, Locations, StringColumn};
+use navit_packer::columns::{Captions, Column, Locations, StringColumn};
 use navit_packer::fetch::Source;
 use navit_packer::render::RenderSettings;
 use navit_packer::slots::{BatchLimits, Crop, Grid, PlannedBatch, PlannedImage, ViewLimits};
@@ -47,7 +47,7 @@ pub fn index(folder: &str, files: &[(String, i32, i32, i64)]) -> Source {
     };
     let width = Column::from_vec(files.iter().map(|f| f.1).collect());
     let height = Column::from_vec(files.iter().map(|f| f.2).collect());
-    Source::new(width, height, locations, Column::from_vec(Vec::new()))
+    Source::new(width, height, locations, Captions::None)
 }
 
 pub fn limits() -> BatchLimits {
@@ -57,6 +57,7 @@ pub fn limits() -> BatchLimits {
         max_images: 64,
         label_width: 1,
         text_tokens: 0,
+        max_text_tokens: 0,
     }
 }
 
