@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from .errors import ConfigError
 
 T = TypeVar("T")
-OTHER_SECTIONS = ("model", "train")
+OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "train")
 
 
 def parse(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -519,7 +519,7 @@ class LoaderConfig:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> LoaderConfig:
-        """From nested mappings. `[model]` and `[train]` are left to `navit_model`.
+        """From nested mappings. Those of `OTHER_SECTIONS` are left to `navit_model`.
 
         Raises:
             ConfigError: an unknown section or key, or a bad value.
@@ -541,7 +541,7 @@ class LoaderConfig:
         return cls.from_dict(read_toml(path))
 
     def for_evaluation(self, max_tokens: int | None = None, patch_size: int | None = None) -> LoaderConfig:
-        """The same configuration with nothing random: images in order, one patch size, no crop, flip or drop.
+        """The same configuration with nothing random: images in order, one patch size and view, no crop, flip or drop.
 
         Args:
             max_tokens: tokens of one image at most; the images are scaled to the most patches that fit this budget,
@@ -559,6 +559,7 @@ class LoaderConfig:
                 drop=Drop(),
                 crop=Crop(),
                 fit="none",
+                teacher=None,
                 class_weights={},
                 virtual_epoch=0,
                 patch_sizes=(plan.patch_sizes[0] if patch_size is None else patch_size,),

@@ -55,7 +55,11 @@ class Checkpoint:
         return list(self.state["classes"])
 
     def model(self, *, average: bool = True) -> NaViT:
-        """The saved image model, in evaluation mode on the CPU.
+        """The image model within `module`."""
+        return task_of(self.config).image_model(self.module(average=average))
+
+    def module(self, *, average: bool = True) -> nn.Module:
+        """What was trained, in evaluation mode on the CPU.
 
         Args:
             average: take the moving average where one was kept.
@@ -63,12 +67,10 @@ class Checkpoint:
         Raises:
             ModelError: the weights cannot be read or do not fit the saved configuration.
         """
-        run = self.config
-        task = task_of(run)
-        module = task.build(run)
+        module = task_of(self.config).build(self.config)
         name = "average" if average and (self.path / "average.safetensors").exists() else "model"
         fill(module, self.read(name), f"'{self.path}'")
-        return task.image_model(module).eval()
+        return module.eval()
 
     def read(self, name: str) -> dict[str, Tensor]:
         """Tensors of `name.safetensors`; see `navit_model.saved.read`."""

@@ -16,6 +16,9 @@ from navit_loader.config import LoaderConfig, check_types, parse, read_toml, req
 from navit_loader.errors import ConfigError
 
 from .config import NaViTConfig
+from .distillation import DistillationConfig
+from .text import TextConfig
+from .towers import ContrastiveConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class TrainConfig:
         out: folder of the run: log, checkpoints, report.
         steps: optimiser steps in all.
         accumulate: batches of one rank per step.
-        loss: `softmax` or `sigmoid` cross-entropy (the paper uses sigmoid on JFT).
+        loss: `softmax` or `sigmoid` (the paper uses sigmoid on JFT), of classes or, if contrastive, of pairs (CLIP, SigLIP).
         label_smoothing: share of the target spread over all classes.
         learning_rate: peak of the schedule.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
@@ -51,7 +54,7 @@ class TrainConfig:
         allow_render_change: take up a checkpoint although pixels are now made differently (another `render_id`).
     """
 
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "contrastive", "distillation"] = "classification"
     out: str = "runs/navit"
     steps: int = 10_000
     accumulate: int = 1
@@ -94,12 +97,25 @@ class TrainConfig:
         require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
 
 
+SECTIONS: dict[str, type[Any]] = {
+    "model": NaViTConfig,
+    "text": TextConfig,
+    "contrastive": ContrastiveConfig,
+    "distillation": DistillationConfig,
+    "train": TrainConfig,
+}
+"""The sections beside the loader's."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """A whole run: the loader's sections, `[model]` and `[train]`."""
+    """A whole run: the loader's sections and those of `SECTIONS`."""
 
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     model: NaViTConfig = field(default_factory=NaViTConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod
@@ -109,13 +125,10 @@ class RunConfig:
         Raises:
             ConfigError: an unknown section or key, or a bad value.
         """
-        for name in ("model", "train"):
+        for name in SECTIONS:
             require(isinstance(table.get(name, {}), Mapping), name, table.get(name), "a table of keys")
-        return cls(
-            loader=LoaderConfig.from_dict(table),
-            model=parse(NaViTConfig, table.get("model", {}), "model"),
-            train=parse(TrainConfig, table.get("train", {}), "train"),
-        )
+        found = {name: parse(section, table.get(name, {}), name) for name, section in SECTIONS.items()}
+        return cls(loader=LoaderConfig.from_dict(table), **found)
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -131,7 +144,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values: what a checkpoint stores and `from_dict` reads."""
-        return {**asdict(self.loader), "model": asdict(self.model), "train": asdict(self.train)}
+        return {**asdict(self.loader), **{name: asdict(getattr(self, name)) for name in SECTIONS}}
 
 
 def _set(table: dict[str, Any], text: str) -> None:

@@ -35,7 +35,8 @@ class TextConfig:
     Attributes:
         vocabulary: token ids are below this; 0 takes the index's.
         tokenizer: what names the tokenizer in the index; empty takes the index's.
-        max_tokens: rows of the position table: tokens of a caption at most (NaViT: 24 of a 32 k vocabulary; bytes need more).
+        max_tokens: rows of the position table: tokens of a caption at most (NaViT: 24 of a 32 k vocabulary; bytes need
+            more); 0 takes the plan's.
         causal: each token sees those before it alone (CLIP, arXiv 2103.00020, section 2.4); else all of its caption (LiT,
             SigLIP).
         pool: the `last` token (CLIP, LiT, SigLIP), or attention pooling, `map`.
@@ -47,7 +48,7 @@ class TextConfig:
     mlp_ratio: float = 4.0
     vocabulary: int = 0
     tokenizer: str = ""
-    max_tokens: int = 64
+    max_tokens: int = 0
     causal: bool = False
     pool: Literal["last", "map"] = "last"
     qk_norm: bool = True
@@ -65,12 +66,12 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for key in ("width", "depth", "heads", "max_tokens"):
+        for key in ("width", "depth", "heads"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
         require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "above 0")
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        for key in ("vocabulary", "layer_scale"):
+        for key in ("vocabulary", "max_tokens", "layer_scale"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         for key in ("drop_path", "dropout"):
             require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
@@ -138,11 +139,14 @@ class TextTower(nn.Module):
         """Makes a tower with fresh weights.
 
         Raises:
-            ModelError: the vocabulary is not known.
+            ModelError: the vocabulary or the longest caption is not known.
         """
         super().__init__()
-        if config.vocabulary < 1:
-            raise ModelError("text.vocabulary = 0 is not known before an index with captions says it; give a number")
+        for key in ("vocabulary", "max_tokens"):
+            if getattr(config, key) == 0:
+                raise ModelError(
+                    f"text.{key} = 0 says that an index with captions will tell; without one, give a number"
+                )
         self.config = config
         self.checkpointing = config.checkpointing
         self.tokens = nn.Parameter(torch.empty(config.vocabulary, config.width))

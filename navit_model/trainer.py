@@ -56,6 +56,8 @@ class Trainer:
         torch.manual_seed(run.train.seed)
         self.task = kind(run, self.classes, world)
         self.module = kind.build(run).to(world.device)
+        if start is None:
+            kind.begin(run, self.module)
         self.optimizer = adamw(self.module, run.train)
         self.average = Average(self.module, run.train.ema) if run.train.ema else None
         self.step = self.images = self.tokens = 0
@@ -68,7 +70,7 @@ class Trainer:
 
     def _take_up(self, start: checkpoint.Checkpoint) -> None:
         saved = start.config
-        for section in ("model", "train"):
+        for section in ("model", "text", "contrastive", "distillation", "train"):
             before, now = (c.to_dict()[section] for c in (saved, self.run_config))
             for key in FIXED if section == "train" else before:
                 if before[key] != now[key]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from navit_loader.batch import PackedBatch
+from navit_loader.errors import ModelError
 
 from ..feed import Loader
 from ..model import NaViT
@@ -60,6 +62,14 @@ class Task(ABC):
     def build(cls, run: RunConfig) -> nn.Module:
         """The module with fresh weights: all that is trained, averaged and saved. Its `forward` takes a batch."""
 
+    @classmethod  # noqa: B027 - most runs start afresh
+    def begin(cls, run: RunConfig, module: nn.Module) -> None:
+        """Puts the weights that a run starts from into `build`'s module; not called where a run goes on.
+
+        Raises:
+            ModelError: they cannot be had, or do not fit.
+        """
+
     @classmethod
     @abstractmethod
     def image_model(cls, module: nn.Module) -> NaViT:
@@ -94,7 +104,7 @@ class Task(ABC):
         """The rows of `evaluate` as lines of text."""
 
 
-TASKS = {"classification": "Classification"}
+TASKS = {"classification": "Classification", "contrastive": "Contrastive", "distillation": "Distillation"}
 """Class of each task, in the module of the task's name."""
 
 
@@ -103,3 +113,43 @@ def task_of(run: RunConfig) -> type[Task]:
     module = importlib.import_module(f".{run.train.task}", __name__)
     found: type[Task] = getattr(module, TASKS[run.train.task])
     return found
+
+
+def take_over(model: NaViT, path: str) -> None:
+    """Gives a model the weights of the image model at `path`, the classifier only where it has the same classes.
+
+    A patch embedding of another base size is resized, as FlexiViT's student gets its teacher's (arXiv 2212.08013, section
+    3.5); all else must have the same shape.
+
+    Raises:
+        ModelError: there is no checkpoint, or it is of another shape; names the difference.
+    """
+    from ..checkpoint import open_checkpoint
+
+    saved = open_checkpoint(path)
+    source = saved.model()
+    ours, theirs = model.config, source.config
+    free = (
+        "patch_size",
+        "patch_sizes",
+        "patch_filter",
+        "classes",
+        "drop_path",
+        "dropout",
+        "checkpointing",
+        "attention",
+    )
+    for field in fields(ours):
+        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+        if field.name not in free and mine != other:
+            raise ModelError(
+                f"'{saved.path}' has model.{field.name} = {other!r}, the run says {mine!r}; "
+                "a model that starts from it needs the same value"
+            )
+    weights = source.state_dict()
+    weights["patch_embed.proj.weight"] = source.patch_embed.weight(ours.patch_size).detach()
+    if ours.classes != theirs.classes:
+        heads = ("head.", "distill_head.")
+        weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
+        weights |= {name: value for name, value in model.state_dict().items() if name.startswith(heads)}
+    model.load_state_dict(weights)
