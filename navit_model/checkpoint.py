@@ -1,6 +1,6 @@
 """Checkpoints: everything a run needs to go on bit for bit, or a model needs to be used.
 
-In: model, average, optimiser, loader state and counters. Out: `OUT/checkpoints/step-00000500/` with safetensors files and
+In: module, average, optimiser, loader state and counters. Out: `OUT/checkpoints/step-00000500/` with safetensors files and
 `state.json`; no pickle anywhere. A checkpoint appears by one rename, after everything in it has reached the disk: killed
 at any moment or with the disk full, the previous one stays whole.
 """
@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from navit_loader.errors import ModelError
 
+from . import tensors
 from .model import NaViT
 from .optim import Average
-from .saved import fill, read
+from .saved import check_fit
 from .settings import RunConfig
+from .shard import copy, like, whole
 from .tasks import task_of
 
 VERSION = 1
@@ -68,38 +69,46 @@ class Checkpoint:
             ModelError: the weights cannot be read or do not fit the saved configuration.
         """
         module = task_of(self.config).build(self.config)
-        name = "average" if average and (self.path / "average.safetensors").exists() else "model"
-        fill(module, self.read(name), f"'{self.path}'")
+        name = "average" if average and tensors.exists(self.path, "average") else "model"
+        _fill(module, self.read(name), self.path)
         return module.eval()
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """Tensors of `name.safetensors`; see `navit_model.saved.read`."""
-        return read(self.path / f"{name}.safetensors")
+        """Tensors by name: `model`, `average` or `optimizer`; see `navit_model.tensors`."""
+        return tensors.read(self.path, name)
 
-    def restore(self, model: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> None:
-        """Puts weights, average, optimiser and random state back, in place.
+    def restore(self, module: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> None:
+        """Puts weights, average and optimiser back, in place; they may be spread over any number of ranks.
 
         Raises:
             ModelError: a file is damaged, or what it holds does not fit.
         """
-        fill(model, self.read("model"), f"'{self.path}'")
+        _fill(module, self.read("model"), self.path)
         if average is not None:
+            if not tensors.exists(self.path, "average"):
+                raise ModelError(f"'{self.path}' was saved without an average; set train.ema = 0, or start another run")
             saved = self.read("average")
             for key, value in average.weights.items():
-                value.copy_(saved[key])
+                copy(value, saved[key])
             average.updates = self.state["average_updates"]
         moments = self.read("optimizer")
-        names = {id(p): n for n, p in model.named_parameters()}
+        names = {id(p): n for n, p in module.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 prefix = names[id(parameter)] + "/"
                 state = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
-                # `step` stays where torch made it; the moments live beside their parameter.
-                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
-        random = self.read("random")
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
+                # The moments live like their parameter; the count of steps is a plain scalar.
+                optimizer.state[parameter] = {
+                    k: like(parameter, v) if v.shape == parameter.shape else v.to(parameter.device)
+                    for k, v in state.items()
+                }
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    wanted = module.state_dict()
+    check_fit(wanted, weights, f"'{path}'")
+    for name, value in wanted.items():
+        copy(value, weights[name])
 
 
 def find(path: str | Path) -> Checkpoint | None:
@@ -135,23 +144,45 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return found
 
 
-def save(
-    out: Path,
-    step: int,
-    model: nn.Module,
-    average: Average | None,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    keep: int,
-) -> Path:
+Files = dict[str, dict[str, Tensor]]
+"""Tensors of a checkpoint: by file, then by name."""
+
+
+def gather(module: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer, keep: bool) -> Files:
+    """The tensors of a checkpoint, whole and on the CPU. Every rank calls it.
+
+    Args:
+        module: the module, not wrapped.
+        average: its moving average, or None.
+        optimizer: its optimiser.
+        keep: whether this rank wants them; others only give their part.
+    """
+    names = {id(p): n for n, p in module.named_parameters()}
+    moments = {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    files = {"model": module.state_dict(), "optimizer": moments}
+    if average is not None:
+        files["average"] = average.weights
+    found: Files = {}
+    for file, held in files.items():
+        for name, value in held.items():
+            # One at a time: no device ever holds more than one whole tensor beside its own parts.
+            complete = whole(value.detach())
+            if keep:
+                found.setdefault(file, {})[name] = complete.cpu()
+    return found
+
+
+def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -> Path:
     """Saves one step and removes all but the newest `keep`.
 
     Args:
         out: the run's folder.
         step: optimiser steps done.
-        model: the model, not wrapped.
-        average: its moving average, or None.
-        optimizer: its optimiser.
+        files: from `gather`.
         state: plain values for `state.json`: config, classes, loader, counters.
         keep: checkpoints to keep.
 
@@ -161,25 +192,14 @@ def save(
     folder = out / "checkpoints"
     target = folder / f"step-{step:08d}"
     draft = folder / f".writing-{step:08d}"
-    names = {id(p): n for n, p in model.named_parameters()}
-    moments = {
-        f"{names[id(parameter)]}/{key}": value
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    files = {"model": model.state_dict(), "optimizer": moments, "random": random}
     state = {**state, "version": VERSION, "step": step}
-    if average is not None:
-        files["average"] = average.weights
-        state["average_updates"] = average.updates
     try:
-        shutil.rmtree(draft, ignore_errors=True)
+        for old in folder.glob(".writing-*"):
+            # Of a run that was killed while saving.
+            shutil.rmtree(old, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name, tensors in files.items():
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, draft / f"{name}.safetensors")
+        for name, held in files.items():
+            tensors.write(draft, name, held)
         (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for file in draft.iterdir():
             _sync(file)

@@ -146,6 +146,7 @@ def evaluate(
             slots += batch.segment_ids.size
             filled += batch.num_tokens
         seconds = time.perf_counter() - start
+    world.meet()
     counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
     for value in (totals, bins, counts):
         world.sum(value)

@@ -1,7 +1,7 @@
 """What a run says while it goes: a progress bar for people, JSON lines for programs.
 
 In: plain values, once every `train.log_every` steps. Out: one live line on a terminal (one plain line every few seconds
-elsewhere), and `OUT/log.jsonl`. Apart from the loop, so that the loop holds no formatting.
+elsewhere), `OUT/log.jsonl`, and TensorBoard's files where asked for. Apart from the loop, so that the loop holds no formatting.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from navit_loader.errors import ConfigError
 
 PLAIN_LINE_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -40,11 +42,16 @@ class Journal:
         steps: optimiser steps in all.
         start: steps already done; later entries of an earlier attempt are taken out of the log.
         speak: False on ranks other than 0.
+        tensorboard: write `OUT/tensorboard` too.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, out: Path, steps: int, start: int, speak: bool = True) -> None:
+    def __init__(self, out: Path, steps: int, start: int, speak: bool = True, *, tensorboard: bool = False) -> None:
         self.steps, self.speak = steps, speak
         self._said = 0.0
+        self._board = _board(out, start) if tensorboard and speak else None
         if not speak:
             return
         out.mkdir(parents=True, exist_ok=True)
@@ -72,13 +79,19 @@ class Journal:
         if self.speak:
             self._log.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._log.flush()
+        if self._board is not None:
+            budget = f"{values['tokens']}/" if kind == "eval" and "tokens" in values else ""
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._board.add_scalar(f"{kind}/{budget}{name}", value, step)
 
     def progress(self, step: int, **values: float) -> None:
         """Logs a training entry and shows it.
 
         Args:
             step: steps done.
-            values: `loss`, `images_per_s`, `tokens_per_s`, `padding` and `starved` (shares), and more for the log.
+            values: `loss`, `images_per_s`, `tokens_per_s`, `padding` and `starved` (shares), perhaps `mfu` (a share), and
+                more for the log.
         """
         self.write("train", step, **values)
         if not self.speak:
@@ -87,6 +100,8 @@ class Journal:
             f"loss {values['loss']:.4f} · {values['images_per_s']:,.0f} images/s · {values['tokens_per_s']:,.0f} tokens/s"
             f" · padding {values['padding']:.2%} · starved {values['starved']:.1%}"
         )
+        if "mfu" in values:
+            line += f" · MFU {values['mfu']:.1%}"
         self._bar.update(self._task, completed=step, line=line)
         now = time.monotonic()
         if not self.console.is_terminal and (now - self._said >= PLAIN_LINE_S or step == self.steps):
@@ -100,6 +115,19 @@ class Journal:
 
     def close(self) -> None:
         """Ends the bar and the log; harmless when called twice."""
+        if self._board is not None:
+            self._board.close()
         if self.speak:
             self._bar.stop()
             self._log.close()
+
+
+def _board(out: Path, start: int) -> Any:
+    """A writer of event files; what an earlier attempt wrote behind `start` is hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "train.tensorboard = true needs the package 'tensorboard'; install it, or set train.tensorboard = false"
+        ) from None
+    return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)

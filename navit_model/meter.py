@@ -24,8 +24,8 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.start = time.perf_counter()
         self.waited, self.slots, self.seen = 0.0, 0, 0
-        # sums over this rank: loss, images, tokens
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        # sums over this rank: loss, images, tokens, operations
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.norm = torch.zeros((), device=device)
         self.losses: list[tuple[int, Tensor]] = []
         self.identities: dict[int, list[tuple[int, int]]] = {}
@@ -40,6 +40,7 @@ class Meter:
         count: Tensor,
         norm: Tensor,
         images: Tensor,
+        flops: Tensor,
         group: Sequence[PackedBatch],
     ) -> None:
         """Takes in one optimiser step.
@@ -51,20 +52,24 @@ class Meter:
             count: images with a loss, of all ranks.
             norm: norm of the gradient.
             images: images with a loss, of this rank.
+            flops: operations that this rank's images took.
             group: its batches, on the device.
         """
         self.seen += 1
         self.rate, self.norm = rate, norm
         self.losses.append((step, total / count))
         tokens = torch.stack([(batch.segment_ids >= 0).sum() for batch in group]).sum()
-        self.sums += torch.stack([total.double(), images.double(), tokens.double()])
+        self.sums += torch.stack([total.double(), images.double(), tokens.double(), flops.double()])
         self.identities[step] = [(batch.epoch, batch.sequence) for batch in group]
         self.slots += sum(batch.segment_ids.shape[0] * batch.segment_ids.shape[1] for batch in group)
 
     def read(self, world: World) -> dict[str, Any]:
-        """The averages over all ranks, and `bad_step` where a loss was not finite."""
+        """The averages over all ranks, and `bad_step` where a loss was not finite.
+
+        `tflops` is 10¹² operations a second of one rank, padding not counted.
+        """
         seconds = time.perf_counter() - self.start
-        total, images, tokens = world.sum(self.sums).tolist()
+        total, images, tokens, flops = world.sum(self.sums).tolist()
         steps, values = zip(*self.losses, strict=True)
         finite = torch.isfinite(world.sum(torch.stack(values))).tolist()
         self.bad_step = next((s for s, ok in zip(steps, finite, strict=True) if not ok), None)
@@ -78,6 +83,7 @@ class Meter:
             "grad_norm": float(self.norm),
             "images_per_s": images / seconds,
             "tokens_per_s": tokens / seconds,
+            "tflops": flops / seconds / world.size / 1e12,
             "padding": 1 - tokens / slots,
             "starved": waited / world.size / seconds,
         }

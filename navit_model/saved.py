@@ -50,7 +50,12 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     Raises:
         ModelError: names the first weight that is missing, unknown or of another shape.
     """
-    wanted = model.state_dict()
+    check_fit(model.state_dict(), weights, source)
+    model.load_state_dict(weights)
+
+
+def check_fit(wanted: dict[str, Tensor], weights: dict[str, Tensor], source: str) -> None:
+    """Raises the `ModelError` of `fill`; `wanted` is the state dict of the model to fill."""
     for name in [*wanted, *weights]:
         if name not in weights:
             raise ModelError(f"{source} has no weight '{name}', which the configured model needs")
@@ -59,7 +64,6 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
         theirs, ours = list(weights[name].shape), list(wanted[name].shape)
         if theirs != ours:
             raise ModelError(f"weight '{name}' of {source} has shape {theirs}, that of the configured model {ours}")
-    model.load_state_dict(weights)
 
 
 class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"]):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from navit_loader.config import LoaderConfig, check_types, parse, read_toml, require
 from navit_loader.errors import ConfigError
 
+from .augment import AugmentConfig
 from .config import NaViTConfig
 from .distillation import DistillationConfig
 from .text import TextConfig
@@ -43,10 +44,15 @@ class TrainConfig:
         ema: decay of the weights' moving average per step; 0 keeps none. Where kept, it is what is evaluated.
         precision: `fp32`, or `bf16` for autocast.
         compile: run the model through `torch.compile`.
+        parallel: how several ranks share the model: `ddp` keeps all of it on each, `fsdp` spreads weights, gradients and
+            moments over them (FSDP2, `fully_shard`).
         device: `auto` takes CUDA where there is one.
         threads: torch's CPU threads; 0 leaves torch's choice.
-        seed: of the weights and of dropout. The data has its own, `plan.seed`.
+        seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.
+        augment: colour operations on the device; see `AugmentConfig`.
         log_every: steps between lines of the log.
+        tensorboard: write TensorBoard's event files to `OUT/tensorboard` too.
+        peak_tflops: what one device could do at most, for MFU; 0 takes the known bfloat16 peak of its GPU, or shows no MFU.
         eval_every: steps between evaluations; 0 evaluates at the end alone.
         eval_tokens: token budgets at which the held-out index is evaluated; empty takes `plan.max_tokens`.
         checkpoint_every: steps between checkpoints; 0 saves at the end alone.
@@ -71,10 +77,14 @@ class TrainConfig:
     ema: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     log_every: int = 20
+    tensorboard: bool = False
+    peak_tflops: float = 0.0
     eval_every: int = 0
     eval_tokens: tuple[int, ...] = ()
     checkpoint_every: int = 1000
@@ -90,7 +100,7 @@ class TrainConfig:
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "at least 0 and below 1")
         require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
-        for key in ("weight_decay", "head_weight_decay", "clip"):
+        for key in ("weight_decay", "head_weight_decay", "clip", "peak_tflops"):
             require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
         require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values, at least 0 and below 1")
         require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")

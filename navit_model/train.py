@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from navit_loader.errors import ConfigError
+from navit_loader.errors import ConfigError, ModelError
 
 from . import checkpoint
 from .feed import open_loader
@@ -34,7 +34,8 @@ def train(run: RunConfig, *, resume: bool = False) -> list[Row]:
         The last scores; empty without held-out data.
 
     Raises:
-        NavitError: configuration, index, daemon or checkpoint do not allow the run; or the loss is no longer finite.
+        NavitError: configuration, index, daemon or checkpoint do not allow the run; the loss is no longer finite; or
+            another rank is gone.
         KeyboardInterrupt: stopped by a signal; a checkpoint was saved.
     """
     out = Path(run.train.out)
@@ -53,5 +54,12 @@ def train(run: RunConfig, *, resume: bool = False) -> list[Row]:
         try:
             with open_loader(run, world) as loader:
                 return Trainer(run, loader, world, found).run()
+        except RuntimeError as e:
+            if not world.lost(e):
+                raise
+            reason = str(e).splitlines()[0][:200]
+            raise ModelError(
+                f"rank {world.rank} lost another rank ({reason}); its own message says why; go on with --resume"
+            ) from None
         finally:
             world.leave()

@@ -7,6 +7,7 @@ A resumed run gives the same losses, bit for bit on a CPU: all that changes from
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Sequence
@@ -20,16 +21,19 @@ from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 
 from . import checkpoint, report
+from .augment import augment
 from .feed import Feed, Loader
+from .flops import peak_tflops
 from .journal import Journal
 from .meter import Meter
 from .optim import Average, adamw
 from .picture import packed_svg
 from .schedule import learning_rate
 from .settings import RunConfig
+from .shard import hold_back, shard, whole
 from .stop import Signals
 from .tasks import Row, task_of
-from .world import World
+from .world import Later, World
 
 FIXED = ("task", "steps", "loss", "learning_rate", "schedule", "warmup", "cooldown", "seed")
 """Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
@@ -58,19 +62,28 @@ class Trainer:
         self.module = kind.build(run).to(world.device)
         if start is None:
             kind.begin(run, self.module)
+        spread = run.train.parallel == "fsdp" and world.size > 1
+        if spread:
+            shard(self.module, world, compiled=run.train.compile)
         self.optimizer = adamw(self.module, run.train)
         self.average = Average(self.module, run.train.ema) if run.train.ema else None
         self.step = self.images = self.tokens = 0
         if start is not None:
             self._take_up(start)
-        forward: nn.Module = torch.compile(self.module) if run.train.compile else self.module  # type: ignore[assignment]
-        self.forward = world.wrap(forward)
+        self.forward: nn.Module = self.module
+        if not spread:
+            if run.train.compile:
+                self.forward = torch.compile(self.module)  # type: ignore[assignment]
+            self.forward = world.wrap(self.forward)
         self._stop = threading.Event()
+        self._asked: Later | None = None
         self.stop_after: int | None = None
 
     def _take_up(self, start: checkpoint.Checkpoint) -> None:
         saved = start.config
-        for section in ("model", "text", "contrastive", "distillation", "train"):
+        # A daemon's plan is its own; its plan_id is compared below.
+        local = () if self.run_config.loader.data.endpoints or saved.loader.data.endpoints else ("plan",)
+        for section in ("model", "text", "contrastive", "distillation", "train", *local):
             before, now = (c.to_dict()[section] for c in (saved, self.run_config))
             for key in FIXED if section == "train" else before:
                 if before[key] != now[key]:
@@ -90,7 +103,7 @@ class Trainer:
     def run(self) -> list[Row]:
         """Runs to the last step; see `train`."""
         config = self.run_config.train
-        journal = Journal(self.out, config.steps, self.step, speak=self.world.rank == 0)
+        journal = Journal(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         if self.step:
             journal.say(f"going on from step {self.step} of '{self.out}'")
         scores: list[Row] = []
@@ -98,7 +111,7 @@ class Trainer:
         try:
             with Signals(self._stop):
                 self._steps(feed, journal, scores)
-            if self._stop.is_set() and self.step < config.steps:
+            if self.step < config.steps:
                 journal.say(f"stopped at step {self.step}; go on with --resume")
                 raise KeyboardInterrupt
             if scores:
@@ -116,7 +129,8 @@ class Trainer:
         saved = self.step
         if self.step == config.steps:
             scores[:] = self._evaluate(journal)
-        while self.step < config.steps and not self._stop.is_set():
+        stopping = False
+        while self.step < config.steps and not stopping:
             feed.waited = 0.0
             group = feed.take(config.accumulate)
             meter.waited += feed.waited
@@ -125,13 +139,12 @@ class Trainer:
             self._one(group, meter)
             self.step += 1
             last = self.step == config.steps
-            if self.step == self.stop_after:
-                self._stop.set()
-            if self.step % config.log_every == 0 or last or self._stop.is_set():
+            stopping = self._stopping()
+            if self.step % config.log_every == 0 or last or stopping:
                 self._report(meter, journal, feed)
                 meter = Meter(self.world.device)
             due = config.checkpoint_every and self.step % config.checkpoint_every == 0
-            if due or last or self._stop.is_set():
+            if due or last or stopping:
                 # A checkpoint is saved only after its loss was found finite.
                 if meter.seen:
                     self._report(meter, journal, feed)
@@ -149,25 +162,42 @@ class Trainer:
         rate = learning_rate(self.step, config)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
+        # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
+        torch.manual_seed(_key(config.seed, self.step, world.rank))
         mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
-        count = world.sum(mine.clone()).clamp(min=1)
+        asked = torch.full_like(mine, self._stop.is_set())
+        images, asked = world.sum(torch.stack([mine, asked])).unbind()
+        count = images.clamp(min=1)
+        self._asked = Later(asked)
         self.forward.train()
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(group):
-            with self._no_sync(i + 1 < len(group)):
-                loss = self._loss(batch)
+            with self._exchange(i + 1 == len(group)):
+                loss = self._loss(augment(batch, config.augment, config.seed))
                 # DDP averages the gradients over the ranks; times their number, that is the sum.
                 (loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), config.clip or float("inf"))
+        norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), config.clip or float("inf")))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.module)
-        meter.add(self.step, rate, total, count, norm, mine, group)
+        flops = torch.stack([self.task.flops(self.module, batch) for batch in group]).sum()
+        meter.add(self.step, rate, total, count, norm, mine, flops, group)
 
-    def _no_sync(self, more: bool) -> AbstractContextManager[None]:
-        if more and isinstance(self.forward, nn.parallel.DistributedDataParallel):
+    def _stopping(self) -> bool:
+        """Whether to stop after this step: every rank says the same, whichever of them a signal reached."""
+        if self.step == self.stop_after:
+            return True
+        if self.world.size == 1:
+            return self._stop.is_set()
+        assert self._asked is not None
+        return bool(self._asked.read() > 0)
+
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients go over the ranks with the last of the accumulated batches alone."""
+        hold_back(self.module, last)
+        if not last and isinstance(self.forward, nn.parallel.DistributedDataParallel):
             return self.forward.no_sync()
         return nullcontext()
 
@@ -190,30 +220,42 @@ class Trainer:
         # Of all ranks, so that a run resumed onto another number of them counts on.
         self.images += values.pop("images")
         self.tokens += values.pop("tokens")
+        peak = self.run_config.train.peak_tflops or peak_tflops(self.world.device)
+        if peak:
+            values["mfu"] = values["tflops"] / peak
         state = feed.state_dict()
         journal.progress(self.step, epoch=state["epoch"], images_seen=self.images, tokens_seen=self.tokens, **values)
 
     def _save(self, feed: Feed) -> None:
-        if self.world.rank == 0:
+        first = self.world.rank == 0
+        files = checkpoint.gather(self.module, self.average, self.optimizer, keep=first)
+        if first:
             state = {
                 "config": self.run_config.to_dict(),
                 "classes": self.classes,
                 "loader": feed.state_dict(),
                 "images": self.images,
                 "tokens": self.tokens,
+                "average_updates": self.average.updates if self.average is not None else 0,
             }
             keep = self.run_config.train.keep
-            checkpoint.save(self.out, self.step, self.module, self.average, self.optimizer, state, keep)
-        self.world.sum(torch.zeros(1, device=self.world.device))  # the others wait for the file
+            checkpoint.save(self.out, self.step, files, state, keep)
+        self.world.meet()
 
     def _evaluate(self, journal: Journal) -> list[Row]:
         """Scores of the averaged weights; of the module's own where no average is kept."""
-        module = self.module
-        if self.average is not None:
-            module = type(self.task).build(self.run_config).to(self.world.device)
-            module.load_state_dict(self.average.weights)
+        weights = self.average.weights if self.average is not None else self.module.state_dict()
+        # A copy: neither the mode nor the place of what is trained changes.
+        module = type(self.task).build(self.run_config).to(self.world.device)
+        module.load_state_dict({name: whole(value) for name, value in weights.items()})
         rows = self.task.evaluate(module.eval())
         for row in rows:
             journal.write("eval", self.step, **row.to_dict())
             journal.say(f"step {self.step}: {row}")
         return rows
+
+
+def _key(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for each step of each rank."""
+    text = f"navit {seed} {step} {rank}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

@@ -6,9 +6,11 @@ operations that training needs. Apart from the loop, so that a single process ne
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,27 @@ from torch import Tensor, nn
 from navit_loader.errors import ConfigError
 
 TIMEOUT = timedelta(seconds=60)
-"""A rank that waits longer than this for another stops with an error."""
+"""A rank that waits longer than this for another within a step stops with an error."""
+
+PATIENCE = timedelta(hours=1)
+"""The same where one rank may work alone for long: a checkpoint on a slow disk, the last images of an evaluation."""
+
+
+class Later:
+    """A device value on its way to the host: reading it waits for what was queued before it, never for what came after."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._host = value.to("cpu", non_blocking=True)
+        self._arrived = None
+        if value.is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def read(self) -> Tensor:
+        """The value, on the host."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +49,13 @@ class World:
         rank: number of this process.
         size: W, how many there are.
         device: where this process computes.
+        hosts: the group of `meet`; None for a run alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    hosts: Any = None
 
     @classmethod
     def join(cls, device: str = "auto") -> World:
@@ -53,13 +77,20 @@ class World:
         if size == 1:
             return cls(0, 1, place)
         torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
-        return cls(torch.distributed.get_rank(), size, place)
+        # On the hosts' own sockets, which break at once when a process dies, so its patience costs nothing.
+        hosts = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(torch.distributed.get_rank(), size, place, hosts)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all ranks, in place; a no-op for a run alone."""
         if self.size > 1:
             torch.distributed.all_reduce(value)
         return value
+
+    def meet(self) -> None:
+        """Waits for all ranks, however long one of them works by itself."""
+        if self.size > 1:
+            torch.distributed.barrier(self.hosts)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with its gradients averaged over the ranks (DDP); the model itself for a run alone."""
@@ -68,7 +99,14 @@ class World:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether an error says that another rank is gone, or stayed away for longer than `TIMEOUT`."""
+        told = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
+        return self.size > 1 and (isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in told))
+
     def leave(self) -> None:
         """Leaves the group; harmless for a run alone."""
         if self.size > 1 and torch.distributed.is_initialized():
+            # What wraps a model holds the group in reference cycles; threads of the group must not outlive Python.
+            gc.collect()
             torch.distributed.destroy_process_group()

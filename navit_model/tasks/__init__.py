@@ -19,6 +19,7 @@ from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 
 from ..feed import Loader
+from ..flops import batch_flops
 from ..model import NaViT
 from ..settings import RunConfig
 from ..world import World
@@ -94,6 +95,13 @@ class Task(ABC):
             outputs: what the module's `forward` gave, perhaps in bfloat16.
             batch: on the device.
         """
+
+    def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """Operations of one training step over the batch's images: three forward passes of the image model.
+
+        A task with more than the image model adds its own. A scalar on the batch's device.
+        """
+        return 3 * batch_flops(self.image_model(module).config, batch)
 
     @abstractmethod
     def evaluate(self, module: nn.Module) -> list[Row]:

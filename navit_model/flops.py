@@ -1,0 +1,55 @@
+"""How much arithmetic a model's step takes, and how much a device could do.
+
+In: a configuration and counts of a batch. Out: floating-point operations, a multiply-add counted as two. Padding is not
+counted, so MFU tells what the images got out of the device. Apart from the meter, since benchmarks compare by it too.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from navit_loader.batch import PackedBatch, View
+
+from .config import NaViTConfig
+from .pool import members
+
+N = TypeVar("N", float, Tensor)
+
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "GH200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
+"""Dense bfloat16 peaks of GPUs by a part of their names, from their data sheets, in 10¹² operations a second."""
+
+
+def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_size: int) -> N:
+    """Operations of one forward pass; a training step takes three times as many.
+
+    Args:
+        config: the model's shape.
+        tokens: tokens of all images, prefix tokens included.
+        pairs: the sum over the images of the square of their tokens.
+        images: how many.
+        patch_size: P.
+    """
+    width, hidden = config.width, round(config.width * config.mlp_ratio)
+    each_token = 2 * 3 * patch_size**2 * width + config.depth * (8 * width**2 + 4 * width * hidden)
+    each_image = 2 * width * config.classes
+    if config.pool == "map":
+        each_token += 2 * width * 2 * width + 4 * width
+        each_image += 2 * width**2 + 4 * width * hidden
+    return tokens * each_token + pairs * (config.depth * 4 * width) + images * each_image
+
+
+def batch_flops(config: NaViTConfig, batch: PackedBatch | View) -> Tensor:
+    """Operations of one forward pass over the images of a batch; a scalar on its device, read by nobody here."""
+    counts = members(batch.segment_ids, batch.grids.shape[1], torch.float32).sum(-1).double()
+    return forward_flops(config, counts.sum(), counts.square().sum(), (counts > 0).sum().double(), batch.patch_size)
+
+
+def peak_tflops(device: torch.device) -> float:
+    """The known peak of a GPU in bfloat16; 0 for what is not in the table, and for CPUs."""
+    if device.type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return float(next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 0))

@@ -1,0 +1,77 @@
+"""Named tensors in a folder: safetensors files, in several parts where there is much.
+
+In: tensors by name. Out: `NAME.safetensors`, or `NAME-00001-of-00003.safetensors` and so on. Apart from checkpoints, which
+say what is saved and when; no file here is ever pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from navit_loader.errors import ModelError
+
+PART_BYTES = 4 * 2**30
+"""A part is closed before it grows beyond this; a single tensor is never split."""
+
+
+def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors that lie on the CPU.
+
+    Raises:
+        OSError: the disk is full or not writable.
+        SafetensorError: the same, as seen by safetensors.
+    """
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in tensors.items():
+        if parts[-1] and size + value.nbytes > PART_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][key] = value.contiguous()
+        size += value.nbytes
+    for n, part in enumerate(parts):
+        tail = f"-{n + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
+        save_file(part, folder / f"{name}{tail}.safetensors")
+
+
+def exists(folder: Path, name: str) -> bool:
+    """Whether `write` was called with this name."""
+    return bool(_files(folder, name))
+
+
+def read(folder: Path, name: str) -> dict[str, Tensor]:
+    """All tensors of `write`.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    files = _files(folder, name)
+    if not files:
+        raise ModelError(f"'{folder / name}.safetensors' is missing; go back to an earlier checkpoint")
+    found: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            found |= load_file(path)
+        except (OSError, SafetensorError) as e:
+            raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier checkpoint") from None
+    return found
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """The parts of one name, all of them.
+
+    Raises:
+        ModelError: a part is missing.
+    """
+    if (folder / f"{name}.safetensors").exists():
+        return [folder / f"{name}.safetensors"]
+    parts = sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*.safetensors"))
+    wanted = int(parts[0].stem.rsplit("-", 1)[1]) if parts else 0
+    if len(parts) != wanted:
+        raise ModelError(f"'{folder}' has {len(parts)} of {wanted} parts of '{name}'; go back to an earlier checkpoint")
+    return parts

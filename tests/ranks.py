@@ -1,0 +1,72 @@
+"""One rank of a training run that notes which images it was given; run by itself, or as a script under torchrun.
+
+In: a job: the configuration as a table, perhaps the step after which to stop. Out: the run's own files, and
+`OUT/seen-STEP-RANK.json` with (epoch, image) of every image that the trainer took from step STEP on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from navit_loader.batch import OK, PackedBatch
+from navit_model import checkpoint
+from navit_model.feed import open_loader
+from navit_model.settings import RunConfig
+from navit_model.trainer import Trainer
+from navit_model.world import World
+
+
+class Noting:
+    """A loader that notes the images of each batch that it hands out."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self.seen: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        for batch in self._loader:
+            self.seen += [(batch.epoch, int(i)) for i in batch.image_ids[batch.status == OK]]
+            yield batch
+
+
+def work(table: dict[str, Any], stop_after: int | None = None) -> None:
+    """Trains as `navit_model.train.train` does, from the newest checkpoint where there is one."""
+    run = RunConfig.from_dict(table)
+    out = Path(run.train.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    start = checkpoint.find(out)
+    world = World.join("cpu")
+    try:
+        with open_loader(run, world) as inner:
+            loader = Noting(inner)
+            trainer = Trainer(run, loader, world, start)  # type: ignore[arg-type]
+            trainer.stop_after = stop_after
+            try:
+                trainer.run()
+            except KeyboardInterrupt:
+                assert trainer.step == stop_after
+            step = start.step if start else 0
+            (out / f"seen-{step}-{world.rank}.json").write_text(json.dumps(loader.seen))
+            del trainer
+    finally:
+        world.leave()
+
+
+def seen(out: Path) -> list[tuple[int, int]]:
+    """Every (epoch, image) that any rank of any attempt was given."""
+    return [tuple(pair) for path in out.glob("seen-*.json") for pair in json.loads(path.read_text())]
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        work(**job)
