@@ -96,12 +96,14 @@ class Feed:
         self._batches.close()
 
     def _endless(self) -> Generator[PackedBatch, None, None]:
+        # One epoch may have nothing left: a run can be resumed behind an epoch's last batch.
+        barren = 0
         while True:
-            empty = True
+            barren += 1
             for batch in self._loader:
-                empty = False
+                barren = 0
                 yield batch.to(self._device)
-            if empty:
+            if barren == 2:
                 raise NavitError("the plan has no batch; lower data.batch_size, or set data.remainder = 'fill'")
 
 

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from navit_loader import build_index
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import checkpoint
 from navit_model.evaluate import evaluate
@@ -33,54 +30,17 @@ from navit_model.train import train
 from navit_model.trainer import Trainer
 from navit_model.world import World
 
+sys.path.insert(0, str(Path(__file__).parent))
+from shapes import table, write_index
+
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """90 small images of three classes: bright above, bright on the left, or bright in both."""
-    root = tmp_path_factory.mktemp("shapes")
-    rng = np.random.default_rng(0)
-    for i in range(90):
-        h, w = (int(v) for v in rng.integers(10, 30, 2))
-        pixels = rng.integers(0, 60, (h, w, 3))
-        if i % 3 != 1:
-            pixels[: h // 2] += 150
-        if i % 3 != 0:
-            pixels[:, : w // 2] += 45
-        folder = root / "images" / f"class{i % 3}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    build_index(root / "images", root / "shapes.arrow")
-    return str(root / "shapes.arrow")
+    return write_index(tmp_path_factory.mktemp("shapes"))
 
 
 def config(index: str, out: Path, **changes: Any) -> RunConfig:
-    table: dict[str, Any] = {
-        "data": {"index": index, "batch_size": 2},
-        "plan": {
-            "sequence_length": 64,
-            "max_images": 16,
-            "max_tokens": 32,
-            "patch_sizes": [4],
-            "resolution": {"kind": "uniform", "low": 8, "high": 20},
-            "drop": {"kind": "constant", "rate": 0.4},
-        },
-        "render": {"threads": 1},
-        "model": {"width": 16, "depth": 1, "heads": 2, "patch_size": 4, "max_grid": 16},
-        "train": {
-            "out": str(out),
-            "steps": 12,
-            "warmup": 2,
-            "learning_rate": 1e-2,
-            "head_weight_decay": 0.1,
-            "ema": 0.9,
-            "log_every": 1,
-            "checkpoint_every": 5,
-            "threads": 1,
-            "device": "cpu",
-            **changes,
-        },
-    }
-    return RunConfig.from_dict(table)
+    return RunConfig.from_dict(table(index, out, **{"ema": 0.9, **changes}))
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -138,16 +98,16 @@ def test_an_earlier_checkpoint_stays_whole_where_saving_fails(
     index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config(index, tmp_path, steps=8, checkpoint_every=4)
-    real = checkpoint.save_file
+    real = checkpoint.tensors.save_file
     files = []
 
     def full(tensors: Any, path: Path) -> None:
         files.append(path)
-        if len(files) > 6:
+        if len(files) > 4:
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint.tensors, "save_file", full)
     with pytest.raises(ModelError, match="No space left"):
         train(run)
     assert checkpoint.open_checkpoint(tmp_path).step == 4
@@ -230,44 +190,41 @@ def test_a_wrong_change_is_refused_by_name(tmp_path: Path, change: str, words: s
         RunConfig.from_toml(path, [change])
 
 
-def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(index: str, tmp_path: Path) -> None:
-    text = f"""
-data = {{ index = "{index}", batch_size = 2 }}
-[plan]
-sequence_length = 64
-max_images = 16
-max_tokens = 32
-patch_sizes = [4]
-resolution = {{ kind = "uniform", low = 8, high = 20 }}
-[model]
-width = 16
-depth = 1
-heads = 2
-patch_size = 4
-[train]
-steps = 8
-warmup = 2
-learning_rate = 1e-2
-log_every = 1
-checkpoint_every = 4
-threads = 1
-device = "cpu"
-"""
-    (tmp_path / "run.toml").write_text(text)
-    command = ["-m", "navit_model", "train", str(tmp_path / "run.toml")]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    out = f"train.out={tmp_path / 'two'}"
-    done = subprocess.run(
-        [sys.executable, *torchrun, *command, out, "data.batch_size=1"], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    train(RunConfig.from_toml(tmp_path / "run.toml", [f"train.out={tmp_path / 'one'}"]))
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == 8
-    assert two == pytest.approx(one, abs=1e-4)
-    ends = [checkpoint.open_checkpoint(tmp_path / name) for name in ("one", "two")]
-    assert ends[0].state["loader"] == ends[1].state["loader"]
-    assert ends[0].state["images"] == ends[1].state["images"]
+def test_the_recipe_s_switches_change_speed_and_never_the_meaning(index: str, tmp_path: Path) -> None:
+    """Recomputed blocks give the same losses; compiled and bfloat16 steps nearly the same; augmented ones others."""
+
+    def run(name: str, model: dict[str, Any], **changes: Any) -> list[float]:
+        given = table(index, tmp_path / name, steps=4, **changes)
+        given["model"] |= {"attention": "dense", **model}
+        train(RunConfig.from_dict(given))
+        return [loss for _, loss in sorted(losses(tmp_path / name).items())]
+
+    plain = run("plain", {})
+    assert run("recomputed", {"checkpointing": True}) == pytest.approx(plain, abs=1e-6)
+    assert run("compiled", {}, compile=True) == pytest.approx(plain, abs=1e-4)
+    half = run("half", {}, precision="bf16")
+    assert half != plain
+    assert half == pytest.approx(plain, rel=0.05)
+    changed = {"layers": 2, "magnitude": 10.0}
+    coloured = run("coloured", {}, augment=changed)
+    assert coloured != plain
+    assert run("again", {}, augment=changed) == coloured
+
+
+def test_tensorboard_holds_what_the_log_holds(index: str, tmp_path: Path) -> None:
+    given = table(index, tmp_path, steps=3, tensorboard=True, peak_tflops=0.5)
+    given["data"]["eval_index"] = index
+    train(RunConfig.from_dict(given))
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    entries = [e for e in read_log(tmp_path) if e["kind"] == "train"]
+    for name in ("loss", "mfu", "starved"):
+        shown = {e.step: e.value for e in accumulator.Scalars(f"train/{name}")}
+        assert shown == pytest.approx({e["step"]: e[name] for e in entries})
+    assert 0 < entries[-1]["mfu"] < 1
+    assert entries[-1]["mfu"] == pytest.approx(entries[-1]["tflops"] / 0.5)
+    (score,) = accumulator.Scalars("eval/32/accuracy")
+    assert score.step == 3
 
 
 def test_two_runs_never_share_a_folder(index: str, tmp_path: Path) -> None:
@@ -277,3 +234,15 @@ def test_two_runs_never_share_a_folder(index: str, tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path) is None
     train(run)
     assert checkpoint.open_checkpoint(tmp_path).step == 2
+
+
+def test_a_run_goes_on_behind_the_last_batch_of_an_epoch(index: str, tmp_path: Path) -> None:
+    run = config(index, tmp_path, steps=9)
+    with open_loader(run, World.join("cpu")) as loader:
+        steps = len(loader)
+        trainer = Trainer(run, loader, World.join("cpu"), None)
+        trainer.stop_after = steps
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    train(run, resume=True)
+    assert sorted(losses(tmp_path)) == list(range(1, 10))

@@ -1,0 +1,116 @@
+"""Colour operations on packed patches: against a plain reading of each operation, and what their draws depend on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from navit_loader.batch import PackedBatch
+from navit_model.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
+from navit_model.config import NaViTConfig
+from navit_model.flops import batch_flops
+from navit_model.model import NaViT
+
+sys.path.insert(0, str(Path(__file__).parent))
+from packed import packed
+
+
+def some(seed: int = 0, **changes: object) -> PackedBatch:
+    grids = [[(2, 3), (4, 4), (1, 5)], [(3, 3), (5, 2), (1, 1)]]
+    batch = packed(grids, length=40, longest=20, images=6, patch=4, prefix=1, failed=[(1, 0)], seed=seed)
+    return replace(batch, **changes).to("cpu")  # type: ignore[arg-type]
+
+
+def reference(pixels: np.ndarray, kind: str, sign: int, strength: float) -> np.ndarray:
+    """One operation on all kept pixels of one image, `[n, 3]`, in the operation's own words."""
+    x = pixels.astype(np.float64)
+    factor = 1 + sign * 0.9 * strength
+    grey = x @ np.array(GREY)
+    match kind:
+        case "brightness":
+            x = factor * x
+        case "contrast":
+            x = grey.mean() + factor * (x - grey.mean())
+        case "colour":
+            x = grey[:, None] + factor * (x - grey[:, None])
+        case "invert":
+            x = 255 - x
+        case "solarise":
+            x = np.where(x >= 256 * (1 - strength), 255 - x, x)
+        case "solarise_add":
+            x = np.where(x < 128, x + 110 * strength, x)
+        case "posterise":
+            step = 2 ** round(4 * strength)
+            x = x // step * step
+    return x.clip(0, 255)
+
+
+def test_each_operation_is_what_its_name_says() -> None:
+    met = set()
+    config = AugmentConfig(layers=1, magnitude=7.0)
+    for seed in range(12):
+        batch = some(seed)
+        after = augment(batch, config, seed)
+        key = hashed(torch.full_like(batch.image_ids, seed), batch.epoch)
+        draw = hashed(hashed(hashed(key, batch.source_ids.long()), batch.image_ids), 0)
+        kinds = (uniform(hashed(draw, 0)) * len(OPERATIONS)).long()
+        signs = torch.where(uniform(hashed(draw, 1)) < 0.5, -1, 1)
+        for b, e in np.argwhere(batch.status.numpy() == 1):
+            slots = (batch.segment_ids[b] == int(e)) & (batch.positions[b, :, 0] >= 0)
+            kind = OPERATIONS[kinds[b, e]]
+            met.add(kind)
+            before = batch.patches[b, slots].reshape(-1, 3).numpy()
+            wanted = reference(before, kind, int(signs[b, e]), 0.7)
+            found = after.patches[b, slots].reshape(-1, 3).numpy()
+            assert np.abs(found - wanted).max() <= 0.51, kind
+        # Padding, prefix slots and failed images stay as they were.
+        untouched = (batch.segment_ids < 0) | (batch.positions[..., 0] < 0)
+        assert torch.equal(after.patches[untouched], batch.patches[untouched])
+    assert met == set(OPERATIONS)
+
+
+def test_an_image_is_coloured_alike_wherever_it_lies_and_otherwise_in_another_epoch() -> None:
+    config = AugmentConfig(layers=2, magnitude=9.0)
+    batch = some()
+    swapped = replace(
+        batch,
+        **{
+            name: getattr(batch, name).flip(0)
+            for name in ("patches", "positions", "segment_ids", "grids", "status", "image_ids", "source_ids")
+        },
+    )
+    first = augment(batch, config, 3).patches
+    assert torch.equal(augment(swapped, config, 3).patches.flip(0), first)
+    assert not torch.equal(augment(replace(batch, epoch=1), config, 3).patches, first)
+    assert not torch.equal(augment(batch, config, 4).patches, first)
+    assert augment(batch, AugmentConfig(), 3) is batch
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    keys = hashed(torch.arange(200_000), 5)
+    draws = uniform(keys)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    counts = torch.histc(draws, 20, 0, 1)
+    assert (counts / 10_000 - 1).abs().max() < 0.05
+    other = uniform(hashed(torch.arange(200_000), 6))
+    assert abs(float(torch.corrcoef(torch.stack([draws, other]))[0, 1])) < 0.01
+
+
+@pytest.mark.parametrize("pool", ["map", "mean"])
+def test_counted_operations_are_those_that_torch_counts(pool: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = NaViTConfig(width=32, depth=2, heads=2, patch_size=4, classes=7, pool=pool)  # type: ignore[arg-type]
+    # One image that fills its sequence, so that nothing but the images is computed.
+    batch = packed([[(6, 6)]], length=36, longest=36, images=1, patch=4).to("cpu")
+    model = NaViT(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch)
+    # Torch leaves out what is no matrix product by name; segment sums are products in our code, but no arithmetic of ViT.
+    assert float(batch_flops(config, batch)) == pytest.approx(counter.get_total_flops(), rel=0.03)
