@@ -14,6 +14,7 @@ __all__ = [
     "FORMAT_BROKEN",
     "FORMAT_NAMES",
     "FORMAT_UNCHANGED",
+    "Helpers",
     "Layout",
     "Pending",
     "Plan",
@@ -30,6 +31,16 @@ __all__ = [
 __version__: str
 BUILD_PROFILE: str
 """`release` or `debug`; benchmarks refuse a debug build."""
+
+@final
+class Helpers:
+    """Processes that read what the engine does not, started when the first image needs one; they end with this object.
+
+    Args:
+        command: starts one; see `navit_loader.foreign`.
+    """
+
+    def __new__(cls, command: list[str]) -> Helpers: ...
 
 # probe: bytes of a container -> size after orientation, format, or the reason why there is none
 
@@ -81,6 +92,7 @@ def probe_files(
     names: bytes,
     threads: int,
     known: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    helpers: Helpers | None = None,
 ) -> ProbedFiles:
     """Reads the headers of the files `root/name` for NUL-separated `names`.
 
@@ -89,21 +101,23 @@ def probe_files(
         names: raw names joined by NUL.
         threads: threads to use.
         known: length and modification time for each name, -1 where unknown.
+        helpers: read what the engine does not; without them such files are broken.
 
     Raises:
         IndexFileError: `known` is not as long as `names`.
     """
 
-def probe_tar(path: bytes, images: list[str], texts: list[str]) -> ProbedTar:
+def probe_tar(path: bytes, images: list[str], texts: list[str], helpers: Helpers | None = None) -> ProbedTar:
     """Scans one plain tar in place. What is wrong with it is part of the result.
 
     Args:
         path: raw path of the tar.
         images: lower-case extensions of the members to probe.
         texts: lower-case extensions of the members to return whole.
+        helpers: see `probe_files`.
     """
 
-def probe_bytes(data: bytes) -> tuple[int, int] | None:
+def probe_bytes(data: bytes, helpers: Helpers | None = None) -> tuple[int, int] | None:
     """Height and width after orientation of an encoded image in memory; None where the bytes are no image."""
 
 # pack and plan: integers in, integers out; see `navit_loader.packing`, `navit_loader.engine`, `navit_loader.config`
@@ -211,9 +225,16 @@ class Renderer:
         render_json: `RenderConfig.to_json()`.
         limits: from `Plan.limits`.
         sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`.
+        helpers: read what the engine does not; without them such images are `unsupported`.
     """
 
-    def __new__(cls, render_json: str, limits: dict[str, Any], sources: list[dict[str, Any]]) -> Renderer: ...
+    def __new__(
+        cls,
+        render_json: str,
+        limits: dict[str, Any],
+        sources: list[dict[str, Any]],
+        helpers: Helpers | None = None,
+    ) -> Renderer: ...
     def submit(self, batch: PlannedBatch) -> Pending:
         """Asks for a batch and returns at once. Raises RenderError after `close` or in a forked child."""
     @property
@@ -238,5 +259,11 @@ class Pending:
     def cancel(self) -> None:
         """Gives the batch up."""
 
-def render_images(images: list[Any], batch: PlannedBatch, limits: dict[str, Any], render_json: str) -> dict[str, Any]:
+def render_images(
+    images: list[Any],
+    batch: PlannedBatch,
+    limits: dict[str, Any],
+    render_json: str,
+    helpers: Helpers | None = None,
+) -> dict[str, Any]:
     """Renders one planned batch from bytes or u8 `[H, W, 3]` arrays; row r of the plan is image r."""

@@ -21,6 +21,7 @@ from . import _packer, identity
 from .batch import PackedBatch, View
 from .config import LoaderConfig, Source
 from .errors import ConfigError, NavitError
+from .foreign import helpers, revisions
 from .index import Index, open_index
 from .selection import streams_of
 
@@ -111,10 +112,16 @@ class Engine:
         fingerprints = [index.plan_fingerprint for index in self.indexes]
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
         settings = json.loads(config.render.to_json())
+        # Where Pillow makes the pixels, another version of it may make others.
+        through_pillow = revisions({name for index in self.indexes for name in index.formats})
         self.render_id = identity.render_id(
-            [index.render_fingerprint for index in self.indexes], "rust", {key: settings[key] for key in RENDER_KEYS}
+            [index.render_fingerprint for index in self.indexes],
+            f"rust-pillow-{identity.digest(*through_pillow)}" if through_pillow else "rust",
+            {key: settings[key] for key in RENDER_KEYS},
         )
-        self._renderer = _packer.Renderer(config.render.to_json(), self.plan.limits(self.label_width), columns)
+        self._renderer = _packer.Renderer(
+            config.render.to_json(), self.plan.limits(self.label_width), columns, helpers()
+        )
         self._layouts: OrderedDict[int, _packer.Layout] = OrderedDict()
         self._lock = threading.Lock()
 

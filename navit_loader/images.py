@@ -17,6 +17,7 @@ from . import _packer
 from .batch import PackedBatch, View
 from .config import LoaderConfig
 from .errors import PlanError
+from .foreign import helpers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +66,7 @@ def pack_images(
     kinds = kinds[:, None] if kinds.ndim == 1 else kinds
     if kinds.ndim != 2 or len(kinds) != len(images):
         raise PlanError(f"labels has shape {kinds.shape}; it must be [{len(images)}] or [{len(images)}, K]")
-    arrays = _packer.render_images(found, planned, plan.limits(kinds.shape[1]), config.render.to_json())
+    arrays = _packer.render_images(found, planned, plan.limits(kinds.shape[1]), config.render.to_json(), helpers())
     teacher = arrays.pop("teacher")
     batch = PackedBatch(**arrays, teacher=None if teacher is None else View(**teacher))
     if kinds.shape[1]:
@@ -92,7 +93,7 @@ def _picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
 def _size(n: int, picture: npt.NDArray[np.uint8] | bytes) -> tuple[int, int]:
     """(height, width) after orientation."""
     if isinstance(picture, bytes):
-        found = _packer.probe_bytes(picture)
+        found = _packer.probe_bytes(picture, helpers())
         if found is None:
             raise PlanError(f"images[{n}]: {len(picture)} bytes that are no image of a known format")
         return found

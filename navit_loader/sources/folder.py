@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from .. import _packer
 from ..errors import IndexFileError
+from ..foreign import helpers
 from .rows import IMAGE_SUFFIXES, Job, KnownFiles, make_rows, single_labels, text_names
 
 CHUNK = 8192
@@ -90,7 +91,7 @@ def probe_part(
         job: threads, and the count of rows taken over.
     """
     probed: dict[str, Any] = {
-        **_packer.probe_files(os.fsencode(shard), b"\0".join(names), job.threads, known.stamps(part))
+        **_packer.probe_files(os.fsencode(shard), b"\0".join(names), job.threads, known.stamps(part), helpers())
     }
     reasons = dict(probed["errors"])
     unchanged = np.flatnonzero(probed["format"] == _packer.FORMAT_UNCHANGED)

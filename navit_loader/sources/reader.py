@@ -34,6 +34,7 @@ class Index:
         plan_fingerprint: hash of all that planning reads.
         render_fingerprint: hash of all else that rendering reads, places on disk aside.
         broken: rows in quarantine when it was built.
+        formats: names of the formats of its images.
     """
 
     def __init__(self, path: str, root: str | None) -> None:
@@ -53,6 +54,7 @@ class Index:
             self.num_rows = int(meta["navit.rows"])
             self._batch_rows = int(meta["navit.batch_rows"])
             self.broken = int(meta["navit.broken"])
+            self.formats = [name for name in meta["navit.formats"].split(",") if name]
             self.classes: list[str] = json.loads(meta["navit.classes"])
             self.tokens = TokenFacts(
                 meta["navit.tokenizer"], int(meta["navit.vocabulary"]), int(meta["navit.text_end"])

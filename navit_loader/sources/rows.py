@@ -16,9 +16,26 @@ import pyarrow.compute as pc
 
 from ..errors import IndexFileError
 
-IMAGE_SUFFIXES = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heif", "heic"]
+_READ_BY_THE_ENGINE = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
+_READ_BY_PILLOW = (
+    "avif",
+    "heif",
+    "heic",
+    "jp2",
+    "j2k",
+    "jpx",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+    "ico",
+    "icns",
+    "dds",
+    "qoi",
+    "sgi",
 )
+
+IMAGE_SUFFIXES = frozenset(_READ_BY_THE_ENGINE + _READ_BY_PILLOW)
 """Extensions, in lower case, of files that are taken for images; whether they are is for the probe to say."""
 
 ROWS = pa.schema(

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from .. import _packer
 from ..errors import IndexFileError
+from ..foreign import helpers
 from .rows import IMAGE_SUFFIXES, Job, label_lists, make_rows, resolve_label, text_names
 from .tokens import checked_caption
 
@@ -54,7 +55,7 @@ class TarSource:
             # One batch again, so that a journal never holds half a tar.
             yield 1.0, known.combine_chunks().to_batches()[0]
             return
-        found = _packer.probe_tar(os.fsencode(self.shard), sorted(IMAGE_SUFFIXES), _TEXTS)
+        found = _packer.probe_tar(os.fsencode(self.shard), sorted(IMAGE_SUFFIXES), _TEXTS, helpers())
         job.ignored += found["others"]
         raw: list[bytes] = found["names"]
         n = len(raw)

@@ -46,6 +46,7 @@ class Survey:
         label_width: K, labels of an image at most.
         max_label: the highest label, −1 without any.
         captions: whether any good image has a caption.
+        formats: codes of the formats of good images.
         shards: absolute shards with good images, in order.
         plan_fingerprint: of the columns that planning reads.
         render_fingerprint: of the other ones.
@@ -57,6 +58,7 @@ class Survey:
     label_width: int = 1
     max_label: int = -1
     captions: bool = False
+    formats: set[int] = field(default_factory=set)
     shards: list[str] = field(default_factory=list)
     plan_fingerprint: str = ""
     render_fingerprint: str = ""
@@ -109,6 +111,7 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
         found.unlabelled += int((counts == 0).sum())
         found.label_width = max(found.label_width, int(counts.max()))
         found.max_label = max(found.max_label, int(labels.max(initial=-1)))
+        found.formats.update(np.unique(good["format"].to_numpy()).tolist())
         found.captions |= good["caption"].null_count < len(good)
         for name in ("width", "height", "caption_tokens"):
             plan.add(name, good[name].to_numpy())
@@ -176,6 +179,7 @@ def write_index(
         "navit.plan_fingerprint": found.plan_fingerprint,
         "navit.render_fingerprint": found.render_fingerprint,
         "navit.broken": str(found.broken),
+        "navit.formats": ",".join(_packer.FORMAT_NAMES[code] for code in sorted(found.formats)),
     }
     schema = _schema(found, ids=tokens.hash != BYTES).with_metadata(metadata)
     shards = pa.array([relative(shard, root) for shard in found.shards], pa.utf8())

@@ -1,23 +1,29 @@
 //! Bytes → pixels, as few of them as the target needs. In: an encoded image, and the crop and sizes that are wanted of it.
 //! Out: planes in a buffer that is used again, in the frame in which the file stores them (`orient` turns the small result).
 //!
-//! Formats are told by their first bytes, never by a file's name. What no decoder here reads is a failure of reason
-//! `unsupported`. Whatever a header claims is checked against the index and the pixel cap before anything is allocated.
+//! Formats are told by their first bytes, never by a file's name. What no decoder here reads goes to a helper process, if there
+//! is one (`foreign`), and is a failure of reason `unsupported` otherwise. Whatever a header claims is checked against the index and the pixel cap before anything is allocated.
 
 mod jpeg;
 mod others;
 mod png;
 mod profile;
 
-pub use self::profile::other_than_srgb;
+use std::sync::Arc;
+
+use crate::foreign::Helpers;
 use crate::ledger::Failure;
+use crate::probe::Format;
 use crate::slots::Crop;
 
 /// Buffers larger than this are given back after the image that needed them.
 pub const KEEP_BYTES: usize = 64 << 20;
 
-/// The one reason that may pass: such a failure fails the request and masks nothing.
+/// A reason that may pass: such a failure fails the request and masks nothing.
 pub const OUT_OF_MEMORY: &str = "memory";
+
+/// The other one: a helper process could not be started.
+pub const HELPER: &str = "helper";
 
 /// What is wanted of an image.
 #[derive(Clone, Copy, Debug)]
@@ -108,21 +114,31 @@ pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) {
 /// The decoders of one thread.
 pub struct Decoder {
     jpeg: jpeg::Jpeg,
+    helpers: Arc<Helpers>,
     scratch: Vec<u8>,
+    /// Whether the image decoded last came through a helper with a profile other than sRGB.
+    foreign_profile: bool,
 }
 
 impl Decoder {
-    /// Decoders with empty buffers.
-    pub fn new() -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new()?, scratch: Vec::new() })
+    /// Decoders with empty buffers; `helpers` read what they cannot.
+    pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
+        Ok(Self { jpeg: jpeg::Jpeg::new()?, helpers, scratch: Vec::new(), foreign_profile: false })
     }
 
     /// Decodes `bytes` into `out`.
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        self.foreign_profile = false;
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out),
             [0x89, b'P', b'N', b'G', ..] => png::decode(bytes, wanted, &mut self.scratch, out),
-            _ if others::known(bytes) => others::decode(bytes, wanted, &mut self.scratch, out),
+            _ if others::known(bytes) => match others::decode(bytes, wanted, &mut self.scratch, out) {
+                Err(e) if e.reason == "unsupported" && is_tiff(bytes) && !self.helpers.is_empty() => {
+                    self.foreign(bytes, wanted, out)
+                }
+                decoded => decoded,
+            },
+            _ if Format::foreign(bytes).is_some() => self.foreign(bytes, wanted, out),
             [] => Err(fail("truncated", "the file is empty")),
             _ => Err(fail("unsupported", "its first bytes are of no image format that is read here")),
         };
@@ -131,6 +147,24 @@ impl Decoder {
         }
         decoded
     }
+
+    /// Whether `bytes`, which were decoded last, embed a colour profile that does not name sRGB.
+    pub fn other_than_srgb(&self, bytes: &[u8]) -> bool {
+        self.foreign_profile || profile::other_than_srgb(bytes)
+    }
+
+    fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        let reply = self.helpers.pixels(bytes, wanted.max_pixels, &mut self.scratch)?;
+        check_size(reply.size, wanted)?;
+        let (samples, behind) = self.scratch.split_at(reply.samples);
+        compose(samples, reply.channels, wanted, out);
+        self.foreign_profile = reply.profile > 0 && !profile::is_srgb(&behind[..reply.profile]);
+        Ok(())
+    }
+}
+
+fn is_tiff(bytes: &[u8]) -> bool {
+    matches!(bytes, [b'I', b'I', ..] | [b'M', b'M', ..])
 }
 
 fn fail(reason: &'static str, detail: impl Into<String>) -> Failure {

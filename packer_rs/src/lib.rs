@@ -16,6 +16,7 @@ pub mod draw;
 pub mod epoch;
 pub mod error;
 pub mod fetch;
+pub mod foreign;
 pub mod kernels;
 pub mod ledger;
 pub mod order;

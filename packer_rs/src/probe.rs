@@ -14,6 +14,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::foreign::Helpers;
+
 pub use headers::probe_header;
 pub use tar::{Entry, Payload, Scan, scan_tar};
 pub use window::{ReadAt, Window};
@@ -34,10 +36,68 @@ pub enum Format {
     Bmp = 4,
     /// TIFF and BigTIFF.
     Tiff = 5,
+    /// AVIF. This and the following are read by helpers (`foreign`).
+    Avif = 6,
+    /// HEIF and HEIC.
+    Heif = 7,
+    /// JPEG 2000, as a file or as a bare codestream.
+    Jpeg2000 = 8,
+    /// PBM, PGM and PPM, plain or raw.
+    Ppm = 9,
+    /// Windows icon.
+    Ico = 10,
+    /// Apple icon.
+    Icns = 11,
+    /// DirectDraw surface.
+    Dds = 12,
+    /// Quite OK Image.
+    Qoi = 13,
+    /// SGI image.
+    Sgi = 14,
 }
 
 /// Names of the formats, by code.
-pub const FORMAT_NAMES: [&str; 6] = ["jpeg", "png", "webp", "gif", "bmp", "tiff"];
+pub const FORMAT_NAMES: [&str; 15] = [
+    "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heif", "jpeg2000", "ppm", "ico", "icns", "dds", "qoi", "sgi",
+];
+
+impl Format {
+    /// Its name in the index.
+    pub fn name(self) -> &'static str {
+        FORMAT_NAMES[self as usize]
+    }
+
+    /// The format of a file that starts with `bytes` (64 of them, if there are as many), where a helper reads it.
+    pub fn foreign(bytes: &[u8]) -> Option<Self> {
+        Some(match bytes {
+            [_, _, _, _, b'f', b't', b'y', b'p', ..] => return isobmff(bytes),
+            [0, 0, 0, 12, b'j', b'P', b' ', b' ', b'\r', b'\n', 0x87, b'\n', ..] => Self::Jpeg2000,
+            [0xFF, 0x4F, 0xFF, 0x51, ..] => Self::Jpeg2000,
+            [b'P', b'1'..=b'6', b' ' | b'\t' | b'\r' | b'\n' | b'#', ..] => Self::Ppm,
+            [0, 0, 1, 0, _, 0, ..] => Self::Ico,
+            [b'i', b'c', b'n', b's', ..] => Self::Icns,
+            [b'D', b'D', b'S', b' ', ..] => Self::Dds,
+            [b'q', b'o', b'i', b'f', ..] => Self::Qoi,
+            [0x01, 0xDA, 0 | 1, 1 | 2, ..] => Self::Sgi,
+            _ => return None,
+        })
+    }
+}
+
+/// AVIF or HEIF by the brands of the first box: the major one, then the compatible ones. A film is neither.
+fn isobmff(bytes: &[u8]) -> Option<Format> {
+    let length = u32::from_be_bytes(bytes.first_chunk().copied()?) as usize;
+    let end = length.min(bytes.len()).min(64);
+    let brands = || bytes.get(8..12).into_iter().chain(bytes.get(16..end).unwrap_or(&[]).chunks_exact(4));
+    let any = |known: &[&[u8; 4]]| brands().any(|brand| known.iter().any(|k| k[..] == *brand));
+    if any(&[b"avif", b"avis"]) {
+        Some(Format::Avif)
+    } else if any(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"]) {
+        Some(Format::Heif)
+    } else {
+        None
+    }
+}
 
 /// What an image's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +140,14 @@ pub struct Probed {
 /// - `names`: raw file names.
 /// - `known`: length and modification time per name (−1 where unknown); a file that still has both is not opened.
 /// - `threads`: at least 1.
-pub fn probe_files(root: &[u8], names: &[&[u8]], known: &[(i64, i64)], threads: NonZeroUsize) -> Vec<Probed> {
+/// - `helpers`: for the formats that are not read here.
+pub fn probe_files(
+    root: &[u8],
+    names: &[&[u8]],
+    known: &[(i64, i64)],
+    threads: NonZeroUsize,
+    helpers: &Helpers,
+) -> Vec<Probed> {
     const RUN: usize = 64;
     let next = AtomicUsize::new(0);
     let work = || {
@@ -99,7 +166,7 @@ pub fn probe_files(root: &[u8], names: &[&[u8]], known: &[(i64, i64)], threads: 
                     path.push(b'/');
                 }
                 path.extend_from_slice(names[i]);
-                probe_file(Path::new(std::ffi::OsStr::from_bytes(&path)), known.get(i).copied(), &mut buffer)
+                probe_file(Path::new(std::ffi::OsStr::from_bytes(&path)), known.get(i).copied(), &mut buffer, helpers)
             });
             done.push((from, run.collect::<Vec<_>>()));
         }
@@ -127,7 +194,7 @@ fn in_threads<T: Send>(threads: usize, work: impl Fn() -> Vec<T> + Sync) -> Vec<
     })
 }
 
-fn probe_file(path: &Path, known: Option<(i64, i64)>, buffer: &mut Vec<u8>) -> Probed {
+fn probe_file(path: &Path, known: Option<(i64, i64)>, buffer: &mut Vec<u8>, helpers: &Helpers) -> Probed {
     let broken = |length, mtime_ns, reason| Probed { length, mtime_ns, outcome: Outcome::Broken(reason) };
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
@@ -147,7 +214,7 @@ fn probe_file(path: &Path, known: Option<(i64, i64)>, buffer: &mut Vec<u8>) -> P
         Err(e) => return broken(length, mtime_ns, io_reason(&e)),
     };
     let mut window = Window::new(&file, 0, meta.len(), buffer);
-    match probe_header(&mut window) {
+    match probe_header(&mut window, helpers) {
         Ok(header) => Probed { length, mtime_ns, outcome: Outcome::Image(header) },
         Err(reason) => broken(length, mtime_ns, reason),
     }

@@ -1,6 +1,7 @@
 //! Invariants of the header probe: no bytes make it panic, a window shows the same wherever an image lies, and what a tar
 //! scan returns lies inside the tar.
 
+use navit_packer::foreign::Helpers;
 use navit_packer::probe::{Format, Outcome, Payload, ReadAt, Window, probe_files, probe_header, scan_tar};
 use proptest::prelude::*;
 use std::num::NonZeroUsize;
@@ -67,7 +68,7 @@ impl Drop for Scratch {
 
 fn probe(bytes: &[u8]) -> Result<(i32, i32, u8, Format), String> {
     let mut buffer = Vec::new();
-    probe_header(&mut Window::new(bytes, 0, bytes.len() as u64, &mut buffer))
+    probe_header(&mut Window::new(bytes, 0, bytes.len() as u64, &mut buffer), &Helpers::default())
         .map(|h| (h.width, h.height, h.orientation, h.format))
 }
 
@@ -86,7 +87,7 @@ fn pixels_are_jumped_over() {
     let whole = png(300, 200, 6, 4_000_000, 1 << 20);
     let counting = Counting(&whole, AtomicUsize::new(0));
     let mut buffer = Vec::new();
-    let found = probe_header(&mut Window::new(&counting, 0, whole.len() as u64, &mut buffer));
+    let found = probe_header(&mut Window::new(&counting, 0, whole.len() as u64, &mut buffer), &Helpers::default());
     assert_eq!(found.map(|h| (h.width, h.height)), Ok((200, 300)));
     assert!(counting.1.load(Ordering::Relaxed) < 8_000);
 }
@@ -135,7 +136,7 @@ proptest! {
         bytes.extend(&whole);
         bytes.extend([0xFF; 100]);
         let mut buffer = Vec::new();
-        let within = probe_header(&mut Window::new(&bytes[..], before as u64, whole.len() as u64, &mut buffer));
+        let within = probe_header(&mut Window::new(&bytes[..], before as u64, whole.len() as u64, &mut buffer), &Helpers::default());
         prop_assert_eq!(within.map(|h| (h.width, h.height, h.orientation, h.format)), probe(&whole));
     }
 
@@ -153,7 +154,7 @@ proptest! {
         }
         tar.resize(tar.len() + 1024, 0);
         let file = Scratch::new(&tar);
-        let scan = scan_tar(&file.0, &[b"png"], &[b"cls"]);
+        let scan = scan_tar(&file.0, &[b"png"], &[b"cls"], &Helpers::default());
         prop_assert_eq!(&scan.fault, &None);
         prop_assert_eq!(scan.others, sizes.len() as u64);
         let found: Vec<_> = scan.entries.iter().map(|e| (String::from_utf8_lossy(&e.name).into_owned(), e.length as usize)).collect();
@@ -173,7 +174,7 @@ proptest! {
         tar[at] = to;
         tar.truncate(tar.len() - usize::from(cut) % tar.len());
         let file = Scratch::new(&tar);
-        for entry in scan_tar(&file.0, &[b"png"], &[b"cls"]).entries {
+        for entry in scan_tar(&file.0, &[b"png"], &[b"cls"], &Helpers::default()).entries {
             prop_assert!(entry.offset + entry.length <= tar.len() as u64);
         }
     }
@@ -183,13 +184,15 @@ proptest! {
 fn files_are_probed_in_order_on_any_number_of_threads() {
     let files: Vec<_> = (1..200u32).map(|i| Scratch::new(&png(i, 3, 1, 10, 10))).collect();
     let names: Vec<&[u8]> = files.iter().map(|f| f.0.as_os_str().as_encoded_bytes()).collect();
-    let probed = |threads| probe_files(b"", &names, &[], NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
+    let probed = |threads| {
+        probe_files(b"", &names, &[], NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN), &Helpers::default())
+    };
     let one = probed(1);
     for (i, file) in one.iter().enumerate() {
         assert!(matches!(&file.outcome, Outcome::Image(h) if h.width == i as i32 + 1), "{file:?}");
     }
     assert_eq!(one, probed(3));
     let known: Vec<_> = one.iter().map(|f| (f.length, f.mtime_ns)).collect();
-    let again = probe_files(b"", &names, &known, NonZeroUsize::MIN);
+    let again = probe_files(b"", &names, &known, NonZeroUsize::MIN, &Helpers::default());
     assert!(again.iter().all(|f| f.outcome == Outcome::Unchanged));
 }

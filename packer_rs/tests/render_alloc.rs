@@ -4,6 +4,7 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,8 @@ fn nothing_is_allocated_per_image() {
     for (threads, fetchers) in [(1, 0), (2, 1)] {
         let source = index(&format!("{}/", folder.display()), &files);
         let renderer =
-            Renderer::new(settings(threads, fetchers), limits(), vec![source], Box::new(|| {})).expect("a renderer");
+            Renderer::new(settings(threads, fetchers), limits(), vec![source], Arc::default(), Box::new(|| {}))
+                .expect("a renderer");
         let count = |images: usize| {
             let plan = plan(images, &files);
             let before = COUNT.load(Ordering::Relaxed);

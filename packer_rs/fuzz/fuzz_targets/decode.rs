@@ -2,9 +2,11 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use navit_packer::decode::{Decoder, Pixels, Wanted};
+use navit_packer::foreign::Helpers;
 use navit_packer::orient::Frame;
 use navit_packer::probe::{Window, probe_header};
 use navit_packer::resize::{Resizer, Small};
@@ -16,10 +18,10 @@ thread_local! {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(header) = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut Vec::new())) else { return };
+    let Ok(header) = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut Vec::new()), &Helpers::default()) else { return };
     let (width, height) = Frame::new(header.orientation).swapped((header.width, header.height));
     TOOLS.with_borrow_mut(|(decoder, pixels, resizer, small)| {
-        let decoder = decoder.get_or_insert_with(|| Decoder::new().expect("memory for a decoder"));
+        let decoder = decoder.get_or_insert_with(|| Decoder::new(Arc::default()).expect("memory for a decoder"));
         let crop = Crop { top: 0, left: 0, height, width };
         for (target, dct_scaling) in [((32, 16), true), ((16, 48), false)] {
             let wanted = Wanted {
@@ -31,6 +33,7 @@ fuzz_target!(|data: &[u8]| {
                 max_pixels: 1 << 20,
             };
             if decoder.decode(data, &wanted, pixels).is_ok() {
+                decoder.other_than_srgb(data);
                 resizer.resize(pixels, crop, target, Filter::Bicubic, small);
             }
         }

@@ -101,7 +101,7 @@ fn inflate(compressed: &[u8], to: &mut [u8]) -> usize {
 }
 
 /// Whether the description (`desc`) of an ICC profile names sRGB, in ASCII (version 2) or UTF-16 (version 4).
-fn is_srgb(profile: &[u8]) -> bool {
+pub fn is_srgb(profile: &[u8]) -> bool {
     let word = |at: usize| Some(u32::from_be_bytes(profile.get(at..)?.first_chunk().copied()?) as usize);
     let description = || {
         let tags = profile.get(132..)?.chunks_exact(12).take(word(128)?);

@@ -3,6 +3,7 @@
 
 use super::window::{Fault, ReadAt, Window};
 use super::{Format, Header, io_reason};
+use crate::foreign::Helpers;
 use crate::orient::exif_orientation;
 
 type Found = Result<(u32, u32, u8), Stop>;
@@ -30,13 +31,17 @@ const EXIF_BYTES: u64 = 256 * 1024;
 /// Stray bytes between JPEG segments that are skipped, as libjpeg does, before the file is given up.
 const STRAY_BYTES: u64 = 1 << 20;
 
-/// Size, orientation and format of the image in the window, or one phrase that says why there is none.
-pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>) -> Result<Header, String> {
+/// A file that goes to a helper is read whole, up to this.
+const FOREIGN_BYTES: u64 = 1 << 30;
+
+/// Size, orientation and format of the image in the window, or one phrase that says why there is none. `helpers` are asked
+/// about the formats that are not read here.
+pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>, helpers: &Helpers) -> Result<Header, String> {
     if window.is_empty() {
         return Err("empty file (0 bytes)".into());
     }
     let length = window.len();
-    let (format, name, found) = match window.get(0, length.min(16) as usize) {
+    let (format, name, found) = match window.get(0, length.min(64) as usize) {
         Err(Fault::Io(e)) => return Err(io_reason(&e)),
         Err(Fault::Short) => return Err(format!("shorter than its stated {length} bytes")),
         Ok(magic) => match Magic::of(magic) {
@@ -46,6 +51,7 @@ pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>) -> Result<He
             Magic::Gif => (Format::Gif, "GIF", gif(window)),
             Magic::Bmp => (Format::Bmp, "BMP", bmp(window)),
             Magic::Tiff => (Format::Tiff, "TIFF", tiff(window)),
+            Magic::Foreign(format) => (format, format.name(), foreign(window, helpers)),
             Magic::Other(reason) => return Err(reason.into()),
         },
     };
@@ -71,6 +77,7 @@ enum Magic {
     Gif,
     Bmp,
     Tiff,
+    Foreign(Format),
     Other(&'static str),
 }
 
@@ -84,11 +91,23 @@ impl Magic {
             b if b.starts_with(b"BM") => Self::Bmp,
             b if b.starts_with(b"II*\0") || b.starts_with(b"MM\0*") => Self::Tiff,
             b if b.starts_with(b"II+\0") || b.starts_with(b"MM\0+") => Self::Tiff,
-            b if b.get(4..8) == Some(b"ftyp") => Self::Other("AVIF and HEIF are not supported; convert to JPEG or PNG"),
             b if b.starts_with(b"\xFF\xD8") => Self::Other("truncated JPEG: ends after its first marker"),
-            _ => Self::Other("not an image (no JPEG, PNG, WebP, GIF, BMP or TIFF signature)"),
+            b => match Format::foreign(b) {
+                Some(format) => Self::Foreign(format),
+                None => Self::Other("not an image (its first bytes are of no format that is read)"),
+            },
         }
     }
+}
+
+/// A format that a helper reads: the whole file is handed over, since its library may look anywhere in it.
+fn foreign<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, helpers: &Helpers) -> Found {
+    let length = w.len();
+    if length > FOREIGN_BYTES {
+        return Err(Stop::Reason(format!("{length} bytes, at most {FOREIGN_BYTES} are read")));
+    }
+    let reply = helpers.header(w.get(0, length as usize)?, &mut Vec::new()).map_err(|e| Stop::Reason(e.detail))?;
+    Ok((reply.size.0, reply.size.1, reply.orientation))
 }
 
 fn jpeg<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::window::{Fault, ReadAt, Window};
 use super::{Header, io_reason, probe_header};
+use crate::foreign::Helpers;
 
 const BLOCK: u64 = 512;
 /// Long names, pax headers and label files beyond this are refused: no honest one comes near.
@@ -51,7 +52,7 @@ pub struct Scan {
 
 /// Scans a tar file. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
 /// probe and to read; a fault of the tar is part of the result, never an error.
-pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]]) -> Scan {
+pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
     let length = match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() => meta.size(),
@@ -59,12 +60,12 @@ pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]]) -> Scan {
         Err(e) => return failed(io_reason(&e)),
     };
     match File::open(path) {
-        Ok(file) => scan(&file, length, images, texts),
+        Ok(file) => scan(&file, length, images, texts, helpers),
         Err(e) => failed(io_reason(&e)),
     }
 }
 
-fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[&[u8]]) -> Scan {
+fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let (mut outer, mut inner) = (Vec::new(), Vec::new());
     let mut headers = Window::new(source, 0, length, &mut outer);
     let mut found = Scan { length, ..Scan::default() };
@@ -124,7 +125,7 @@ fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[
             _ => {
                 if regular {
                     let mut content = Window::new(source, offset, size, &mut inner);
-                    match payload(&name, &mut content, images, texts) {
+                    match payload(&name, &mut content, images, texts, helpers) {
                         Some(payload) => {
                             found.entries.push(Entry { name: name.clone(), offset, length: size, payload });
                         }
@@ -242,12 +243,13 @@ fn payload<R: ReadAt + ?Sized>(
     content: &mut Window<'_, R>,
     images: &[&[u8]],
     texts: &[&[u8]],
+    helpers: &Helpers,
 ) -> Option<Payload> {
     let base = name.rsplit(|&b| b == b'/').next().unwrap_or(name);
     let dot = base.iter().position(|&b| b == b'.')?;
     let extension = base[dot + 1..].to_ascii_lowercase();
     if images.contains(&extension.as_slice()) {
-        return Some(Payload::Image(probe_header(content)));
+        return Some(Payload::Image(probe_header(content, helpers)));
     }
     if !texts.contains(&extension.as_slice()) {
         return None;

@@ -2,6 +2,7 @@
 
 mod columns;
 mod errors;
+mod foreign;
 mod notify;
 mod pack;
 mod plan;
@@ -16,6 +17,7 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     // A benchmark refuses to measure a debug build.
     m.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    foreign::register(m)?;
     pack::register(m)?;
     plan::register(m)?;
     probe::register(m)?;

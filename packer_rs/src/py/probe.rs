@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::error::{Error, Kind};
 use crate::probe::{self, FORMAT_NAMES, Header, Outcome, Payload};
 use crate::py::errors::to_py;
+use crate::py::foreign::{Helpers, helpers as given};
 
 /// Code in the format column of a row that is broken, and of one that was not opened since it is unchanged.
 const BROKEN: u8 = 255;
@@ -29,9 +30,13 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// Height and width after orientation of an encoded image in memory; None where the bytes are no image.
 #[pyfunction]
-fn probe_bytes(data: &[u8]) -> Option<(i32, i32)> {
-    let mut scratch = Vec::new();
-    let header = probe::probe_header(&mut probe::Window::new(data, 0, data.len() as u64, &mut scratch));
+#[pyo3(signature = (data, helpers = None))]
+fn probe_bytes(py: Python<'_>, data: &Bound<'_, PyBytes>, helpers: Option<&Bound<'_, Helpers>>) -> Option<(i32, i32)> {
+    let (bytes, helpers) = (data.as_bytes(), given(helpers));
+    let header = py.detach(|| {
+        let mut scratch = Vec::new();
+        probe::probe_header(&mut probe::Window::new(bytes, 0, bytes.len() as u64, &mut scratch), &helpers)
+    });
     header.ok().map(|h| (h.height, h.width))
 }
 
@@ -72,13 +77,14 @@ impl Columns {
 
 /// Probes the files `root/name` for NUL-separated `names`.
 #[pyfunction]
-#[pyo3(signature = (root, names, threads, known = None))]
+#[pyo3(signature = (root, names, threads, known = None, helpers = None))]
 fn probe_files<'py>(
     py: Python<'py>,
     root: &[u8],
     names: &[u8],
     threads: usize,
     known: Option<(PyReadonlyArray1<'py, i64>, PyReadonlyArray1<'py, i64>)>,
+    helpers: Option<&Bound<'py, Helpers>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let split: Vec<&[u8]> = if names.is_empty() { Vec::new() } else { names.split(|&b| b == 0).collect() };
     let known: Vec<(i64, i64)> = match &known {
@@ -88,10 +94,11 @@ fn probe_files<'py>(
     if !known.is_empty() && known.len() != split.len() {
         return Err(to_py(Error::new(Kind::Index, format!("{} known stamps for {} names", known.len(), split.len()))));
     }
+    let helpers = given(helpers);
     let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
     let (columns, mtime_ns) = py.detach(|| {
         let (mut columns, mut mtime_ns) = (Columns::default(), Vec::with_capacity(split.len()));
-        for (i, file) in probe::probe_files(root, &split, &known, threads).into_iter().enumerate() {
+        for (i, file) in probe::probe_files(root, &split, &known, threads, &helpers).into_iter().enumerate() {
             mtime_ns.push(file.mtime_ns);
             let header = match file.outcome {
                 Outcome::Image(header) => Ok(header),
@@ -112,16 +119,19 @@ fn probe_files<'py>(
 
 /// Scans one plain tar: columns of its image members, and its label and caption members whole.
 #[pyfunction]
+#[pyo3(signature = (path, images, texts, helpers = None))]
 fn probe_tar<'py>(
     py: Python<'py>,
     path: &[u8],
     images: Vec<String>,
     texts: Vec<String>,
+    helpers: Option<&Bound<'py, Helpers>>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let helpers = given(helpers);
     let scan = py.detach(|| {
         let images: Vec<&[u8]> = images.iter().map(String::as_bytes).collect();
         let texts: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
-        probe::scan_tar(Path::new(OsStr::from_bytes(path)), &images, &texts)
+        probe::scan_tar(Path::new(OsStr::from_bytes(path)), &images, &texts, &helpers)
     });
     let (mut columns, mut names, mut offsets) = (Columns::default(), Vec::new(), Vec::new());
     let mut found_texts = Vec::new();

@@ -16,6 +16,7 @@ use crate::fetch::Source;
 use crate::probe::{Window, probe_header};
 use crate::py::columns::{column, lists};
 use crate::py::errors::to_py;
+use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::notify::Signal;
 use crate::py::plan::PlannedBatch;
 use crate::render::{Input, RenderSettings, Rendered, Renderer as Engine, Ticket, render_in_place};
@@ -204,11 +205,13 @@ struct Renderer {
 #[pymethods]
 impl Renderer {
     #[new]
+    #[pyo3(signature = (render_json, limits, sources, helpers = None))]
     fn new(
         py: Python<'_>,
         render_json: &str,
         limits: &Bound<'_, PyDict>,
         sources: Vec<Bound<'_, PyDict>>,
+        helpers: Option<&Bound<'_, Helpers>>,
     ) -> PyResult<Self> {
         let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
         let limits = batch_limits(limits)?;
@@ -218,7 +221,8 @@ impl Renderer {
             let signal = signal.clone();
             Box::new(move || signal.raise())
         };
-        let engine = py.detach(|| Engine::new(settings, limits, sources, notify)).map_err(to_py)?;
+        let helpers = given(helpers);
+        let engine = py.detach(|| Engine::new(settings, limits, sources, helpers, notify)).map_err(to_py)?;
         Ok(Self { engine, signal })
     }
 
@@ -318,13 +322,16 @@ impl Pending {
 
 /// Renders one planned batch from images in memory: encoded bytes, or H × W × 3 arrays of u8. Row r of the plan is image r.
 #[pyfunction]
+#[pyo3(signature = (images, batch, limits, render_json, helpers = None))]
 fn render_images<'py>(
     py: Python<'py>,
     images: Vec<Bound<'py, PyAny>>,
     batch: &PlannedBatch,
     limits: &Bound<'py, PyDict>,
     render_json: &str,
+    helpers: Option<&Bound<'py, Helpers>>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let helpers = given(helpers);
     let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
     let limits = batch_limits(limits)?;
     let mut kept: Vec<Chunk<u8>> = Vec::new();
@@ -333,7 +340,8 @@ fn render_images<'py>(
     for (n, image) in images.iter().enumerate() {
         if let Ok(bytes) = image.cast::<PyBytes>() {
             let data = bytes.as_bytes();
-            let header = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut window))
+            let header = py
+                .detach(|| probe_header(&mut Window::new(data, 0, data.len() as u64, &mut window), &helpers))
                 .map_err(|e| bad(format!("images[{n}] cannot be read: {e}")))?;
             widths.push(header.width);
             heights.push(header.height);
@@ -381,7 +389,7 @@ fn render_images<'py>(
             .zip(&encoded)
             .map(|(c, &e)| if e { Input::Encoded(c.as_slice()) } else { Input::Rgb(c.as_slice()) })
             .collect();
-        render_in_place(plan, &limits, source, &inputs, &settings)
+        render_in_place(plan, &limits, source, &inputs, &settings, &helpers)
     });
     to_dict(py, rendered.map_err(to_py)?.0)
 }

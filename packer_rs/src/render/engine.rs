@@ -10,9 +10,10 @@ use super::queue::{Job, Outcome, Queue, Task, closed_error, lock};
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker, lap};
 use crate::buffers::{BatchLayout, Block, Pool};
-use crate::decode::{OUT_OF_MEMORY, other_than_srgb};
+use crate::decode::{HELPER, OUT_OF_MEMORY};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
+use crate::foreign::Helpers;
 use crate::ledger::{Entry, Failure, Fault, Ledger};
 use crate::slots::{BatchLimits, PlannedBatch, PlannedImage};
 
@@ -83,11 +84,13 @@ pub struct Ticket {
 }
 
 impl Renderer {
-    /// Starts the threads. `notify` is called, on any thread, whenever a batch is over.
+    /// Starts the threads. `helpers` read the formats that no decoder here does; `notify` is called, on any thread, whenever a
+    /// batch is over.
     pub fn new(
         settings: RenderSettings,
         limits: BatchLimits,
         sources: Vec<Source>,
+        helpers: Arc<Helpers>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         let (decoders, fetchers) = (settings.decoders(), settings.fetch_threads);
@@ -125,7 +128,7 @@ impl Renderer {
             })
         };
         for n in 0..decoders {
-            let worker = Worker::new().map_err(|f| Error::new(Kind::Render, f.detail))?;
+            let worker = Worker::new(helpers.clone()).map_err(|f| Error::new(Kind::Render, f.detail))?;
             start(format!("navit-render-{n}"), Box::new(move |shared| shared.decode(worker)))?;
         }
         for n in 0..fetchers {
@@ -355,13 +358,21 @@ impl Shared {
                 Ok(()) => {
                     self.images.fetch_add(1, Ordering::Relaxed);
                     self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
-                    self.profiles.fetch_add(u64::from(other_than_srgb(encoded)), Ordering::Relaxed);
+                    self.profiles.fetch_add(u64::from(worker.other_than_srgb(encoded)), Ordering::Relaxed);
                     self.ledger.passed();
                 }
                 Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(
                     Kind::Render,
                     format!(
                         "no memory to decode '{}' ({}); lower render.threads or render.max_pixels",
+                        source.uri(image.row as usize),
+                        failure.detail
+                    ),
+                )),
+                Err(failure) if failure.reason == HELPER => job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "'{}' goes through Pillow in a process of its own, but {}; see that this process may start others",
                         source.uri(image.row as usize),
                         failure.detail
                     ),
@@ -459,6 +470,7 @@ pub fn render_in_place(
     source: Source,
     inputs: &[Input<'_>],
     settings: &RenderSettings,
+    helpers: &Arc<Helpers>,
 ) -> Result<(Rendered, Vec<(u64, Failure)>)> {
     let sources = [source];
     check(&plan, limits, &sources)?;
@@ -471,7 +483,7 @@ pub fn render_in_place(
     let job = Job::new(0, plan, layout.clone());
     let (clocks, next, failures) = (Clocks::default(), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let run = || -> std::result::Result<(), Failure> {
-        let mut worker = Worker::new()?;
+        let mut worker = Worker::new(helpers.clone())?;
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(&(s, e)) = job.items.get(i) else { return Ok(()) };
@@ -479,7 +491,7 @@ pub fn render_in_place(
             let input = inputs[image.row as usize];
             let at = (s as usize, e as usize);
             if let Err(f) = worker.render(Ok(input), image, at, &sources[0], &layout, &block, settings, &clocks) {
-                if f.reason == OUT_OF_MEMORY {
+                if f.reason == OUT_OF_MEMORY || f.reason == HELPER {
                     return Err(f);
                 }
                 lock(&failures).push((image.row, f));

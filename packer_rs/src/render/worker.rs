@@ -2,6 +2,7 @@
 //! the block written, or zeroed and masked. Buffers are the thread's own and are used again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use crate::buffers::{BatchLayout, Block, ViewFields};
 use crate::decode::{Decoder, Pixels, Wanted};
 use crate::draw::kept_tokens;
 use crate::fetch::Source;
+use crate::foreign::Helpers;
 use crate::ledger::Failure;
 use crate::orient::Frame;
 use crate::patchify::patchify;
@@ -54,9 +56,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new() -> Result<Self, Failure> {
+    /// A worker whose `helpers` read what no decoder here does.
+    pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
         Ok(Self {
-            decoder: Decoder::new()?,
+            decoder: Decoder::new(helpers)?,
             resizer: Resizer::default(),
             pixels: Pixels::default(),
             small: Small::default(),
@@ -65,8 +68,13 @@ impl Worker {
         })
     }
 
+    /// Whether `bytes`, the file rendered last, embed a colour profile other than sRGB.
+    pub fn other_than_srgb(&self, bytes: &[u8]) -> bool {
+        self.decoder.other_than_srgb(bytes)
+    }
+
     /// Renders image `i` of sequence `s`. On a failure, a panic of a decoder included, its slots are masked; whoever calls sees
-    /// to it that a failure for want of memory ends the batch.
+    /// to it that a failure that may pass ends the batch.
     #[allow(clippy::too_many_arguments)]
     pub fn render(
         &mut self,

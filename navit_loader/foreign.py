@@ -1,0 +1,220 @@
+"""Formats that the engine does not read itself, through Pillow: AVIF, HEIF (with pillow-heif), JPEG 2000, PPM and more.
+
+In: encoded bytes. Out: size and orientation, or pixels in the stored frame. The engine starts this very file as a helper
+process, one for each thread that meets such an image, and talks to it over pipes; so no thread of the engine ever takes the
+interpreter's lock, and a decoder that crashes takes nobody with it. Run as a file, it must not import the package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import select
+import struct
+import sys
+import warnings
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from PIL import Image
+
+    from ._packer import Helpers
+
+FORMATS = {
+    "avif": "AVIF",
+    "heif": "HEIF",
+    "jpeg2000": "JPEG2000",
+    "ppm": "PPM",
+    "ico": "ICO",
+    "icns": "ICNS",
+    "dds": "DDS",
+    "qoi": "QOI",
+    "sgi": "SGI",
+    "tiff": "TIFF",
+}
+"""The engine's names of the formats that come here and Pillow's. Of TIFF, only what the engine's own decoder refuses."""
+
+IDLE_SECONDS = 30
+"""A helper that nobody asks for so long ends; the engine starts another when it needs one."""
+
+CPU_SECONDS = 60
+"""Of one image; a file that keeps its decoder busy for longer is hostile. The system ends the helper."""
+
+PROFILE_BYTES = 65536
+"""Of a colour profile; its description stands near the front."""
+
+REQUEST = struct.Struct("<BQQ")
+"""0 for the header or 1 for the pixels · most pixels allowed · bytes of the file, which follow."""
+
+REPLY = struct.Struct("<BIIBBQ")
+"""0, or 1 for a failure · width, height as stored · EXIF orientation · channels, 0 without pixels · bytes that follow: the
+samples and then the colour profile, or the reason of the failure, a line end, and the detail."""
+
+_TURNED_BACK = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+"""The `Image.Transpose` that undoes each orientation."""
+
+
+class Refused(Exception):
+    """Why there are no pixels.
+
+    Attributes:
+        reason: a word of the quarantine ledger.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def command() -> list[str]:
+    """How the engine starts a helper; empty where there is no interpreter to start."""
+    # -P: the package's own folder must not stand first on the path, where `index` or `config` would hide others.
+    return [sys.executable, "-P", os.path.abspath(__file__)] if sys.executable else []
+
+
+_SHARED: dict[int, Helpers] = {}
+
+
+def helpers() -> Helpers:
+    """The helpers of this process, for all that renders or probes in it. A forked child starts its own."""
+    from ._packer import Helpers
+
+    return _SHARED.setdefault(os.getpid(), Helpers(command()))
+
+
+def revisions(formats: Iterable[str]) -> list[str]:
+    """What decides the pixels of `formats`, as far as they come here: the versions of Pillow and its libraries."""
+    from PIL import __version__, features
+
+    named = set(formats) & FORMATS.keys()
+    found = [f"pillow {__version__}"] if named else []
+    for name, feature in (("avif", "avif"), ("jpeg2000", "jpg_2000"), ("tiff", "libtiff")):
+        if name in named:
+            found.append(f"{feature} {features.version(feature)}")
+    if "heif" in named:
+        try:
+            found.append(f"pillow-heif {importlib.metadata.version('pillow-heif')}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append("pillow-heif none")
+    return found
+
+
+def opened(data: bytes) -> tuple[Image.Image, int]:
+    """The image, whose pixels are not decoded yet, and its EXIF orientation.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    heif = data[4:8] == b"ftyp" and b"avif" not in data[8:64] and b"avis" not in data[8:64]
+    if heif:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise Refused("unsupported", "HEIF is read where the package pillow-heif is installed") from None
+        register_heif_opener()
+    try:
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS.values() if name in Image.OPEN])
+        orientation = image.getexif().get(0x0112, 1)
+    except UnidentifiedImageError:
+        raise Refused("corrupt", "Pillow cannot make sense of its header") from None
+    return image, orientation if orientation in range(1, 9) else 1
+
+
+def pixels(image: Image.Image, orientation: int, max_pixels: int) -> tuple[tuple[int, int], bytes, int]:
+    """Width and height of the stored frame, its samples row by row, and channels: 1 grey, 3 RGB, 4 RGBA.
+
+    Raises:
+        Refused: too many pixels, samples of an unusual type, or a size other than the header's.
+    """
+    from PIL import Image, ImageOps
+
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Refused("too_large", f"{width} × {height} pixels, more than render.max_pixels = {max_pixels}")
+    kind = image.format
+    image.load()
+    if kind == "TIFF" and orientation != 1:
+        # Pillow turns TIFF alone when it loads it; the engine turns every image itself.
+        image = ImageOps.exif_transpose(image).transpose(Image.Transpose(_TURNED_BACK[orientation]))
+    elif image.size != (width, height):
+        raise Refused("corrupt", f"{image.size[0]} × {image.size[1]} pixels, but its header says {width} × {height}")
+    if image.mode.startswith("I;16"):
+        # Of 16 bits the high byte counts, as everywhere in the engine.
+        return image.size, image.tobytes()[0 if image.mode.endswith("B") else 1 :: 2], 1
+    if image.mode == "I" and kind == "PPM":
+        return image.size, image.tobytes()[1 if sys.byteorder == "little" else 2 :: 4], 1
+    if image.mode in ("I", "F"):
+        raise Refused("unsupported", f"samples of type '{image.mode}', which have no common range")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return image.size, image.convert("RGBA").tobytes(), 4
+    if image.mode in ("1", "L"):
+        return image.size, image.convert("L").tobytes(), 1
+    return image.size, image.convert("RGB").tobytes(), 3
+
+
+def answer(data: bytes, wants_pixels: bool, max_pixels: int) -> list[bytes]:
+    """One reply, in pieces."""
+    try:
+        image, orientation = opened(data)
+        width, height = image.size
+        profile = (image.info.get("icc_profile") or b"")[:PROFILE_BYTES] if wants_pixels else b""
+        samples, channels = b"", 0
+        if wants_pixels:
+            (width, height), samples, channels = pixels(image, orientation, max_pixels)
+    except Refused as e:
+        return _refusal(e.reason, str(e))
+    except MemoryError:
+        return _refusal("memory", "Pillow has no memory for it")
+    except NotImplementedError as e:
+        return _refusal("unsupported", str(e))
+    except Exception as e:
+        # Whatever a plugin makes of bytes that lie: OSError, SyntaxError, ValueError, struct.error, KeyError ...
+        cut = isinstance(e, EOFError) or "truncated" in str(e).lower()
+        return _refusal("truncated" if cut else "corrupt", f"Pillow: {e or type(e).__name__}")
+    head = REPLY.pack(0, width, height, orientation, channels, len(samples) + len(profile))
+    return [head, samples, profile]
+
+
+def _refusal(reason: str, detail: str) -> list[bytes]:
+    text = f"{reason}\n{detail}".encode(errors="replace")
+    return [REPLY.pack(1, 0, 0, 0, 0, len(text)), text]
+
+
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """Answers requests until the engine closes its end, or asks for nothing for a while."""
+    import resource
+
+    from PIL import Image
+
+    warnings.simplefilter("ignore")
+    # The engine's own cap holds, before anything is decoded.
+    Image.MAX_IMAGE_PIXELS = None
+    # A decoder that crashes must not fill the disk with its memory.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    while select.select([source], [], [], IDLE_SECONDS)[0]:
+        head = source.read(REQUEST.size)
+        if len(head) < REQUEST.size:
+            return
+        wants_pixels, max_pixels, length = REQUEST.unpack(head)
+        data = source.read(length)
+        if len(data) < length:
+            return
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(used.ru_utime + used.ru_stime) + CPU_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))
+        for piece in answer(data, bool(wants_pixels), max_pixels):
+            sink.write(piece)
+        sink.flush()
+        del data
+
+
+if __name__ == "__main__":
+    # The engine asks again only after the answer, so the buffer never holds what `select` would wait for.
+    serve(sys.stdin.buffer, sys.stdout.buffer)
