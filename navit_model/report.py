@@ -58,10 +58,10 @@ def write(
         raise ModelError(f"'{out / 'log.jsonl'}' is missing or empty; give the folder of a run (its train.out)")
     evals = [e for e in entries if e["kind"] == "eval"]
     last = scores or ([e for e in evals if e["step"] == evals[-1]["step"]] if evals else [])
-    best = max((e["accuracy"] for e in last), default=None)
+    name, best = _best(last)
     feed = _weighted(steps)
     tiles = [
-        ("held-out accuracy", f"{best:.2%}" if best is not None else "–"),
+        (f"held-out {name}", f"{best:.2%}" if best is not None else "–"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
@@ -71,7 +71,8 @@ def write(
     cards = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
     charts = _card("Loss", _loss_chart(steps))
     if last:
-        charts += _card("Held-out accuracy against tokens of one image", _accuracy_chart(last, baselines or {}))
+        curve = [{"tokens": e["tokens"], "share": _share(e)} for e in last]
+        charts += _card(f"Held-out {name} against tokens of one image", _accuracy_chart(curve, name, baselines or {}))
     charts += _card("Share of the time in which a step waits for data", _starved_chart(steps))
     if last:
         charts += _card("Scores", _table(last, baselines or {}))
@@ -97,6 +98,19 @@ def write(
     return path
 
 
+def _share(score: Mapping[str, Any]) -> float:
+    """What is drawn of a score: accuracy, or the mean of both recalls at 1."""
+    if "accuracy" in score:
+        return float(score["accuracy"])
+    return float(score["image_to_text"]["1"] + score["text_to_image"]["1"]) / 2
+
+
+def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
+    """The name of what `_share` draws, and the best of it."""
+    name = "R@1, mean of both ways" if scores and "accuracy" not in scores[0] else "accuracy"
+    return name, max(map(_share, scores), default=None)
+
+
 def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Medians over the log: steady against the first lines, when threads and caches are cold."""
     return {
@@ -110,6 +124,8 @@ def _card(title: str, body: str) -> str:
 
 
 def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
+    if "accuracy" not in scores[0]:
+        return _retrieval_table(scores)
     rows = "".join(
         f"<tr><td>navit, {e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['accuracy']:.2%}</td>"
         f"<td>{e['ece']:.3f}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td><td>{e['images_per_s']:,.0f}</td></tr>"
@@ -120,6 +136,19 @@ def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) 
         for name, accuracy in baselines.items()
     )
     head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "ECE", "images", "failed", "images/s"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _retrieval_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    ways = {"image_to_text": "image to text", "text_to_image": "text to image"}
+    rows = "".join(
+        f"<tr><td>navit, {e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td>"
+        + "".join(f"<td>{share:.2%}</td>" for way in ways for share in e[way].values())
+        + f"<td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
+        for e in scores
+    )
+    names = [f"{name} R@{k}" for way, name in ways.items() for k in scores[0][way]]
+    head = "".join(f"<th>{name}</th>" for name in ("", *names, "images", "failed"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
@@ -139,16 +168,16 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
     return chart.svg
 
 
-def _accuracy_chart(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
+def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
     scores = sorted(scores, key=lambda e: e["tokens"])
     tokens = [e["tokens"] for e in scores]
-    with _Chart("tokens of one image at most", "accuracy, %") as chart:
+    with _Chart("tokens of one image at most", f"{name}, %") as chart:
         axes = chart.axes
-        axes.plot(tokens, [100 * e["accuracy"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
+        axes.plot(tokens, [100 * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
         for e in scores:
             axes.annotate(
-                f"{100 * e['accuracy']:.1f}",
-                (e["tokens"], 100 * e["accuracy"]),
+                f"{100 * e['share']:.1f}",
+                (e["tokens"], 100 * e["share"]),
                 textcoords="offset points",
                 xytext=(0, 9),
                 ha="center",
