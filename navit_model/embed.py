@@ -53,16 +53,21 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.proj.weight, std=inputs**-0.5)
         nn.init.zeros_(self.proj.bias)
 
-    def weight(self, patch_size: int) -> Tensor:
-        """The kernel for patches of this side, `[D, P·P·3]`, differentiable in the base kernel."""
-        weight = self.proj.weight
+    def resize(self, patch_size: int) -> Tensor | None:
+        """Q of this patch size, `[P, base]`, made once and kept; None for the base itself."""
         if patch_size == self.base:
-            return weight
-        key = (patch_size, weight.device)
+            return None
+        key = (patch_size, self.proj.weight.device)
         if key not in self._resizes:
-            matrix = pi_resize_matrix(self.base, patch_size, self.filter)
-            self._resizes[key] = matrix.to(weight.device, torch.float32)
-        q = self._resizes[key].to(weight.dtype)
+            self._resizes[key] = pi_resize_matrix(self.base, patch_size, self.filter).to(key[1], torch.float32)
+        return self._resizes[key]
+
+    def weight(self, q: Tensor | None) -> Tensor:
+        """The kernel for the patch size of `q`, `[D, P·P·3]`, differentiable in the base kernel."""
+        weight = self.proj.weight
+        if q is None:
+            return weight
+        q = q.to(weight.dtype)
         kernel = weight.view(-1, self.base, self.base, 3)
         return torch.einsum("ai,bj,dijc->dabc", q, q, kernel).flatten(1)
 
@@ -73,9 +78,13 @@ class PatchEmbedding(nn.Module):
             patches: u8 pixels; or float, which are taken as normalised already.
             patch_size: P.
         """
-        weight = self.weight(patch_size)
+        return self.project(patches, self.resize(patch_size))
+
+    def project(self, patches: Tensor, q: Tensor | None) -> Tensor:
+        """What `forward` does on the device alone: this is what can be compiled, once for each P."""
+        weight = self.weight(q)
         x = patches.to(weight.dtype)
         if patches.dtype == torch.uint8:
-            area = patch_size**2
+            area = patches.shape[1] // 3
             x = x * self.scale.to(x.dtype).repeat(area) + self.shift.to(x.dtype).repeat(area)
         return F.linear(x, weight, self.proj.bias)

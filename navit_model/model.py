@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ class NaViT(Saved):
 
     def forward_features(self, batch: PackedBatch | View) -> Tensor:
         """Encoded tokens, `[B, L, D]`; no image is influenced by padding or by another image."""
-        return self._last(self._encode(batch, ())[0])
+        return self._encode(self._embed(batch), batch, ())[0]
 
     def forward_head(self, x_BLD: Tensor, batch: PackedBatch | View, pre_logits: bool = False) -> Tensor:
         """Pooled images `[B, E, D]` with `pre_logits`, else their logits, f32 `[B, E, classes]`."""
@@ -93,22 +95,25 @@ class NaViT(Saved):
         depth = len(self.blocks)
         if not all(-depth <= n < depth for n in indices):
             raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
-        x_BLD, found = self._encode(batch, {n % depth for n in indices})
-        return self._last(x_BLD), found
+        return self._encode(self._embed(batch), batch, tuple(n % depth for n in indices))
 
-    def _encode(self, batch: PackedBatch | View, wanted: Sequence[int] | set[int]) -> tuple[Tensor, list[Tensor]]:
-        """The whole path from pixels to the last block, and the tokens after the blocks `wanted`."""
+    def _embed(self, batch: PackedBatch | View) -> Tensor:
+        """Pixels → tokens `[T, D]`: all that depends on the patch size."""
         self.check(batch)
+        patches = batch.patches.flatten(0, 1)
+        if patches.is_floating_point():
+            # Masked memory may hold anything; a NaN there would reach weight gradients as 0 · NaN.
+            is_patch = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
+            patches = patches.masked_fill(~is_patch.flatten()[:, None], 0.0)
+        return self.patch_embed(patches, batch.patch_size)  # type: ignore[no-any-return]
+
+    def _encode(self, x_TD: Tensor, batch: PackedBatch | View, wanted: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """Tokens of patches → encoded tokens `[B, L, D]`, and the tokens after the blocks `wanted`."""
         B, L = batch.segment_ids.shape
         real_T, place_T2 = (batch.segment_ids >= 0).flatten(), batch.positions.flatten(0, 1)
         is_patch_T = real_T & (place_T2[:, 0] >= 0)
         at_T2 = place_T2.long().clamp_min(0) * is_patch_T[:, None]
 
-        patches = batch.patches.flatten(0, 1)
-        if patches.is_floating_point():
-            # Masked memory may hold anything; a NaN there would reach weight gradients as 0 · NaN.
-            patches = patches.masked_fill(~is_patch_T[:, None], 0.0)
-        x_TD = self.patch_embed(patches, batch.patch_size)
         places = self.positions(at_T2, self._grids(batch))
         if places is not None:
             x_TD = x_TD + places
@@ -128,7 +133,6 @@ class NaViT(Saved):
         rotation = None if self.rotation is None else self.rotation(at_T2, is_patch_T)
         context = Context(where, rotation, segment_T, len(batch.cu_seqlens) - 1)
 
-        back = None if order is None else torch.argsort(order)
         found = []
         for n, block in enumerate(self.blocks):
             if self.checkpointing and self.training:
@@ -136,8 +140,11 @@ class NaViT(Saved):
             else:
                 x_TD = block(x_TD, context)
             if n in wanted:
-                found.append((x_TD if back is None else x_TD[back]).unflatten(0, (B, L)))
-        x_BLD: Tensor = (x_TD if back is None else x_TD[back]).unflatten(0, (B, L))
+                found.append(x_TD)
+        if not self.config.norm_pooled:
+            x_TD = self.norm(x_TD)
+        back = None if order is None else torch.argsort(order)
+        x_BLD, *found = ((x if back is None else x[back]).view(B, L, -1) for x in (x_TD, *found))
         return x_BLD, found
 
     def _grids(self, batch: PackedBatch | View) -> Tensor:
@@ -150,10 +157,6 @@ class NaViT(Saved):
         kind = x_TD.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
         return choose(self.config.attention, x_TD.device, dtype)
-
-    def _last(self, x_BLD: Tensor) -> Tensor:
-        """The last norm, unless it is the pooled image's."""
-        return x_BLD if self.config.norm_pooled else self.norm(x_BLD)
 
     def _pool(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         images = batch.grids.shape[1]
@@ -179,6 +182,20 @@ class NaViT(Saved):
         """Refuses what the model does not take; see `navit_model.check.check_batch`. `forward` calls it itself."""
         check_batch(self.config, batch)
 
+    @property
+    def num_features(self) -> int:
+        """D, the width of tokens and pooled images."""
+        return self.config.width
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier; 0 where there is none."""
+        return self.config.classes
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier: a linear layer, or an identity where there are no classes."""
+        return self.head
+
     def reset_classifier(self, classes: int) -> None:
         """A fresh classifier with this many classes; 0 leaves the pooled features as they are."""
         self.config = replace(self.config, classes=classes)
@@ -195,6 +212,26 @@ class NaViT(Saved):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether to recompute each block in the backward pass."""
         self.checkpointing = enable
+
+    def compile(self, **options: Any) -> None:
+        """Compiles in place, without a graph break: the patch embedding once for each P, all behind it once for a run.
+
+        Args:
+            options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
+
+        Raises:
+            ModelError: the backend of attention cannot be traced.
+        """
+        device = self.patch_embed.proj.weight.device
+        if choose(self.config.attention, device) == "segments":
+            raise ModelError("attention = 'segments' cannot be traced; set attention = 'dense' to compile on a CPU")
+        options = {"fullgraph": True, "dynamic": False, **options}
+        # Dynamo gives up after eight shapes; FlexiViT has ten patch sizes.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, len(self.config.patch_sizes) + 1)
+        for part, name in ((self.patch_embed, "project"), (self, "_encode"), (self, "forward_head")):
+            # Bound anew, so that a copy of the model runs its own weights.
+            setattr(part, name, MethodType(torch.compile(getattr(type(part), name), **options), part))
 
 
 def _classifier(config: NaViTConfig) -> nn.Module:

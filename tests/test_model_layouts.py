@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -165,7 +166,7 @@ def test_stochastic_depth_is_drawn_per_image_and_keeps_the_mean() -> None:
         plain = net.forward_head(net.forward_features(same), same, pre_logits=True)
         net.train()
         torch.manual_seed(0)
-        drawn = net._encode(same, ())[0][:, :IMAGES]
+        drawn = net._encode(net._embed(same), same, (1,))[1][0][:, :IMAGES]
         rows = {tuple(row.tolist()) for row in drawn.flatten(0, 1).round(decimals=4)}
     # Attention and MLP of the last block, each there or not.
     assert len(rows) == 4
@@ -208,15 +209,39 @@ def test_classifiers_come_and_go() -> None:
     assert net.no_weight_decay() <= names.keys() and "pool.query" in net.no_weight_decay()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks at it while tracing
 def test_compiles_whole_and_once_for_all_layouts() -> None:
-    """No graph break, and no second compilation for other images."""
-    net = model(attention="dense", classes=0)
+    """No graph break; the embedding is compiled once for each P, all behind it once, whatever the images."""
+    sizes = tuple(range(1, 11))
+    net = model(attention="dense", classes=3, patch_sizes=sizes)
+    plain = deepcopy(net)
+    graphs: list[list[str]] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
     torch._dynamo.reset()
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        for seed, layout in enumerate((FULL, [[(2, 2)], [], [(5, 4), (5, 4)]], [[], [], []])):
-            some = batch(layout, seed=seed)
-            assert torch.allclose(compiled(some), net(some), atol=1e-5)
+    net.compile(backend=compiler)
+    for seed, p in enumerate([*sizes, *sizes]):
+        layout = (FULL, [[(2, 2)], [], [(5, 4), (5, 4)]], [[], [], []])[seed % 3]
+        some = batch(layout, patch=p, seed=seed)
+        total = [f(some).square().mean() for f in (net, plain)]
+        for t in total:
+            t.backward()
+        assert torch.allclose(*total, atol=1e-6)
+    for (name, p), q in zip(net.named_parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None and torch.allclose(p.grad, q.grad, atol=1e-5), name
+    encoders = sum(any("scaled_dot_product" in target for target in targets) for targets in graphs)
+    assert encoders == 1 and len(graphs) == len(sizes) + 2
+    copy = deepcopy(net)
+    torch.nn.init.zeros_(copy.head.weight)
+    assert not copy(some).any() and net(some).any()
+
+
+def test_segments_cannot_be_compiled() -> None:
+    with pytest.raises(ModelError, match="'segments' cannot be traced"):
+        model().compile()
 
 
 def test_bad_batches_are_refused_by_name() -> None:
