@@ -62,8 +62,11 @@ class PatchEmbedding(nn.Module):
             self._resizes[key] = pi_resize_matrix(self.base, patch_size, self.filter).to(key[1], torch.float32)
         return self._resizes[key]
 
-    def weight(self, q: Tensor | None) -> Tensor:
-        """The kernel for the patch size of `q`, `[D, P·P·3]`, differentiable in the base kernel."""
+    def weight(self, patch_size: int) -> Tensor:
+        """The kernel for patches of this side, `[D, P·P·3]`, differentiable in the base kernel."""
+        return self._kernel(self.resize(patch_size))
+
+    def _kernel(self, q: Tensor | None) -> Tensor:
         weight = self.proj.weight
         if q is None:
             return weight
@@ -82,7 +85,7 @@ class PatchEmbedding(nn.Module):
 
     def project(self, patches: Tensor, q: Tensor | None) -> Tensor:
         """What `forward` does on the device alone: this is what can be compiled, once for each P."""
-        weight = self.weight(q)
+        weight = self._kernel(q)
         x = patches.to(weight.dtype)
         if patches.dtype == torch.uint8:
             area = patches.shape[1] // 3

@@ -43,7 +43,7 @@ class TrainConfig:
         clip: largest norm of the gradient; 0 leaves it alone.
         ema: decay of the weights' moving average per step; 0 keeps none. Where kept, it is what is evaluated.
         precision: `fp32`, or `bf16` for autocast.
-        compile: run the model through `torch.compile`.
+        compile: compile the image tower (`NaViT.compile`).
         parallel: how several ranks share the model: `ddp` keeps all of it on each, `fsdp` spreads weights, gradients and
             moments over them (FSDP2, `fully_shard`).
         device: `auto` takes CUDA where there is one.

@@ -26,6 +26,7 @@ from .feed import Feed, Loader
 from .flops import peak_tflops
 from .journal import Journal
 from .meter import Meter
+from .model import NaViT
 from .optim import Average, adamw
 from .picture import packed_svg
 from .schedule import learning_rate
@@ -73,8 +74,10 @@ class Trainer:
         self.forward: nn.Module = self.module
         if not spread:
             if run.train.compile:
-                self.forward = torch.compile(self.module)  # type: ignore[assignment]
-            self.forward = world.wrap(self.forward)
+                for part in self.module.modules():
+                    if isinstance(part, NaViT):
+                        part.compile()
+            self.forward = world.wrap(self.module)
         self._stop = threading.Event()
         self._asked: Later | None = None
         self.stop_after: int | None = None

@@ -32,7 +32,7 @@ def test_upsized_patches_give_the_same_tokens(base: int, more: int, filter: str)
     embed = embedding(base, filter)
     x = torch.randn(5, base, base, 3, dtype=torch.float64)
     bigger = resized(x, base + more, filter)
-    weight = embed.weight(embed.resize(base + more))
+    weight = embed.weight(base + more)
     assert torch.allclose(embed(x.flatten(1), base), F.linear(bigger.flatten(1), weight, embed.proj.bias), atol=1e-4)
 
 
@@ -41,15 +41,15 @@ def test_equals_timm(base: int, target: int) -> None:
     embed = embedding(base, "bicubic").float()
     kernel = embed.proj.weight.detach().view(16, base, base, 3).permute(0, 3, 1, 2)
     theirs = resample_patch_embed(kernel, [target, target], interpolation="bicubic", antialias=True)
-    ours = embed.weight(embed.resize(target)).detach().view(16, target, target, 3).permute(0, 3, 1, 2)
+    ours = embed.weight(target).detach().view(16, target, target, 3).permute(0, 3, 1, 2)
     assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
 
 
 def test_resizes_from_the_base_and_keeps_it_learning() -> None:
     embed = embedding(8, "bilinear").float()
-    first = embed.weight(embed.resize(4)).detach().clone()
-    embed.weight(embed.resize(12))
-    assert torch.equal(embed.weight(embed.resize(4)), first)
+    first = embed.weight(4).detach().clone()
+    embed.weight(12)
+    assert torch.equal(embed.weight(4), first)
     assert not [name for name, _ in embed.named_buffers() if "resize" in name]
     embed(torch.zeros(2, 48, dtype=torch.uint8), 4).sum().backward()
     assert embed.proj.weight.grad is not None and embed.proj.weight.grad.abs().max() > 0
