@@ -17,7 +17,7 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python check bench build clean
+.PHONY: help demo test test-rust test-python test-aarch64 check bench build clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,20 @@ test-rust: $(VENV)/.deps
 
 test-python: build
 	@$(PY) -m pytest
+
+# Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached.
+ARM    := aarch64-unknown-linux-gnu
+ARMRUN := CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
+
+test-aarch64: $(VENV)/.deps  ## the plan's digests on an emulated Arm processor; as root on Debian it installs what it needs
+	@[ -e /usr/lib/rustlib/$(ARM) ] && command -v qemu-aarch64 aarch64-linux-gnu-gcc >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing a compiler and an emulator for $(ARM) ..."; dpkg --add-architecture arm64 && apt-get update -qq && \
+			apt-get install -y -qq --no-install-recommends rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu \
+				libc6-dev-arm64-cross >/dev/null; \
+		else echo "for $(ARM) install, on Debian: rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu" >&2; exit 1; fi; }
+	@RUSTC=/usr/bin/rustc $(ARMRUN) cargo test --quiet --locked --target $(ARM) --target-dir target/aarch64 --test plan_digest
 
 check: build  ## formatters, linters, types, and the stub against the binary
 	cargo fmt --all --check

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised whenever the same configuration and index would give another plan."""
 
 RENDER_VERSION = 1

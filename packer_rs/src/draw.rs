@@ -5,15 +5,18 @@
 //! Sources: NaViT (arXiv 2307.06304) section 2.2 and appendix B; Pix2Struct (arXiv 2210.03347) section 3 for `budget`.
 
 use crate::config::{CropKind, DropKind, Fit, PlanConfig, ResolutionKind, ScheduleKind, Unit};
-use crate::random::{TruncatedNormal, below, beta, philox, unit};
+use crate::quantiles::{Betas, TruncatedNormal};
+use crate::random::{below, philox, unit};
 use crate::slots::{Crop, Grid};
 
 /// Purposes keep the counters of different draws apart.
 const CROP: u32 = 1;
 const FLIP_AND_SIZE: u32 = 2;
-const BETA: u32 = 3;
-const KEEP: u32 = 4;
-const PERMUTE: u32 = 5;
+const KEEP: u32 = 3;
+const PERMUTE: u32 = 4;
+
+/// α + β of the beta draw: its variance is 0.3·m·(1 − m) (NaViT, appendix B.3).
+const CONCENTRATION: f64 = 1.0 / 0.3 - 1.0;
 
 /// What was drawn for one image, before a patch size is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -41,6 +44,9 @@ pub struct Draws {
     config: PlanConfig,
     resolution: Option<TruncatedNormal>,
     drop: Option<TruncatedNormal>,
+    beta: Option<Betas>,
+    /// Logarithms of the smallest and the largest aspect ratio of a crop.
+    aspect: (f64, f64),
 }
 
 impl Draws {
@@ -51,7 +57,16 @@ impl Draws {
             (r.kind == ResolutionKind::TruncatedNormal).then(|| TruncatedNormal::new(r.mean, r.std, -1.0, 1.0));
         let drop =
             (config.drop.kind == DropKind::ResolutionDependent).then(|| TruncatedNormal::new(0.0, 1.0, -2.0, 2.0));
-        Self { config: config.clone(), resolution, drop }
+        let (d, schedule) = (&config.drop, &config.drop.schedule);
+        let beta = (d.kind == DropKind::Beta).then(|| {
+            let (a, b) = match schedule.kind {
+                ScheduleKind::Constant => (d.rate, d.rate),
+                ScheduleKind::Linear | ScheduleKind::Sigmoid => (schedule.start, schedule.end),
+            };
+            Betas::new(CONCENTRATION, a.min(b) / d.max_rate, a.max(b) / d.max_rate)
+        });
+        let aspect = (libm::log(config.crop.ratio.0), libm::log(config.crop.ratio.1));
+        Self { config: config.clone(), resolution, drop, beta, aspect }
     }
 
     /// Draws for one image.
@@ -76,7 +91,7 @@ impl Draws {
             row,
             crop,
             side: self.side(unit(bits[0]), crop),
-            drop: if dropping { self.drop_share(key, row, unit(bits[1]), seen) } else { 0.0 },
+            drop: if dropping { self.drop_share(unit(bits[1]), seen) } else { 0.0 },
             key: token_key,
             source,
             flip: unit(bits[2]) < self.config.crop.flip,
@@ -87,9 +102,8 @@ impl Draws {
     /// Random resized crop (Szegedy et al., *Going deeper with convolutions*, 2015): area share uniform, aspect ratio
     /// log-uniform. Where the drawn rectangle does not fit, its sides are cut to the image: one draw, no retries.
     fn random_crop(&self, bits: [u32; 4], (height, width): (i32, i32)) -> Crop {
-        let (scale, ratio) = (self.config.crop.scale, self.config.crop.ratio);
+        let (scale, (low, high)) = (self.config.crop.scale, self.aspect);
         let share = scale.0 + (scale.1 - scale.0) * unit(bits[0]);
-        let (low, high) = (libm::log(ratio.0), libm::log(ratio.1));
         let aspect = libm::exp(low + (high - low) * unit(bits[1]));
         let area = share * f64::from(height) * f64::from(width);
         let w = ((area * aspect).sqrt() + 0.5).floor().clamp(1.0, f64::from(width)) as i32;
@@ -129,20 +143,15 @@ impl Draws {
         }
     }
 
-    fn drop_share(&self, key: u64, row: u64, u: f64, seen: u64) -> f64 {
+    fn drop_share(&self, u: f64, seen: u64) -> f64 {
         let d = &self.config.drop;
         let mean = self.scheduled(seen);
         match d.kind {
             DropKind::None => 0.0,
             DropKind::Constant => mean.unwrap_or(d.rate),
             DropKind::Beta => {
-                // Appendix B.3: variance 0.3·m·(1 − m) makes alpha + beta = 7/3.
                 let m = mean.unwrap_or(d.rate) / d.max_rate;
-                if m <= 0.0 {
-                    return 0.0;
-                }
-                const CONCENTRATION: f64 = 1.0 / 0.3 - 1.0;
-                d.max_rate * beta(key, row, BETA, CONCENTRATION * m, CONCENTRATION * (1.0 - m))
+                d.max_rate * self.beta.as_ref().map_or(m, |t| t.at(m, u))
             }
             DropKind::ResolutionDependent => {
                 // The schedule moves the whole line so that its middle has the scheduled rate.

@@ -27,6 +27,7 @@ pub mod plan;
 pub mod probe;
 #[cfg(feature = "python")]
 mod py;
+pub mod quantiles;
 pub mod random;
 pub mod render;
 pub mod resize;

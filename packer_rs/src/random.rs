@@ -41,75 +41,6 @@ pub fn below(bits: u32, n: u64) -> u64 {
     (u64::from(bits) * n) >> 32
 }
 
-/// The distribution function of the standard normal.
-fn normal_cdf(x: f64) -> f64 {
-    0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
-}
-
-/// A truncated normal, drawn by inverting its distribution function: 4,096 exact knots, straight lines between.
-#[derive(Clone, Debug)]
-pub struct TruncatedNormal {
-    knots: Vec<f64>,
-}
-
-impl TruncatedNormal {
-    const KNOTS: usize = 4096;
-
-    /// N(mean, std²) cut to [low, high]; all mass at the nearer end where the interval's own mass underflows.
-    pub fn new(mean: f64, std: f64, low: f64, high: f64) -> Self {
-        // Mirror an interval right of the mean to the left, where the distribution function keeps its precision.
-        let mirrored = low > mean;
-        let (a, b) = if mirrored { (2.0 * mean - high, 2.0 * mean - low) } else { (low, high) };
-        let (pa, pb) = (normal_cdf((a - mean) / std), normal_cdf((b - mean) / std));
-        let knot = |i: usize| {
-            if pb - pa <= 0.0 {
-                return b;
-            }
-            let p = pa + (pb - pa) * i as f64 / Self::KNOTS as f64;
-            let (mut left, mut right) = (a, b);
-            for _ in 0..60 {
-                let middle = 0.5 * (left + right);
-                if normal_cdf((middle - mean) / std) < p {
-                    left = middle;
-                } else {
-                    right = middle;
-                }
-            }
-            0.5 * (left + right)
-        };
-        let mut knots: Vec<f64> = (0..=Self::KNOTS).map(knot).collect();
-        if mirrored {
-            knots.iter_mut().for_each(|x| *x = 2.0 * mean - *x);
-            knots.reverse();
-        }
-        Self { knots }
-    }
-
-    /// The value at probability `p` in (0, 1).
-    #[inline]
-    pub fn at(&self, p: f64) -> f64 {
-        let x = p * Self::KNOTS as f64;
-        let i = (x as usize).min(Self::KNOTS - 1);
-        let (left, right) = (self.knots[i], self.knots[i + 1]);
-        left + (right - left) * (x - i as f64)
-    }
-}
-
-/// Beta(alpha, beta) by Jöhnk's rejection, on a counter of its own; both parameters at most about 3.
-pub fn beta(key: u64, row: u64, purpose: u32, alpha: f64, beta: f64) -> f64 {
-    for attempt in 0..64 {
-        let bits = philox(key, [row as u32, (row >> 32) as u32, purpose, attempt]);
-        for pair in [[bits[0], bits[1]], [bits[2], bits[3]]] {
-            let x = libm::pow(unit(pair[0]), 1.0 / alpha);
-            let y = libm::pow(unit(pair[1]), 1.0 / beta);
-            if x + y <= 1.0 && x + y > 0.0 {
-                return x / (x + y);
-            }
-        }
-    }
-    alpha / (alpha + beta)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,24 +52,5 @@ mod tests {
         assert_eq!(philox(u64::MAX, [u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
         assert_eq!(philox(0x299f_31d0_a409_3822, pi), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
-    }
-
-    #[test]
-    fn truncated_normal_follows_its_distribution() {
-        for (mean, std, low, high) in [(-0.5, 1.0, -1.0, 1.0), (3.0, 0.5, -1.0, 1.0), (0.0, 1.0, -2.0, 2.0)] {
-            let t = TruncatedNormal::new(mean, std, low, high);
-            let cdf = |x: f64| {
-                let at = |x: f64| normal_cdf((x - mean) / std);
-                (at(x) - at(low)) / (at(high) - at(low))
-            };
-            for i in 1..1000 {
-                let p = f64::from(i) / 1000.0;
-                let x = t.at(p);
-                assert!((low..=high).contains(&x));
-                // Straight lines between knots: never off by more than half a knot.
-                assert!((cdf(x) - p).abs() < 0.5 / 4096.0, "mean {mean}: {p} gives {x}");
-            }
-        }
-        assert!((TruncatedNormal::new(40.0, 0.1, -1.0, 1.0).at(0.5) - 1.0).abs() < 1e-9);
     }
 }

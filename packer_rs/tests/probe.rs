@@ -125,8 +125,10 @@ proptest! {
         let whole = png(w, h, o, pixels, cut);
         let (w, h) = if o >= 5 { (h, w) } else { (w, h) };
         prop_assert_eq!(probe(&whole), Ok((w as i32, h as i32, o, Format::Png)));
-        prop_assert!(probe(&whole[..whole.len() - 5]).is_err());
-        prop_assert!(probe(&whole[..whole.len() * cut / 9000]).is_err());
+        // Nothing is read behind the name of the last chunk: its checksum may be missing.
+        let last = whole.len() - 5;
+        prop_assert!(probe(&whole[..last]).is_err());
+        prop_assert!(probe(&whole[..last.min(whole.len() * cut / 9000)]).is_err());
     }
 
     #[test]
