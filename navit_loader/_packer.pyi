@@ -20,6 +20,7 @@ __all__ = [
     "Plan",
     "PlannedBatch",
     "Renderer",
+    "SlotRenderer",
     "__version__",
     "pack",
     "probe_bytes",
@@ -235,8 +236,15 @@ class Renderer:
         sources: list[dict[str, Any]],
         helpers: Helpers | None = None,
     ) -> Renderer: ...
-    def submit(self, batch: PlannedBatch) -> Pending:
-        """Asks for a batch and returns at once. Raises RenderError after `close` or in a forked child."""
+    def submit(self, batch: PlannedBatch, encoded: bool = False) -> Pending:
+        """Asks for a batch and returns at once. Raises RenderError after `close` or in a forked child.
+
+        Args:
+            batch: what to render.
+            encoded: deliver the files in place of pixels; see `navit_loader.encoded`.
+        """
+    def encoded_bytes(self, batch: PlannedBatch) -> int:
+        """Bytes that the batch takes in memory as an encoded one. Raises RenderError where that is too much."""
     @property
     def fd(self) -> int:
         """An eventfd that becomes readable when some pending batch is ready."""
@@ -258,6 +266,64 @@ class Pending:
         """The fields of `PackedBatch`; None on timeout. Raises RenderError."""
     def cancel(self) -> None:
         """Gives the batch up."""
+
+@final
+class SlotRenderer:
+    """The CPU renderer for images of encoded batches, and the ledger of those that could not be decoded.
+
+    Images are given by `data` (u8, the batch's) and one value each of `spans` i64 `[n, 2]`, `sizes` i32 `[n, 2]` (height,
+    width), `orientations` u8 `[n]`, `crops` i32 `[n, 4]`, `flips` u8 `[n]`.
+
+    Args:
+        render_json: `RenderConfig.to_json()`; its ledger and failure limit count here.
+        helpers: as for `Renderer`.
+    """
+
+    def __new__(cls, render_json: str, helpers: Helpers | None = None) -> SlotRenderer: ...
+    def prepare(
+        self,
+        data: NDArray[np.uint8],
+        spans: NDArray[np.int64],
+        sizes: NDArray[np.int32],
+        orientations: NDArray[np.uint8],
+        crops: NDArray[np.int32],
+        flips: NDArray[np.uint8],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8]]:
+        """How each image lies in its file.
+
+        Returns:
+            1 where the file is a whole JPEG that other decoders read as the one here does, u8; crops in the stored frame,
+            i32 `[4 n]`; how the oriented and flipped image lies in the stored one, u8: 1 swapped, 2 mirrored across,
+            4 mirrored down.
+
+        Raises:
+            RenderError: a span outside `data` or a crop outside its image.
+        """
+    def render(
+        self,
+        data: NDArray[np.uint8],
+        spans: NDArray[np.int64],
+        sizes: NDArray[np.int32],
+        orientations: NDArray[np.uint8],
+        who: list[tuple[int, int, int, str]],
+        batch: PlannedBatch,
+        limits: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Renders a planned batch whose rows are these images: the fields of `PackedBatch`.
+
+        Args:
+            data, spans, sizes, orientations: the images.
+            who: for each image source, row, offset and uri, by which a failure is entered in the ledger.
+            batch: the plan.
+            limits: as for `Renderer`.
+
+        Raises:
+            RenderError: too many images failed, or the plan does not fit.
+        """
+    def passed(self, count: int) -> None:
+        """Counts images that another decoder has rendered."""
+    def failures(self) -> list[dict[str, Any]]:
+        """The ledger so far."""
 
 def render_images(
     images: list[Any],

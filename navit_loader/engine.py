@@ -20,6 +20,7 @@ import numpy as np
 from . import _packer, identity
 from .batch import PackedBatch, View
 from .config import LoaderConfig, Source
+from .encoded import PendingEncoded
 from .errors import ConfigError, NavitError
 from .foreign import helpers, revisions
 from .index import Index, open_index
@@ -65,6 +66,7 @@ class Engine:
         plan_id: covers plan version, the columns that planning reads, and `[plan]`; never batch size, ranks or paths.
         render_id: covers the other columns, the decoder and the settings that change pixels.
         classes: class names by label.
+        render: the keys of `[render]` that decide pixels.
         label_width: K.
         vocabulary: caption token ids are below this; 0 without captions.
         plan: the planner of the extension.
@@ -112,12 +114,13 @@ class Engine:
         fingerprints = [index.plan_fingerprint for index in self.indexes]
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
         settings = json.loads(config.render.to_json())
+        self.render = {key: settings[key] for key in RENDER_KEYS}
         # Where Pillow makes the pixels, another version of it may make others.
         through_pillow = revisions({name for index in self.indexes for name in index.formats})
         self.render_id = identity.render_id(
             [index.render_fingerprint for index in self.indexes],
             f"rust-pillow-{identity.digest(*through_pillow)}" if through_pillow else "rust",
-            {key: settings[key] for key in RENDER_KEYS},
+            self.render,
         )
         self._renderer = _packer.Renderer(
             config.render.to_json(), self.plan.limits(self.label_width), columns, helpers()
@@ -148,6 +151,22 @@ class Engine:
     def submit(self, epoch: int, first: int, batch_size: int) -> Pending:
         """Asks for a batch: sequences from `first` to the end of its run, the rest masked. Does not wait for pixels."""
         return Pending(self._renderer.submit(self.layout(epoch).batch(first, batch_size)))
+
+    def submit_encoded(self, epoch: int, first: int, batch_size: int) -> PendingEncoded:
+        """Asks for the same batch with its encoded files in place of pixels.
+
+        Raises:
+            RenderError: its files have more bytes than `render.memory_mb` allows; the largest is named.
+        """
+        return PendingEncoded(self._renderer.submit(self.layout(epoch).batch(first, batch_size), True), self.render)
+
+    def encoded_bytes(self, epoch: int, first: int, batch_size: int) -> int:
+        """Bytes that `submit_encoded` of the same batch takes in memory.
+
+        Raises:
+            RenderError: as `submit_encoded`.
+        """
+        return int(self._renderer.encoded_bytes(self.layout(epoch).batch(first, batch_size)))
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when some pending batch is ready."""

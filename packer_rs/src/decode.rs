@@ -8,9 +8,11 @@ mod jpeg;
 mod others;
 mod png;
 mod profile;
+mod whole;
 
 use std::sync::Arc;
 
+pub use self::whole::plain_jpeg;
 use crate::foreign::Helpers;
 use crate::ledger::Failure;
 use crate::probe::Format;

@@ -50,6 +50,12 @@ impl Source {
         self.width.is_empty()
     }
 
+    /// Bytes of the encoded image of `row`, as the index has it; 0 where it makes no sense, and then `fetch` fails too.
+    pub fn length(&self, row: usize) -> usize {
+        let length = || if row < self.locations.length.len() { self.locations.length.get(row) } else { 0 };
+        self.memory.get(row).map_or_else(|| usize::try_from(length()).unwrap_or(0), |chunk| chunk.as_slice().len())
+    }
+
     /// File or container and member, for people.
     pub fn uri(&self, row: usize) -> String {
         let l = &self.locations;

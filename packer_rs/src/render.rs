@@ -6,8 +6,9 @@
 //!                 bounded bytes                     any thread, any active batch
 //! ```
 //!
-//! `fill` writes what needs no pixels, `worker` renders one image, `queue` shares the images out, `engine` owns the threads.
+//! `fill` writes what needs no pixels, `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue` shares the images out, `engine` owns the threads.
 
+mod encoded;
 mod engine;
 mod fill;
 mod queue;

@@ -59,7 +59,7 @@ fn nothing_is_allocated_per_image() {
         let count = |images: usize| {
             let plan = plan(images, &files);
             let before = COUNT.load(Ordering::Relaxed);
-            let mut ticket = renderer.submit(plan).expect("a ticket");
+            let mut ticket = renderer.submit(plan, false).expect("a ticket");
             let rendered = ticket.wait(Instant::now() + Duration::from_secs(60)).expect("no error").expect("in time");
             drop((ticket, rendered));
             COUNT.load(Ordering::Relaxed) - before

@@ -1,6 +1,7 @@
 //! The Python boundary: the only folder that knows Python. One file per room, each registering its own names.
 
 mod columns;
+mod encoded;
 mod errors;
 mod foreign;
 mod notify;
@@ -22,5 +23,6 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     plan::register(m)?;
     probe::register(m)?;
     render::register(m)?;
+    encoded::register(m)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::buffers::{Block, Dtype, Field, ViewFields};
 use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
 use crate::error::{Error, Kind};
 use crate::fetch::Source;
+use crate::ledger::Entry;
 use crate::probe::{Window, probe_header};
 use crate::py::columns::{column, lists};
 use crate::py::errors::to_py;
@@ -48,7 +49,7 @@ fn view_limits(d: &Bound<'_, PyDict>) -> PyResult<ViewLimits> {
     Ok(limits)
 }
 
-fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
+pub(super) fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
     let teacher = match d.get_item("teacher")? {
         Some(t) if !t.is_none() => {
             let t = t.cast_into::<PyDict>()?;
@@ -171,7 +172,7 @@ fn array<'py>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
     }
 }
 
-fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, PyDict>> {
+pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, PyDict>> {
     let owner = Bound::new(py, Buffer { block: rendered.block })?;
     let view_of = |view: &ViewFields| -> PyResult<Bound<'_, PyDict>> {
         let d = PyDict::new(py);
@@ -188,9 +189,30 @@ fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, PyDict>> {
         d.set_item(field.name, array(&owner, field))?;
     }
     d.set_item("teacher", rendered.layout.teacher.as_ref().map(view_of).transpose()?)?;
+    for field in rendered.layout.encoded.iter().flat_map(|e| &e.fields) {
+        d.set_item(field.name, array(&owner, field))?;
+    }
     d.set_item("epoch", rendered.epoch)?;
     d.set_item("sequence", rendered.first)?;
     Ok(d)
+}
+
+/// Entries of a ledger as dictionaries.
+pub(super) fn entries(py: Python<'_>, found: Vec<Entry>) -> PyResult<Bound<'_, PyList>> {
+    let list = PyList::empty(py);
+    for e in found {
+        let d = PyDict::new(py);
+        d.set_item("epoch", e.epoch)?;
+        d.set_item("source", e.source)?;
+        d.set_item("image", e.image)?;
+        d.set_item("uri", e.uri)?;
+        d.set_item("offset", e.offset)?;
+        d.set_item("stage", e.stage)?;
+        d.set_item("reason", e.reason)?;
+        d.set_item("detail", e.detail)?;
+        list.append(d)?;
+    }
+    Ok(list)
 }
 
 /// Renders planned batches on threads of its own, in the order of submission, within a bound of bytes.
@@ -226,10 +248,16 @@ impl Renderer {
         Ok(Self { engine, signal })
     }
 
-    fn submit(&self, py: Python<'_>, batch: &PlannedBatch) -> PyResult<Pending> {
+    #[pyo3(signature = (batch, encoded=false))]
+    fn submit(&self, py: Python<'_>, batch: &PlannedBatch, encoded: bool) -> PyResult<Pending> {
         let plan = batch.inner.clone();
-        let ticket = py.detach(|| self.engine.submit(plan)).map_err(to_py)?;
+        let ticket = py.detach(|| self.engine.submit(plan, encoded)).map_err(to_py)?;
         Ok(Pending { ticket: Mutex::new(ticket) })
+    }
+
+    /// Bytes that an encoded batch takes in memory.
+    fn encoded_bytes(&self, py: Python<'_>, batch: &PlannedBatch) -> PyResult<usize> {
+        py.detach(|| self.engine.encoded_bytes(&batch.inner)).map_err(to_py)
     }
 
     /// Becomes readable when a batch is over; read 8 bytes to clear it.
@@ -253,20 +281,7 @@ impl Renderer {
     }
 
     fn failures<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let list = PyList::empty(py);
-        for e in py.detach(|| self.engine.failures()).map_err(to_py)? {
-            let d = PyDict::new(py);
-            d.set_item("epoch", e.epoch)?;
-            d.set_item("source", e.source)?;
-            d.set_item("image", e.image)?;
-            d.set_item("uri", e.uri)?;
-            d.set_item("offset", e.offset)?;
-            d.set_item("stage", e.stage)?;
-            d.set_item("reason", e.reason)?;
-            d.set_item("detail", e.detail)?;
-            list.append(d)?;
-        }
-        Ok(list)
+        entries(py, py.detach(|| self.engine.failures()).map_err(to_py)?)
     }
 
     fn close(&self, py: Python<'_>) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::encoded;
 use super::fill::{check, fill};
 use super::queue::{Job, Outcome, Queue, Task, closed_error, lock};
 use super::settings::RenderSettings;
@@ -137,21 +138,36 @@ impl Renderer {
         Ok(renderer)
     }
 
-    /// Queues a batch and returns at once.
+    /// Queues a batch and returns at once. `encoded`: with the files themselves in place of pixels.
     ///
     /// # Errors
-    /// The batch does not fit its limits; the renderer is closed, has met its failure limit, or belongs to another process.
-    pub fn submit(&self, plan: PlannedBatch) -> Result<Ticket> {
+    /// The batch does not fit its limits; the renderer is closed, has met its failure limit, or belongs to another process;
+    /// the files of an encoded batch do not fit into the memory allowed.
+    pub fn submit(&self, plan: PlannedBatch, encoded: bool) -> Result<Ticket> {
         self.shared.same_process()?;
         if self.shared.queue.closed() {
             return Err(closed_error());
         }
         self.shared.ledger.stopped().map_or(Ok(()), Err)?;
         check(&plan, &self.shared.limits, &self.shared.sources)?;
-        let layout = self.layout(plan.patch_size, plan.batch_size)?;
+        let layout = if encoded {
+            encoded::layout(&plan, &self.shared.limits, &self.shared.sources, self.shared.settings.memory())?
+        } else {
+            self.layout(plan.patch_size, plan.batch_size)?
+        };
         let job = Arc::new(Job::new(self.submitted.fetch_add(1, Ordering::Relaxed), plan, layout));
         self.shared.queue.submit(job.clone());
         Ok(Ticket { job, shared: self.shared.clone(), taken: false })
+    }
+
+    /// Bytes that an encoded batch takes in memory, before it is made.
+    ///
+    /// # Errors
+    /// As `submit`.
+    pub fn encoded_bytes(&self, plan: &PlannedBatch) -> Result<usize> {
+        let s = &self.shared;
+        check(plan, &s.limits, &s.sources)?;
+        Ok(encoded::layout(plan, &s.limits, &s.sources, s.settings.memory())?.bytes)
     }
 
     fn layout(&self, patch_size: u32, batch_size: usize) -> Result<Arc<BatchLayout>> {
@@ -284,6 +300,9 @@ impl Shared {
         match self.pool.take(job.layout.bytes) {
             Ok(block) => {
                 fill(&job.plan, &job.layout, &self.limits, &self.sources, &block);
+                if let Some(encoded) = &job.layout.encoded {
+                    encoded::fill_encoded(&job.plan, &job.layout, encoded, &self.sources, &block);
+                }
                 *lock(&job.block) = Some(Arc::new(block));
             }
             Err(e) => job.fail(e),
@@ -334,10 +353,10 @@ impl Shared {
         let image = image_of(job, i);
         let source = &self.sources[usize::from(image.source)];
         let block = lock(&job.block).clone();
-        let encoded = fetched.as_ref().map_or(&[][..], |bytes| bytes);
-        let input = match fetched {
+        let bytes = fetched.as_ref().map_or(&[][..], |bytes| bytes);
+        let fetched = match fetched {
             _ if job.abandoned() => None,
-            Ok(bytes) => Some(Ok(Input::Encoded(bytes))),
+            Ok(bytes) => Some(Ok(bytes)),
             Err(Fault::Failed(failure)) => Some(Err(failure)),
             Err(Fault::Passing(why)) => {
                 job.fail(Error::new(
@@ -352,13 +371,19 @@ impl Shared {
                 None
             }
         };
-        if let (Some(input), Some(block)) = (input, block) {
-            let at = (s as usize, e as usize);
-            match worker.render(input, image, at, source, &job.layout, &block, &self.settings, &self.clocks) {
+        if let (Some(fetched), Some(block)) = (fetched, block) {
+            let (at, layout) = ((s as usize, e as usize), &*job.layout);
+            let outcome = if let Some(encoded) = &layout.encoded {
+                worker.keep(fetched, image, at, source, layout, encoded, &block)
+            } else {
+                let input = fetched.map(Input::Encoded);
+                worker.render(input, image, at, source, layout, &block, &self.settings, &self.clocks)
+            };
+            match outcome {
                 Ok(()) => {
                     self.images.fetch_add(1, Ordering::Relaxed);
                     self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
-                    self.profiles.fetch_add(u64::from(worker.other_than_srgb(encoded)), Ordering::Relaxed);
+                    self.profiles.fetch_add(u64::from(worker.other_than_srgb(bytes)), Ordering::Relaxed);
                     self.ledger.passed();
                 }
                 Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(

@@ -160,7 +160,7 @@ pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, so
 fn fill_view(batch: &PlannedBatch, view: &ViewFields, layout: &BatchLayout, teacher: bool, block: &Block) {
     let [patches, positions, segments, cuts, grids] = &view.fields;
     let (l, m) = (view.limits.sequence_length as usize, view.limits.max_tokens as usize);
-    let (prefix, bytes) = (view.limits.prefix_tokens as usize, (view.patch_size * view.patch_size * 3) as usize);
+    let (prefix, bytes) = (view.limits.prefix_tokens as usize, view.bytes_per_token());
     // SAFETY: whole fields of their own types, and the caller has the block to itself.
     let (positions, segments, cuts, grids) = unsafe {
         (

@@ -102,12 +102,7 @@ impl Worker {
             })
         });
         if outcome.is_err() {
-            for (view, teacher) in views(layout) {
-                self.mask(image, (s, i), view, teacher, block);
-            }
-            // SAFETY: one value of the field's own type, and the image belongs to this thread.
-            let status = unsafe { block.part::<u8>(&layout.rest[0], s * layout.max_images + i, 1) };
-            status.fill(FAILED);
+            self.mask_all(image, (s, i), layout, block);
         }
         self.pixels.trim();
         outcome
@@ -227,11 +222,40 @@ impl Worker {
         }
     }
 
+    /// Positions and segment ids in every view, of an image without pixels.
+    pub(super) fn take_places(
+        &mut self,
+        image: &PlannedImage,
+        (s, i): (usize, usize),
+        layout: &BatchLayout,
+        block: &Block,
+    ) {
+        for (view, teacher) in views(layout) {
+            self.places(image, (s, i), view, teacher, block, i as i16);
+        }
+    }
+
+    /// A failed image, in every view.
+    pub(super) fn mask_all(
+        &mut self,
+        image: &PlannedImage,
+        (s, i): (usize, usize),
+        layout: &BatchLayout,
+        block: &Block,
+    ) {
+        for (view, teacher) in views(layout) {
+            self.mask(image, (s, i), view, teacher, block);
+        }
+        // SAFETY: one value of the field's own type, and the image belongs to this thread.
+        let status = unsafe { block.part::<u8>(&layout.rest[0], s * layout.max_images + i, 1) };
+        status.fill(FAILED);
+    }
+
     /// A failed image: its segment stays, its tokens belong to nobody and hold nothing.
     fn mask(&mut self, image: &PlannedImage, at: (usize, usize), view: &ViewFields, teacher: bool, block: &Block) {
         self.places(image, at, view, teacher, block, -1);
         let (_, kept, _) = slot(image, teacher);
-        let bytes = (view.patch_size * view.patch_size * 3) as usize;
+        let bytes = view.bytes_per_token();
         let (first, prefix) = (self.first(image, at.0, view, teacher), view.limits.prefix_tokens as usize);
         // SAFETY: the image's own slots of a u8 field.
         unsafe { block.part::<u8>(&view.fields[0], first * bytes, (prefix + kept) * bytes) }.fill(0);
