@@ -31,7 +31,7 @@ test-rust: $(VENV)/.deps
 	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --locked --no-tests=pass \
 		&& cargo test --workspace --locked --doc; else cargo test --workspace --locked; fi
 
-test-python: build
+test-python: build $(VENV)/.dali
 	@$(PY) -m pytest
 
 # Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached.
@@ -91,6 +91,12 @@ $(VENV)/.deps: $(VENV)/.made pyproject.toml
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing nasm ..."; apt-get update -qq && apt-get install -y -qq nasm >/dev/null; \
 		else echo "libjpeg-turbo's SIMD code needs the assembler 'nasm'; install it first, on Debian: apt-get install nasm" >&2; exit 1; fi; };; esac
+	@touch $@
+
+# Only the tests need it: some 600 MB.
+$(VENV)/.dali: $(VENV)/.deps
+	@echo "installing NVIDIA DALI into $(VENV) ..."
+	@$(UV) -r pyproject.toml --extra dali
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(RUST)

@@ -39,6 +39,18 @@ def render_id(fingerprints: Sequence[str], decoder: str, settings: dict[str, Any
     return ".".join((str(RENDER_VERSION), decoder, digest(*fingerprints), digest(settings)))
 
 
+def decoder_of(render_id: str) -> str:
+    """The decoder that a `render_id` names; empty where it is none."""
+    parts = render_id.split(".")
+    return parts[1] if len(parts) == len(RENDER_PARTS) else ""
+
+
+def with_decoder(render_id: str, decoder: str) -> str:
+    """The same files and settings with another decoder before the one named so far, which keeps what the first leaves."""
+    version, own, *rest = render_id.split(".")
+    return ".".join((version, f"{decoder}+{own}", *rest))
+
+
 def difference(theirs: str, ours: str, parts: Sequence[str]) -> str:
     """In which parts two names differ, in words; `PLAN_PARTS` or `RENDER_PARTS` are the parts' names."""
     pairs = list(zip_longest(theirs.split("."), ours.split(".")))

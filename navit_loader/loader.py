@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from ._packer import Layout
-from .batch import PackedBatch
 from .config import LoaderConfig
+from .decoders import Decode, Decoding
+from .encoded import PendingEncoded
 from .engine import Engine, Pending
 from .index import Index
-from .steps import Steps
 
 
-class PackedLoader(Steps):
+class PackedLoader(Decoding):
     """Iterates the packed batches of an epoch.
 
     After an epoch's last batch the state moves to the start of the next one, so that `for epoch in range(n)` around
@@ -32,6 +32,9 @@ class PackedLoader(Steps):
         config: LoaderConfig | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        *,
+        decode: Decode = "cpu",
+        device: str = "cpu",
     ) -> None:
         """Opens the index and starts the threads.
 
@@ -40,9 +43,12 @@ class PackedLoader(Steps):
             config: what to plan and how to render; None is the default configuration.
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
+            decode: `cpu`, the engine's decoder; `dali`, NVIDIA's (docs/dali.md); `auto`, the faster of them, measured
+                on the first batches.
+            device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
 
         Raises:
-            NavitError: see `Engine` and `rank_and_world`.
+            NavitError: see `Engine`, `rank_and_world` and `DaliRenderer`.
         """
         config = LoaderConfig() if config is None else config
         super().__init__(rank, world_size, config.data.batch_size, config.data.remainder == "drop")
@@ -50,6 +56,13 @@ class PackedLoader(Steps):
         self.config = config
         self.plan_id = self.engine.plan_id
         self.render_id = self.engine.render_id
+        render = config.render
+        options = {name: getattr(render, name) for name in ("threads", "memory_mb", "ledger", "failure_limit")}
+        try:
+            self._choose(decode, device, options)
+        except BaseException:
+            self.engine.close()
+            raise
 
     @property
     def classes(self) -> list[str]:
@@ -69,32 +82,26 @@ class PackedLoader(Steps):
     def _layout(self, epoch: int) -> Layout:
         return self.engine.layout(epoch)
 
-    def __iter__(self) -> Iterator[PackedBatch]:
-        """The batches from the current position to the end of the epoch.
-
-        Raises:
-            RenderError: see `Pending.wait`; the state still names the batch that failed.
-        """
-        epoch = self._epoch
-        self._start = self._next
+    def _ahead(self, epoch: int, encoded: bool) -> Generator[tuple[Any, int], None, None]:
         layout = self._layout(epoch)
         walk = self._walk(layout, self._start)
-        ahead: deque[tuple[Pending, int]] = deque()
+        submit = self.engine.submit_encoded if encoded else self.engine.submit
+        ahead: deque[tuple[Pending | PendingEncoded, int]] = deque()
         try:
             while True:
                 while len(ahead) < self.config.render.prefetch and (step := next(walk, None)) is not None:
-                    ahead.append((self.engine.submit(epoch, step[0], self.batch_size), step[1]))
+                    ahead.append((submit(epoch, step[0], self.batch_size), step[1]))
                 if not ahead:
                     break
                 pending, behind = ahead.popleft()
                 batch = pending.wait()
                 assert batch is not None, "without a timeout there is a batch or an error"
-                self._epoch, self._next = epoch, behind
                 del pending
-                yield batch
-                # Let go of it, so that its buffers return to the pool as soon as the caller does too.
+                found = batch, behind
                 del batch
-            self._epoch, self._next, self._start = epoch + 1, 0, 0
+                yield found
+                # Let go of it, so that its buffers return to the pool as soon as the caller does too.
+                del found
         finally:
             for pending, _ in ahead:
                 pending.cancel()
@@ -104,11 +111,12 @@ class PackedLoader(Steps):
         return self.engine.stats()
 
     def failures(self) -> list[dict[str, Any]]:
-        """See `Engine.failures`."""
-        return self.engine.failures()
+        """The quarantine ledger so far: what the engine could not have or decode, then what DALI could not."""
+        return self.engine.failures() + super().failures()
 
     def close(self) -> None:
         """Stops the threads. Safe to call twice."""
+        self._close_decoder()
         self.engine.close()
 
     def __enter__(self) -> PackedLoader:

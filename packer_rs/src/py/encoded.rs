@@ -1,6 +1,8 @@
 //! Python names for whoever decodes an encoded batch: `SlotRenderer`. In: the fields of such a batch. Out: which of its images
 //! another decoder may have, how they lie as stored, and the pixels of all others, with a ledger of those that have none.
 
+use std::sync::Arc;
+
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -9,9 +11,11 @@ use crate::columns::{Captions, Column, Locations, StringColumn};
 use crate::decode::plain_jpeg;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
+use crate::foreign::Helpers as Foreign;
 use crate::ledger::{Entry, Ledger};
 use crate::orient::Frame;
 use crate::py::errors::to_py;
+use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::plan::PlannedBatch;
 use crate::py::render::{batch_limits, entries, to_dict};
 use crate::render::{Input, RenderSettings, render_in_place};
@@ -21,7 +25,10 @@ use crate::slots::Crop;
 type Prepared<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<u8>>);
 
 fn broken(n: usize, what: &str) -> Error {
-    Error::new(Kind::Render, format!("image {n} of an encoded batch has {what}; the batch is damaged, ask for it again"))
+    Error::new(
+        Kind::Render,
+        format!("image {n} of an encoded batch has {what}; the batch is damaged, ask for it again"),
+    )
 }
 
 /// The images of one encoded batch, or some of them.
@@ -45,7 +52,10 @@ impl<'a> Images<'a> {
     fn bytes(&self, n: usize) -> Result<&'a [u8]> {
         let (start, length) = (usize::try_from(self.spans[2 * n]), usize::try_from(self.spans[2 * n + 1]));
         let (Ok(start), Ok(length)) = (start, length) else { return Err(broken(n, "a negative span")) };
-        start.checked_add(length).and_then(|end| self.data.get(start..end)).ok_or_else(|| broken(n, "a span outside it"))
+        start
+            .checked_add(length)
+            .and_then(|end| self.data.get(start..end))
+            .ok_or_else(|| broken(n, "a span outside it"))
     }
 
     /// Width and height, oriented.
@@ -57,6 +67,7 @@ impl<'a> Images<'a> {
 /// The CPU renderer for images of encoded batches, and the ledger of what could not be decoded.
 #[pyclass(frozen, module = "navit_loader._packer")]
 struct SlotRenderer {
+    helpers: Arc<Foreign>,
     settings: RenderSettings,
     ledger: Ledger,
 }
@@ -64,10 +75,11 @@ struct SlotRenderer {
 #[pymethods]
 impl SlotRenderer {
     #[new]
-    fn new(render_json: &str) -> PyResult<Self> {
+    #[pyo3(signature = (render_json, helpers = None))]
+    fn new(render_json: &str, helpers: Option<&Bound<'_, Helpers>>) -> PyResult<Self> {
         let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
         let ledger = Ledger::new(&settings.ledger, settings.failure_limit).map_err(to_py)?;
-        Ok(Self { settings, ledger })
+        Ok(Self { helpers: given(helpers), settings, ledger })
     }
 
     /// For each image: whether another decoder may have it; its crop as stored (top, left, height, width), flattened; how the
@@ -114,8 +126,7 @@ impl SlotRenderer {
                 plain.push(u8::from(fits && plain_jpeg(images.bytes(i)?) == Some(size)));
                 stored.extend([crop.top, crop.left, crop.height, crop.width]);
                 let turned = if flips[i] == 0 { frame } else { frame.flipped() };
-                frames
-                    .push(u8::from(turned.swap) | u8::from(turned.mirror_x) << 1 | u8::from(turned.mirror_y) << 2);
+                frames.push(u8::from(turned.swap) | u8::from(turned.mirror_x) << 1 | u8::from(turned.mirror_y) << 2);
             }
             Ok((plain, stored, frames))
         });
@@ -162,7 +173,8 @@ impl SlotRenderer {
                 label_width: 0,
             };
             let source = Source::new(sides(1), sides(0), locations, Captions::None);
-            let (epoch, failed) = (plan.epoch, render_in_place(plan, &limits, source, &inputs, &self.settings)?);
+            let (epoch, failed) =
+                (plan.epoch, render_in_place(plan, &limits, source, &inputs, &self.settings, &self.helpers)?);
             let (rendered, failures) = failed;
             for _ in failures.len()..n {
                 self.ledger.passed();

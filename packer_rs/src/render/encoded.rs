@@ -56,12 +56,7 @@ pub fn data_bytes(plan: &PlannedBatch, sources: &[Source], most: usize) -> Resul
 }
 
 /// The layout of one encoded batch: each has its own number of bytes.
-pub fn layout(
-    plan: &PlannedBatch,
-    limits: &BatchLimits,
-    sources: &[Source],
-    most: usize,
-) -> Result<Arc<BatchLayout>> {
+pub fn layout(plan: &PlannedBatch, limits: &BatchLimits, sources: &[Source], most: usize) -> Result<Arc<BatchLayout>> {
     let data = data_bytes(plan, sources, most)?;
     Ok(Arc::new(BatchLayout::encoded(limits, plan.patch_size, plan.batch_size, data)?))
 }

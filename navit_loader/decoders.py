@@ -1,0 +1,180 @@
+"""Which decoder makes a loader's pixels: the engine's on the CPU, or DALI from encoded batches.
+
+In: a loader that can hand out batches either way, and what the user asked for. Out: its iteration, the choice, and a
+`render_id` that names the choice, so that a saved state knows it. `PackedLoader` and `RemoteLoader` are built on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from . import identity
+from .batch import PackedBatch
+from .encoded import EncodedBatch
+from .errors import ConfigError, NavitError
+from .steps import Steps
+
+if TYPE_CHECKING:
+    from .dali import DaliRenderer
+
+log = logging.getLogger("navit_loader")
+
+Decode = Literal["auto", "cpu", "dali"]
+"""`cpu`: pixels come from the engine; `dali`: DALI makes them here from encoded files; `auto`: whichever is faster."""
+
+_MEASURED_S = 1.0
+_MEASURED_BATCHES = 16
+
+
+class Decoding(Steps):
+    """The steps of a loader, and the decoder of its pixels.
+
+    Attributes:
+        decode: the decoder in use, `cpu` or `dali`.
+        measured: images per second of each decoder where `auto` measured them, else empty.
+    """
+
+    decode: Literal["cpu", "dali"]
+    measured: dict[str, float]
+
+    def _choose(self, decode: Decode, device: str, options: dict[str, Any]) -> None:
+        """Settles the decoder; the loader must be ready to iterate.
+
+        Args:
+            decode: what the user asked for.
+            device: where DALI renders.
+            options: of `DaliRenderer`.
+
+        Raises:
+            ConfigError: an unknown decoder, or `dali` where it cannot work.
+        """
+        if decode not in get_args(Decode):
+            raise ConfigError(f"decode = {decode!r} is not allowed; choose one of {', '.join(get_args(Decode))}")
+        self._auto = decode == "auto"
+        self._device, self._dali_options = device, options
+        self._dali: DaliRenderer | None = None
+        self._engine_render_id = self.render_id
+        self.measured = {}
+        self._use("cpu")
+        if decode == "dali":
+            self._use("dali")
+        elif decode == "auto":
+            self._measure_both()
+
+    def _use(self, decode: Literal["cpu", "dali"]) -> None:
+        if decode == "dali":
+            from .dali import DaliRenderer, decoder_name
+
+            if self._dali is None:
+                self._dali = DaliRenderer(self._device, **self._dali_options)
+            self.render_id = identity.with_decoder(self._engine_render_id, decoder_name(self._device))
+        else:
+            self.render_id = self._engine_render_id
+        self.decode = decode
+
+    def _measure_both(self) -> None:
+        """Takes the first batches by both ways and goes on with the faster."""
+        try:
+            self._use("dali")
+            for decode in ("dali", "cpu"):
+                self.measured[decode] = self._rate(decode == "dali")
+        except NavitError as e:
+            self.measured.clear()
+            self._use("cpu")
+            log.info("decode = auto: cpu, since dali cannot be used: %s", e)
+            return
+        self._use("dali" if self.measured["dali"] > self.measured["cpu"] else "cpu")
+        rates = ", ".join(f"{decode} {rate:,.0f} images/s" for decode, rate in sorted(self.measured.items()))
+        log.info("decode = auto: %s (%s)", self.decode, rates)
+
+    def _rate(self, dali: bool) -> float:
+        """Images per second, behind a first batch that warms up."""
+        epoch = self._epoch
+        with closing(self._rendered(epoch) if dali else self._ahead(epoch, False)) as found:
+            for _ in islice(found, 1):
+                pass
+            start, images = time.perf_counter(), 0
+            for batch, _ in islice(found, _MEASURED_BATCHES):
+                images += batch.num_images
+                if time.perf_counter() - start > _MEASURED_S:
+                    break
+            return images / (time.perf_counter() - start)
+
+    @abstractmethod
+    def _ahead(self, epoch: int, encoded: bool) -> Generator[tuple[Any, int], None, None]:
+        """From the current position to the epoch's end: each batch, packed or encoded, and where the next one starts."""
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """The batches from the current position to the end of the epoch.
+
+        Raises:
+            RenderError: a batch could not be rendered; the state still names it.
+        """
+        self._start = self._next
+        epoch = self._epoch
+        yield from self._hand_out(epoch, self._rendered(epoch) if self.decode == "dali" else self._ahead(epoch, False))
+
+    def encoded(self) -> Iterator[EncodedBatch]:
+        """The same batches with encoded files in place of pixels; the state moves as in an iteration of the loader.
+
+        Raises:
+            RenderError: a file stayed out of reach, or the files of a batch do not fit into the memory allowed.
+        """
+        self._start = self._next
+        epoch = self._epoch
+        yield from self._hand_out(epoch, self._ahead(epoch, True))
+
+    def _hand_out(self, epoch: int, found: Generator[tuple[Any, int], None, None]) -> Iterator[Any]:
+        with closing(found):
+            while (pair := next(found, None)) is not None:
+                self._epoch, self._next = epoch, pair[1]
+                batch = pair[0]
+                del pair
+                yield batch
+                # Let go of it, so that its memory is free as soon as the caller has let go too.
+                del batch
+        self._epoch, self._next, self._start = epoch + 1, 0, 0
+
+    def _rendered(self, epoch: int) -> Generator[tuple[Any, int], None, None]:
+        """The encoded batches through DALI: one is decoded while the one before it is used."""
+        assert self._dali is not None
+        ahead: deque[Any] = deque()
+        source = self._ahead(epoch, True)
+        try:
+            while True:
+                while len(ahead) < 2 and (pair := next(source, None)) is not None:
+                    ahead.append((self._dali.submit(pair[0]), pair[1]))
+                    del pair
+                if not ahead:
+                    return
+                rendering, behind = ahead.popleft()
+                found = rendering.wait(), behind
+                del rendering
+                yield found
+                del found
+        finally:
+            for rendering, _ in ahead:
+                rendering.cancel()
+            source.close()
+
+    def load_state_dict(self, state: dict[str, Any], *, other_renderer: bool = False) -> None:
+        """As `Steps.load_state_dict`; with `decode = "auto"` the state's decoder is taken in place of the measured one."""
+        name = identity.decoder_of(str(state.get("render_id", "")))
+        if self._auto and name and not other_renderer:
+            self._use("dali" if name.startswith("dali") else "cpu")
+        super().load_state_dict(state, other_renderer=other_renderer)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The quarantine ledger of what was fetched or decoded in this process: one entry per (epoch, image)."""
+        return [] if self._dali is None else self._dali.failures()
+
+    def _close_decoder(self) -> None:
+        if self._dali is not None:
+            self._dali.close()
