@@ -1,8 +1,8 @@
 """`pack_images`: images in memory → one `PackedBatch`, without an index, so that any torch `Dataset` works.
 
 In: arrays, PIL images or encoded bytes. Out: a batch with as many sequences as they need. Planned and rendered by the
-same
-engine as `PackedLoader`: image i of the list has `image_ids` i.
+same engine
+as `PackedLoader`: image i of the list has `image_ids` i.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def pack_images(
         raise PlanError("pack_images was given no image; pass at least one")
     if len(config.plan.patch_sizes) > 1:
         raise PlanError(f"plan.patch_sizes = {config.plan.patch_sizes}: pack_images makes one batch, so give one size")
-    found = [_picture(n, image) for n, image in enumerate(images)]
-    sizes = np.array([_size(n, picture) for n, picture in enumerate(found)], np.int32)
+    found = [picture(n, image) for n, image in enumerate(images)]
+    sizes = np.array([picture_size(n, one) for n, one in enumerate(found)], np.int32)
     columns: dict[str, Any] = {
         "width": [np.ascontiguousarray(sizes[:, 1])],
         "height": [np.ascontiguousarray(sizes[:, 0])],
@@ -75,7 +75,12 @@ def pack_images(
     return batch
 
 
-def _picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
+def picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
+    """Image `n` of a list as the renderer takes it: bytes, or a contiguous u8 `[H, W, 3]` array.
+
+    Raises:
+        PlanError: it is no image; names its number.
+    """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if hasattr(image, "convert"):
@@ -90,8 +95,12 @@ def _picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
     return np.ascontiguousarray(array)
 
 
-def _size(n: int, picture: npt.NDArray[np.uint8] | bytes) -> tuple[int, int]:
-    """(height, width) after orientation."""
+def picture_size(n: int, picture: npt.NDArray[np.uint8] | bytes) -> tuple[int, int]:
+    """(height, width) after orientation.
+
+    Raises:
+        PlanError: bytes that are no image; names its number.
+    """
     if isinstance(picture, bytes):
         found = _packer.probe_bytes(picture, helpers())
         if found is None:

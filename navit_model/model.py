@@ -25,12 +25,13 @@ from .check import check_batch
 from .config import NaViTConfig
 from .embed import PatchEmbedding
 from .encoder import Context, blocks, norm
+from .infer import Inference
 from .pool import AttentionPooling, pick_prefix, pool_mean
 from .positions import Positions, Rotation
 from .saved import Saved
 
 
-class NaViT(Saved):
+class NaViT(Inference, Saved):
     """Patch embedding, positions, an encoder over segments, pooling, a classifier."""
 
     def __init__(self, config: NaViTConfig) -> None:
