@@ -87,6 +87,13 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16)
     return name
 
 
+def choose_for(name: str, x: Tensor) -> Backend:
+    """As `choose`, for tokens `x` as they will reach the kernel: autocast changes their dtype."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return choose(name, x.device, dtype)
+
+
 def _flash_module() -> str | None:
     """The module of the newest flash-attn that is installed; version 3 runs on Hopper alone."""
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from navit_loader.batch import PackedBatch, View
 from navit_loader.errors import ModelError
 
-from .attention import Backend, choose, number_of, segments
+from .attention import choose, choose_for, number_of, segments
 from .check import check_batch
 from .config import NaViTConfig
 from .embed import PatchEmbedding
@@ -123,7 +123,7 @@ class NaViT(Inference, Saved):
             x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
         x_TD = self.embed_norm(self.dropout(x_TD))
 
-        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
+        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, choose_for(self.config.attention, x_TD))
         draws = self.training and self.config.drop_path > 0
         segment_T = number_of(batch.cu_seqlens, B * L) if draws else None
         order = where.order
@@ -153,11 +153,6 @@ class NaViT(Inference, Saved):
         index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
         grids: Tensor = batch.grids.long().gather(1, index)
         return grids.clamp_min(1).flatten(0, 1)
-
-    def _backend(self, x_TD: Tensor) -> Backend:
-        kind = x_TD.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
-        return choose(self.config.attention, x_TD.device, dtype)
 
     def _pool(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         images = batch.grids.shape[1]

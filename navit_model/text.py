@@ -23,7 +23,7 @@ from navit_loader.batch import ABSENT, PackedBatch
 from navit_loader.config import check_types, require
 from navit_loader.errors import ModelError
 
-from .attention import choose, number_of, segments
+from .attention import choose_for, number_of, segments
 from .encoder import Context, blocks, norm
 from .pool import AttentionPooling, members
 
@@ -166,8 +166,6 @@ class TextTower(nn.Module):
                 the host.
         """
         text_T, cu_seqlens = captions.text.flatten(), captions.cu_seqlens
-        # Padding may be longer than any caption.
-        where = segments(cu_seqlens, len(text_T), len(text_T), self._backend(text_T.device), causal=self.config.causal)
         segment_T = number_of(cu_seqlens, len(text_T))
         real_T = text_T >= 0
         place_T = (torch.arange(len(text_T), device=text_T.device) - cu_seqlens.long()[segment_T]) * real_T
@@ -175,6 +173,9 @@ class TextTower(nn.Module):
         x_TD = F.embedding(text_T.clamp_min(0), self.tokens) + F.embedding(place_T, self.places)
         x_TD = self.dropout(x_TD)
 
+        # Padding may be longer than any caption.
+        backend = choose_for(self.config.attention, x_TD)
+        where = segments(cu_seqlens, len(text_T), len(text_T), backend, causal=self.config.causal)
         order = where.order
         if order is not None:
             x_TD, where, segment_T = x_TD[order], replace(where, order=None), segment_T[order]
@@ -193,12 +194,6 @@ class TextTower(nn.Module):
         member = members(numbers.where(is_last, -1), captions.slots, x_BLD.dtype)
         pooled: Tensor = member @ x_BLD.masked_fill((numbers < 0)[..., None], 0.0)
         return pooled
-
-    def _backend(self, device: torch.device) -> Literal["dense", "segments", "torch_varlen", "flash_attn"]:
-        dtype = self.tokens.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        return choose(self.config.attention, device, dtype)
 
     def _check(self, text_T: Tensor, place_T: Tensor) -> None:
         if torch.compiler.is_compiling() or text_T.device.type != "cpu" or len(text_T) == 0:

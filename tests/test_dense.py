@@ -1,0 +1,225 @@
+"""Outputs of single tokens: back on their grids, as segmentation, as boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from navit_loader import LoaderConfig, PackedBatch, pack_images
+from navit_loader.batch import OK
+from navit_loader.config import PlanConfig, Resolution
+from navit_loader.errors import ModelError
+from navit_model import NaViT, NaViTConfig
+from navit_model.dense import grids, pixels, rasters
+from navit_model.owl import OwlHead, detections, in_source
+from navit_model.segmenter import Segmenter
+
+from .packed import Grid, packed
+
+SMALL = NaViTConfig(width=24, depth=2, heads=2, patch_size=4, max_grid=12)
+grid = st.tuples(st.integers(1, 4), st.integers(1, 4))
+layouts = st.lists(st.lists(grid, max_size=4), min_size=1, max_size=3)
+
+
+def batch_of(sequences: list[list[Grid]], **changes: Any) -> PackedBatch:
+    return packed(sequences, **{"length": 80, "longest": 20, "images": 5, **changes}).to("cpu")
+
+
+@settings(max_examples=40, deadline=None)
+@given(sequences=layouts, prefix=st.integers(0, 2), drop=st.sampled_from([0.0, 0.5]), fail=st.booleans())
+def test_every_token_returns_to_its_place(sequences: list[list[Grid]], prefix: int, drop: float, fail: bool) -> None:
+    failed = [(0, 0)] if fail and sequences[0] else []
+    batch = batch_of(sequences, prefix=prefix, drop=drop, failed=failed)
+    # A token says where it stood, and on which image.
+    says = torch.cat([batch.segment_ids[..., None], batch.positions], -1).float() + 1
+    says = says.masked_fill((batch.segment_ids < 0)[..., None], torch.nan).requires_grad_()
+    found, there = rasters(says, batch, 16)
+    assert found.shape == (len(sequences), 5, 16, 3)
+    seen = 0
+    for b, sequence in enumerate(sequences):
+        for e, (h, w) in enumerate(sequence):
+            for cell in range(16):
+                if there[b, e, cell]:
+                    assert cell < h * w
+                    assert found[b, e, cell].tolist() == [e + 1, cell // w + 1, cell % w + 1]
+                    seen += 1
+                else:
+                    assert not found[b, e, cell].any()
+    patches = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
+    assert seen == int(patches.sum()) == int(there.sum())
+    found.sum().backward()
+    assert torch.equal(says.grad, patches[..., None].float().expand_as(says))
+    maps = grids(says.detach(), batch)
+    wanted = [sequences[b][e] for b, e in (batch.status == OK).nonzero().tolist()]
+    assert [tuple(m.shape[:2]) for m in maps] == wanted
+    with pytest.raises(ModelError, match="give its h · w at least"):
+        rasters(says, batch_of([[(4, 4)]]), 15)
+
+
+def test_pixels_are_the_enlarged_grid_of_the_unmirrored_crop() -> None:
+    batch = batch_of([[(2, 3), (3, 1)]])
+    batch = replace(
+        batch,
+        crops=torch.tensor([[[1, 2, 11, 13], [0, 0, 9, 5], *[[0] * 4] * 3]], dtype=torch.int32),
+        flips=torch.tensor([[1, 0, 0, 0, 0]], dtype=torch.uint8),
+    )
+    x = torch.randn(1, 80, 2)
+    planned, source = pixels(x, batch), pixels(x, batch, source=True)
+    assert [tuple(p.shape) for p in planned] == [(2, 8, 12), (2, 12, 4)]
+    assert [tuple(p.shape) for p in source] == [(2, 11, 13), (2, 9, 5)]
+    first = x[0, :6].view(2, 3, 2).permute(2, 0, 1)
+    plain = F.interpolate(first[None], (11, 13), mode="bilinear")[0]
+    assert torch.allclose(source[0], plain.flip(-1))
+
+
+def segmenter(classes: int = 3, **changes: Any) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(NaViT(replace(SMALL, **changes)), classes).eval()
+
+
+@settings(max_examples=15, deadline=None)
+@given(sequences=layouts, seed=st.integers(0, 99), backend=st.sampled_from(["dense", "segments"]))
+def test_segmentation_keeps_images_apart(sequences: list[list[Grid]], seed: int, backend: str) -> None:
+    """Each image packed has the logits that it has alone, whatever stands in masked memory."""
+    net = segmenter(attention=backend)
+    batch = batch_of(sequences, floats=True, seed=seed)
+    with torch.no_grad():
+        together = net(batch)
+        assert together.shape == (len(sequences), 80, 3)
+        for b, sequence in enumerate(sequences):
+            for e, (h, w) in enumerate(sequence):
+                own = batch.segment_ids[b] == e
+                alone = batch_of([[(h, w)]], floats=True)
+                alone.patches[0, : h * w] = batch.patches[b, own]
+                assert (net(alone)[0, : h * w] - together[b, own]).abs().max() < 1e-4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures(count: int) -> tuple[list[np.ndarray], list[tuple[int, int, int, int]], list[int]]:
+    """A bright box on noise: images, boxes (left, top, right, bottom) in pixels, and whether each is red or green."""
+    rng = np.random.default_rng(0)
+    images, boxes, kinds = [], [], []
+    for i in range(count):
+        h, w = (int(v) * 4 for v in rng.integers(4, 7, 2))
+        image = rng.integers(0, 70, (h, w, 3), np.uint8)
+        bh, bw = (int(v) for v in rng.integers(7, 13, 2))
+        top, left = int(rng.integers(0, h - bh)), int(rng.integers(0, w - bw))
+        image[top : top + bh, left : left + bw, i % 2] = 230
+        images.append(image)
+        boxes.append((left, top, left + bw, top + bh))
+        kinds.append(i % 2)
+    return images, boxes, kinds
+
+
+LOADER = LoaderConfig(
+    plan=PlanConfig(
+        sequence_length=128, max_tokens=36, max_images=8, patch_sizes=(4,), resolution=Resolution(kind="native")
+    )
+)
+
+
+def test_a_segmenter_learns_to_tell_box_from_ground() -> None:
+    images, boxes, kinds = pictures(16)
+    batch = pack_images(images, LOADER).to("cpu")
+    label = torch.full(batch.segment_ids.shape, -1)
+    for b, t in ((batch.segment_ids >= 0).nonzero()).tolist():
+        row = int(batch.image_ids[b, batch.segment_ids[b, t]])
+        y, x = (batch.positions[b, t].float() * 4 + 2).tolist()
+        left, top, right, bottom = boxes[row]
+        label[b, t] = 1 + kinds[row] if left <= x < right and top <= y < bottom else 0
+    net = segmenter().train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = F.cross_entropy(net(batch).flatten(0, 1), label.flatten(), ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    known = label >= 0
+    with torch.no_grad():
+        logits = net.eval()(batch)
+    overlaps = []
+    for kind in range(3):
+        said, true = (logits.argmax(-1) == kind) & known, label == kind
+        overlaps.append(float((said & true).sum() / (said | true).sum()))
+    assert np.mean(overlaps) > 0.8, overlaps
+    # Put back onto the source, the middle of each box is of its kind.
+    rows = batch.image_ids[batch.status == OK].tolist()
+    for row, found in zip(rows, pixels(logits, batch, source=True), strict=True):
+        left, top, right, bottom = boxes[row]
+        assert found.shape[1:] == images[row].shape[:2]
+        assert int(found[:, (top + bottom) // 2, (left + right) // 2].argmax()) == 1 + kinds[row]
+
+
+def test_a_box_starts_as_its_patch() -> None:
+    batch = batch_of([[(2, 4)]], prefix=1)
+    found = OwlHead(24, 8)(torch.randn(1, 80, 24), batch, torch.randn(3, 8))
+    assert found.logits.shape == (1, 80, 3)
+    assert found.there[0].nonzero().flatten().tolist() == list(range(1, 9))
+    wanted = torch.tensor([[(x + 0.5) / 4, (y + 0.5) / 2, 1 / 4, 1 / 2] for y in range(2) for x in range(4)])
+    assert torch.allclose(found.boxes[0, 1:9], wanted, atol=1e-3)
+
+
+def test_boxes_return_to_the_source() -> None:
+    """A box drawn in the source, seen through a mirrored crop, and back."""
+    left, top, right, bottom = 30.0, 12.0, 44.0, 30.0
+    crop = torch.tensor([10, 20, 40, 60], dtype=torch.int32)
+    x0, x1 = 1 - (right - 20) / 60, 1 - (left - 20) / 60
+    y0, y1 = (top - 10) / 40, (bottom - 10) / 40
+    seen = torch.tensor([[(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]])
+    assert torch.allclose(in_source(seen, crop, True), torch.tensor([[left, top, right, bottom]]), atol=1e-4)
+
+
+def test_a_detector_learns_boxes_and_their_names() -> None:
+    images, boxes, kinds = pictures(16)
+    batch = pack_images(images, LOADER).to("cpu")
+    torch.manual_seed(0)
+    net, head, queries = NaViT(SMALL), OwlHead(24, 8), torch.eye(2, 8)
+    # The patches whose centre lies in the box answer for it.
+    target, hot = torch.zeros(*batch.segment_ids.shape, 4), torch.zeros(*batch.segment_ids.shape, 2)
+    for b, t in ((batch.segment_ids >= 0).nonzero()).tolist():
+        row = int(batch.image_ids[b, batch.segment_ids[b, t]])
+        h, w = images[row].shape[:2]
+        y, x = (batch.positions[b, t].float() * 4 + 2).tolist()
+        left, top, right, bottom = boxes[row]
+        if left <= x < right and top <= y < bottom:
+            hot[b, t, kinds[row]] = 1
+            target[b, t] = torch.tensor(
+                [(left + right) / 2 / w, (top + bottom) / 2 / h, (right - left) / w, (bottom - top) / h]
+            )
+    inside = hot.sum(-1) > 0
+    optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=3e-3)
+    for _ in range(150):
+        found = head(net.forward_features(batch), batch, queries)
+        named = F.binary_cross_entropy_with_logits(found.logits[found.there], hot[found.there])
+        loss = named + 5 * (found.boxes[inside] - target[inside]).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        result = detections(head(net.forward_features(batch), batch, queries), batch, 0.3)
+    rows = batch.image_ids[batch.status == OK].tolist()
+    overlaps = []
+    for row, each in zip(rows, result, strict=True):
+        assert int(each["queries"][0]) == kinds[row]
+        a, b = each["boxes"][0].tolist(), boxes[row]
+        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        cut = max(w, 0) * max(h, 0)
+        overlaps.append(cut / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - cut))
+        assert each["scores"].diff().le(0).all()
+    assert np.mean(overlaps) > 0.6, overlaps
