@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
 
 from ._packer import Layout
-from .batch import PackedBatch
 from .connection import Connection, Want
+from .decoders import Decode, Decoding
 from .errors import ConfigError, ServiceError
 from .security import ClientKeys
-from .steps import Steps
 
 
-class RemoteLoader(Steps):
+class RemoteLoader(Decoding):
     """Iterates the packed batches of an epoch, asked from interchangeable daemons. For one thread at a time.
 
     A daemon that dies, stops or is cut off costs time, never a batch: what it was asked for is asked from another, or
@@ -44,6 +43,8 @@ class RemoteLoader(Steps):
         timeout_s: float = 120.0,
         heartbeat_s: float = 1.0,
         shared: bool = True,
+        decode: Decode = "cpu",
+        device: str = "cpu",
     ) -> None:
         """Connects and learns the plan.
 
@@ -63,6 +64,9 @@ class RemoteLoader(Steps):
                 long a daemon may take to come back.
             heartbeat_s: seconds between heartbeats; after three missed ones a connection counts as broken.
             shared: take batches of a daemon on this host through shared memory.
+            decode: `cpu`, the daemon's pixels; `dali`, its files, decoded here (docs/dali.md); `auto`, the faster of
+                them, measured on the first batches.
+            device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
 
         Raises:
             ServiceError: no daemon answers (each is named with the reason), one refuses, two disagree about the plan,
@@ -76,7 +80,8 @@ class RemoteLoader(Steps):
         if batch_size is not None and batch_size > 65536:
             raise ConfigError(f"batch_size = {batch_size} is not allowed; it must be at most 65536")
         super().__init__(rank, world_size, 1 if batch_size is None else batch_size, False)
-        memory = memory_mb * 2**20
+        memory = self._memory = memory_mb * 2**20
+        self._prefetch = prefetch
         self._connection = Connection(
             endpoints,
             plan=plan,
@@ -104,6 +109,11 @@ class RemoteLoader(Steps):
             )
         self._credits = max(1, min(prefetch, memory // nbytes))
         self._layouts: dict[int, Layout] = {}
+        try:
+            self._choose(decode, device, {"memory_mb": memory_mb})
+        except BaseException:
+            self._connection.close()
+            raise
 
     @property
     def starved_s(self) -> float:
@@ -136,37 +146,35 @@ class RemoteLoader(Steps):
             self._extend(layout, layout.num_blocks - layout.known)
         return layout
 
-    def __iter__(self) -> Iterator[PackedBatch]:
-        """The batches from the current position to the end of the epoch.
-
-        Raises:
-            RenderError: a batch could not be rendered; the state still names it.
-            ServiceError: no daemon answered within `timeout_s`.
-        """
-        epoch = self._epoch
-        self._start = self._next
+    def _ahead(self, epoch: int, encoded: bool) -> Generator[tuple[Any, int], None, None]:
         walk = self._walk(self._layout(epoch), self._start)
         ahead: deque[tuple[Want, int]] = deque()
+        credits = self._prefetch if encoded else self._credits
         try:
             while True:
-                while len(ahead) < self._credits and (step := next(walk, None)) is not None:
-                    ahead.append((self._connection.want_batch(epoch, step[0], self.batch_size), step[1]))
+                while len(ahead) < credits and (step := next(walk, None)) is not None:
+                    ahead.append((self._ask(epoch, step[0], encoded), step[1]))
                 if not ahead:
                     break
                 want, behind = ahead[0]
-                batch = self._connection.batch(want)
+                found = self._connection.batch(want), behind
                 ahead.popleft()
-                self._epoch, self._next = epoch, behind
                 del want
-                yield batch
+                yield found
                 # Let go of it, so that its memory is free as soon as the caller has let go too.
-                del batch
-            self._epoch, self._next, self._start = epoch + 1, 0, 0
+                del found
         finally:
             self._connection.forget([want for want, _ in ahead])
 
+    def _ask(self, epoch: int, first: int, encoded: bool) -> Want:
+        if encoded:
+            # All that are asked for at once may be as large as this.
+            return self._connection.want_encoded(epoch, first, self.batch_size, self._memory // self._prefetch)
+        return self._connection.want_batch(epoch, first, self.batch_size)
+
     def close(self) -> None:
         """Says goodbye to the daemons. Safe to call twice."""
+        self._close_decoder()
         self._connection.close()
 
     def __enter__(self) -> RemoteLoader:

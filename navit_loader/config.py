@@ -484,6 +484,10 @@ class RenderConfig:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
+RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
+"""Keys of `[render]` that decide pixels, and so are part of `render_id`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     """`[serve]`: the daemon.

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from . import protocol
 from .batch import PackedBatch
+from .encoded import EncodedBatch
 from .errors import NavitError, RenderError, ServiceError
 from .protocol import PlanInfo, Reply, Request
 from .security import ClientKeys
@@ -154,15 +155,20 @@ class Connection:
             Request("batch", 0, "", "", False, self.info.plan_id, self.info.render_id, epoch, first, count)
         )
 
-    def batch(self, want: Want) -> PackedBatch:
-        """Waits for a batch; its arrays are views of the frames that arrived.
+    def want_encoded(self, epoch: int, first: int, count: int, limit: int) -> Want:
+        """Asks for a batch with its encoded files in place of pixels, of `limit` bytes at most; returns at once."""
+        request = Request("encoded", epoch=epoch, first=first, count=count, limit=limit)
+        return self._want(replace(request, plan_id=self.info.plan_id, render_id=self.info.render_id))
+
+    def batch(self, want: Want) -> PackedBatch | EncodedBatch:
+        """Waits for a batch of either kind; its arrays are views of the frames that arrived.
 
         Raises:
             RenderError: it could not be rendered by any daemon; the file is named.
             ServiceError: no daemon answered within the time allowed, or one broke the protocol.
         """
         before = time.monotonic()
-        batch: PackedBatch = self._wait(want)
+        batch: PackedBatch | EncodedBatch = self._wait(want)
         waited = time.monotonic() - before
         self.starved_s += waited
         self._starved_us += int(waited * 1e6)
@@ -272,13 +278,10 @@ class Connection:
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
-        r = want.request
-        starved = 0
-        if r.kind == "batch":
-            starved, self._starved_us = self._starved_us, 0
-        request = Request(
-            r.kind, id, "", "", False, r.plan_id, r.render_id, r.epoch, r.first, r.count, min(starved, protocol.WIDE)
-        )
+        request = replace(want.request, id=id)
+        if request.kind in ("batch", "encoded"):
+            request = replace(request, starved_us=min(self._starved_us, protocol.WIDE))
+            self._starved_us = 0
         want.asked[id] = endpoint
         want.since = now
         endpoint.in_flight[id] = want
@@ -444,6 +447,8 @@ class Connection:
                         raise ServiceError("a batch in shared memory, which was never agreed on")
                     frames = endpoint.window.open(reply.slot, self.info, reply.patch_size, want.request.count)
                 want.answer = protocol.read_batch(self.info, want.request, reply.patch_size, frames)
+            elif reply.kind == "encoded":
+                want.answer = protocol.read_encoded(self.info, want.request, reply.patch_size, frames)
             else:
                 want.answer = (reply.run, reply.num_blocks, protocol.read_counts(want.request, frames))
         except ServiceError as e:

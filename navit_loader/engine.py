@@ -19,14 +19,12 @@ import numpy as np
 
 from . import _packer, identity
 from .batch import PackedBatch, View
-from .config import LoaderConfig, Source
+from .config import RENDER_KEYS, LoaderConfig, Source
 from .encoded import PendingEncoded
 from .errors import ConfigError, NavitError
 from .foreign import helpers, revisions
 from .index import Index, open_index
 from .selection import streams_of
-
-RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
 
 
 class Pending:
@@ -113,8 +111,7 @@ class Engine:
         self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
         fingerprints = [index.plan_fingerprint for index in self.indexes]
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
-        settings = json.loads(config.render.to_json())
-        self.render = {key: settings[key] for key in RENDER_KEYS}
+        self.render = {key: getattr(config.render, key) for key in RENDER_KEYS}
         # Where Pillow makes the pixels, another version of it may make others.
         through_pillow = revisions({name for index in self.indexes for name in index.formats})
         self.render_id = identity.render_id(

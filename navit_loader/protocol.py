@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,7 +18,9 @@ import msgpack
 import numpy as np
 
 from .batch import PackedBatch, View
-from .errors import NavitError, RenderError, ServiceError, StateError
+from .config import RENDER_KEYS, RenderConfig
+from .encoded import EncodedBatch
+from .errors import ConfigError, NavitError, RenderError, ServiceError, StateError
 
 VERSION = 1
 """Version of the protocol; another one is refused."""
@@ -40,17 +42,18 @@ class Request:
     """What a client asks. Fields that a kind does not use keep their defaults and do not travel.
 
     Attributes:
-        kind: `hello`, `batch`, `layout`, `cancel`, `credit` or `bye`.
+        kind: `hello`, `batch`, `encoded`, `layout`, `cancel`, `credit` or `bye`.
         id: the client's number for the request; the answer carries it.
         client: who asks, for logs and metrics (`hello`).
         plan: name of one of the daemon's plans; empty for its first (`hello`).
         shared: whether the client can take shared memory (`hello`).
         plan_id: fingerprint of the plan (`batch`, `layout`).
-        render_id: fingerprint of the renderer (`batch`).
+        render_id: fingerprint of the renderer (`batch`, `encoded`).
         epoch: epoch (`batch`, `layout`).
         first: the batch's first sequence, or the first block.
         count: sequences of the batch (B), or blocks.
-        starved_us: microseconds that the trainer has waited for batches since its last request (`batch`).
+        starved_us: microseconds that the trainer has waited for batches since its last request (`batch`, `encoded`).
+        limit: bytes that the answer may have at most (`encoded`).
         ids: requests no longer wanted (`cancel`), or shared slots given back (`credit`).
     """
 
@@ -65,6 +68,7 @@ class Request:
     first: int = 0
     count: int = 0
     starved_us: int = 0
+    limit: int = 0
     ids: tuple[int, ...] = ()
 
 
@@ -73,10 +77,10 @@ class Reply:
     """What the daemon answers.
 
     Attributes:
-        kind: `hello`, `batch`, `layout`, `error` or `beat`.
+        kind: `hello`, `batch`, `encoded`, `layout`, `error` or `beat`.
         id: the request's number.
         info: the plan (`hello`), see `PlanInfo`.
-        patch_size: P of the batch (`batch`).
+        patch_size: P of the batch (`batch`, `encoded`).
         slot: the shared slot that holds the batch, or −1 where its frames follow (`batch`).
         run: sequences per patch-size run (`layout`).
         num_blocks: blocks of the epoch (`layout`).
@@ -104,6 +108,7 @@ _BATCH = {"plan_id": 128, "render_id": 128, "epoch": _INT, "first": _INT, "count
 _REQUESTS: dict[str, dict[str, Any]] = {
     "hello": {"client": 200, "plan": 200, "shared": bool},
     "batch": _BATCH,
+    "encoded": _BATCH | {"limit": (1, WIDE)},
     "layout": {"plan_id": 128, "epoch": _INT, "first": _INT, "count": (0, MAX_LAYOUT)},
     "cancel": {"ids": _INT},
     "credit": {"ids": _INT},
@@ -112,6 +117,7 @@ _REQUESTS: dict[str, dict[str, Any]] = {
 _REPLIES: dict[str, dict[str, Any]] = {
     "hello": {"info": dict, "door": 200},
     "batch": {"patch_size": (1, 512), "slot": (-1, WIDE)},
+    "encoded": {"patch_size": (1, 512)},
     "layout": {"run": _INT, "num_blocks": _INT},
     "error": {"error": 32, "message": 4000},
     "beat": {},
@@ -199,6 +205,12 @@ def _check(key: str, value: Any, rule: Any) -> None:
         raise ServiceError(f"'{key}' = {_short(value)} must be of type {rule.__name__}")
 
 
+def _map(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise ServiceError(f"'{key}' must be a map with strings for keys")
+    return value
+
+
 def _short(value: object) -> str:
     text = repr(value) if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
@@ -231,6 +243,7 @@ class PlanInfo:
         view, teacher: limits of both views.
         batch_size, remainder: the daemon's `[data]`, as the client's defaults.
         memory: bytes of batches that the daemon holds at most.
+        render: the keys of `[render]` that decide pixels, for who decodes by itself.
     """
 
     name: str
@@ -248,6 +261,7 @@ class PlanInfo:
     batch_size: int
     remainder: str
     memory: int
+    render: dict[str, Any] = field(hash=False)
 
     @classmethod
     def of(cls, engine: Any, name: str, memory: int) -> PlanInfo:
@@ -270,6 +284,7 @@ class PlanInfo:
             batch_size=data.batch_size,
             remainder=data.remainder,
             memory=memory,
+            render=engine.render,
         )
 
     def to_table(self) -> dict[str, Any]:
@@ -319,10 +334,17 @@ class PlanInfo:
                 raise ServiceError(f"'{key}' = {_short(table[key])} must be a list")
             for value in table[key]:
                 _check(key, value, rule)
+        render = _map("render", table["render"])
+        if render.keys() != set(RENDER_KEYS):
+            raise ServiceError(f"the daemon's [render] must have the keys {', '.join(RENDER_KEYS)}")
+        try:
+            RenderConfig(**render)
+        except ConfigError as e:
+            raise ServiceError(f"the daemon's [render]: {e}") from None
         if not table["patch_sizes"]:
             raise ServiceError("the daemon's plan has no patch size")
         teacher = None if table["teacher"] is None else view(table["teacher"])
-        return cls(**{**table, "view": view(table["view"]), "teacher": teacher})
+        return cls(**{**table, "view": view(table["view"]), "teacher": teacher, "render": render})
 
     def nbytes(self, count: int) -> int:
         """Bytes of the largest batch of `count` sequences."""
@@ -380,9 +402,48 @@ def batch_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ..
     return tuple(found)
 
 
-def batch_frames(batch: PackedBatch) -> list[memoryview]:
+def batch_frames(batch: PackedBatch | EncodedBatch) -> list[memoryview]:
     """The raw frames of a batch: views of its arrays, not copies. Each keeps its array alive."""
     return [memoryview(a).cast("B") if a.size else memoryview(b"") for a in batch.arrays().values()]
+
+
+def encoded_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ...]:
+    """The arrays of an encoded batch but its `data`, which has no fixed length and comes last."""
+    e = info.max_images
+    slots = (
+        replace(f, shape=(*f.shape[:2], 0)) if f.name.endswith("patches") else f
+        for f in batch_fields(info, patch_size, count)
+    )
+    return (
+        *slots,
+        Field("keys", "<i8", (count, e)),
+        Field("orientations", "u1", (count, e)),
+        Field("spans", "<i8", (count, e, 2)),
+        Field("uri_spans", "<i8", (count, e, 2)),
+        Field("file_offsets", "<i8", (count, e)),
+    )
+
+
+def read_encoded(info: PlanInfo, request: Request, patch_size: int, frames: Sequence[Any]) -> EncodedBatch:
+    """The encoded batch that answers `request`; as `read_batch`, with the files as the last frame.
+
+    Raises:
+        ServiceError: as `read_batch`, or more bytes than were asked for.
+    """
+    _check_patch_size(info, patch_size)
+    wanted = encoded_fields(info, patch_size, request.count)
+    if len(frames) != len(wanted) + 1:
+        raise ServiceError(f"an encoded batch of {len(frames)} frames where {len(wanted) + 1} belong")
+    if (total := sum(memoryview(f).nbytes for f in frames)) > request.limit:
+        raise ServiceError(f"an encoded batch of {total:,} bytes where {request.limit:,} were allowed")
+    own = _arrays(wanted[-5:], frames[-6:-1])
+    data = memoryview(frames[-1])
+    return EncodedBatch(
+        slots=_batch(info, request, patch_size, _arrays(wanted[:-5], frames[:-6])),
+        **own,
+        data=np.frombuffer(data, np.uint8) if data.nbytes else np.zeros(0, np.uint8),
+        render=info.render,
+    )
 
 
 def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequence[Any]) -> PackedBatch:
@@ -397,11 +458,19 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
     Raises:
         ServiceError: a patch size that the plan does not have, a frame too many or too few, or of a wrong length.
     """
-    if patch_size not in info.patch_sizes:
-        raise ServiceError(f"a batch with patch size {patch_size}, but the plan has {info.patch_sizes}")
+    _check_patch_size(info, patch_size)
     wanted = batch_fields(info, patch_size, request.count)
     if len(frames) != len(wanted):
         raise ServiceError(f"a batch of {len(frames)} frames where {len(wanted)} belong")
+    return _batch(info, request, patch_size, _arrays(wanted, frames))
+
+
+def _check_patch_size(info: PlanInfo, patch_size: int) -> None:
+    if patch_size not in info.patch_sizes:
+        raise ServiceError(f"a batch with patch size {patch_size}, but the plan has {info.patch_sizes}")
+
+
+def _arrays(wanted: Sequence[Field], frames: Sequence[Any]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for field, frame in zip(wanted, frames, strict=True):
         view = memoryview(frame)
@@ -410,6 +479,10 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
         array = np.frombuffer(view, field.dtype).reshape(field.shape)
         # ZeroMQ may hand over a small frame at an odd address; the large one is bytes and never needs this copy.
         arrays[field.name] = array if array.flags.aligned else array.copy()
+    return arrays
+
+
+def _batch(info: PlanInfo, request: Request, patch_size: int, arrays: dict[str, Any]) -> PackedBatch:
     teacher = None
     if info.teacher is not None:
         t = info.teacher

@@ -27,6 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 from . import protocol
 from .batch import PackedBatch
 from .config import ServeConfig
+from .encoded import EncodedBatch
 from .errors import NavitError, ServiceError
 from .fair import FairShare
 from .protocol import PlanInfo, Reply, Request
@@ -34,6 +35,7 @@ from .security import ServerKeys, allow_list, check_bind
 from .shm import SUPPORTED, Door, Shelf, slot_bytes
 
 if TYPE_CHECKING:
+    from .encoded import PendingEncoded
     from .engine import Engine, Pending
 
 log = logging.getLogger("navit_loader.serve")
@@ -60,6 +62,14 @@ class Session:
     shelf: Shelf | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A request for an encoded batch whose size is known by now."""
+
+    request: Request
+    nbytes: int
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """One batch on its way: asked for, perhaps being rendered."""
@@ -68,7 +78,7 @@ class Job:
     request: Request
     nbytes: int
     since: float
-    pending: Pending | None = None
+    pending: Pending | PendingEncoded | None = None
 
 
 class Server:
@@ -102,7 +112,7 @@ class Server:
         self._freed: deque[tuple[Session, int]] = deque()
         self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
         self._unsent = 0  # batches that ZeroMQ still holds
-        self._done: deque[tuple[Session, Reply, list[Any]]] = deque()
+        self._done: deque[tuple[Session, Reply | Sized, list[Any]]] = deque()
         self._refusals: Counter[bytes] = Counter()  # by peer, this second
         self._said: dict[str, float] = {}
         self._stopping = 0
@@ -307,20 +317,26 @@ class Server:
                 self._refuse(session.peer, request, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
                 return
         session.asked += 1
-        if request.kind == "layout":
+        session.starved += request.starved_us / 1e6
+        if request.kind in ("layout", "encoded"):  # how much an encoded batch holds is known from its plan alone
             self._layouts.append((session, request))
             self._next_layout()
             return
-        session.starved += request.starved_us / 1e6
-        nbytes = info.nbytes(request.count)
-        if nbytes > self.bound:
+        self._queue(session, request, info.nbytes(request.count))
+
+    def _queue(self, session: Session, request: Request, nbytes: int) -> None:
+        """Queues a batch of a known size, or refuses one that would never fit."""
+        allowed, whose = self.bound, "serve.memory_mb"
+        if request.kind == "encoded" and request.limit < allowed:
+            allowed, whose = request.limit, "the client (its memory_mb over its prefetch)"
+        if nbytes > allowed:
             session.asked -= 1
             self._refuse(
                 session.peer,
                 request,
                 "request",
-                f"a batch of {request.count} sequences takes {nbytes:,} bytes, but serve.memory_mb allows "
-                f"{self.bound:,}; raise it or lower data.batch_size",
+                f"a batch of {request.count} sequences takes {nbytes:,} bytes, but {whose} allows "
+                f"{allowed:,}; raise it or lower data.batch_size",
             )
             return
         self.share.push(session, Job(session, request, nbytes, time.monotonic()), nbytes)
@@ -364,7 +380,9 @@ class Server:
             session, job, _ = found
             r = job.request
             try:
-                job.pending = self.plans[session.plan].submit(r.epoch, r.first, r.count)
+                engine = self.plans[session.plan]
+                submit = engine.submit_encoded if r.kind == "encoded" else engine.submit
+                job.pending = submit(r.epoch, r.first, r.count)
             except NavitError as e:
                 self._failed(job, e)
             else:
@@ -388,10 +406,21 @@ class Server:
             session, reply, frames = self._done.popleft()
             self._layout_busy = False
             self._next_layout()
-            if session.peer in self.sessions:
+            if isinstance(reply, Sized):
+                self._sized(session, reply)
+            elif session.peer in self.sessions:
                 session.asked -= 1
                 self._send(session.peer, reply, frames)
         return bool(finished)
+
+    def _sized(self, session: Session, sized: Sized) -> None:
+        if self.sessions.get(session.peer) is not session:
+            return
+        if self._stopping:
+            session.asked -= 1
+            self._refuse(session.peer, sized.request, "draining", "this daemon is stopping; ask another")
+            return
+        self._queue(session, sized.request, sized.nbytes)
 
     def _failed(self, job: Job, error: NavitError) -> None:
         job.session.asked -= 1
@@ -400,14 +429,15 @@ class Server:
         self._say("failed", f"client={job.session.client!r} error={str(error)!r}", logging.WARNING)
         self._send(job.session.peer, protocol.error_reply(job.request.id, error))
 
-    def _deliver(self, job: Job, batch: PackedBatch) -> None:
+    def _deliver(self, job: Job, batch: PackedBatch | EncodedBatch) -> None:
         session = job.session
         session.asked -= 1
-        for name, n in (("images", batch.num_images), ("tokens", batch.num_tokens), ("batches", 1)):
+        slots = batch.slots if isinstance(batch, EncodedBatch) else batch
+        for name, n in (("images", slots.num_images), ("tokens", slots.num_tokens), ("batches", 1)):
             self.counts[name] += n
             session.counts[name] += n
-        self.counts["slots"] += batch.segment_ids.size
-        if session.shelf is not None:
+        self.counts["slots"] += slots.segment_ids.size
+        if session.shelf is not None and isinstance(batch, PackedBatch):
             info = self.infos[session.plan]
             slot = session.shelf.put(batch, slot_bytes(info, max(info.patch_sizes), job.request.count))
             if slot >= 0:
@@ -418,13 +448,14 @@ class Server:
                 return
         frames: list[Any] = protocol.batch_frames(batch)
         # The largest array as a fresh view: when ZeroMQ has sent it and lets go, its finaliser gives the bytes back.
-        view = batch.patches[...]
+        large, at = (batch.data, -1) if isinstance(batch, EncodedBatch) else (batch.patches, 0)
+        view = large[...]
         self._unsent += 1
         weakref.finalize(view, self._release, session, job.nbytes).atexit = False
-        frames[0] = memoryview(view).cast("B")
-        self.counts["bytes_sent"] += sum(f.nbytes for f in frames)
-        del view
-        self._send(session.peer, Reply("batch", job.request.id, patch_size=batch.patch_size), frames)
+        frames[at] = memoryview(view).cast("B") if view.size else b""
+        self.counts["bytes_sent"] += sum(memoryview(f).nbytes for f in frames)
+        del view, large
+        self._send(session.peer, Reply(job.request.kind, job.request.id, patch_size=batch.patch_size), frames)
 
     def _release(self, session: Session, nbytes: int) -> None:
         # In ZeroMQ's own thread, or wherever the last view dies.
@@ -439,8 +470,15 @@ class Server:
 
     def _layout(self, session: Session, request: Request) -> None:
         frames: list[Any] = []
+        reply: Reply | Sized
         try:
-            layout = self.plans[session.plan].layout(request.epoch)
+            engine = self.plans[session.plan]
+            if request.kind == "encoded":
+                nbytes = engine.encoded_bytes(request.epoch, request.first, request.count)
+                self._done.append((session, Sized(request, nbytes), []))
+                self._wake()
+                return
+            layout = engine.layout(request.epoch)
             if request.first > layout.num_blocks:
                 raise ServiceError(f"block {request.first} was asked for; there are {layout.num_blocks}")
             counts = layout.counts(request.first, min(request.first + request.count, layout.num_blocks))

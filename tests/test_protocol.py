@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navit_loader import protocol as p
+from navit_loader.config import RENDER_KEYS
 from navit_loader.errors import RenderError, ServiceError
 
 wide = st.integers(0, p.WIDE)
@@ -24,6 +25,9 @@ requests = st.one_of(
         first=wide,
         count=st.integers(1, 65536),
         starved_us=wide,
+    ),
+    st.builds(
+        p.Request, st.just("encoded"), wide, first=wide, count=st.integers(1, 65536), limit=st.integers(1, p.WIDE)
     ),
     st.builds(p.Request, st.just("hello"), wide, client=st.text(max_size=200), shared=st.booleans()),
     st.builds(p.Request, st.sampled_from(["cancel", "credit"]), wide, ids=ids),
@@ -48,6 +52,13 @@ infos = st.builds(
     batch_size=st.integers(1, 100),
     remainder=st.sampled_from(["fill", "drop"]),
     memory=wide,
+    render=st.builds(
+        lambda *values: dict(zip(RENDER_KEYS, values, strict=True)),
+        st.sampled_from(["bicubic", "bilinear", "area", "lanczos"]),
+        st.booleans(),
+        st.tuples(*[st.integers(0, 255)] * 3),
+        st.integers(1, 2**31),
+    ),
 )
 
 
