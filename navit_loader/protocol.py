@@ -472,13 +472,13 @@ def _check_patch_size(info: PlanInfo, patch_size: int) -> None:
 
 def _arrays(wanted: Sequence[Field], frames: Sequence[Any]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
-    for field, frame in zip(wanted, frames, strict=True):
+    for one, frame in zip(wanted, frames, strict=True):
         view = memoryview(frame)
-        if view.nbytes != field.nbytes:
-            raise ServiceError(f"'{field.name}' has {view.nbytes} bytes where {field.nbytes} belong")
-        array = np.frombuffer(view, field.dtype).reshape(field.shape)
+        if view.nbytes != one.nbytes:
+            raise ServiceError(f"'{one.name}' has {view.nbytes} bytes where {one.nbytes} belong")
+        array = np.frombuffer(view, one.dtype).reshape(one.shape)
         # ZeroMQ may hand over a small frame at an odd address; the large one is bytes and never needs this copy.
-        arrays[field.name] = array if array.flags.aligned else array.copy()
+        arrays[one.name] = array if array.flags.aligned else array.copy()
     return arrays
 
 
