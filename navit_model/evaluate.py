@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from navit_loader import PackedLoader
+from navit_loader import PackedLoader, open_index
 from navit_loader.batch import FAILED, OK, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
 
+from .cascade import Answers
+from .pool import members
 from .world import World
 
 BINS = 30
@@ -32,6 +34,7 @@ class Score:
 
     Attributes:
         tokens: tokens of one image at most.
+        mean_tokens: tokens of one image on average.
         patch_size: P.
         images: labelled images of the index, failed ones among them.
         failed: images that could not be read.
@@ -44,6 +47,7 @@ class Score:
     """
 
     tokens: int
+    mean_tokens: float
     patch_size: int
     images: int
     failed: int
@@ -89,7 +93,6 @@ def predict(model: nn.Module, batch: PackedBatch, device: torch.device, sigmoid:
     return logits.sigmoid() if sigmoid else logits.softmax(-1)
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     index: str,
@@ -101,7 +104,33 @@ def evaluate(
     sigmoid: bool = False,
     classes: Sequence[str] | None = None,
 ) -> Score:
-    """Scores a model on a labelled index.
+    """The score of `judge`; see there."""
+    score, _ = judge(
+        model,
+        index,
+        config,
+        tokens=tokens,
+        patch_size=patch_size,
+        world=world,
+        sigmoid=sigmoid,
+        classes=classes,
+    )
+    return score
+
+
+@torch.inference_mode()
+def judge(
+    model: nn.Module,
+    index: str,
+    config: LoaderConfig,
+    *,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    world: World | None = None,
+    sigmoid: bool = False,
+    classes: Sequence[str] | None = None,
+) -> tuple[Score, Answers]:
+    """Scores a model on a labelled index, and keeps what it said of each image.
 
     Args:
         model: the model, on the world's device, in evaluation mode.
@@ -125,6 +154,9 @@ def evaluate(
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
     slots = filled = 0
+    rows = open_index(index).num_rows
+    # for each image: probability, right, tokens, labelled
+    told = torch.zeros(4, rows, device=device)
     with PackedLoader(index, plan, rank=world.rank, world_size=world.size) as loader:
         if classes is not None and list(loader.classes) != list(classes):
             raise ModelError(
@@ -141,22 +173,27 @@ def evaluate(
             failed = (status == FAILED) & (label >= 0)
             totals += torch.stack([right.sum(), ok.sum(), failed.sum(), (status == OK).sum()])
             place = (chance * BINS).long().clamp(max=BINS - 1)[ok]
-            for row, value in zip(bins, (torch.ones_like(chance), chance, right), strict=True):
-                row.index_add_(0, place, value[ok].double())
+            for bin_, value in zip(bins, (torch.ones_like(chance), chance, right), strict=True):
+                bin_.index_add_(0, place, value[ok].double())
+            there = (status == FAILED) | ok
+            row = torch.from_numpy(batch.image_ids).to(device)[there]
+            took = members(torch.from_numpy(batch.segment_ids).to(device), status.shape[1], torch.float32).sum(-1)
+            told[:, row] = torch.stack([chance * ok, right.float(), took, (label >= 0).float()])[:, there]
             slots += batch.segment_ids.size
             filled += batch.num_tokens
         seconds = time.perf_counter() - start
     world.meet()
     counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
-    for value in (totals, bins, counts):
+    for value in (totals, bins, counts, told):
         world.sum(value)
     right_n, ok_n, failed_n, seen_n = totals.tolist()
     if ok_n + failed_n == 0:
         raise ModelError(f"'{index}' has no labelled images; index a folder with one folder per class")
     count, confidence, correct = bins.cpu()
     gap = (confidence - correct).abs().sum() / count.sum().clamp(min=1)
-    return Score(
+    score = Score(
         tokens=tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens,
+        mean_tokens=float(counts[1]) / max(seen_n, 1),
         patch_size=plan.plan.patch_sizes[0],
         images=int(ok_n + failed_n),
         failed=int(failed_n),
@@ -167,13 +204,26 @@ def evaluate(
         padding=1.0 - float(counts[1] / counts[0]),
         outside=tokens is not None and not low <= tokens <= high,
     )
+    return score, Answers(*told.cpu())
 
 
 def score_table(scores: Sequence[Score]) -> str:
     """The scores as lines of text; budgets outside the trained sizes carry a star."""
-    head = ("tokens", "accuracy", "ECE", "images", "failed", "images/s", "tokens/s", "padding")
+    several = len({s.patch_size for s in scores}) > 1
+    head = (
+        *(("patch",) if several else ()),
+        "tokens",
+        "accuracy",
+        "ECE",
+        "images",
+        "failed",
+        "images/s",
+        "tokens/s",
+        "padding",
+    )
     rows = [
         (
+            *((f"{s.patch_size}",) if several else ()),
             f"{s.tokens}{'*' if s.outside else ''}",
             f"{s.accuracy:.2%}",
             f"{s.ece:.3f}",

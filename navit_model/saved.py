@@ -122,7 +122,7 @@ class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             if isinstance(e, ConfigError):
                 raise
             raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
-        return cls._with(config, read(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
+        return cls.from_weights(config, read(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
 
     @classmethod
     def from_timm(cls, model: nn.Module, **changes: Any) -> Self:
@@ -135,7 +135,7 @@ class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         Raises:
             ModelError: another class, or an option that NaViT does not have; names it.
         """
-        return cls._with(*from_timm.convert(model), type(model).__name__, changes)
+        return cls.from_weights(*from_timm.convert(model), type(model).__name__, changes)
 
     @classmethod
     def from_transformers(cls, model: nn.Module, **changes: Any) -> Self:
@@ -148,11 +148,13 @@ class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         Raises:
             ModelError: another class, or an option that NaViT does not have; names it.
         """
-        return cls._with(*from_transformers.convert(model), type(model).__name__, changes)
+        return cls.from_weights(*from_transformers.convert(model), type(model).__name__, changes)
 
     @classmethod
-    def _with(cls, config: NaViTConfig, weights: dict[str, Tensor], source: str, changes: dict[str, Any]) -> Self:
-        """A model with these weights, its configuration changed as wanted."""
+    def from_weights(
+        cls, config: NaViTConfig, weights: dict[str, Tensor], source: str, changes: dict[str, Any]
+    ) -> Self:
+        """A model with these weights, its configuration changed as wanted; `source` names them in messages."""
         known = {f.name for f in fields(NaViTConfig)}
         for key in changes.keys() - known:
             raise ConfigError(f"{key} is no key of a model's configuration; allowed: {', '.join(sorted(known))}")

@@ -147,14 +147,19 @@ class RunConfig:
         Raises:
             ConfigError: the file, a key or a value is not allowed.
         """
-        table = read_toml(path)
-        for text in overrides:
-            _set(table, text)
-        return cls.from_dict(table)
+        return cls.from_dict(read_changed(path, overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values: what a checkpoint stores and `from_dict` reads."""
         return {**asdict(self.loader), **{name: asdict(getattr(self, name)) for name in SECTIONS}}
+
+
+def read_changed(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML file after `section.key=value` changes; see `RunConfig.from_toml`."""
+    table = read_toml(path)
+    for text in overrides:
+        _set(table, text)
+    return table
 
 
 def _set(table: dict[str, Any], text: str) -> None:

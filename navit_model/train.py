@@ -17,18 +17,20 @@ from navit_loader.errors import ConfigError, ModelError
 from . import checkpoint
 from .feed import open_loader
 from .lock import hold
+from .model import NaViT
 from .settings import RunConfig
 from .tasks import Row
 from .trainer import Trainer
 from .world import World
 
 
-def train(run: RunConfig, *, resume: bool = False) -> list[Row]:
+def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -> list[Row]:
     """Trains until `train.steps`, then evaluates on held-out data where some is named.
 
     Args:
         run: the configuration.
         resume: go on from the newest checkpoint of `train.out`, if there is one.
+        begin: a model whose weights the image model starts from; see `navit_model.finetune`.
 
     Returns:
         The last scores; empty without held-out data.
@@ -53,7 +55,7 @@ def train(run: RunConfig, *, resume: bool = False) -> list[Row]:
         world = World.join(run.train.device)
         try:
             with open_loader(run, world) as loader:
-                return Trainer(run, loader, world, found).run()
+                return Trainer(run, loader, world, found, begin).run()
         except RuntimeError as e:
             if not world.lost(e):
                 raise

@@ -29,6 +29,7 @@ from .meter import Meter
 from .model import NaViT
 from .optim import Average, adamw
 from .picture import packed_svg
+from .saved import fill
 from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
@@ -48,12 +49,21 @@ class Trainer:
         loader: gives this rank's batches.
         world: the ranks.
         start: the checkpoint to go on from, or None.
+        begin: a model whose weights the image model starts from where there is no checkpoint; its classifier is used only
+            where it has as many classes.
 
     Attributes:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
     """
 
-    def __init__(self, run: RunConfig, loader: Loader, world: World, start: checkpoint.Checkpoint | None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        loader: Loader,
+        world: World,
+        start: checkpoint.Checkpoint | None,
+        begin: NaViT | None = None,
+    ) -> None:
         self.loader, self.world, self.classes = loader, world, list(loader.classes)
         kind = task_of(run)
         self.run_config = run = kind.prepare(run, loader)
@@ -63,6 +73,11 @@ class Trainer:
         self.module = kind.build(run).to(world.device)
         if start is None:
             kind.begin(run, self.module)
+            if begin is not None:
+                image_model = kind.image_model(self.module)
+                if begin.config.classes != image_model.config.classes:
+                    begin.reset_classifier(image_model.config.classes)
+                fill(image_model, begin.state_dict(), "what the run begins with")
         spread = run.train.parallel == "fsdp" and world.size > 1
         if spread:
             shard(self.module, world, compiled=run.train.compile)

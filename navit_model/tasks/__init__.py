@@ -76,6 +76,12 @@ class Task(ABC):
     def image_model(cls, module: nn.Module) -> NaViT:
         """The NaViT inside `build`'s module."""
 
+    @classmethod
+    def embed(cls, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """Features of each image slot, `[B, E, D]`: what probes and embeddings are made of. Here the pooled tokens."""
+        model = cls.image_model(module)
+        return model.forward_head(model.forward_features(batch), batch, pre_logits=True)
+
     def check(self, batch: PackedBatch) -> None:  # noqa: B027 - most tasks have nothing to refuse
         """Refuses a batch (numpy, on the host) that the task cannot learn from.
 

@@ -72,6 +72,12 @@ class Contrastive(Task):
         assert isinstance(module, TwoTowers)
         return module.image
 
+    @classmethod
+    def embed(cls, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """Unit vectors of the joint embedding."""
+        assert isinstance(module, TwoTowers)
+        return module.encode_image(batch, normalize=True)
+
     def check(self, batch: PackedBatch) -> None:
         """Tokens must be of the vocabulary."""
         most = int(batch.text.max(initial=-1))

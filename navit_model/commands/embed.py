@@ -1,0 +1,50 @@
+"""`navit-model embed MODEL INDEX -o FILE`: one vector for each image of an index."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from . import add_budget, add_model
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "embed",
+        help="one vector for each image of an index",
+        description="Writes .npy (float32, in the order of the index, NaN where an image cannot be read) or .arrow (with "
+        "shard, name and label). Started again after an interruption, it goes on where it was.",
+    )
+    add_model(parser)
+    parser.add_argument("index", metavar="INDEX")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .npy or .arrow file")
+    add_budget(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embeds the images that are left to do; status 1 where some could not be read.
+
+    Raises:
+        NavitError: model, index or output cannot be used.
+    """
+    from navit_loader.commands import ProgressLine
+
+    from ..vectors import export
+    from ..usable import open_model
+    from ..world import World
+
+    usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
+    with ProgressLine("embedding") as line:
+        failed = export(
+            usable,
+            args.index,
+            args.output,
+            tokens=args.tokens,
+            patch_size=args.patch_size,
+            progress=lambda done, total: line.update(done / total, f"{done:,} of {total:,} images"),
+        )
+    print(f"{args.output}: embeddings of '{args.index}'" + (f"; {failed:,} images could not be read" if failed else ""))
+    return 1 if failed else 0

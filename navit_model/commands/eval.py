@@ -1,0 +1,148 @@
+"""`navit-model eval MODEL INDEX`: accuracy, calibration and speed by token budget and patch size, and a cascade."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from navit_loader import open_index
+from navit_loader.config import require
+from navit_loader.errors import ModelError
+
+from . import add_model
+
+if TYPE_CHECKING:
+    from ..usable import Usable
+    from ..world import World
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="accuracy, calibration and speed at several token budgets",
+        description="Sees each image once, in order, nothing dropped. Under torchrun the ranks share the images.",
+    )
+    add_model(parser)
+    parser.add_argument("index", metavar="INDEX", help="an index with labels; with captions for --retrieval")
+    parser.add_argument("--tokens", type=int, nargs="+", metavar="N", help="budgets of one image (the training cap)")
+    parser.add_argument("--patch-size", type=int, nargs="+", metavar="P", help="patch sides (all that were trained)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--retrieval", action="store_true", help="recall at 1, 5 and 10 of a contrastive model")
+    how.add_argument(
+        "--zero-shot",
+        nargs="*",
+        metavar="TEMPLATE",
+        help="accuracy of a contrastive model by the names of the index's classes, in templates such as 'a photo of a {}'",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index, for --zero-shot (bytes)"
+    )
+    parser.add_argument("--cascade", action="store_true", help="the curve of a cascade over the budgets too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="accuracy against tokens as .svg, .png or .pdf")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a table and writes what was asked for.
+
+    Raises:
+        NavitError: model or index cannot be used, or a budget or patch size is not allowed.
+    """
+    from ..usable import open_model
+    from ..world import World
+
+    for key in ("tokens", "patch_size"):
+        given = getattr(args, key) or []
+        require(all(v >= 1 for v in given), f"--{key.replace('_', '-')}", given, "at least 1")
+    require(not args.cascade or len(args.tokens or []) > 1, "--cascade", True, "given with two or more --tokens")
+    world = World.join(args.device)
+    try:
+        usable = open_model(args.model, world.device, raw=args.raw)
+        texts, found = (_pairs if args.retrieval else _labels)(args, usable, world)
+    finally:
+        world.leave()
+    if world.rank == 0:
+        print("\n\n".join(texts))
+        if args.json:
+            text = json.dumps({"checkpoint": str(usable.path), **found}, indent=1)
+            args.json.write_text(text + "\n", encoding="utf-8")
+        if args.plot:
+            from ..plot import accuracy_plot
+
+            accuracy_plot(args.plot, found["scores"], found.get("cascades", {}))
+    return 0
+
+
+def _labels(args: argparse.Namespace, usable: Usable, world: World) -> tuple[list[str], dict[str, Any]]:
+    """Scores of a classifier, or of class names, at each patch size and budget."""
+    from ..cascade import cascade, curve_table
+    from ..evaluate import judge, score_table
+
+    named = args.zero_shot is not None
+    usable = _classifier(usable, args)
+    assert usable.classifier is not None
+    loader = usable.run.loader
+    loader = replace(loader, plan=replace(loader.plan, text_tokens=0, max_text_tokens=0))
+    scores, curves, texts = [], {}, []
+    for patch_size in args.patch_size or usable.patch_sizes:
+        answers = []
+        for tokens in args.tokens or [None]:
+            score, told = judge(
+                usable.classifier,
+                args.index,
+                loader,
+                tokens=tokens,
+                patch_size=patch_size,
+                world=world,
+                sigmoid=usable.run.train.loss == "sigmoid" and not named,
+                classes=None if named else usable.classes,
+            )
+            scores.append(score)
+            answers.append((score.tokens, told))
+        if args.cascade:
+            rising = [told for _, told in sorted(answers, key=lambda pair: pair[0])]
+            curve = cascade(rising)
+            curves[str(patch_size)] = [point.to_dict() for point in curve]
+            texts.append(f"patch {patch_size}, {curve_table(curve)}")
+    found: dict[str, Any] = {"scores": [score.to_dict() for score in scores]}
+    if curves:
+        found["cascades"] = curves
+    return [score_table(scores), *texts], found
+
+
+def _pairs(args: argparse.Namespace, usable: Usable, world: World) -> tuple[list[str], dict[str, Any]]:
+    """Recall of a contrastive model at each patch size and budget."""
+    from ..retrieval import evaluate_retrieval, retrieval_table
+    from ..towers import TwoTowers
+
+    for option, value in (("--cascade", args.cascade), ("--plot", args.plot)):
+        require(not value, option, value, "left out with --retrieval")
+    if not isinstance(usable.module, TwoTowers):
+        raise ModelError(f"'{usable.path}' is no contrastive model (train.task = '{usable.run.train.task}')")
+    scores = [
+        evaluate_retrieval(
+            usable.module, args.index, usable.run.loader, tokens=tokens, patch_size=patch_size, world=world
+        )
+        for patch_size in args.patch_size or usable.patch_sizes
+        for tokens in args.tokens or [None]
+    ]
+    return [retrieval_table(scores)], {"scores": [score.to_dict() for score in scores]}
+
+
+def _classifier(usable: Usable, args: argparse.Namespace) -> Usable:
+    """The model with the classifier that is asked for."""
+    if args.zero_shot is not None:
+        names = open_index(args.index).classes
+        if not names:
+            raise ModelError(
+                f"'{args.index}' has no class names to tell the model; index a folder with one folder per class"
+            )
+        return usable.told(names, args.zero_shot or ("{}",), args.tokenizer)
+    if usable.classifier is None:
+        raise ModelError(f"'{usable.path}' has no classifier; give --retrieval or --zero-shot for a contrastive model")
+    return usable

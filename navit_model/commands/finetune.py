@@ -1,0 +1,36 @@
+"""`navit-model finetune WEIGHTS CONFIG.toml [key=value …]`: training that starts from weights of here or elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "finetune",
+        help="train from weights of timm, transformers, or navit",
+        description="Trains a model that starts from given weights. Their shape becomes [model]; keys given there, such as "
+        "drop_path or classes, are changed. plan.patch_sizes and plan.prefix_tokens follow the model where left out.",
+    )
+    parser.add_argument(
+        "weights",
+        metavar="WEIGHTS",
+        help="timm:NAME, timm:NAME@FILE for a checkpoint on disk, transformers:NAME or :FOLDER, a run, or a saved model",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of train.out, if any")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains to the end, or to a signal."""
+    from ..finetune import starting
+    from ..train import train
+
+    config, model = starting(args.weights, args.config, args.changes)
+    train(config, resume=args.resume, begin=model)
+    return 0

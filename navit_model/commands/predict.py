@@ -1,0 +1,57 @@
+"""`navit-model predict MODEL IMAGES…`: the likeliest classes of image files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import add_budget, add_model
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="the likeliest classes of image files",
+        description="Prints the likeliest classes of each file. Files that are no images are named on stderr, status 1.",
+    )
+    add_model(parser)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders to look through")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each image (3)")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="classes told by name, for a contrastive model")
+    parser.add_argument("--template", nargs="+", default=["{}"], metavar="TEXT", help="such as 'a photo of a {}'")
+    parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index (bytes)")
+    add_budget(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line for each image")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one line for each image; status 1 where some file is no image.
+
+    Raises:
+        NavitError: the model cannot be used, or has no classes.
+    """
+    from navit_loader.config import require
+
+    from ..predict import predict
+    from ..usable import open_model
+    from ..world import World
+
+    require(args.top >= 1, "--top", args.top, "at least 1")
+    usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
+    if args.labels:
+        usable = usable.told(args.labels, args.template, args.tokenizer)
+    bad = 0
+    for answer in predict(usable, args.images, top=args.top, tokens=args.tokens, patch_size=args.patch_size):
+        if answer.error:
+            bad += 1
+            print(f"navit-model predict: '{answer.path}': {answer.error}", file=sys.stderr)
+        elif args.json:
+            print(json.dumps({"path": str(answer.path), "classes": dict(answer.classes)}))
+        else:
+            print(f"{answer.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in answer.classes))
+    return 1 if bad else 0

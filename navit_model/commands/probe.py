@@ -1,0 +1,64 @@
+"""`navit-model probe MODEL TRAIN_INDEX TEST_INDEX`: k-shot accuracy of a linear map on frozen features."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from . import add_budget, add_model
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "probe",
+        help="k-shot linear probe of frozen features",
+        description="Draws k labelled images of each class, fits a regularised least-squares map from their features to the "
+        "classes, and predicts the other index.",
+    )
+    add_model(parser)
+    parser.add_argument("train", metavar="TRAIN_INDEX", help="where the k images of each class come from")
+    parser.add_argument("test", metavar="TEST_INDEX", help="what is predicted")
+    parser.add_argument("--shots", type=int, nargs="+", default=[10], metavar="K", help="images of each class (10)")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="times that k images are drawn (3)")
+    parser.add_argument("--seed", type=int, default=0)
+    add_budget(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one line for each k.
+
+    Raises:
+        NavitError: model or indexes cannot be used, or a class has too few images.
+    """
+    from navit_loader.config import require
+
+    from ..probe import probe
+    from ..usable import open_model
+    from ..world import World
+
+    require(all(k >= 1 for k in args.shots), "--shots", args.shots, "at least 1")
+    require(args.draws >= 1, "--draws", args.draws, "at least 1")
+    usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
+    found = []
+    for shots in args.shots:
+        shot = probe(
+            usable,
+            args.train,
+            args.test,
+            shots=shots,
+            draws=args.draws,
+            tokens=args.tokens,
+            patch_size=args.patch_size,
+            seed=args.seed,
+        )
+        print(shot, flush=True)
+        found.append(shot.to_dict())
+    if args.json:
+        text = json.dumps({"checkpoint": str(usable.path), "probes": found}, indent=1)
+        args.json.write_text(text + "\n", encoding="utf-8")
+    return 0

@@ -1,0 +1,25 @@
+"""`navit-model train CONFIG.toml [key=value …]`: alone, or on each rank under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("train", help="train from a TOML file")
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of train.out, if any")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains to the end, or to a signal."""
+    from ..settings import RunConfig
+    from ..train import train
+
+    train(RunConfig.from_toml(args.config, args.changes), resume=args.resume)
+    return 0
