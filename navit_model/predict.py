@@ -60,10 +60,6 @@ def predict(
     Raises:
         ModelError: the model has no classifier.
     """
-    if not usable.model.config.classes:
-        raise ModelError(
-            f"'{usable.path}' has no classifier to predict with; take 'navit-model embed' for its features"
-        )
     waiting: list[tuple[Path, bytes | str]] = []
     for path in _files(paths):
         try:

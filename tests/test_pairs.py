@@ -28,7 +28,7 @@ from navit_model.towers import ContrastiveConfig, TwoTowers, pairs
 from navit_model.train import train
 from navit_model.zero_shot import ZeroShot
 
-from .pairs_kit import COLOURS, write_pairs
+from .pairs_kit import COLOURS, drawn, write_pairs
 
 TOML = """
 [data]
@@ -116,6 +116,19 @@ def test_classes_are_told_by_their_names(root: Path, trained: Path, capsys: pyte
     assert float(table.splitlines()[1].split()[1].rstrip("%")) > 80, table
     assert main(["eval", str(trained), index]) == 2
     assert "give --retrieval or --zero-shot" in capsys.readouterr().err
+    # The same names tell single files apart, and images have unit vectors.
+    images = []
+    for n, colour in enumerate(list(COLOURS) * 4):
+        images.append(root / f"one-{n}.png")
+        drawn("box", colour, np.random.default_rng([9, n])).save(images[-1])
+    words = ("--labels", *COLOURS, "--template", "a {} box", "--top", "1")
+    assert main(["predict", str(trained), *map(str, images), *words]) == 0
+    told = [line.rsplit(" ", 2)[-2] for line in capsys.readouterr().out.splitlines()]
+    assert np.mean([word == name for word, name in zip(told, list(COLOURS) * 4, strict=True)]) > 0.8
+    assert main(["predict", str(trained), str(images[0])]) == 2
+    assert "--labels" in capsys.readouterr().err
+    assert main(["embed", str(trained), index, "-o", str(root / "vectors.npy")]) == 0
+    assert np.allclose(np.linalg.norm(np.load(root / "vectors.npy"), axis=1), 1, atol=1e-5)
 
 
 def test_recall_counts_an_image_that_cannot_be_read_against_the_model(
