@@ -22,7 +22,7 @@ from navit_loader.errors import ModelError
 
 from .cascade import Answers
 from .pool import members
-from .world import World
+from .world import World, halved
 
 BINS = 30
 """Bins of the expected calibration error (NaViT, section 3.6)."""
@@ -89,7 +89,8 @@ def predict(model: nn.Module, batch: PackedBatch, device: torch.device, sigmoid:
         device: where to compute.
         sigmoid: the model was trained with one sigmoid per class.
     """
-    logits: Tensor = model(batch.to(device)).float()
+    with halved(device):
+        logits: Tensor = model(batch.to(device)).float()
     return logits.sigmoid() if sigmoid else logits.softmax(-1)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from navit_loader import _packer, pack_images
 from navit_loader.batch import OK
+from navit_loader.errors import PlanError
+from navit_loader.images import pack_images, picture, picture_size
 
 from .frozen import planned
 from .usable import Usable
@@ -89,10 +90,11 @@ def _answers(
     pictures: dict[int, bytes] = {}
     for n, (path, found) in enumerate(files):
         if isinstance(found, bytes):
-            if _packer.probe_bytes(found) is None:
-                answers[n] = Answer(path, error="no image of a known format")
-            else:
+            try:
+                picture_size(n, picture(n, found))
                 pictures[n] = found
+            except PlanError:
+                answers[n] = Answer(path, error="no image of a known format")
     if pictures:
         good = list(pictures)
         batch = pack_images(list(pictures.values()), config)

@@ -25,6 +25,7 @@ from .saved import CONFIG
 from .settings import RunConfig
 from .tasks import task_of
 from .towers import TwoTowers
+from .world import halved
 from .zero_shot import ZeroShot
 
 
@@ -61,7 +62,8 @@ class Usable:
     @torch.inference_mode()
     def embed(self, batch: PackedBatch) -> Tensor:
         """One vector for each image slot, f32 `[B, E, D]`: what the task takes for an image's features."""
-        return task_of(self.run).embed(self.module, batch.to(self.device)).float()
+        with halved(self.device):
+            return task_of(self.run).embed(self.module, batch.to(self.device)).float()
 
     @torch.inference_mode()
     def chances(self, batch: PackedBatch) -> Tensor:
@@ -74,7 +76,8 @@ class Usable:
             raise ModelError(
                 f"'{self.path}' has no classifier; for a contrastive model give names of classes (--labels)"
             )
-        logits: Tensor = self.classifier(batch.to(self.device)).float()
+        with halved(self.device):
+            logits: Tensor = self.classifier(batch.to(self.device)).float()
         sigmoid = self.run.train.loss == "sigmoid" and self.classifier is self.model
         return logits.sigmoid() if sigmoid else logits.softmax(-1)
 

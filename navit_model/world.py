@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,6 +40,11 @@ class Later:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host
+
+
+def halved(device: torch.device) -> AbstractContextManager[Any]:
+    """Bfloat16 for a model that is used, not trained, on a GPU, whose packed attention kernels take nothing else."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

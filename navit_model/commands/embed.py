@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from navit_loader.commands import ProgressLine
 
-    from ..vectors import export
     from ..usable import open_model
+    from ..vectors import export
     from ..world import World
 
     usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
