@@ -118,7 +118,7 @@ class _Normalisers(torch.autograd.Function):
         rows = torch.full_like(x_ND[:, 0], -torch.inf)
         visitor = torch.cat([y_ND, real_N[:, None].float(), torch.full_like(x_ND[:, :1], -torch.inf)], 1)
         for part in _tour(visitor, group):
-            z_NM = (x_ND @ part[:, :D].T * scale).masked_fill(_unreal(real_N, part[:, D]), -torch.inf)
+            z_NM = (x_ND @ part[:, :D].T).mul_(scale).masked_fill_(_unreal(real_N, part[:, D]), -torch.inf)
             rows = torch.logaddexp(rows, z_NM.logsumexp(1))
             part[:, D + 1] = torch.logaddexp(part[:, D + 1], z_NM.logsumexp(0))
         columns = visitor[:, D + 1].clone()
@@ -133,17 +133,18 @@ class _Normalisers(torch.autograd.Function):
         D = x_ND.shape[1]
         # exp(z − ∞) = 0: a pair that is not real has no share in anything.
         rows, columns = (v.masked_fill(v == -torch.inf, torch.inf) for v in (rows, columns))
-        of_x, of_scale = torch.zeros_like(x_ND), torch.zeros_like(scale)
+        of_x = torch.zeros_like(x_ND)
         with_state = [y_ND, real_N[:, None].float(), columns[:, None], of_columns[:, None], torch.zeros_like(y_ND)]
         visitor = torch.cat(with_state, 1)
         for part in _tour(visitor, ctx.group):
             y_MD, its_columns, of_its_columns = part[:, :D], part[:, D + 1], part[:, D + 2]
-            dot_NM = x_ND @ y_MD.T
-            z_NM = (dot_NM * scale).masked_fill(_unreal(real_N, part[:, D]), -torch.inf)
-            of_z_NM = (z_NM - rows[:, None]).exp() * of_rows[:, None] + (z_NM - its_columns).exp() * of_its_columns
+            z_NM = (x_ND @ y_MD.T).mul_(scale).masked_fill_(_unreal(real_N, part[:, D]), -torch.inf)
+            of_z_NM = (z_NM - rows[:, None]).exp_().mul_(of_rows[:, None])
+            of_z_NM += z_NM.sub_(its_columns).exp_().mul_(of_its_columns)
             of_x.addmm_(of_z_NM, y_MD)
             part[:, D + 3 :].addmm_(of_z_NM.T, x_ND)
-            of_scale += (of_z_NM * dot_NM).sum()
+        # Σᵢⱼ ∂zᵢⱼ⟨xᵢ, yⱼ⟩, in the order that is already there.
+        of_scale = (of_x * x_ND).sum()
         return of_x * scale, visitor[:, D + 3 :] * scale, of_scale, None, None
 
 
@@ -157,8 +158,8 @@ class _Softplus(torch.autograd.Function):
         D = x_ND.shape[1]
         rows = torch.zeros_like(x_ND[:, 0])
         for part in _tour(torch.cat([y_ND, real_N[:, None].float()], 1), group):
-            z_NM = x_ND @ part[:, :D].T * scale + bias
-            rows += F.softplus(z_NM).masked_fill(_unreal(real_N, part[:, D]), 0.0).sum(1)
+            z_NM = (x_ND @ part[:, :D].T).mul_(scale).add_(bias)
+            rows += F.softplus(z_NM).masked_fill_(_unreal(real_N, part[:, D]), 0.0).sum(1)
         ctx.group = group
         ctx.save_for_backward(x_ND, y_ND, scale, bias, real_N)
         return rows
@@ -168,17 +169,16 @@ class _Softplus(torch.autograd.Function):
     def backward(ctx: Any, of_rows: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, y_ND, scale, bias, real_N = ctx.saved_tensors
         D = x_ND.shape[1]
-        of_x, of_scale, of_bias = torch.zeros_like(x_ND), torch.zeros_like(scale), torch.zeros_like(bias)
+        of_x, of_bias = torch.zeros_like(x_ND), torch.zeros_like(bias)
         visitor = torch.cat([y_ND, real_N[:, None].float(), torch.zeros_like(y_ND)], 1)
         for part in _tour(visitor, ctx.group):
             y_MD = part[:, :D]
-            dot_NM = x_ND @ y_MD.T
-            of_z_NM = (dot_NM * scale + bias).sigmoid().masked_fill(_unreal(real_N, part[:, D]), 0.0) * of_rows[:, None]
+            of_z_NM = (x_ND @ y_MD.T).mul_(scale).add_(bias).sigmoid_()
+            of_z_NM.masked_fill_(_unreal(real_N, part[:, D]), 0.0).mul_(of_rows[:, None])
             of_x.addmm_(of_z_NM, y_MD)
             part[:, D + 1 :].addmm_(of_z_NM.T, x_ND)
-            of_scale += (of_z_NM * dot_NM).sum()
             of_bias += of_z_NM.sum()
-        return of_x * scale, visitor[:, D + 1 :] * scale, of_scale, of_bias, None, None
+        return of_x * scale, visitor[:, D + 1 :] * scale, (of_x * x_ND).sum(), of_bias, None, None
 
 
 def _unreal(real_N: Tensor, real_M: Tensor) -> Tensor:

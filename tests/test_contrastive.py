@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from navit_loader.errors import ModelError
 from navit_model import contrastive
@@ -135,6 +136,32 @@ def test_ranks_with_unequal_counts_equal_one_process(tmp_path: Path) -> None:
         for name in ("scale", "bias") if kind == "sigmoid" else ("scale",):
             assert close(sum(each[name] for each in of), wanted[name]), (kind, ranks, name)
     assert len(found[0]) == 4
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most values that any result of any operation has."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(each, Tensor):
+                self.values = max(self.values, each.numel())
+        return found
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_nothing_grows_with_the_square_of_the_pairs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "BLOCK", 16)
+    most = []
+    for pairs in (64, 512):
+        given_ = drawn((pairs,), 8, 1.0, 0)
+        leaves = [given_[name].clone().requires_grad_() for name in ("x", "y", "scale", "bias")]
+        with Largest() as seen:
+            loss(kind, leaves[0], leaves[1], given_["valid"], leaves[2], leaves[3])[0].backward()
+        most.append(seen.values / pairs)
+    assert most[0] == most[1] <= 2 * 8 + 3
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
