@@ -7,7 +7,7 @@ across ranks.
 The texts travel around the ring of ranks, so that each rank meets every text with its own images; what a text gathers on
 the way (its normaliser, its gradient) comes home with it. The backward pass computes each block again. A rank holds N
 pairs of its own, N visitors and one block of N × `BLOCK` logits: memory grows linearly with the local pairs and not at
-all with the ranks. This is NaViT's chunked contrastive loss (arXiv 2307.06304, section 2.1), made exact for ranks with
+all with the ranks. This is NaViT's chunked contrastive loss (arXiv 2307.06304, section 2.3), made exact for ranks with
 unequal numbers of pairs.
 
 Shapes: N pairs (slots) of a rank · D width of the embeddings · M ≤ `BLOCK` texts of a block.
