@@ -1,0 +1,85 @@
+"""What the tests of DALI share: one planned batch through the engine with pixels, and without them through DALI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from navit_loader import PackedBatch
+from navit_loader.batch import View
+from navit_loader.config import RENDER_KEYS, RenderConfig
+from navit_loader.encoded import OWN_ARRAYS, EncodedBatch
+
+from .rendering import batch, encode, photo, renderer, source
+
+JPEG = {
+    "4:4:4": (lambda: photo(150, 130), {"quality": 90, "subsampling": "4:4:4"}),
+    "4:2:2": (lambda: photo(150, 130), {"quality": 90, "subsampling": "4:2:2"}),
+    "4:2:0": (lambda: photo(150, 130), {"quality": 90, "subsampling": "4:2:0"}),
+    "progressive": (lambda: photo(150, 130), {"quality": 90, "progressive": True}),
+    "grey": (lambda: photo(150, 130).convert("L"), {"quality": 90}),
+}
+"""JPEG files that DALI decodes."""
+
+
+def jpeg(kind: str = "4:2:0", orientation: int = 1, seed: int = 0) -> bytes:
+    make, options = JPEG[kind]
+    return encode(photo(150, 130, seed) if seed else make(), "JPEG", orientation, **options)
+
+
+def packed(found: dict[str, Any]) -> PackedBatch:
+    teacher = found.pop("teacher")
+    return PackedBatch(**found, teacher=None if teacher is None else View(**teacher))
+
+
+def both(
+    files: list[bytes],
+    sizes: list[tuple[int, int]],
+    sequences: list[list[dict[str, Any]]],
+    *,
+    orientations: list[int] | None = None,
+    limits: dict[str, Any] | None = None,
+    patch_size: int = 16,
+    batch_size: int = 0,
+    **options: Any,
+) -> tuple[PackedBatch, EncodedBatch, list[dict[str, Any]]]:
+    """The batch with pixels, the same batch encoded, and the engine's ledger; row r is `files[r]`."""
+    options = {"dct_scaling": False} | options
+    made = renderer(source(sizes, orientations, bytes=files), limits, **options)
+    planned = batch(sequences, patch_size, batch_size)
+    want = packed(made.submit(planned).wait(30))
+    found = made.submit(planned, True).wait(30)
+    assert made.encoded_bytes(planned) >= sum(map(len, files[: sum(map(len, sequences))]))
+    own = {name: found.pop(name) for name in OWN_ARRAYS}
+    config = RenderConfig(**{k: v for k, v in options.items() if k in RENDER_KEYS})
+    encoded = EncodedBatch(slots=packed(found), render={k: getattr(config, k) for k in RENDER_KEYS}, **own)
+    failures = made.failures()
+    made.close()
+    return want, encoded, failures
+
+
+def host(value: Any) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else value.cpu().numpy()
+
+
+def same_but_pixels(got: PackedBatch, want: PackedBatch) -> None:
+    """Every field but `patches` is equal, bit for bit, and so is what holds no pixels."""
+    assert (got.patch_size, got.max_seqlen, got.prefix_tokens, got.epoch, got.sequence) == (
+        *(want.patch_size, want.max_seqlen, want.prefix_tokens, want.epoch, want.sequence),
+    )
+    assert list(got.arrays()) == list(want.arrays())
+    for name, expected in want.arrays().items():
+        found = host(got.arrays()[name])
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape), name
+        if not name.endswith("patches"):
+            assert np.array_equal(found, expected), name
+    for mine, theirs in ((got, want), *([(got.teacher, want.teacher)] if want.teacher is not None else [])):
+        pixels = (theirs.segment_ids >= 0) & (theirs.positions[..., 0] >= 0)
+        assert not host(mine.patches)[~pixels].any()
+
+
+def impossible_table(data: bytes) -> bytes:
+    """The file with a Huffman table that cannot be: its markers are in order, and no decoder can read it."""
+    at = data.index(b"\xff\xc4") + 5
+    return data[:at] + b"\xff" * 16 + data[at + 16 :]

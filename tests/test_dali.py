@@ -1,0 +1,305 @@
+"""DALI beside the Rust renderer on the same plan: every other field equal, pixels within a stated bound, whatever breaks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from navit_loader.batch import FAILED, OK
+from navit_loader.errors import ConfigError, RenderError
+
+from .dali_kit import both, host, impossible_table, jpeg, same_but_pixels
+from .rendering import difference, encode, photo, planned
+
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'navit[dali]'")
+from dataclasses import replace
+
+from navit_loader.dali import DaliRenderer
+
+SIZE = (130, 150)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+    ),
+]
+
+
+def alpha(mode: str) -> Image.Image:
+    image = photo(150, 130, 2).convert(mode)
+    image.putalpha(Image.radial_gradient("L").resize(image.size))
+    return image
+
+
+OTHERS = {
+    "jpeg cmyk": lambda o: encode(photo(150, 130).convert("CMYK"), "JPEG", o),
+    "png": lambda o: encode(photo(150, 130), "PNG", o),
+    "png palette": lambda o: encode(photo(150, 130).quantize(60), "PNG", o),
+    "png alpha": lambda o: encode(alpha("RGB"), "PNG", o),
+    "webp": lambda o: encode(photo(150, 130), "WEBP", o, quality=80),
+    "webp alpha": lambda o: encode(alpha("RGB"), "WEBP", o, lossless=True),
+    "gif": lambda o: encode(photo(150, 130).quantize(60), "GIF"),
+    "bmp": lambda o: encode(photo(150, 130), "BMP"),
+    "tiff": lambda o: encode(photo(150, 130), "TIFF"),
+}
+"""What goes to the CPU renderer, and so gives its very pixels."""
+
+
+def turned(make: Any) -> tuple[list[bytes], list[tuple[int, int]], list[list[dict[str, Any]]], list[int]]:
+    """All orientations, mirrored and not, cropped and not, with and without drop: four images a sequence."""
+    files, sizes, orientations, sequences = [], [], [], []
+    for n, orientation in enumerate(o for o in range(1, 9) for _ in range(2)):
+        size = SIZE if orientation < 5 else SIZE[::-1]
+        crop = (7, 11, 96, 87) if n % 3 else (0, 0, *size)
+        offset = 0 if n % 4 == 0 else sequences[-1][-1]["offset"] + 2 + sequences[-1][-1]["kept"]
+        if n % 4 == 0:
+            sequences.append([])
+        kept = (20, 7, 19)[n % 3]
+        image = planned(n, offset, size, (5, 4), crop=crop, flip=bool(n % 2), kept=kept, teacher_grid=(3, 6))
+        sequences[-1].append(image | {"teacher_offset": 19 * (n % 4)})
+        files.append(make(orientation))
+        sizes.append(size)
+        orientations.append(orientation)
+    return files, sizes, sequences, orientations
+
+
+VIEWS = {
+    "sequence_length": 128,
+    "max_tokens": 40,
+    "prefix_tokens": 2,
+    "max_images": 5,
+    "teacher": {"sequence_length": 80, "max_tokens": 24, "prefix_tokens": 1, "patch_size": 8},
+}
+
+
+def pixels(batch: Any) -> list[np.ndarray]:
+    return [host(batch.patches), host(batch.teacher.patches)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("kind", "mean", "nearly_all"),
+    [("4:4:4", 0.6, 8), ("4:2:2", 1.1, 14), ("4:2:0", 1.4, 18), ("progressive", 1.4, 18), ("grey", 0.1, 5)],
+)
+def test_jpeg_equals_the_rust_renderer(kind: str, mean: float, nearly_all: float, device: str) -> None:
+    """At full size; chroma is resized as it is stored there, interpolated first by DALI. Grey shows that all else agrees."""
+    files, sizes, sequences, orientations = turned(lambda o: jpeg(kind, o))
+    options = {"orientations": orientations, "limits": VIEWS, "patch_size": 8, "batch_size": 5}
+    want, encoded, _ = both(files, sizes, sequences, **options)
+    with DaliRenderer(device) as dali:
+        got = dali(encoded)
+        assert dali.stats() == {"images": 16, "by_cpu": 0, "failed": 0, "pipelines": 1}
+    same_but_pixels(got, want)
+    # nvJPEG rounds its inverse DCT otherwise.
+    more = 1.0 if device == "cpu" else 1.5
+    for a, b in zip(pixels(got), pixels(want), strict=True):
+        taken = b.any(-1)
+        found = difference(a[taken], b[taken])
+        assert found[0] <= mean * more and found[1] <= nearly_all * more, found
+    scaled, encoded, _ = both(files, sizes, sequences, dct_scaling=True, **options)
+    for a, b in zip(pixels(got), pixels(scaled), strict=True):
+        assert difference(a, b)[0] <= 4 and difference(a, b)[1] <= 48
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_give_the_cpu_renderers_pixels(name: str, device: str) -> None:
+    files, sizes, sequences, orientations = turned(OTHERS[name])
+    options = {"orientations": orientations, "limits": VIEWS, "patch_size": 8, "background": (10, 200, 30)}
+    want, encoded, _ = both(files, sizes, sequences, **options)
+    with DaliRenderer(device) as dali:
+        got = dali(encoded)
+        assert dali.stats() == {"images": 16, "by_cpu": 16, "failed": 0, "pipelines": 0}
+    same_but_pixels(got, want)
+    assert all(np.array_equal(a, b) for a, b in zip(pixels(got), pixels(want), strict=True))
+
+
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("grid", [(2, 3), (9, 11)])
+def test_filters_equal_up_and_down(filter: str, grid: tuple[int, int]) -> None:
+    files = [encode(photo(150, 130).convert("L"), "JPEG", quality=95)]
+    plan = [[planned(0, 0, SIZE, grid, crop=(3, 5, 101, 120))]]
+    want, encoded, _ = both(files, [SIZE], plan, filter=filter)
+    with DaliRenderer() as dali:
+        got = dali(encoded)
+    same_but_pixels(got, want)
+    assert difference(got.patches, want.patches)[2] <= 2
+
+
+def test_a_filter_that_dali_lacks_is_refused_by_name() -> None:
+    _, encoded, _ = both([jpeg()], [SIZE], [[planned(0, 0, SIZE, (2, 3))]], filter="area")
+    with DaliRenderer() as dali, pytest.raises(ConfigError, match=r"'area'.*bicubic.*decode = 'cpu'"):
+        dali(encoded)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+BAD = {
+    "cut": cut,
+    "zeros": lambda data: data[:-300] + bytes(300),
+    "noise": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "other size": lambda data: jpeg(seed=3)[:2] + encode(photo(90, 90), "JPEG")[2:],
+    "impossible table": impossible_table,
+    "an early end": lambda data: data[:-400] + b"\xff\xd9" + data[-398:],
+    "one byte": lambda data: b"\xff",
+}
+"""All of it fails in the Rust renderer too; the third last passes the check of its markers and fails in DALI."""
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_in_any_place_masks_its_slot_alone(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An end marker in the middle is all that DALI may take for an image: its decoder fills up what is missing."""
+    good = [jpeg(seed=n + 1) for n in range(5)]
+    plan = [
+        [planned(0, 0, SIZE, (3, 4)), planned(1, 12, SIZE, (4, 4), kept=9), planned(2, 21, SIZE, (2, 2))],
+        [planned(3, 0, SIZE, (5, 6), flip=True), planned(4, 30, SIZE, (3, 3))],
+    ]
+    _, undisturbed, _ = both(good, [SIZE] * 5, plan)
+    with DaliRenderer() as dali:
+        right = dali(undisturbed)
+        for at in range(5):
+            files = [BAD[kind](data) if n == at else data for n, data in enumerate(good)]
+            want, encoded, ledger = both(files, [SIZE] * 5, plan, failure_limit=1.0)
+            s, e = divmod(at, 3)
+            assert want.status[s, e] == FAILED and len(ledger) == 1
+            got = dali(replace(encoded, slots=replace(encoded.slots, epoch=at)))
+            if kind == "an early end" and got.status[s, e] == OK:
+                continue
+            same_but_pixels(replace(got, epoch=0), want)
+            others = want.segment_ids != -1
+            assert np.array_equal(got.patches[others], right.patches[others])
+            entry = dali.failures()[-1]
+            assert entry | {"epoch": 0, "uri": ""} == ledger[0] | {"uri": ""}
+        assert dali(undisturbed).patches.tobytes() == right.patches.tobytes()
+        if kind == "impossible table":
+            assert dali.stats()["pipelines"] == 6  # built anew after each failure
+            assert "DALI could not decode 1 of" in caplog.text
+
+
+def test_several_bad_images_and_nothing_but_bad_images() -> None:
+    bad = impossible_table(jpeg())
+    plan = [[planned(n, 4 * n, SIZE, (2, 2)) for n in range(6)]]
+    with DaliRenderer(failure_limit=1.0) as dali:
+        for places in ({0, 2, 5}, set(range(6))):
+            files = [bad if n in places else jpeg(seed=n + 1) for n in range(6)]
+            want, encoded, _ = both(files, [SIZE] * 6, plan, failure_limit=1.0)
+            same_but_pixels(dali(encoded), want)
+
+
+def test_any_damage_inside_a_scan_leaves_the_neighbours_alone() -> None:
+    """What DALI still decodes stays `ok`, as it may; what it does not is masked. Nothing else changes, nothing ends."""
+    rng = np.random.default_rng(5)
+    good = jpeg(seed=1)
+    start = good.index(b"\xff\xda") + 20
+    plan = [[planned(n, 6 * n, SIZE, (2, 3)) for n in range(3)]]
+    _, encoded, _ = both([good] * 3, [SIZE] * 3, plan)
+    with DaliRenderer(failure_limit=1.0) as dali:
+        right = dali(encoded)
+        for _ in range(25):
+            damaged = bytearray(good)
+            for at in rng.integers(start, len(good) - 2, 6):
+                damaged[at] = rng.integers(0, 255)
+            _, encoded, _ = both([good, bytes(damaged), good], [SIZE] * 3, plan, failure_limit=1.0)
+            got = dali(encoded)
+            assert got.status[0, :3].tolist() in ([OK, OK, OK], [OK, FAILED, OK])
+            assert np.array_equal(got.patches[0, :6], right.patches[0, :6])
+            assert np.array_equal(got.patches[0, 12:18], right.patches[0, 12:18])
+
+
+def test_too_many_failures_stop_it_and_the_ledger_is_written(tmp_path: Path) -> None:
+    plan = [[planned(n, 4 * n, SIZE, (2, 2)) for n in range(16)] for _ in range(5)]
+    for s, sequence in enumerate(plan):
+        for image in sequence:
+            image["row"] += 16 * s
+    _, encoded, _ = both([cut(jpeg())] * 80, [SIZE] * 80, plan, failure_limit=1.0)
+    with DaliRenderer(ledger=str(tmp_path / "bad.jsonl")) as dali:
+        with pytest.raises(RenderError, match="images failed"):
+            dali(encoded)
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 64
+
+
+def test_bounded_runs_give_the_same() -> None:
+    """With 16 MiB each run holds 4 MiB of pixels: a large image has one of its own."""
+    sizes = [(1100, 1300), *[SIZE] * 300]
+    files = [encode(photo(1300, 1100), "JPEG"), *[jpeg("grey")] * 300]
+    plan = [
+        [planned(64 * s + n, 2 * n, size, (1, 2)) for n, size in enumerate(sizes[64 * s : 64 * s + 64])]
+        for s in range(5)
+    ]
+    want, encoded, _ = both(files, sizes, plan, limits={"max_images": 64})
+    with DaliRenderer(memory_mb=16) as small, DaliRenderer() as large:
+        one, other = small(encoded), large(encoded)
+    same_but_pixels(one, want)
+    assert np.array_equal(one.patches, other.patches)
+
+
+def test_batches_under_way_come_back_in_order_and_closing_ends_all() -> None:
+    plans = [[[planned(n, 6 * n, SIZE, (2, 3)) for n in range(1 + k)]] for k in range(4)]
+    found = [both([jpeg(seed=n + 1) for n in range(4)], [SIZE] * 4, plan) for plan in plans]
+    dali = DaliRenderer()
+    waiting = [dali.submit(encoded) for _, encoded, _ in found]
+    for rendering, (want, _, _) in zip(waiting, found, strict=True):
+        same_but_pixels(rendering.wait(), want)
+    dali.submit(found[0][1]).cancel()
+    dali.close()
+    dali.close()
+    with pytest.raises(RenderError, match="closed"):
+        dali(found[0][1])
+    assert not [t for t in threading.enumerate() if t.name.startswith("navit-dali")]
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "says"),
+    [
+        ("spans", (0, 10**12), "span"),
+        ("spans", (-5, 10), "span"),
+        ("keys", 12345, "keys"),
+    ],
+)
+def test_a_damaged_batch_is_refused(field: str, change: Any, says: str) -> None:
+    _, encoded, _ = both([OTHERS["png"](1)], [SIZE], [[planned(0, 0, SIZE, (3, 4), kept=5)]])
+    broken = getattr(encoded, field).copy()
+    broken[0, 0] = change
+    with DaliRenderer() as dali, pytest.raises(RenderError, match=says):
+        dali(replace(encoded, **{field: broken}))
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [("positions", (0, 7)), ("segment_ids", 300), ("grids", (0, 0)), ("crops", (0, 0, 400, 10))],
+)
+def test_damaged_slots_are_refused_before_anything_is_read(field: str, change: Any) -> None:
+    _, encoded, _ = both([jpeg()], [SIZE], [[planned(0, 0, SIZE, (3, 4))]])
+    broken = getattr(encoded.slots, field).copy()
+    broken[0, 0] = change
+    with DaliRenderer() as dali, pytest.raises(RenderError, match="damaged"):
+        dali(replace(encoded, slots=replace(encoded.slots, **{field: broken})))
+
+
+def test_devices_and_configurations_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="'mps'"):
+        DaliRenderer("mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            DaliRenderer("cuda")
+    _, encoded, _ = both([jpeg()], [SIZE], [[planned(0, 0, SIZE, (3, 4))]])
+    with DaliRenderer() as dali:
+        dali(encoded)
+        with pytest.raises(ConfigError, match="one for each configuration"):
+            dali(replace(encoded, render=encoded.render | {"filter": "bilinear"}))
+
+
+def test_dali_says_nothing_when_all_is_well(caplog: pytest.LogCaptureFixture) -> None:
+    _, encoded, _ = both([jpeg()], [SIZE], [[planned(0, 0, SIZE, (3, 4))]])
+    with caplog.at_level(logging.DEBUG), DaliRenderer() as dali:
+        dali(encoded)
+    assert not caplog.records
