@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from .batch import PackedBatch, View
     from .client import RemoteLoader
     from .config import LoaderConfig
+    from .encoded import EncodedBatch
     from .images import pack_images
     from .index import build_index, open_index
     from .loader import PackedLoader
     from .packing import pack
 
 __all__ = [
+    "EncodedBatch",
     "LoaderConfig",
     "PackedBatch",
     "PackedLoader",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "EncodedBatch": "encoded",
     "LoaderConfig": "config",
     "PackedBatch": "batch",
     "PackedLoader": "loader",

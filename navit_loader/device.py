@@ -146,12 +146,15 @@ class DevicePrefetcher:
     def _fill(self, ready: queue.Queue[Any], stop: threading.Event) -> None:
         end: BaseException | None = None
         batches = iter(self.loader)
+        # Whatever a loader does on the device itself must not hold up the trainer's stream either.
+        own: AbstractContextManager[Any] = torch.cuda.stream(self._stream) if self._cuda else nullcontext()
         try:
-            for batch in batches:
-                item = (*self._move(batch), self.loader.state_dict())
-                ready.put((item[0], item[2], item[1]))
-                if stop.is_set():
-                    break
+            with own:
+                for batch in batches:
+                    item = (*self._move(batch), self.loader.state_dict())
+                    ready.put((item[0], item[2], item[1]))
+                    if stop.is_set():
+                        break
         except BaseException as e:
             end = e
         finally:
@@ -168,6 +171,9 @@ class DevicePrefetcher:
         with context:
             moved = {}
             for name, array in batch.arrays().items():
+                if isinstance(array, torch.Tensor):  # a loader that decodes on the device
+                    moved[name] = array.to(self.device, non_blocking=True)
+                    continue
                 staged = slot.stage(name, array)
                 # A fresh tensor on purpose: on the CPU too, the staging buffer is written again two batches on.
                 moved[name] = torch.empty_like(staged, device=self.device).copy_(staged, non_blocking=True)

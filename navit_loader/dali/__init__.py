@@ -10,6 +10,16 @@ In: `EncodedBatch`. Out: `PackedBatch` on a device. Needs `pip install "navit[da
     patchify   resized images to patches in their slots; `kernel` is the same for GPUs
 """
 
+from ..errors import ConfigError
+
+try:
+    import nvidia.dali  # noqa: F401 - before torch, which takes longer
+except ImportError as e:
+    raise ConfigError(
+        f"decode = 'dali' needs NVIDIA DALI, which cannot be loaded here ({e}); "
+        "pip install 'navit[dali]', or take decode = 'cpu'"
+    ) from None
+
 from .renderer import DaliRenderer, Rendering, decoder_name
 
 __all__ = ["DaliRenderer", "Rendering", "decoder_name"]

@@ -15,18 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from nvidia import dali
+from nvidia.dali import fn, types
 from torch.utils.dlpack import from_dlpack
 
-from ..errors import ConfigError, RenderError
-
-try:
-    from nvidia import dali
-    from nvidia.dali import fn, types
-except ImportError as e:  # pragma: no cover - CI has it
-    raise ConfigError(
-        f"decode = 'dali' needs NVIDIA DALI, which cannot be loaded here ({e}); "
-        "pip install 'navit[dali]', or take decode = 'cpu'"
-    ) from None
+from ..errors import RenderError
 
 VERSION: str = dali.__version__
 
