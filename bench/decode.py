@@ -88,7 +88,7 @@ def ours(case: Case, **options: object) -> Callable[[], None]:
         "bytes": files,
     }
     limits = {"sequence_length": length, "max_tokens": 1024, "prefix_tokens": 0, "max_images": 64}
-    limits |= {"label_width": 0, "text_tokens": 0, "teacher": None}
+    limits |= {"label_width": 0, "text_tokens": 0, "max_text_tokens": 0, "teacher": None}
     config = RenderConfig(threads=1, fetch_threads=0, **options)  # type: ignore[arg-type]
     renderer = _packer.Renderer(config.to_json(), limits, [source])
 

@@ -1,8 +1,11 @@
-"""A whole loader, two cores, delivered to the trainer's process: ours beside torch's DataLoader with torchvision.
+"""A whole loader, two cores, delivered to the trainer's process: ours beside torch's DataLoader with torchvision and beside
+timm's NaFlex loader, and ours again on one core, to see what the second one brings.
 
 In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding: medians over
-interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. Both draw sides from U(64, 256),
-cut patches of 16 × 16 and fill sequences of 1,024 tokens; the DataLoader's collate packs first-fit, over 128 images.
+interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. All draw sides from U(64, 256) and
+cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's collate does so too, first-fit over 128 images.
+timm packs nothing: it draws one length for a whole batch from the squares 4² to 16², keeps aspect ratios, and pads each
+image to that length; its rows are taken as u8, before it normalises them.
 Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
 
     python bench/loader.py [--folder DIR] [--count 2000] [--repeat 5] [--json FILE]
@@ -16,7 +19,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 import torchvision
 from corpus import make
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import InterpolationMode
@@ -34,8 +39,12 @@ from navit_loader import LoaderConfig, PackedLoader, build_index
 from navit_loader._packer import BUILD_PROFILE
 
 P, L, LOW, HIGH, TOKENS, WORKERS, COLLATE = 16, 1024, 64, 256, 256, 2, 128
+SQUARES = tuple(side * side for side in range(LOW // P, HIGH // P + 1))
 Counts = tuple[int, int, int]
 """Images, tokens, slots."""
+
+OURS, ALONE = "navit PackedLoader, two cores", "navit PackedLoader, one core"
+THEIRS, TIMM = "torch DataLoader + torchvision, two workers", "timm NaFlex loader, two workers"
 
 
 class Patches(Dataset[torch.Tensor]):
@@ -95,6 +104,62 @@ def theirs(loader: DataLoader[Any], images: int) -> Counts:
     return images, tokens, slots
 
 
+class Pictures(Dataset[tuple[Image.Image, int]]):
+    """What timm's loader takes: Pillow images that are not decoded yet."""
+
+    transform = None
+
+    def __init__(self, files: list[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.open(self.files[i]).convert("RGB"), 0
+
+
+def naflex(files: list[str]) -> Any:
+    """timm's NaFlex training loader without augmentation, its worker processes alone."""
+    from timm.data.naflex_loader import create_naflex_loader
+
+    return create_naflex_loader(
+        Pictures(files),
+        patch_size=P,
+        train_seq_lens=SQUARES,
+        max_seq_len=TOKENS,
+        batch_size=32,
+        is_training=True,
+        no_aug=True,
+        interpolation="bicubic",
+        num_workers=WORKERS,
+        pin_memory=False,
+        device=torch.device("cpu"),
+    ).loader
+
+
+def timms(loader: Any) -> Counts:
+    """One epoch of it."""
+    images = tokens = slots = 0
+    for batch, _ in loader:
+        valid = batch["patch_valid"]
+        images += len(valid)
+        tokens += int(valid.sum())
+        slots += valid.numel()
+    return images, tokens, slots
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This thread, and those that it starts meanwhile, on one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="a class-per-folder tree of JPEG files")
@@ -118,18 +183,18 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
     """Runs the peers in turn and prints the table."""
     build_index(folder, index)
     files = sorted(map(str, folder.rglob("*.jpg")))
-    config = LoaderConfig.from_dict(
-        {
-            "data": {"batch_size": 8},
-            "plan": {
-                "sequence_length": L,
-                "max_tokens": TOKENS,
-                "patch_sizes": [P],
-                "resolution": {"kind": "uniform", "low": LOW, "high": HIGH},
-            },
-            "render": {"threads": WORKERS},
-        }
-    )
+    settings: dict[str, Any] = {
+        "data": {"batch_size": 8},
+        "plan": {
+            "sequence_length": L,
+            "max_tokens": TOKENS,
+            "patch_sizes": [P],
+            "resolution": {"kind": "uniform", "low": LOW, "high": HIGH},
+        },
+        "render": {"threads": WORKERS},
+    }
+    config = LoaderConfig.from_dict(settings)
+    alone = LoaderConfig.from_dict(settings | {"render": {"threads": 1, "fetch_threads": 0}})
     peer = DataLoader(
         Patches(files),
         COLLATE,
@@ -139,21 +204,27 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         persistent_workers=True,
         prefetch_factor=4,
     )
-    with PackedLoader(index, config) as loader:
+    with one_core():
+        single = PackedLoader(index, alone)
+    flexible = naflex(files)
+    with single, PackedLoader(index, config) as loader:
         peers: dict[str, Callable[[], Counts]] = {
-            "navit PackedLoader": lambda: ours(loader),
-            "torch DataLoader + torchvision": lambda: theirs(peer, len(files)),
+            OURS: lambda: ours(loader),
+            ALONE: lambda: ours(single),
+            THEIRS: lambda: theirs(peer, len(files)),
+            TIMM: lambda: timms(flexible),
         }
         for epoch in peers.values():
             epoch()  # threads, workers, page cache
         rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
         for _ in range(repeat):
             for name, epoch in peers.items():
-                start = time.perf_counter()
-                images, tokens, slots = epoch()
-                seconds = time.perf_counter() - start
+                with one_core() if name == ALONE else nullcontext():
+                    start = time.perf_counter()
+                    images, tokens, slots = epoch()
+                    seconds = time.perf_counter() - start
                 rows[name].append((images / seconds, tokens / seconds, 1 - tokens / slots))
-    base = rows["torch DataLoader + torchvision"]
+    base = rows[THEIRS]
     print(
         f"{len(files):,} files, {repeat} repetitions, {WORKERS} threads or workers, {os.cpu_count()} cores "
         f"({platform.machine()}), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
@@ -164,6 +235,10 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         ratio = median(a[0] / b[0] for a, b in zip(found, base, strict=True))
         images, tokens, padding = (float(np.median([f[i] for f in found])) for i in range(3))
         print(f"| {name} | {images:,.0f} | {tokens:,.0f} | {padding:.2%} | {ratio:.2f} |")
+    print()
+    for other in (ALONE, THEIRS, TIMM):
+        ratio = median(a[0] / b[0] for a, b in zip(rows[OURS], rows[other], strict=True))
+        print(f"{OURS}: {ratio:.2f} × {other}")
     if out:
         out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

@@ -246,6 +246,11 @@ def _count(what: str) -> int:
     return len(os.listdir(f"/proc/self/{what}"))
 
 
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def test_opening_and_closing_leaves_nothing(tmp_path: Path) -> None:
     columns = folder_of(tmp_path)
 
@@ -260,16 +265,18 @@ def test_opening_and_closing_leaves_nothing(tmp_path: Path) -> None:
             with pytest.raises(RenderError, match="closed"):
                 made.submit(plans(1)[0])
 
-    for n in range(10):
+    for n in range(50):
         once(n)
     gc.collect()
-    threads, files = _count("task"), _count("fd")
+    threads, files, memory = _count("task"), _count("fd"), _resident()
     start = time.monotonic()
     for n in range(200):
         once(n)
     gc.collect()
     assert time.monotonic() - start < 30
     assert (_count("task"), _count("fd")) == (threads, files)
+    # Each holds a batch of 12 MiB and threads with their buffers: one in ten of them left behind would show.
+    assert _resident() - memory < 64 * 2**20
 
 
 def test_closing_wakes_whoever_waits() -> None:

@@ -76,11 +76,16 @@ impl Source {
         usize::try_from(l.shard.get(row)).ok().and_then(|s| l.shards.get(s)).map_or("", String::as_str)
     }
 
+    /// The encoded bytes of `row`, where they are in memory already.
+    pub fn resident(&self, row: usize) -> Option<&[u8]> {
+        self.memory.get(row).map(Chunk::as_slice)
+    }
+
     /// Reads the encoded bytes of `row` into `out`, replacing what it held. `path` is scratch.
     pub fn fetch(&self, row: usize, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
         out.clear();
-        if let Some(chunk) = self.memory.get(row) {
-            out.extend_from_slice(chunk.as_slice());
+        if let Some(bytes) = self.resident(row) {
+            out.extend_from_slice(bytes);
             return Ok(());
         }
         let l = &self.locations;

@@ -1,4 +1,4 @@
-//! The three inner loops of rendering, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
+//! The inner loops of rendering, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
 //! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file.
 
 use crate::decode::Colours;
@@ -62,6 +62,25 @@ pub fn across(fast: bool, rows: [&[i16]; 2], taps: &Taps, skip: usize, out: [&mu
             let seen = &row[taps.starts[i] as usize - skip..];
             let sum: i32 = taps.of(i).iter().zip(seen).map(|(&w, &v)| i32::from(w) * i32::from(v)).sum();
             *to = ((sum + (1 << (BITS + BETWEEN - 1))) >> (BITS + BETWEEN)).clamp(0, 255) as u8;
+        }
+    }
+}
+
+/// Triples of values, taken apart: value 3 i + c of `row` goes to value i of `out[c]`, for `pixels` of them.
+///
+/// `row` holds `SLACK` values and each of `out` `SLACK` values more than that needs.
+pub fn apart(fast: bool, row: &[i16], pixels: usize, out: [&mut [i16]; 3]) {
+    assert!(row.len() >= 3 * pixels + SLACK && out.iter().all(|part| part.len() >= pixels + SLACK));
+    #[cfg(target_arch = "x86_64")]
+    if fast {
+        // SAFETY: `fast` is only true where AVX2 was found; the lengths were checked above.
+        unsafe { avx2::apart(row, pixels, out) };
+        return;
+    }
+    let _ = fast;
+    for (c, part) in out.into_iter().enumerate() {
+        for (to, v) in part[..pixels].iter_mut().zip(row.chunks_exact(3)) {
+            *to = v[c];
         }
     }
 }
@@ -180,6 +199,48 @@ mod avx2 {
             let (u, l) = (_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes));
             out[0][first..first + GROUP].copy_from_slice(&u.to_le_bytes());
             out[1][first..first + GROUP].copy_from_slice(&l.to_le_bytes());
+        }
+    }
+
+    /// # Safety
+    /// AVX2; the lengths that `super::apart` checks.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn apart(row: &[i16], pixels: usize, mut out: [&mut [i16]; 3]) {
+        // Value n of colour c among eight pixels is value 3 n + c of 24, which lie in three vectors; −1 gives zero.
+        const fn mask(part: usize, colour: usize) -> [i8; 16] {
+            let mut m = [-1; 16];
+            let mut n = 0;
+            while n < 8 {
+                let at = 3 * n + colour;
+                if at / 8 == part {
+                    m[2 * n] = (at % 8 * 2) as i8;
+                    m[2 * n + 1] = (at % 8 * 2 + 1) as i8;
+                }
+                n += 1;
+            }
+            m
+        }
+        const MASKS: [[[i8; 16]; 3]; 3] = [
+            [mask(0, 0), mask(1, 0), mask(2, 0)],
+            [mask(0, 1), mask(1, 1), mask(2, 1)],
+            [mask(0, 2), mask(1, 2), mask(2, 2)],
+        ];
+        let mut x = 0;
+        while x < pixels {
+            // SAFETY: eight pixels from here on lie inside the slack of `row` and of each part of `out`.
+            unsafe {
+                let from = row.as_ptr().add(3 * x).cast::<__m128i>();
+                let parts = [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1)), _mm_loadu_si128(from.add(2))];
+                for (to, masks) in out.iter_mut().zip(&MASKS) {
+                    let [a, b, c] = [0, 1, 2].map(|n| {
+                        let mask: __m128i = _mm_loadu_si128(masks[n].as_ptr().cast());
+                        _mm_shuffle_epi8(parts[n], mask)
+                    });
+                    let to = to.as_mut_ptr().add(x);
+                    _mm_storeu_si128(to.cast(), _mm_or_si128(_mm_or_si128(a, b), c));
+                }
+            }
+            x += 8;
         }
     }
 

@@ -8,7 +8,7 @@
 //! keep six bits after the point and are not clipped, unlike Pillow's.
 
 use crate::decode::{Colours, Pixels, Plane, room};
-use crate::kernels::{SLACK, across, down, fast};
+use crate::kernels::{SLACK, across, apart, down, fast};
 use crate::slots::Crop;
 use crate::taps::{Axis, Filter, GROUP, Taps};
 
@@ -128,10 +128,7 @@ impl Resizer {
             }
             for (n, row) in self.rows.iter().enumerate() {
                 let [r, g, b] = &mut self.apart[n * 3..n * 3 + 3] else { continue };
-                let parts = r.iter_mut().zip(g.iter_mut()).zip(b.iter_mut());
-                for (((r, g), b), v) in parts.zip(row[..len].chunks_exact(3)) {
-                    (*r, *g, *b) = (v[0], v[1], v[2]);
-                }
+                apart(self.fast, row, last - first, [r, g, b]);
             }
             for c in 0..3 {
                 // Below the last row of plane c lies plane c + 1, whose first row is done already: the spare row takes it.

@@ -267,6 +267,11 @@ impl Shared {
                 Some(Task::Start(job)) => self.start(job),
                 Some(Task::Fetch(..)) => {}
                 Some(Task::Image(job, i, None)) => {
+                    let image = image_of(&job, i);
+                    if let Some(bytes) = self.sources[usize::from(image.source)].resident(image.row as usize) {
+                        self.image(&mut worker, &job, i, Ok(bytes));
+                        continue;
+                    }
                     let fetched = self.fetch(&job, i, &mut path, &mut own);
                     self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
                     if own.capacity() > crate::decode::KEEP_BYTES {
