@@ -5,7 +5,8 @@ In: a folder of JPEG files (made by `corpus.py` where none is given). Out: image
 interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. All draw sides from U(64, 256) and
 cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's collate does so too, first-fit over 128 images.
 timm packs nothing: it draws one length for a whole batch from the squares 4² to 16², keeps aspect ratios, and pads each
-image to that length; its rows are taken as u8, before it normalises them.
+image to that length; its rows are taken as u8, before it normalises them. datago, where it is installed, does another job: it
+crops and resizes every image to about 256 × 256 and hands out Pillow images, neither cut into patches nor packed.
 Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
 
     python bench/loader.py [--folder DIR] [--count 2000] [--repeat 5] [--json FILE]
@@ -14,6 +15,7 @@ Padding counts sequences that hold an image: an epoch's last batch is filled wit
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -45,6 +47,7 @@ Counts = tuple[int, int, int]
 
 OURS, ALONE = "navit PackedLoader, two cores", "navit PackedLoader, one core"
 THEIRS, TIMM = "torch DataLoader + torchvision, two workers", "timm NaFlex loader, two workers"
+DATAGO = "datago, all at 256 tokens, unpacked"
 
 
 class Patches(Dataset[torch.Tensor]):
@@ -149,6 +152,35 @@ def timms(loader: Any) -> Counts:
     return images, tokens, slots
 
 
+def datagos(folder: Path, images: int) -> Counts:
+    """One epoch of datago, whose threads are Rust's too."""
+    from datago import DatagoClient
+
+    config = {
+        "source_type": "file",
+        "source_config": {"root_path": str(folder), "rank": 0, "world_size": 1},
+        "image_config": {
+            "crop_and_resize": True,
+            "default_image_size": HIGH,
+            "downsampling_ratio": P,
+            "min_aspect_ratio": 0.5,
+            "max_aspect_ratio": 2.0,
+            "image_to_rgb8": True,
+        },
+        "prefetch_buffer_size": 128,
+        "samples_buffer_size": 128,
+        "limit": images,
+    }
+    client = DatagoClient(json.dumps(config))
+    tokens = 0
+    for _ in range(images):
+        picture = client.get_sample().image
+        tokens += picture.width * picture.height // (P * P)
+        np.asarray(picture)
+    client.stop()
+    return images, tokens, tokens
+
+
 @contextmanager
 def one_core() -> Iterator[None]:
     """This thread, and those that it starts meanwhile, on one core."""
@@ -214,6 +246,10 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
             THEIRS: lambda: theirs(peer, len(files)),
             TIMM: lambda: timms(flexible),
         }
+        if importlib.util.find_spec("datago"):
+            peers[DATAGO] = lambda: datagos(folder, len(files))
+        else:
+            print("datago: not installed, left out")
         for epoch in peers.values():
             epoch()  # threads, workers, page cache
         rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
@@ -236,7 +272,7 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         images, tokens, padding = (float(np.median([f[i] for f in found])) for i in range(3))
         print(f"| {name} | {images:,.0f} | {tokens:,.0f} | {padding:.2%} | {ratio:.2f} |")
     print()
-    for other in (ALONE, THEIRS, TIMM):
+    for other in (name for name in rows if name != OURS):
         ratio = median(a[0] / b[0] for a, b in zip(rows[OURS], rows[other], strict=True))
         print(f"{OURS}: {ratio:.2f} × {other}")
     if out:
