@@ -185,11 +185,21 @@ def recalls(
 
 def retrieval_table(scores: Sequence[RetrievalScore]) -> str:
     """The scores as lines of text; budgets outside the trained sizes carry a star."""
-    ways = ("image to text", "text to image")
-    head = ("tokens", *(f"{way} R@{k}" for way in ways for k in AT), "images", "texts", "failed", "pairs/s")
+    ways = ("image→text", "text→image")
+    several = len({s.patch_size for s in scores}) > 1
+    head = (
+        "tokens",
+        *(("patch",) if several else ()),
+        *(f"{way} R@{k}" for way in ways for k in AT),
+        "images",
+        "texts",
+        "failed",
+        "pairs/s",
+    )
     rows = [
         (
             f"{s.tokens}{'*' if s.outside else ''}",
+            *((f"{s.patch_size}",) if several else ()),
             *(f"{share[k]:.2%}" for share in (s.image_to_text, s.text_to_image) for k in AT),
             f"{s.images:,}",
             f"{s.texts:,}",

@@ -20,6 +20,7 @@ from navit_loader import PackedLoader, build_index
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import NaViTConfig, checkpoint
 from navit_model.cli import main
+from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
 from navit_model.journal import read_log
 from navit_model.retrieval import AT, evaluate_retrieval, recalls
 from navit_model.settings import RunConfig
@@ -200,6 +201,30 @@ def test_the_temperature_is_held_back_and_stays_alive() -> None:
     assert float(scale.detach()) == pytest.approx(100.0)
     scale.backward()
     assert towers.logit_scale.grad is not None and float(towers.logit_scale.grad) == pytest.approx(100.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu: no CUDA device here")
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_contrastive_step_on_the_gpu_never_waits_for_the_host(root: Path, loss: Any) -> None:
+    run = RunConfig.from_toml(root / "run.toml")
+    image = replace(run.model, width=128, heads=2)
+    text = TextConfig(width=128, depth=2, heads=2, vocabulary=257, max_tokens=16, causal=True)
+    towers = TwoTowers(image, text, ContrastiveConfig(width=16), loss).cuda().train()
+    with PackedLoader(root / "train.arrow", run.loader) as loader:
+        batch = next(iter(loader)).to("cuda")
+    for synchronises in ("default", "error"):  # the first step warms up
+        torch.cuda.set_sync_debug_mode(synchronises)
+        try:
+            with torch.autocast("cuda", torch.bfloat16):
+                images, texts, scale, bias = towers(batch)
+            if bias is None:
+                total, count = softmax_contrastive(images, texts, pairs(batch), scale)
+            else:
+                total, count = sigmoid_contrastive(images, texts, pairs(batch), scale, bias)
+            (total / count).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @settings(max_examples=60, deadline=None)

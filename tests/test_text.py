@@ -14,7 +14,7 @@ from torch import Tensor
 
 from navit_loader.batch import ABSENT, FAILED, OK, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
-from navit_model.attention import attention, segments
+from navit_model.attention import attention, choose, segments
 from navit_model.text import Captions, TextConfig, TextTower, pack_captions
 
 from .packed import packed
@@ -136,3 +136,25 @@ def test_bad_input_is_named() -> None:
         TextTower(TextConfig())
     with pytest.raises(ConfigError, match="a divisor of width = 192"):
         TextConfig(heads=5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu: no CUDA device here")
+@pytest.mark.parametrize("backend", ["torch_varlen", "flash_attn"])
+def test_causal_gpu_kernels_equal_the_plain_one(backend: str) -> None:
+    device = torch.device("cuda")
+    try:
+        choose(backend, device)
+    except ModelError as e:
+        pytest.skip(f"gpu: {e}")
+    cu = torch.tensor([0, 3, 3, 4, 11, 16, 16], dtype=torch.int32, device=device)
+    torch.manual_seed(0)
+    base = [torch.randn(16, 2, 64, device=device, dtype=torch.bfloat16) for _ in range(4)]
+    found = []
+    for name in ("dense", backend):
+        q, k, v = (x.clone().requires_grad_() for x in base[:3])
+        out = attention(q, k, v, segments(cu, 16, 16, name, causal=True))  # type: ignore[arg-type]
+        (out * base[3]).sum().backward()
+        found.append((out.detach(), q.grad, k.grad, v.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=3e-2)
