@@ -1,0 +1,311 @@
+"""Training steps of the model beside its peers, on the same images, and what they keep in memory.
+
+In: nothing; images of 64 to 256 tokens are drawn. Out: tokens and images a second: medians over interleaved repetitions,
+since a shared machine drifts, and ratios taken within one repetition. A step is forward, loss, backward, AdamW. Each peer
+takes the images as its own code batches them: timm's NaFlexViT padded by its collator, vit-pytorch's NaViT packed by its own
+packer, with a dense mask. The bound is timm's plain ViT on as many tokens at 224 px, without padding or mask, with the same
+query-key norm and pooling. On a CPU one thread is timed in CPU seconds, to
+which other programs do least; pin it with `taskset -c 0`. With a GPU follow the rows
+in bfloat16, with MFU.
+
+    taskset -c 0 python bench/model.py [--repeat 7] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.naflex_dataset import NaFlexCollator
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from vit_pytorch.na_vit import NaViT as TheirNaViT
+
+from navit_loader import LoaderConfig, PackedBatch, pack_images
+from navit_loader._packer import BUILD_PROFILE
+from navit_loader.batch import OK
+from navit_loader.config import PlanConfig, Resolution
+from navit_model import NaViT, NaViTConfig
+from navit_model.flops import forward_flops
+
+P, L, MOST, CLASSES = 16, 1024, 256, 1000
+Step = Callable[[], Tensor]
+"""One loss, ready for `backward`."""
+
+
+def images(batch_size: int, seed: int = 0) -> tuple[PackedBatch, list[np.ndarray]]:
+    """`batch_size` full sequences of images of 64 to 256 tokens as a loader gives them, and the images themselves."""
+    rng = np.random.default_rng(seed)
+    sides = rng.integers(8, 17, (batch_size * 16, 2)) * P
+    found = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sides]
+    plan = PlanConfig(sequence_length=L, max_images=16, max_tokens=MOST, resolution=Resolution(kind="native"))
+    batch = pack_images(found, LoaderConfig(plan=plan), labels=rng.integers(0, CLASSES, len(found)))
+    full = np.argsort(-(batch.segment_ids >= 0).sum(1), kind="stable")[:batch_size]
+    return cut(batch, np.sort(full)), found
+
+
+def cut(batch: PackedBatch, rows: np.ndarray) -> PackedBatch:
+    """Some sequences of a batch, as a batch."""
+    per = (len(batch.cu_seqlens) - 1) // len(batch.segment_ids)
+    offsets = [0]
+    for n, b in enumerate(rows):
+        inside = batch.cu_seqlens[(batch.cu_seqlens > b * L) & (batch.cu_seqlens <= (b + 1) * L)]
+        offsets += [int(o) for o in np.unique(inside) - b * L + n * L]
+    offsets += [len(rows) * L] * (per * len(rows) + 1 - len(offsets))
+    fields = {k: v[rows] for k, v in batch.arrays().items() if k != "cu_seqlens" and len(v) == len(batch.segment_ids)}
+    return replace(batch, **fields, cu_seqlens=np.array(offsets, np.int32))
+
+
+def pixels(image: np.ndarray) -> Tensor:
+    return (torch.from_numpy(image).permute(2, 0, 1) / 255 - 0.5) / 0.5
+
+
+class Peers:
+    """Every model with its own form of the same images; `shape` is width, depth and heads."""
+
+    def __init__(self, shape: tuple[int, int, int], batch_size: int, device: str) -> None:
+        self.width, self.depth, self.heads = shape
+        batch, all_images = images(batch_size)
+        self.lengths = [int(h * w) for h, w in batch.grids[batch.status == OK]]
+        self.tokens, self.count = sum(self.lengths), len(self.lengths)
+        self.device = device
+        self.host, self.batch = batch, batch.to(device)
+        self.images = [all_images[i] for i in batch.image_ids[batch.status == OK]]
+        self.labels = torch.from_numpy(batch.labels[batch.status == OK][:, 0]).to(device)
+
+    def navit(self) -> tuple[nn.Module, Step, int, int]:
+        shape = {"width": self.width, "depth": self.depth, "heads": self.heads}
+        net = NaViT(NaViTConfig(**shape, patch_size=P, max_grid=16, classes=CLASSES)).to(self.device)
+        nn.init.trunc_normal_(
+            net.head.weight, std=0.02
+        )  # as the peers': a classifier of zeros gives gradients of zeros
+        where = self.batch.status.flatten() == OK
+        labels = self.batch.labels.flatten().where(where, -100)
+        return net, lambda: F.cross_entropy(net(self.batch).flatten(0, 1), labels), self.tokens, self.count
+
+    def plain(self, side: int = 224) -> tuple[nn.Module, Step, int, int]:
+        net = VisionTransformer(
+            img_size=side,
+            patch_size=P,
+            embed_dim=self.width,
+            depth=self.depth,
+            num_heads=self.heads,
+            num_classes=CLASSES,
+            qk_norm=True,
+            qkv_bias=False,
+            class_token=False,
+            global_pool="map",
+        ).to(self.device)
+        each = (side // P) ** 2
+        n = round(self.tokens / each)
+        x = torch.randn(n, 3, side, side, device=self.device)
+        labels = torch.randint(0, CLASSES, (n,), device=self.device)
+        return net, lambda: F.cross_entropy(net(x), labels), n * each, n
+
+    def naflex(self) -> tuple[nn.Module, Step, int, int]:
+        config = NaFlexVitCfg(
+            patch_size=P,
+            embed_dim=self.width,
+            depth=self.depth,
+            num_heads=self.heads,
+            qk_norm=True,
+            qkv_bias=False,
+            pos_embed="factorized",
+        )
+        net = NaFlexVit(config, num_classes=CLASSES).to(self.device)
+        items = []
+        for image in self.images:
+            h, w = image.shape[0] // P, image.shape[1] // P
+            x = pixels(image).view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, -1)
+            coord = torch.cartesian_prod(torch.arange(h), torch.arange(w))
+            items.append(({"patches": x, "patch_coord": coord, "patch_valid": torch.ones(h * w, dtype=torch.bool)}, 0))
+        given = NaFlexCollator(MOST)(items)[0]
+        given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        return net, lambda: F.cross_entropy(net(given), self.labels), self.tokens, self.count
+
+    def vit_pytorch(self) -> tuple[nn.Module, Step, int, int]:
+        net = TheirNaViT(
+            image_size=256,
+            patch_size=P,
+            num_classes=CLASSES,
+            dim=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            dim_head=self.width // self.heads,
+            mlp_dim=4 * self.width,
+        ).to(self.device)
+        given = [pixels(image).to(self.device) for image in self.images]
+
+        def step() -> Tensor:
+            return F.cross_entropy(net(given, group_images=True, group_max_seq_len=L), self.labels)
+
+        return net, step, self.tokens, self.count
+
+
+def trained(net: nn.Module, step: Step, precision: torch.dtype | None = None) -> Callable[[], None]:
+    """A whole training step."""
+    kind = next(net.parameters()).device.type
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def run() -> None:
+        with torch.autocast(kind, precision, enabled=precision is not None):
+            loss = step()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def kept(step: Step, net: nn.Module) -> int:
+    """Bytes that the forward pass keeps for the backward pass, weights and inputs of the model aside."""
+    own = {p.untyped_storage().data_ptr() for p in [*net.parameters(), *net.buffers()]}
+    seen: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        loss = step()
+    total = sum(seen.values())
+    del loss
+    return total
+
+
+def cpu_rows(repeat: int, threads: int) -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    peers = Peers((192, 12, 3), 4, "cpu")
+    makers = {
+        "timm ViT, plain, 224 px": peers.plain,
+        "navit": peers.navit,
+        "timm NaFlexViT": peers.naflex,
+        "vit-pytorch NaViT": peers.vit_pytorch,
+    }
+    print(f"{peers.count} images, {peers.tokens} tokens, padding {peers.host.padding:.2%}", flush=True)
+    runs, sizes, memory = {}, {}, {}
+    for name, make in makers.items():
+        net, step, tokens, count = make()
+        memory[name] = kept(step, net) / tokens
+        runs[name], sizes[name] = trained(net, step), (tokens, count)
+        runs[name]()
+    clock = time.process_time if threads == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            start = clock()
+            run()
+            seconds[name].append(clock() - start)
+    bound = next(iter(makers))
+    for name, spent in seconds.items():
+        tokens, count = sizes[name]
+        rates = [tokens / s for s in spent]
+        ratios = [r / (sizes[bound][0] / s) for r, s in zip(rates, seconds[bound], strict=True)]
+        yield {
+            "model": name,
+            "tokens_per_s": statistics.median(rates),
+            "images_per_s": statistics.median(count / s for s in spent),
+            "of_plain": statistics.median(ratios),
+            "kept_kib_per_token": memory[name] / 1024,
+        }
+
+
+def mfu(net: NaViT, peers: Peers, seconds: float) -> float:
+    """Share of the H200's 989 TFLOP/s in bfloat16 that the images got: 6 · weights · tokens + 12 · depth · D · ΣT²."""
+    squares = float(sum(t * t for t in peers.lengths))
+    return 3 * forward_flops(net.config, float(peers.tokens), squares, float(peers.count), P) / seconds / 989e12
+
+
+def gpu_seconds(run: Callable[[], None], steps: int = 20) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(steps):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / steps
+
+
+def gpu_rows(repeat: int) -> Iterator[dict[str, Any]]:
+    """bf16 training steps at L = 1024, everything compiled; a step that waits for the host is an error."""
+    torch.set_float32_matmul_precision("high")
+    for name, shape, batch_size in (("S", (384, 12, 6), 64), ("B", (768, 12, 12), 32), ("L", (1024, 24, 16), 16)):
+        peers = Peers(shape, batch_size, "cuda")
+        runs, sizes, nets = {}, {}, {}
+        for who in ("navit", "naflex", "plain"):
+            net, step, tokens, count = peers.plain(256) if who == "plain" else getattr(peers, who)()
+            net.compile() if who == "navit" else net.compile(dynamic=False)
+            runs[who], sizes[who], nets[who] = trained(net, step, torch.bfloat16), (tokens, count), net
+            for _ in range(5):
+                runs[who]()
+            torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        runs["navit"]()
+        torch.cuda.set_sync_debug_mode("default")
+        seconds = {who: [] for who in runs}
+        for _ in range(repeat):
+            for who, run in runs.items():
+                seconds[who].append(gpu_seconds(run))
+        for who, spent in seconds.items():
+            torch.cuda.reset_peak_memory_stats()
+            runs[who]()
+            middle = statistics.median(spent)
+            yield {
+                "model": f"{who} {name}/16",
+                "tokens_per_s": sizes[who][0] / middle,
+                "images_per_s": sizes[who][1] / middle,
+                "of_plain": statistics.median(
+                    sizes[who][0] / s / (sizes["plain"][0] / t) for s, t in zip(spent, seconds["plain"], strict=True)
+                ),
+                "mfu": mfu(nets[who], peers, middle) if who == "navit" else None,
+                "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+            }
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the CPU rows; above 1 they are timed by the wall clock"
+    )
+    parser.add_argument("--json", help="also write the figures to this file")
+    arguments = parser.parse_args()
+    if BUILD_PROFILE != "release":
+        raise SystemExit("the engine is a debug build; say: make build")
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, timm {timm.__version__}")
+    rows = list(cpu_rows(arguments.repeat, arguments.threads))
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_name())
+        rows += gpu_rows(arguments.repeat)
+    else:
+        print("no CUDA device here: the GPU rows are unmeasured")
+    for row in rows:
+        extra = f" {row['kept_kib_per_token']:.1f} KiB kept a token" if "kept_kib_per_token" in row else ""
+        extra += f" MFU {row['mfu']:.1%}" if row.get("mfu") else ""
+        extra += f" peak {row['peak_mib']:,.0f} MiB" if "peak_mib" in row else ""
+        print(
+            f"{row['model']:28} {row['tokens_per_s']:>12,.0f} tokens/s {row['images_per_s']:>10,.1f} images/s "
+            f"{row['of_plain']:.3f} of plain{extra}"
+        )
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as f:
+            json.dump(rows, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()
