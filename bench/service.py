@@ -1,10 +1,11 @@
 """What delivery costs: the service beside the same batches in process, in one run on one machine.
 
-In: nothing, or a folder of images. Out: tables. Transport alone (batches already rendered) through shared memory, TCP,
-TCP with keys and ipc, beside one copy from local memory; added latency of one 6 MB batch; images/s of the remote loader
-beside the in-process loader; shares and memory of 64 clients.
+In: nothing, or a folder of images. Out: tables. Transport alone (batches already rendered) beside one copy from local memory, a
+plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process loader and
+torch's DataLoader with torchvision; images/s with hostile peers; shares and memory of 64 clients. Measurements are interleaved,
+and ratios are medians of those within one round, since a shared machine drifts.
 
-    python bench/service.py [--images FOLDER] [--seconds 3] [--soak MINUTES]
+    python bench/service.py [--images FOLDER] [--seconds 2] [--rounds 5] [--soak MINUTES]
 """
 
 from __future__ import annotations
@@ -16,126 +17,51 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from serving import AHEAD, CONFIG, SET, RenderedEngine, cpu_seconds, daemon, hostile, memory_mb, peer
 
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index
-from navit_loader.config import ServeConfig
-from navit_loader.engine import Engine
-from navit_loader.security import ServerKeys, make_keys
-from navit_loader.server import Server
-
-CONFIG = """
-[data]
-index = "{index}"
-batch_size = 8
-[render]
-threads = {threads}
-[serve]
-memory_mb = 512
-[plan]
-sequence_length = 1024
-max_tokens = 256
-max_images = 64
-virtual_epoch = 0
-block_images = 4096
-[plan.resolution]
-kind = "uniform"
-low = 64
-high = 256
-"""
+from navit_loader._packer import BUILD_PROFILE
+from navit_loader.security import make_keys
 
 
-class Rendered:
-    """A pending batch that was ready before it was asked for."""
-
-    ready = True
-
-    def __init__(self, batch: PackedBatch) -> None:
-        self._batch = batch
-
-    def wait(self, timeout: float | None = None) -> PackedBatch:
-        return self._batch
-
-    def cancel(self) -> None:
-        pass
-
-
-class RenderedEngine(Engine):
-    """An engine that renders its first four batches and gives them for every request: transport alone is left."""
-
-    def __init__(self, config: LoaderConfig) -> None:
-        super().__init__(config)
-        self.batches: list[PackedBatch] = []
-        layout, first = self.layout(0), 0
-        for _ in range(4):
-            batch = super().submit(0, first, config.data.batch_size).wait()
-            assert batch is not None
-            self.batches.append(batch)
-            first = layout.next(first, config.data.batch_size) or 0
-        self._turn = 0
-
-    def submit(self, epoch: int, first: int, batch_size: int) -> Any:
-        self._turn += 1
-        return Rendered(self.batches[self._turn % len(self.batches)])
-
-
-def daemon_main(config: str, bind: str, keys: str, rendered: bool) -> None:
-    loaded = LoaderConfig.from_toml(config)
-    with (RenderedEngine if rendered else Engine)(loaded) as engine:
-        serve = ServeConfig(bind=bind, memory_mb=loaded.serve.memory_mb)
-        with Server({"bench": engine}, serve, ServerKeys.read(keys) if keys else None) as server:
-            server.stop_on_signals()
-            print(server.endpoint, flush=True)
-            server.run()
-
-
-@contextlib.contextmanager
-def daemon(config: Path, bind: str = "tcp://127.0.0.1:0", keys: str = "", rendered: bool = False) -> Iterator[Any]:
-    """A daemon as a process of its own; yields its address and process."""
-    command = [sys.executable, __file__, "--daemon", str(config), bind, keys, "rendered" if rendered else ""]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip(), process
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
-
-
-def memory_mb(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
-
-
-def forever(loader: RemoteLoader) -> Iterator[PackedBatch]:
+def forever(loader: Any) -> Iterator[PackedBatch]:
     while True:
         yield from loader
 
 
-def copy_into(buffer: np.ndarray[Any, Any], batch: PackedBatch) -> int:
-    """One copy into a reused buffer, as into pinned memory; the bytes."""
-    patches = batch.patches.reshape(-1)
-    np.copyto(buffer[: patches.size], patches)
-    return int(patches.size)
+def rounds(measures: dict[str, Callable[[], float]], count: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Each measure in turn, `count` times over; after one round that does not count."""
+    for measure in measures.values():
+        measure()
+    found = [[measure() for measure in measures.values()] for _ in range(count)]
+    return dict(zip(measures, np.array(found).T, strict=True))
 
 
-def throughput(batches: Iterator[PackedBatch], seconds: float) -> float:
-    """GB/s of patches, each copied once into a reused buffer."""
+def ratio(found: dict[str, np.ndarray[Any, Any]], name: str, base: str) -> float:
+    return float(np.median(found[name] / found[base]))
+
+
+# --- transport alone -------------------------------------------------------------------------------------------------
+
+
+def gigabytes(arrays: Iterator[np.ndarray[Any, Any]], seconds: float) -> float:
+    """GB/s of arrays, each copied once into a reused buffer, as into pinned memory."""
     buffer = np.zeros(2**26, np.uint8)
-    for _ in range(8):
-        copy_into(buffer, next(batches))
-    end, done, before = time.perf_counter() + seconds, 0, time.perf_counter()
-    while time.perf_counter() < end:
-        done += copy_into(buffer, next(batches))
-    return done / (time.perf_counter() - before) / 1e9
+    done, before = 0, time.perf_counter()
+    while (passed := time.perf_counter() - before) < seconds:
+        array = next(arrays).reshape(-1)
+        np.copyto(buffer[: array.size], array)
+        done += array.size
+    return done / passed / 1e9
 
 
 def latency(loader: RemoteLoader, count: int) -> np.ndarray[Any, Any]:
-    """Milliseconds from asking for a batch that is rendered to having it, one at a time."""
+    """Milliseconds from asking for a batch that is rendered to having it, one at a time: p50 and p99."""
     connection = loader._connection
     times = []
     for _ in range(count):
@@ -145,56 +71,137 @@ def latency(loader: RemoteLoader, count: int) -> np.ndarray[Any, Any]:
     return np.percentile(times[count // 10 :], [50, 99])
 
 
-def transport(config: Path, seconds: float) -> None:
-    loaded = LoaderConfig.from_toml(config)
-    with RenderedEngine(loaded) as engine:
-        size = engine.batches[0].patches.nbytes / 1e6
-        local = throughput((engine.batches[i % 4] for i in range(10**9)), seconds)
-    print(f"\ntransport alone, batches of {size:.1f} MB, one copy into a reused buffer\n")
-    print("| path | GB/s | of local | p50 ms | p99 ms |\n|---|---|---|---|---|")
-    print(f"| local memory | {local:.2f} | 1.00 | – | – |")
-    with tempfile.TemporaryDirectory() as folder:
+def transport(config: Path, seconds: float, count: int) -> None:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         os.chmod(folder, 0o700)
         make_keys(f"{folder}/keys", ["bench"])
-        rows = [
-            ("shared memory", "tcp://127.0.0.1:0", "", {"shared": True}),
-            ("tcp", "tcp://127.0.0.1:0", "", {"shared": False}),
+        tcp = "tcp://127.0.0.1:0"
+        loaders: dict[str, RemoteLoader] = {}
+        pids = {"local memory": os.getpid()}
+        for name, bind, keys, options in (
+            ("shared memory", tcp, "", {"shared": True}),
+            ("tcp", tcp, "", {"shared": False}),
             ("ipc", f"ipc://{folder}/socket", "", {"shared": False}),
-            (
-                "tcp with keys",
-                "tcp://127.0.0.1:0",
-                f"{folder}/keys/server",
-                {"shared": False, "keys": f"{folder}/keys/bench"},
-            ),
-        ]
-        for name, bind, keys, options in rows:
-            with daemon(config, bind, keys, rendered=True) as (address, _):
-                with RemoteLoader([address], prefetch=4, **options) as loader:  # type: ignore[arg-type]
-                    speed = throughput(forever(loader), seconds)
-                    p50, p99 = latency(loader, 300)
-            print(f"| {name} | {speed:.2f} | {speed / local:.2f} | {p50:.2f} | {p99:.2f} |", flush=True)
+            ("tcp with keys", tcp, f"{folder}/keys/server", {"shared": False, "keys": f"{folder}/keys/bench"}),
+        ):
+            address, process = stack.enter_context(daemon(config, bind, keys, rendered=True))
+            loaders[name] = stack.enter_context(RemoteLoader([address], prefetch=AHEAD, **options))  # type: ignore[arg-type]
+            pids[name] = process.pid
+        engine = stack.enter_context(RenderedEngine(LoaderConfig.from_toml(config)))
+        size = engine.batches[0].patches.nbytes
+        sources = {"local memory": (engine.batches[i % SET].patches for i in range(10**9))}
+        sources |= {name: (batch.patches for batch in forever(loader)) for name, loader in loaders.items()}
+        for kind in ("socket", "pyzmq"):
+            sources[kind], pids[kind] = stack.enter_context(peer(kind, size))
+        spent = dict.fromkeys(sources, 0.0)
+        moved = dict.fromkeys(sources, 0.0)
+
+        def measured(name: str) -> Callable[[], float]:
+            def measure() -> float:
+                before, start = cpu_seconds(pids[name]), time.perf_counter()
+                speed = gigabytes(sources[name], seconds)
+                spent[name] += cpu_seconds(pids[name]) - before
+                moved[name] += speed * (time.perf_counter() - start)
+                return speed
+
+            return measure
+
+        found = rounds({name: measured(name) for name in sources}, count)
+        print(f"\ntransport alone, batches of {size / 1e6:.1f} MB, one copy into a reused buffer\n")
+        print("| path | GB/s | of local | of bare pyzmq | GB a processor second of the sender | p50 ms | p99 ms |")
+        print("|---|---|---|---|---|---|---|")
+        for name, speeds in found.items():
+            times = " | ".join(f"{t:.2f}" for t in latency(loaders[name], 300)) if name in loaders else "– | –"
+            core = f"{moved[name] / spent[name]:.1f}" if spent[name] and name != "local memory" else "–"
+            of = f"{ratio(found, name, 'local memory'):.2f} | {ratio(found, name, 'pyzmq'):.2f}"
+            print(f"| {name} | {np.median(speeds):.2f} | {of} | {core} | {times} |", flush=True)
 
 
-def images_per_second(batches: Iterator[PackedBatch], seconds: float) -> float:
-    for _ in range(8):
-        next(batches)
+# --- the whole loader ------------------------------------------------------------------------------------------------
+
+
+def images(batches: Iterator[Any], seconds: float) -> float:
+    """Images a second."""
     done, before = 0, time.perf_counter()
-    while time.perf_counter() < before + seconds:
+    while (passed := time.perf_counter() - before) < seconds:
         done += next(batches).num_images
-    return done / (time.perf_counter() - before)
+    return done / passed
 
 
-def whole(config: Path, seconds: float) -> None:
-    with PackedLoader(config=LoaderConfig.from_toml(config)) as loader:
-        local = images_per_second(forever(loader), seconds)  # type: ignore[arg-type]
-    print(
-        "\nwhole loader, daemon and trainer on the same cores\n\n| loader | images/s | of in-process |\n|---|---|---|"
+def torch_images(files: list[str], seconds: float) -> Callable[[], float]:
+    """Images a second of torch's DataLoader with torchvision and two workers, as `loader.py` has it."""
+    from loader import COLLATE, WORKERS, Patches, first_fit
+    from torch.utils.data import DataLoader
+
+    peer = DataLoader(
+        Patches(files),
+        COLLATE,
+        shuffle=True,
+        num_workers=WORKERS,
+        collate_fn=lambda items: (len(items), *first_fit(items)),
+        persistent_workers=True,
+        prefetch_factor=4,
     )
-    print(f"| in process | {local:,.0f} | 1.00 |")
-    for name, shared in (("remote, shared memory", True), ("remote, tcp", False)):
-        with daemon(config) as (address, _), RemoteLoader([address], shared=shared) as loader:
-            speed = images_per_second(forever(loader), seconds)
-        print(f"| {name} | {speed:,.0f} | {speed / local:.2f} |", flush=True)
+
+    def measure() -> float:
+        # Whole epochs: between them its workers idle, as ours do.
+        done, before = 0, time.perf_counter()
+        while (passed := time.perf_counter() - before) < seconds:
+            done += sum(count for count, _, _ in peer)
+        return done / passed
+
+    return measure
+
+
+def whole(config: Path, files: list[str], seconds: float, count: int) -> None:
+    with contextlib.ExitStack() as stack:
+        measures: dict[str, Callable[[], float]] = {}
+        local = stack.enter_context(PackedLoader(config=LoaderConfig.from_toml(config)))
+        address, _ = stack.enter_context(daemon(config))
+        for name, loader in (
+            ("in process", local),
+            ("remote, shared memory", stack.enter_context(RemoteLoader([address]))),
+            ("remote, tcp", stack.enter_context(RemoteLoader([address], shared=False))),
+        ):
+            # A fresh iteration each time: nothing that was rendered ahead for free counts, and nobody else is at work.
+            def measure(loader: Any = loader) -> float:
+                batches = forever(loader)
+                for _ in range(4):
+                    next(batches)
+                speed = images(batches, seconds)
+                batches.close()  # type: ignore[attr-defined]
+                return speed
+
+            measures[name] = measure
+        measures["torch DataLoader + torchvision"] = torch_images(files, seconds)
+        found = rounds(measures, count)
+    print("\nwhole loader, daemon and trainer on the same cores\n")
+    print("| loader | images/s | of in-process | of torch |\n|---|---|---|---|")
+    for name, speeds in found.items():
+        of = f"{ratio(found, name, 'in process'):.2f} | {ratio(found, name, 'torch DataLoader + torchvision'):.2f}"
+        print(f"| {name} | {np.median(speeds):,.0f} | {of} |", flush=True)
+
+
+def with_hostile_peers(config: Path, seconds: float, count: int) -> None:
+    """Two daemons, one of them with peers that lie, stall and hang: images/s of an honest client of each."""
+    with contextlib.ExitStack() as stack:
+        (alone, _), (beset, process) = (stack.enter_context(daemon(config)) for _ in range(2))
+        before = memory_mb(process.pid)
+        stack.enter_context(hostile(beset))
+        time.sleep(2.0)
+        names = {"alone": alone, "with hostile peers": beset}
+        loaders = {name: stack.enter_context(RemoteLoader([address])) for name, address in names.items()}
+        streams = {name: forever(loader) for name, loader in loaders.items()}
+        found = rounds({name: lambda s=s: images(s, seconds) for name, s in streams.items()}, count)  # type: ignore[misc]
+        after = memory_mb(process.pid)
+    print(
+        f"\nhonest client beside 1,000 idle or broken connections and 6 readers that read nothing: "
+        f"{ratio(found, 'with hostile peers', 'alone'):.2f} of its speed alone; daemon {before:,.0f} -> {after:,.0f} MiB"
+    )
+
+
+# --- many clients, long runs -----------------------------------------------------------------------------------------
 
 
 CLIENT = """
@@ -256,34 +263,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="class-per-folder images; without it, crops of real photographs")
     parser.add_argument("--count", type=int, default=2000, help="photographs to make")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is repeated")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="only this: serve for so long")
     args = parser.parse_args()
+    if BUILD_PROFILE != "release":
+        raise SystemExit(f"the engine is a {BUILD_PROFILE} build; measure a release build: make build")
     with tempfile.TemporaryDirectory() as work:
-        images = args.images
-        if images is None:
+        folder = args.images
+        if folder is None:
             import corpus
 
-            images = Path(work) / "images"
-            (images / "photographs").mkdir(parents=True)
+            folder = Path(work) / "images"
+            (folder / "photographs").mkdir(parents=True)
             for i, data in enumerate(corpus.make(args.count, 0.2, 0.35)):
-                (images / "photographs" / f"{i:05}.jpg").write_bytes(data)
+                (folder / "photographs" / f"{i:05}.jpg").write_bytes(data)
         index = Path(work) / "bench.arrow"
-        build_index(images, index)
+        build_index(folder, index)
         config = Path(work) / "bench.toml"
         config.write_text(CONFIG.format(index=index, threads=len(os.sched_getaffinity(0))))
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         if args.soak:
             soak(config, args.soak)
             return
-        transport(config, args.seconds)
-        whole(config, args.seconds)
+        transport(config, args.seconds, args.rounds)
+        whole(config, sorted(map(str, folder.rglob("*.jpg"))), args.seconds, args.rounds)
+        with_hostile_peers(config, args.seconds, args.rounds)
         many(config, args.clients, max(10.0, args.seconds))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--daemon"]:
-        daemon_main(*sys.argv[2:5], rendered=sys.argv[5] == "rendered")
-    else:
-        main()
+    main()

@@ -14,6 +14,7 @@ __all__ = [
     "FORMAT_BROKEN",
     "FORMAT_NAMES",
     "FORMAT_UNCHANGED",
+    "Buffer",
     "Helpers",
     "Layout",
     "Pending",
@@ -213,10 +214,27 @@ class Layout:
         """Steps of every rank from `first` on; a local layout plans what is unknown."""
     def batch(self, first: int, batch_size: int) -> PlannedBatch:
         """The batch at `first`: up to `batch_size` sequences, to the end of the run. Local layouts alone."""
+    def batch_at_hand(self, first: int, batch_size: int) -> PlannedBatch | None:
+        """The same where nothing has to be planned for it, else None. Quick."""
+    def reaches(self, first: int, batch_size: int) -> bool:
+        """Whether the counts that are known reach to the end of the batch at `first`."""
     def report(self, start: int, stop: int) -> dict[str, int]:
         """What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest."""
 
 # render: planned batches -> the fields of `PackedBatch`; see `navit_loader.engine`
+
+@final
+class Buffer:
+    """A batch's memory: the base of all its arrays. It is used again when the last of them is gone."""
+
+    @property
+    def shared(self) -> tuple[int, int] | None:
+        """Its number, which no other memory of this process ever has, and its sealed memfd; None on the heap."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes; the fields lie in it in the order of the wire, each at a multiple of 64."""
+    def abandon(self) -> None:
+        """Never uses it again: some other process may go on reading it."""
 
 @final
 class Renderer:
@@ -227,6 +245,7 @@ class Renderer:
         limits: from `Plan.limits`.
         sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`.
         helpers: read what the engine does not; without them such images are `unsupported`.
+        shared: render into memfds that other processes of this host can map read-only.
     """
 
     def __new__(
@@ -235,6 +254,7 @@ class Renderer:
         limits: dict[str, Any],
         sources: list[dict[str, Any]],
         helpers: Helpers | None = None,
+        shared: bool = False,
     ) -> Renderer: ...
     def submit(self, batch: PlannedBatch, encoded: bool = False) -> Pending:
         """Asks for a batch and returns at once. Raises RenderError after `close` or in a forked child.

@@ -13,8 +13,9 @@ from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 from ._packer import Layout
-from .connection import Connection, Want
+from .connection import Connection
 from .decoders import Decode, Decoding
+from .endpoint import Want
 from .errors import ConfigError, ServiceError
 from .security import ClientKeys
 

@@ -494,13 +494,17 @@ class ServeConfig:
 
     Attributes:
         bind: where to listen: `tcp://127.0.0.1:PORT` (port 0 picks one) or `ipc://PATH`.
-        memory_mb: bound of all buffers of the process, in MiB.
+        memory_mb: bound of all batches of the process, in MiB.
         heartbeat_s: seconds between heartbeats.
+        keys: folder with the daemon's keys, made by `navit-loader keys`; needed to listen beyond this host.
+        metrics: HOST:PORT of the Prometheus endpoint; empty for none.
     """
 
     bind: str = "tcp://127.0.0.1:5780"
     memory_mb: int = 1024
     heartbeat_s: float = 1.0
+    keys: str = ""
+    metrics: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -9,76 +9,25 @@ epochs.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import socket
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from . import protocol
 from .batch import PackedBatch
 from .encoded import EncodedBatch
-from .errors import NavitError, RenderError, ServiceError
+from .endpoint import Endpoint, Terms, Want
+from .errors import RenderError, ServiceError
 from .protocol import PlanInfo, Reply, Request
 from .security import ClientKeys
-from .shm import SUPPORTED, Window
-
-log = logging.getLogger("navit_loader.client")
-
-_EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
-_BACKOFF_S = (0.05, 1.0)
-
-
-@dataclass(eq=False, slots=True)
-class Want:
-    """A batch or a piece of layout that is wanted, and where it has been asked for."""
-
-    request: Request
-    asked: dict[int, Endpoint] = field(default_factory=dict)  # by request id
-    failed: set[Endpoint] = field(default_factory=set)
-    since: float = 0.0  # when it was last asked for
-    answer: Any = None  # a PackedBatch, or a layout
-    error: NavitError | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether its answer is here, good or bad."""
-        return self.answer is not None or self.error is not None
-
-
-@dataclass(eq=False, slots=True)
-class Endpoint:
-    """One daemon's address and the state of the connection to it.
-
-    `socket` is None between a failure and the next attempt at `retry`. `ready` is true from the daemon's hello on,
-    until it says that it is `draining`: then it is asked for nothing new, and what it still sends is taken.
-    """
-
-    address: str
-    socket: zmq.Socket[bytes] | None = None
-    monitor: zmq.Socket[bytes] | None = None
-    ready: bool = False
-    draining: bool = False
-    retry: float = 0.0
-    backoff: float = _BACKOFF_S[0]
-    why: str = "no answer yet"
-    before: str = ""  # why the connection before this one ended, until this one has given something
-    window: Window | None = None
-    in_flight: dict[int, Want] = field(default_factory=dict)
+from .shm import SUPPORTED
 
 
 class Connection:
@@ -124,18 +73,25 @@ class Connection:
             if not address.startswith(("tcp://", "ipc://")):
                 raise ServiceError(f"endpoint '{address}' is not allowed; use tcp://HOST:PORT or ipc://PATH")
         self.starved_s = 0.0
-        self._plan, self._keys, self._memory = plan, keys, max(memory, protocol.MAX_REPLY)
-        self._deadline_s, self._timeout_s, self._heartbeat_s = deadline_s, timeout_s, heartbeat_s
-        self._client = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._deadline_s, self._timeout_s = deadline_s, timeout_s
         self._known: PlanInfo | None = None
-        self._shared = shared and SUPPORTED
         self._next_id = 1
         self._starved_us = 0
         self._wants: list[Want] = []
         self._context = zmq.Context()
         self._context.max_sockets = min(65535, 64 + 8 * len(addresses))
         self._poller = zmq.Poller()
-        self._endpoints = [Endpoint(a) for a in dict.fromkeys(addresses)]
+        terms = Terms(
+            context=self._context,
+            poller=self._poller,
+            client=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            plan=plan,
+            keys=keys,
+            memory=max(memory, protocol.MAX_REPLY),
+            heartbeat_s=heartbeat_s,
+            shared=shared and SUPPORTED,
+        )
+        self._endpoints = [Endpoint(a, terms) for a in dict.fromkeys(addresses)]
         try:
             until = time.monotonic() + connect_timeout_s
             while (known := self._first_hello()) is None:
@@ -196,7 +152,7 @@ class Connection:
                     gone.setdefault(endpoint, []).append(id)
             want.asked.clear()
         for endpoint, ids in gone.items():
-            self._send(endpoint, Request("cancel", ids=tuple(ids)))
+            endpoint.send(Request("cancel", ids=tuple(ids)))
 
     def turn(self) -> None:
         """Takes what has arrived and asks for what is due, without waiting."""
@@ -208,8 +164,8 @@ class Connection:
             return
         for endpoint in self._endpoints:
             if endpoint.ready:
-                self._send(endpoint, Request("bye"))
-            self._hang_up(endpoint, "closed", linger=200)
+                endpoint.send(Request("bye"))
+            endpoint.hang_up("closed", linger=200)
         self._context.term()
 
     def _first_hello(self) -> PlanInfo | None:
@@ -248,21 +204,16 @@ class Connection:
         """One turn: connect, ask, wait for news until the next thing is due, and take it."""
         now = time.monotonic()
         for endpoint in self._endpoints:
-            if endpoint.socket is None and now >= endpoint.retry:
-                self._call(endpoint)
-            if endpoint.window is not None and endpoint.window.returned:
-                self._give_back(endpoint, endpoint.window)
+            if not endpoint.connected and now >= endpoint.retry:
+                endpoint.call()
+            endpoint.give_back()
         self._dispatch(now)
-        due = [until, *(e.retry for e in self._endpoints if e.socket is None)]
+        due = [until, *(e.retry for e in self._endpoints if not e.connected)]
         due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
         wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
         ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
         for endpoint in self._endpoints:
-            if endpoint.socket in ready:
-                self._take(endpoint)
-            # What the daemon sent before it went is taken first.
-            if endpoint.monitor is not None and endpoint.monitor in ready:
-                self._watch(endpoint)
+            self._take(endpoint, ready)
         self._dispatch(time.monotonic())
 
     def _dispatch(self, now: float) -> None:
@@ -285,103 +236,12 @@ class Connection:
         want.asked[id] = endpoint
         want.since = now
         endpoint.in_flight[id] = want
-        self._send(endpoint, request)
+        endpoint.send(request)
 
-    def _give_back(self, endpoint: Endpoint, window: Window) -> None:
-        slots: list[int] = []
-        while window.returned and len(slots) < protocol.MAX_IN_FLIGHT:
-            slots.append(window.returned.popleft())
-        self._send(endpoint, Request("credit", ids=tuple(slots)))
+    # --- answers ---------------------------------------------------------------------------------------------------
 
-    def _send(self, endpoint: Endpoint, request: Request) -> None:
-        if endpoint.socket is None:
-            return
-        try:
-            endpoint.socket.send(protocol.encode_request(request), zmq.NOBLOCK)
-        except zmq.Again:
-            self._hang_up(endpoint, "it takes no more requests")
-
-    # --- connections -----------------------------------------------------------------------------------------------
-
-    def _call(self, endpoint: Endpoint) -> None:
-        """Opens a fresh socket, so that nothing of an earlier connection can come through it, and says hello."""
-        dealer = self._context.socket(zmq.DEALER)
-        options = {
-            zmq.MAXMSGSIZE: self._memory,
-            zmq.LINGER: 0,
-            zmq.RCVHWM: 0,  # bounded by what was asked for
-            zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,
-            zmq.RECONNECT_IVL: 50,
-            zmq.RECONNECT_IVL_MAX: 1000,
-            zmq.HEARTBEAT_IVL: int(self._heartbeat_s * 1000),
-            zmq.HEARTBEAT_TIMEOUT: int(3 * self._heartbeat_s * 1000),
-        }
-        for option, value in options.items():
-            dealer.setsockopt(option, value)
-        if endpoint.address.startswith("tcp://["):
-            dealer.setsockopt(zmq.IPV6, 1)
-        if self._keys is not None:
-            self._keys.apply(dealer)
-        endpoint.monitor = dealer.get_monitor_socket(_EVENTS)
-        endpoint.socket = dealer
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(endpoint.monitor, zmq.POLLIN)
-        try:
-            dealer.connect(endpoint.address)
-        except zmq.ZMQError as e:
-            self._hang_up(endpoint, f"cannot connect: {e.strerror}")
-            raise ServiceError(f"endpoint '{endpoint.address}' is not allowed: {e.strerror}") from None
-        self._send(endpoint, Request("hello", client=self._client, plan=self._plan, shared=self._shared))
-
-    def _hang_up(self, endpoint: Endpoint, why: str, linger: int = 0) -> None:
-        """Drops the connection; what was asked there is to be asked again."""
-        if endpoint.socket is None:
-            return
-        if endpoint.ready:
-            log.info("endpoint=%s lost: %s", endpoint.address, why)
-        endpoint.socket.disable_monitor()
-        for old in (endpoint.socket, endpoint.monitor):
-            if old is not None:
-                self._poller.unregister(old)
-                old.close(linger=linger)
-        endpoint.socket = endpoint.monitor = None
-        if endpoint.window is not None:
-            endpoint.window.close()
-            endpoint.window = None
-        endpoint.ready, endpoint.draining, endpoint.why = False, False, why
-        endpoint.before = why
-        endpoint.retry = time.monotonic() + endpoint.backoff
-        endpoint.backoff = min(2 * endpoint.backoff, _BACKOFF_S[1])
-        for id, want in endpoint.in_flight.items():
-            want.asked.pop(id, None)
-        endpoint.in_flight.clear()
-
-    def _watch(self, endpoint: Endpoint) -> None:
-        while endpoint.monitor is not None:
-            try:
-                event = recv_monitor_message(endpoint.monitor, zmq.NOBLOCK)["event"]
-            except zmq.Again:
-                return
-            if event == zmq.EVENT_CONNECTED:
-                endpoint.why = "connected, but it says nothing"
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._hang_up(endpoint, "the connection broke" if endpoint.ready else "it hung up before its hello")
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._hang_up(endpoint, "it refused this client's key; is the key on its allow-list?")
-            elif self._keys is None:
-                self._hang_up(endpoint, "it hung up in the handshake; if it demands keys, give keys=FOLDER")
-            else:
-                self._hang_up(endpoint, "it hung up in the handshake; does it serve with other keys, or with none?")
-
-    def _take(self, endpoint: Endpoint) -> None:
-        while endpoint.socket is not None:
-            try:
-                header, *frames = endpoint.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            reply = self._read(endpoint, header.buffer)
-            if reply is None:
-                continue
+    def _take(self, endpoint: Endpoint, ready: dict[Any, int]) -> None:
+        for reply, frames in endpoint.receive(ready):
             if reply.kind == "hello":
                 self._welcome(endpoint, reply)
                 continue
@@ -394,16 +254,7 @@ class Connection:
             elif reply.slot >= 0 and endpoint.window is not None:
                 endpoint.window.returned.append(reply.slot)  # nobody wants it any more
             if endpoint.draining and not endpoint.in_flight:
-                self._hang_up(endpoint, endpoint.why)
-
-    def _read(self, endpoint: Endpoint, raw: memoryview) -> Reply | None:
-        try:
-            return protocol.decode_reply(raw)
-        except ServiceError as e:
-            if len(raw) > 3 and bytes(raw[:3]) == protocol.MAGIC and raw[3] != protocol.VERSION:
-                raise ServiceError(f"{endpoint.address}: {e}") from None
-            self._hang_up(endpoint, f"it broke the protocol: {e}")
-            return None
+                endpoint.hang_up(endpoint.why)
 
     def _welcome(self, endpoint: Endpoint, reply: Reply) -> None:
         info = PlanInfo.from_table(reply.info or {})
@@ -416,11 +267,7 @@ class Connection:
                     f"{endpoint.address}: its {key} is {theirs!r}, but this loader began with {ours!r};"
                     " all endpoints must serve the same configuration and index"
                 )
-        if len(reply.door) == 2:
-            # Being on the same host means that this succeeds.
-            with contextlib.suppress(OSError):
-                endpoint.window = Window(*reply.door, self._memory)
-        endpoint.ready, endpoint.why, endpoint.backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+        endpoint.welcome(reply.door)
 
     def _refused(self, endpoint: Endpoint, want: Want | None, reply: Reply) -> None:
         error = protocol.error_of(reply, endpoint.address)
@@ -452,7 +299,7 @@ class Connection:
             else:
                 want.answer = (reply.run, reply.num_blocks, protocol.read_counts(want.request, frames))
         except ServiceError as e:
-            self._hang_up(endpoint, f"it broke the protocol: {e}")
+            endpoint.hang_up(f"it broke the protocol: {e}")
             return
         endpoint.before = ""
         gone: dict[Endpoint, list[int]] = {}
@@ -461,4 +308,4 @@ class Connection:
             gone.setdefault(other, []).append(id)
         want.asked.clear()
         for other, ids in gone.items():
-            self._send(other, Request("cancel", ids=tuple(ids)))
+            other.send(Request("cancel", ids=tuple(ids)))

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from . import _packer, identity
 from .batch import PackedBatch, View
 from .config import RENDER_KEYS, LoaderConfig, Source
 from .encoded import PendingEncoded
-from .errors import ConfigError, NavitError
+from .errors import ConfigError
 from .foreign import helpers, revisions
 from .index import Index, open_index
+from .layouts import Layouts
 from .selection import streams_of
 
 
@@ -68,14 +64,18 @@ class Engine:
         label_width: K.
         vocabulary: caption token ids are below this; 0 without captions.
         plan: the planner of the extension.
+        layouts: how epochs fall into batches.
     """
 
-    def __init__(self, config: LoaderConfig, index: str | os.PathLike[str] | Index | None = None) -> None:
+    def __init__(
+        self, config: LoaderConfig, index: str | os.PathLike[str] | Index | None = None, *, shared: bool = False
+    ) -> None:
         """Opens the indexes and plans nothing yet.
 
         Args:
             config: what to plan and how to render.
             index: an index or its path; None takes `data.index` or `data.mixture`.
+            shared: render into memory that other processes of this host can map.
 
         Raises:
             IndexFileError: an index that cannot be opened.
@@ -119,31 +119,16 @@ class Engine:
             f"rust-pillow-{identity.digest(*through_pillow)}" if through_pillow else "rust",
             self.render,
         )
-        self._renderer = _packer.Renderer(
-            config.render.to_json(), self.plan.limits(self.label_width), columns, helpers()
-        )
-        self._layouts: OrderedDict[int, _packer.Layout] = OrderedDict()
-        self._lock = threading.Lock()
+        self.layouts = Layouts(self.plan, self.plan_id)
+        limits = self.plan.limits(self.label_width)
+        self._renderer = _packer.Renderer(config.render.to_json(), limits, columns, helpers(), shared)
 
     def layout(self, epoch: int) -> _packer.Layout:
         """How the sequences of `epoch` fall into batches.
 
         Counts of a whole epoch are kept on disk by `(plan_id, epoch)`, so that opening in its middle is quick.
         """
-        with self._lock:
-            layout = self._layouts.get(epoch)
-            if layout is None:
-                layout = self.plan.layout(epoch)
-                saved = _load_counts(self.plan_id, epoch, layout.num_blocks)
-                if saved is not None:
-                    layout.extend(saved)
-                elif layout.num_blocks > 1:
-                    threading.Thread(target=_count, args=(layout, self.plan_id, epoch), daemon=True).start()
-                self._layouts[epoch] = layout
-                while len(self._layouts) > 4:
-                    self._layouts.popitem(last=False)
-            self._layouts.move_to_end(epoch)
-            return layout
+        return self.layouts.get(epoch)
 
     def submit(self, epoch: int, first: int, batch_size: int) -> Pending:
         """Asks for a batch: sequences from `first` to the end of its run, the rest masked. Does not wait for pixels."""
@@ -157,13 +142,22 @@ class Engine:
         """
         return PendingEncoded(self._renderer.submit(self.layout(epoch).batch(first, batch_size), True), self.render)
 
-    def encoded_bytes(self, epoch: int, first: int, batch_size: int) -> int:
-        """Bytes that `submit_encoded` of the same batch takes in memory.
+    def submit_planned(self, planned: _packer.PlannedBatch, encoded: bool = False) -> Pending | PendingEncoded:
+        """Asks for a batch that is planned already, with pixels or with its encoded files. Does not wait.
 
         Raises:
             RenderError: as `submit_encoded`.
         """
-        return int(self._renderer.encoded_bytes(self.layout(epoch).batch(first, batch_size)))
+        pending = self._renderer.submit(planned, encoded)
+        return PendingEncoded(pending, self.render) if encoded else Pending(pending)
+
+    def encoded_bytes(self, planned: _packer.PlannedBatch) -> int:
+        """Bytes that a planned batch takes in memory with its encoded files.
+
+        Raises:
+            RenderError: as `submit_encoded`.
+        """
+        return int(self._renderer.encoded_bytes(planned))
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when some pending batch is ready."""
@@ -179,6 +173,7 @@ class Engine:
 
     def close(self) -> None:
         """Stops the threads; pending batches fail. Safe to call twice."""
+        self.layouts.close()
         self._renderer.close()
 
     def __enter__(self) -> Engine:
@@ -199,32 +194,3 @@ def _open(config: LoaderConfig, index: str | os.PathLike[str] | Index | None) ->
     if not sources:
         raise ConfigError("no index: set data.index or [[data.mixture]], or pass index=")
     return [open_index(source.index) for source in sources], [source.weight for source in sources]
-
-
-def _cache_file(plan_id: str, epoch: int) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "navit" / f"{plan_id}-{epoch}.npy"
-
-
-def _load_counts(plan_id: str, epoch: int, num_blocks: int) -> list[int] | None:
-    try:
-        counts = np.load(_cache_file(plan_id, epoch), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if counts.dtype != np.uint32 or counts.shape != (num_blocks,):
-        return None
-    return [int(count) for count in counts]
-
-
-def _count(layout: _packer.Layout, plan_id: str, epoch: int) -> None:
-    """Counts the blocks of an epoch in the background and keeps the result; without a writable cache it only counts."""
-    try:
-        counts = layout.counts(0, layout.num_blocks)
-        file = _cache_file(plan_id, epoch)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as out:
-            np.save(out, counts, allow_pickle=False)
-        part.replace(file)
-    except (OSError, NavitError):
-        return

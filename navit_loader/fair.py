@@ -8,6 +8,8 @@ In: requests with their size in bytes, and the news that bytes came back. Out: t
 - *Memory*: dynamic thresholds (Choudhury and Hahne, 1998). A client may start a request while its bytes stay within
   what is still free for all. One client alone gets half of the bound, n clients 1/(n + 1) each, and a client that
   reads nothing can never take the rest. A client that holds nothing may always start one request that fits.
+  What a client has been lent (shared memory, until it gives it back) is counted beside that, and is at most half of
+  what is then free: so that a trainer that keeps batches is still served, by other ways.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class _Account(Generic[T]):
     queue: deque[tuple[T, int]] = field(default_factory=deque)
     time: int = 0
     held: int = 0
+    lent: int = 0
 
 
 class FairShare(Generic[C, T]):
@@ -51,8 +54,9 @@ class FairShare(Generic[C, T]):
         return len(self._accounts[client].queue) if client in self._accounts else 0
 
     def held(self, client: C) -> int:
-        """Bytes of a client's requests that were started and have not come back."""
-        return self._accounts[client].held if client in self._accounts else 0
+        """Bytes of a client's requests that were started and have not come back, and of what it was lent."""
+        account = self._accounts.get(client)
+        return account.held + account.lent if account is not None else 0
 
     def push(self, client: C, item: T, nbytes: int) -> None:
         """Adds a request at the end of its client's queue."""
@@ -61,15 +65,21 @@ class FairShare(Generic[C, T]):
             account.time = max(account.time, self._now)
         account.queue.append((item, nbytes))
 
-    def pop(self) -> tuple[C, T, int] | None:
-        """Starts the next request; None if none waits or none may start yet. Its bytes are held until `release`."""
+    def pop(self, ready: Callable[[T], bool] = lambda _: True) -> tuple[C, T, int] | None:
+        """Starts the next request; None if none waits or none may start yet. Its bytes are held until `release`.
+
+        Args:
+            ready: whether a request can be started; a client whose oldest cannot is passed over, and loses nothing.
+        """
         best: tuple[int, C] | None = None
         for client, account in self._accounts.items():
             if not account.queue or (best is not None and account.time >= best[0]):
                 continue
             free = self.bound - self.used
             nbytes = account.queue[0][1]
-            if nbytes <= free and (account.held == 0 or account.held + nbytes <= free):
+            if nbytes > free or (account.held and account.held + nbytes > free):
+                continue
+            if ready(account.queue[0][0]):
                 best = (account.time, client)
         if best is None:
             return None
@@ -81,14 +91,27 @@ class FairShare(Generic[C, T]):
         self.used += nbytes
         return best[1], item, nbytes
 
-    def take(self, client: C, nbytes: int) -> bool:
-        """Holds bytes for something else than a request, such as a shared slot; False where they are not to be had."""
-        account = self._accounts.setdefault(client, _Account())
-        if account.held + nbytes > self.bound - self.used:
+    def lend(self, client: C, nbytes: int) -> bool:
+        """Turns bytes of a started request into a loan, until `give_back`; False, and nothing changes, where a client has
+        been lent enough."""
+        account = self._accounts.get(client)
+        if account is None or account.lent + nbytes > (self.bound - self.used + nbytes) // 2:
             return False
-        account.held += nbytes
-        self.used += nbytes
+        account.held -= nbytes
+        account.lent += nbytes
         return True
+
+    def borrow_again(self, client: C, nbytes: int) -> None:
+        """Takes back a loan that could not be handed over: the bytes are those of a started request again."""
+        self._accounts[client].lent -= nbytes
+        self._accounts[client].held += nbytes
+
+    def give_back(self, client: C, nbytes: int) -> None:
+        """Ends a loan; its client may be gone by now."""
+        self.used -= nbytes
+        account = self._accounts.get(client)
+        if account is not None:
+            account.lent -= nbytes
 
     def release(self, client: C, nbytes: int) -> None:
         """Gives back bytes of a started request; its client may be gone by now."""

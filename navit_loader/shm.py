@@ -1,10 +1,11 @@
 """Batches between two processes of one host without a socket in between: sealed memory, passed by descriptor.
 
-In: batches at the daemon. Out: the same arrays at the client, mapped read-only. The daemon listens on an abstract Unix
-socket, which has no file; a client that can reach it and shows the token of its hello is on the same host. Each slot
-is one memfd without a name, sealed against shrinking, growing and other writers, so nothing is left behind when either
-process is killed. A slot is written again only after the client gave it back; one that stays away too long is
-abandoned for ever. Where no slot is free the batch travels over ZeroMQ instead.
+In: batches at the daemon. Out: the same arrays at the client, mapped read-only: the memory into which the renderer
+wrote, not a copy. The daemon listens on an abstract Unix socket, which has no file; a client that can reach it and
+shows the token of its hello is on the same host. Each slot is one memfd without a name, sealed against shrinking,
+growing and other writers, so nothing is left behind when either process is killed. A slot is written again only after
+the client gave it back; one that stays away too long is abandoned for ever. Where a client has been lent as much as it
+may, its batches travel over ZeroMQ instead.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import socket
 import struct
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,13 +30,16 @@ from .batch import PackedBatch
 from .errors import ServiceError
 from .protocol import PlanInfo, batch_fields
 
+if TYPE_CHECKING:
+    from ._packer import Buffer
+
 SUPPORTED = hasattr(os, "memfd_create") and hasattr(socket, "SCM_RIGHTS")
 """Whether this system has what shared memory needs (Linux)."""
 
 MAX_SLOTS = 64
 ABANDON_S = 120.0
 _ALIGN = 64
-_ANNOUNCE = struct.Struct("<QQ")  # slot number, bytes
+_ANNOUNCE = struct.Struct("<QQ")  # slot number, bytes; 0 bytes: it is withdrawn
 _TOKEN_BYTES = 32
 _F_SEAL_FUTURE_WRITE = 0x10
 _SEALS = 0x1 | 0x2 | 0x4 | _F_SEAL_FUTURE_WRITE  # no further seals, no shrinking, no growing, no other writer
@@ -47,92 +51,76 @@ def slot_bytes(info: PlanInfo, patch_size: int, count: int) -> int:
 
 
 @dataclass(eq=False, slots=True)
-class _Slot:
-    number: int
-    memory: mmap.mmap
-    size: int
-    lent: float = 0.0  # since when, 0 while it is free
-
-    def close(self) -> None:
-        self.memory.close()
+class _Loan:
+    memory: Buffer
+    batch: PackedBatch | None  # kept, since its memory is used again when its last array is gone
+    nbytes: int
+    since: float
 
 
 class Shelf:
-    """The slots of one client, at the daemon.
+    """What one client has been lent, at the daemon.
 
     Args:
         connection: the Unix socket to the client.
-        take: asks for bytes of the daemon's bound; False where they are not to be had.
-        give: gives them back.
     """
 
-    def __init__(self, connection: socket.socket, take: Callable[[int], bool], give: Callable[[int], None]) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self._take, self._give = take, give
-        self._slots: dict[int, _Slot] = {}
-        self._next = 0
+        self._announced: OrderedDict[int, None] = OrderedDict()  # the latest lent last
+        self._lent: dict[int, _Loan] = {}
 
-    def put(self, batch: PackedBatch, size: int) -> int:
-        """Copies a batch into a free slot.
+    def can(self, memory: Buffer) -> bool:
+        """Whether this memory can be lent now."""
+        return memory.shared is not None and memory.shared[0] not in self._lent and len(self._lent) < MAX_SLOTS
 
-        Args:
-            batch: the arrays.
-            size: bytes of the largest batch of this client's batch size.
+    def lend(self, memory: Buffer, batch: PackedBatch, nbytes: int) -> int:
+        """Lends memory, announcing it first where the client has not mapped it yet.
 
         Returns:
-            The slot's number, or −1 where none is free.
+            The slot's number, or −1 where the client takes no announcement.
         """
-        slot = next((s for s in self._slots.values() if not s.lent and s.size >= size), None) or self._make(size)
-        if slot is None:
-            return -1
-        at = 0
-        for array in batch.arrays().values():
-            if array.size:
-                np.copyto(np.frombuffer(slot.memory, array.dtype, array.size, at).reshape(array.shape), array)
-            at += -(-array.nbytes // _ALIGN) * _ALIGN
-        slot.lent = time.monotonic()
-        return slot.number
-
-    def _make(self, size: int) -> _Slot | None:
-        if len(self._slots) >= MAX_SLOTS or not self._take(size):
-            return None
-        fd = os.memfd_create("navit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        assert memory.shared is not None, "asked by `can`"
+        number, fd = memory.shared
         try:
-            os.ftruncate(fd, size)
-            memory = mmap.mmap(fd, size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            socket.send_fds(self.connection, [_ANNOUNCE.pack(self._next, size)], [fd])
-        except OSError:  # no memory, or a client that does not read: ZeroMQ will do
-            self._give(size)
-            return None
-        finally:
-            os.close(fd)
-        slot = self._slots[self._next] = _Slot(self._next, memory, size)
-        self._next += 1
-        return slot
+            if number not in self._announced:
+                if len(self._announced) >= MAX_SLOTS:
+                    old = next(n for n in self._announced if n not in self._lent)
+                    self.connection.send(_ANNOUNCE.pack(old, 0))
+                    del self._announced[old]
+                socket.send_fds(self.connection, [_ANNOUNCE.pack(number, memory.nbytes)], [fd])
+        except OSError:  # a client that does not read, or no descriptor left: ZeroMQ will do
+            return -1
+        self._announced[number] = None
+        self._announced.move_to_end(number)
+        self._lent[number] = _Loan(memory, batch, nbytes, time.monotonic())
+        return number
 
-    def give_back(self, numbers: Iterable[int]) -> None:
-        """The client has let go of slots. Numbers of abandoned slots are ignored."""
+    def take_back(self, numbers: Iterable[int]) -> Iterator[int]:
+        """The client has let go of slots: the bytes of each. Numbers that are not lent are ignored."""
         for number in numbers:
-            if number in self._slots:
-                self._slots[number].lent = 0.0
+            if (loan := self._lent.pop(number, None)) is not None:
+                yield loan.nbytes
 
     def abandon_old(self, now: float) -> int:
-        """Gives up slots that stayed away too long: their memory is the client's, and is never written again."""
-        old = [s for s in self._slots.values() if s.lent and now - s.lent > ABANDON_S]
-        for slot in old:
-            del self._slots[slot.number]
-            slot.close()
-            self._give(slot.size)
+        """Slots that stayed away too long are never used again, whether they come back or not; how many.
+
+        They count as lent until they do, or until their client is gone: so long their memory is really there.
+        """
+        old = [loan for loan in self._lent.values() if loan.batch is not None and now - loan.since > ABANDON_S]
+        for loan in old:
+            loan.memory.abandon()
+            loan.batch = None
         return len(old)
 
-    def close(self) -> None:
-        """Lets go of every slot."""
-        for slot in self._slots.values():
-            slot.close()
-            self._give(slot.size)
-        self._slots.clear()
+    def close(self) -> list[int]:
+        """Ends all loans, and gives up their memory: the client may go on reading it. The bytes of each."""
+        for loan in self._lent.values():
+            loan.memory.abandon()
+        sizes = [loan.nbytes for loan in self._lent.values()]
+        self._lent.clear()
         self.connection.close()
+        return sizes
 
 
 class Door:
@@ -246,15 +234,21 @@ class Window:
         except OSError as e:
             raise ServiceError(f"shared memory did not arrive: {e}") from None
         try:
-            if len(data) != _ANNOUNCE.size or len(fds) != 1:
+            if len(data) != _ANNOUNCE.size:
                 raise ServiceError("the daemon closed its shared memory")
             number, size = _ANNOUNCE.unpack(data)
+            if size == 0:
+                self._maps.pop(number, None)
+                return
+            if len(fds) != 1 or len(self._maps) >= MAX_SLOTS:
+                raise ServiceError(f"shared slot {number} came with {len(fds)} descriptors beside {len(self._maps)}")
             if not 0 < size <= self._limit or os.fstat(fds[0]).st_size != size:
                 raise ServiceError(f"shared slot {number} of {size} bytes is not allowed; at most {self._limit}")
             # Without the seal a daemon that shrinks the file would end this process with SIGBUS.
             if fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ServiceError(f"shared slot {number} is not sealed")
-            self._maps[number] = (mmap.mmap(fds[0], size, mmap.MAP_SHARED, mmap.PROT_READ), size)
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # all pages at once, not one fault each
+            self._maps[number] = (mmap.mmap(fds[0], size, flags, mmap.PROT_READ), size)
         finally:
             for fd in fds:
                 with contextlib.suppress(OSError):

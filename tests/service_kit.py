@@ -40,7 +40,7 @@ high = 40
 kind = "constant"
 rate = 0.3
 """
-"""Several planning blocks, two patch sizes, runs shorter than an epoch."""
+"""Several planning blocks, two patch sizes, runs shorter than an epoch; of a mixture, see `make_config`."""
 
 
 def make_images(folder: Path, count: int = 480, seed: int = 1) -> None:
@@ -60,12 +60,17 @@ def make_images(folder: Path, count: int = 480, seed: int = 1) -> None:
 
 
 def make_config(folder: Path, plan: str = PLAN, *, batch_size: int = 4, serve: str = "", count: int = 480) -> Path:
-    """Images, index and configuration in a folder; the path of the TOML file."""
-    make_images(folder / "images", count)
-    build_index(folder / "images", folder / "train.arrow")
+    """Images, indexes and configuration in a folder; the path of the TOML file. Two thirds of the images are one source of a
+    mixture, each once an epoch; the others are the second, each twice."""
+    names = ("images", "more")
+    for seed, (name, part) in enumerate(zip(names, (count - count // 3, count // 3), strict=True), start=1):
+        make_images(folder / name, part, seed)
+        build_index(folder / name, folder / f"{name}.arrow")
+    mixture = "".join(f'[[data.mixture]]\nindex = "{folder / name}.arrow"\n' for name in names)
     config = folder / "config.toml"
+    plan = plan.replace("[plan]", f"[plan]\nvirtual_epoch = {2 * (count - count // 3)}", 1)
     config.write_text(
-        f'[data]\nindex = "{folder / "train.arrow"}"\nbatch_size = {batch_size}\n'
+        f"[data]\nbatch_size = {batch_size}\n{mixture}"
         f"[render]\nthreads = 1\nfailure_limit = 1.0\n[serve]\nheartbeat_s = 0.2\n{serve}\n{plan}"
     )
     return config
@@ -161,6 +166,98 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+NURSERY = """
+import os, signal, sys
+import numpy, zmq, zmq.auth.thread  # what takes long to load; nothing here has threads or sockets
+import navit_loader.engine, navit_loader.metrics, navit_loader.server
+from navit_loader.cli import main
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    out, err, *args = line.rstrip("\\n").split("\\t")
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for path, fd in ((out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        code = main(args)
+        sys.stdout.flush()
+        os._exit(code)
+    print(pid, flush=True)
+"""
+
+
+class Nursery:
+    """Starts daemons by forking a process that has loaded everything: each is a process of its own, there in a moment."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started = 0
+        command = [sys.executable, "-c", NURSERY]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.daemons: list[NurseryDaemon] = []
+
+    def daemon(self, config: Path) -> NurseryDaemon:
+        """A daemon that serves `config`."""
+        found = NurseryDaemon(self, config)
+        self.daemons.append(found)
+        return found
+
+    def start(self, *args: str) -> tuple[int, str]:
+        """Forks a daemon; its process id and its readiness line."""
+        self._started += 1
+        out, err = (self._folder / f"{self._started}.{name}" for name in ("out", "err"))
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\t".join([str(out), str(err), *args]) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._process.stdout.readline())
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            if out.exists() and (text := out.read_text()).endswith("\n"):
+                return pid, text
+            time.sleep(0.002)
+        raise AssertionError(f"no readiness line: {err.read_text()}")
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for daemon in self.daemons:
+            daemon.kill()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+        self._process.stdout.close()
+
+
+class NurseryDaemon:
+    """`navit-loader serve`, forked; after `kill` it is started again on its port."""
+
+    def __init__(self, nursery: Nursery, config: Path) -> None:
+        self._nursery, self._config = nursery, config
+        self.endpoint = "tcp://127.0.0.1:0"
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and waits for the readiness line."""
+        self.pid, line = self._nursery.start("serve", str(self._config), "--bind", self.endpoint)
+        self.endpoint = line.split()[-1]
+
+    def kill(self) -> None:
+        """kill -9, and waits until it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.001)
+        raise AssertionError(f"process {self.pid} does not end")
 
 
 class Proxy:

@@ -470,3 +470,20 @@ def test_what_cannot_be_planned_is_named() -> None:
         layout.batch(0, 0)
     with pytest.raises(StateError, match="epoch"):
         make(PlanConfig(), columns(10, low=40)).layout(2**63)
+
+
+def test_layouts_of_one_epoch_share_what_is_planned_and_each_learns_the_counts() -> None:
+    plan = make(PlanConfig(block_images=100), columns(350, 5, low=40))
+    first, second = plan.layout(0), plan.layout(0)
+    assert not first.reaches(0, 4)
+    assert first.batch_at_hand(0, 4) is None
+    planned = first.batch(0, 4)
+    assert first.reaches(0, 4)
+    at_hand = first.batch_at_hand(0, 4)
+    assert at_hand is not None
+    assert at_hand.sequences == planned.sequences
+    # What is at hand for one is known to the other as soon as it asks, block by block.
+    assert second.counts(0, 1).tolist() == first.counts(0, 1).tolist()
+    assert second.batch(0, 4).sequences == planned.sequences
+    assert second.counts(0, second.num_blocks).tolist() == first.counts(0, first.num_blocks).tolist()
+    assert first.batch_at_hand(first.num_sequences or 0, 4) is not None  # nothing is left to plan: masked

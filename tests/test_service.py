@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navit_loader import PackedLoader, RemoteLoader
+from navit_loader import PackedBatch, PackedLoader, RemoteLoader
 from navit_loader.batch import FAILED
+from navit_loader.commands.top import read
 from navit_loader.errors import ConfigError, RenderError, ServiceError, StateError
 
 from .service_kit import Daemon, digest, load, make_config
@@ -46,6 +48,7 @@ def test_the_data_is_worth_testing_with(config: Path) -> None:
         batches = list(loader)
         assert loader.engine.layout(0).num_blocks >= 3
         assert len({b.patch_size for b in batches}) == 2
+        assert {0, 1} <= {source for b in batches for source in np.unique(b.source_ids).tolist()}
         assert sum(int((b.status == FAILED).sum()) for b in batches) >= 6
 
 
@@ -71,6 +74,22 @@ def test_batches_in_shared_memory_stay_as_they_are_while_they_are_held(
     with RemoteLoader([daemon.endpoint], prefetch=3) as loader:
         held = [b for _ in range(2) for b in loader]
     assert [digest(b) for b in held] == expected  # also after the loader is closed
+
+
+def test_a_trainer_that_keeps_all_its_batches_is_served_on(config: Path) -> None:
+    """Where it has been lent as much shared memory as it may, the rest comes over ZeroMQ."""
+    small = config.parent / "small.toml"
+    small.write_text(config.read_text().replace("[serve]", "[serve]\nmemory_mb = 16").replace("size = 4", "size = 64"))
+    with PackedLoader(config=load(small)) as loader:
+        expected = [digest(b) for _ in range(4) for b in loader]
+    with Daemon(small, args=("--metrics", "127.0.0.1:0")) as daemon, RemoteLoader([daemon.endpoint]) as loader:
+        assert daemon.metrics is not None
+        held = [b for _ in range(4) for b in loader]
+        values = {name: value for (name, labels), value in read(daemon.metrics).items() if not labels}
+    assert [digest(b) for b in held] == expected
+    assert sum(b.patches.nbytes for b in held) > 8 * 2**20
+    assert 0 < values["navit_batches_shared_total"] < values["navit_batches_total"]
+    assert values["navit_memory_used_bytes"] <= values["navit_memory_bound_bytes"]
 
 
 def test_length_and_classes_are_known_without_the_index(daemon: Daemon, config: Path) -> None:
@@ -100,31 +119,50 @@ def test_the_state_is_that_of_the_last_batch_in_the_users_hands(
     assert found == expected
 
 
-def sequences(loader: RemoteLoader, steps: int | None = None) -> list[Any]:
-    """The images of each sequence that holds any."""
+def sequences(batches: Iterable[PackedBatch]) -> list[Any]:
+    """The images of each sequence that holds any, by source and row."""
     found = []
-    for batch in itertools.islice(loader, steps):
-        found += [tuple(row[row >= 0].tolist()) for row in batch.image_ids if (row >= 0).any()]
+    for batch in batches:
+        for sources, rows in zip(batch.source_ids, batch.image_ids, strict=True):
+            if (rows >= 0).any():
+                found.append([*zip(sources[rows >= 0].tolist(), rows[rows >= 0].tolist(), strict=True)])
     return found
 
 
-def test_resume_onto_other_world_sizes_gives_each_sequence_exactly_once(daemon: Daemon, config: Path) -> None:
+def test_resume_onto_other_world_sizes_gives_each_sequence_exactly_once(config: Path) -> None:
+    """Four ranks, then two, then three, each with eight batches asked for in advance, and the daemon killed in between."""
     with PackedLoader(config=load(config)) as loader:
-        whole = sequences(loader)  # type: ignore[arg-type]
+        whole = sequences(loader)
     seen: list[Any] = []
     state: dict[str, Any] | None = None
-    for world, steps, batch_size in ((4, 2, 2), (2, 3, 3), (3, None, 4)):
-        states = []
-        for rank in range(world):
-            with RemoteLoader(
-                [daemon.endpoint], rank=rank, world_size=world, prefetch=8, batch_size=batch_size
-            ) as loader:
-                if state is not None:
-                    loader.load_state_dict(state)
-                seen += sequences(loader, steps)
-                states.append(loader.state_dict())
-        assert all(s == states[0] for s in states)
-        state = states[0]
+    with Daemon(config) as daemon:
+        for world, steps, batch_size in ((4, 2, 2), (2, 3, 3), (3, None, 4)):
+            with ExitStack() as stack:
+                ranks = [
+                    stack.enter_context(
+                        RemoteLoader([daemon.endpoint], rank=rank, world_size=world, prefetch=8, batch_size=batch_size)
+                    )
+                    for rank in range(world)
+                ]
+                for rank in ranks:
+                    if state is not None:
+                        rank.load_state_dict(state)
+                iterators = [iter(rank) for rank in ranks]
+                for step in itertools.count() if steps is None else range(steps):
+                    batches = []
+                    for rank, iterator in enumerate(iterators):
+                        if (batch := next(iterator, None)) is not None:
+                            batches.append(batch)
+                        if step == 1 and rank == 0:  # in the middle of a step: one rank has its batch, the others not
+                            daemon.kill()
+                            daemon.start()
+                    assert len(batches) in (0, world)  # all end at the same step
+                    if not batches:
+                        break
+                    seen += sequences(batches)
+                states = [rank.state_dict() for rank in ranks]
+            assert all(s == states[0] for s in states)
+            state = states[0]
     assert sorted(seen) == sorted(whole)
 
 

@@ -19,7 +19,7 @@ import pytest
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.errors import ServiceError
 
-from .service_kit import Daemon, Proxy, digest, load, make_config, random_cuts
+from .service_kit import Daemon, Nursery, Proxy, digest, load, make_config, random_cuts
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def expected(config: Path) -> list[list[tuple[Any, ...]]]:
 
 
 @contextmanager
-def in_background(trouble: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Runs `trouble` beside the test until its block ends; what it raises fails the test."""
-    over = threading.Event()
+def in_background(trouble: Callable[[threading.Event], None]) -> Iterator[threading.Event]:
+    """Runs `trouble` beside the test until its block ends; what it raises fails the test. Gives the news that it has ended."""
+    over, ended = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -45,11 +45,13 @@ def in_background(trouble: Callable[[threading.Event], None]) -> Iterator[None]:
             trouble(over)
         except BaseException as e:
             errors.append(e)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield
+        yield ended
     finally:
         over.set()
         thread.join()
@@ -69,27 +71,31 @@ def read_until(loader: RemoteLoader, expected: list[list[tuple[Any, ...]]], enou
     return epochs
 
 
-@pytest.mark.parametrize(("endpoints", "kills"), [(1, 10), (3, 18)])
+KILLS = 100
+
+
+@pytest.mark.parametrize("endpoints", [1, 3])
 def test_kill_9_at_random_moments(
-    config: Path, expected: list[list[tuple[Any, ...]]], endpoints: int, kills: int
+    config: Path, expected: list[list[tuple[Any, ...]]], endpoints: int, tmp_path: Path
 ) -> None:
     rng = random.Random(endpoints)
     done = 0
-    with ExitStack() as stack:
-        daemons = [stack.enter_context(Daemon(config)) for _ in range(endpoints)]
+    with Nursery(tmp_path) as nursery:
+        daemons = [nursery.daemon(config) for _ in range(endpoints)]
 
         def trouble(over: threading.Event) -> None:
             nonlocal done
-            while not over.wait(rng.uniform(0.0, 0.25)) and done < kills:
+            while not over.wait(rng.uniform(0.0, 0.1)) and done < KILLS:
                 victim = rng.choice(daemons)
                 victim.kill()
-                time.sleep(rng.uniform(0.0, 0.1))
+                time.sleep(rng.uniform(0.0, 0.05))
                 victim.start()
                 done += 1
 
-        with RemoteLoader([d.endpoint for d in daemons], prefetch=4, timeout_s=30) as loader, in_background(trouble):
-            read_until(loader, expected, lambda: done >= kills)
-    assert done == kills
+        addresses = [d.endpoint for d in daemons]
+        with RemoteLoader(addresses, prefetch=4, timeout_s=60) as loader, in_background(trouble) as ended:
+            read_until(loader, expected, ended.is_set)
+    assert done == KILLS
 
 
 @pytest.mark.parametrize("endpoints", [1, 2])
@@ -111,8 +117,9 @@ def test_a_daemon_that_is_stopped_for_longer_than_its_heartbeats(
                 stops += 1
 
         addresses = [d.endpoint for d in daemons]
-        with RemoteLoader(addresses, heartbeat_s=0.1, timeout_s=30) as loader, in_background(trouble):
-            read_until(loader, expected, lambda: stops >= 3)
+        with RemoteLoader(addresses, heartbeat_s=0.1, timeout_s=30) as loader, in_background(trouble) as ended:
+            read_until(loader, expected, ended.is_set)
+    assert stops == 3
 
 
 def test_past_its_deadline_a_batch_is_asked_for_elsewhere(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:

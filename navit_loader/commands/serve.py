@@ -31,9 +31,9 @@ def add(commands: Any) -> None:
         metavar="CONFIG.toml",
         help="a plan to serve, named after its file; clients that name none get the first, whose [serve] counts",
     )
-    parser.add_argument("--bind", metavar="ADDRESS", help="tcp://HOST:PORT (port 0 picks one) or ipc://PATH")
-    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="FOLDER/server made by navit-loader keys")
-    parser.add_argument("--metrics", metavar="HOST:PORT", help="Prometheus metrics over HTTP (port 0 picks one)")
+    parser.add_argument("--bind", metavar="ADDRESS", help="tcp://HOST:PORT or ipc://PATH; over serve.bind")
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="made by navit-loader keys; over serve.keys")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="Prometheus over HTTP; over serve.metrics")
     parser.set_defaults(run=run)
 
 
@@ -58,20 +58,21 @@ def run(args: argparse.Namespace) -> int:
         if path.stem in configs:
             raise ConfigError(f"two plans are named '{path.stem}'; rename one of the files")
         configs[path.stem] = LoaderConfig.from_toml(path)
-    serve = next(iter(configs.values())).serve
-    if args.bind is not None:
-        serve = replace(serve, bind=args.bind)
-    keys = None if args.keys is None else ServerKeys.read(args.keys)
+    given: dict[str, Any] = {
+        name: str(value) for name in ("bind", "keys", "metrics") if (value := getattr(args, name)) is not None
+    }
+    serve = replace(next(iter(configs.values())).serve, **given)
+    keys = ServerKeys.read(serve.keys) if serve.keys else None
     _raise_file_limit()
     with contextlib.ExitStack() as stack:
         engines = {}
         for name, config in configs.items():
-            engines[name] = Engine(config)
+            engines[name] = Engine(config, shared=True)
             stack.callback(engines[name].close)
         server = stack.enter_context(Server(engines, serve, keys))
         server.stop_on_signals()
-        if args.metrics is not None:
-            url, stop = serve_metrics(server, args.metrics)
+        if serve.metrics:
+            url, stop = serve_metrics(server, serve.metrics)
             stack.callback(stop)
             print(f"navit-loader: metrics at {url}", flush=True)
         plans = ", ".join(f"{name} {engine.plan_id[:16]}" for name, engine in engines.items())

@@ -1,15 +1,9 @@
-//! The memory of batches: one allocation each, cut into fields, used again once the last reader has let go. In: limits, P and
-//! B. Out: where each field lies, and blocks of memory that come back to their pool by themselves.
-
-use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
-use std::collections::HashMap;
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+//! How one block of memory is cut into the fields of a batch. In: limits, P and B. Out: where each field lies: in the order of
+//! the wire, each at a multiple of 64, so that a block can be handed to another process as it is.
 
 use crate::error::{Error, Kind, Result};
+use crate::memory::ALIGN;
 use crate::slots::{BatchLimits, ViewLimits};
-
-const ALIGN: usize = 64;
 
 /// Type of a field's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +122,7 @@ impl BatchLayout {
             Field { name, dtype, shape: shape.to_vec(), offset }
         };
         let (b, e, k) = (batch_size, limits.max_images as usize, limits.label_width as usize);
-        let mut view = |limits: ViewLimits, p: u32| {
+        let view = |field: &mut dyn FnMut(&'static str, Dtype, &[usize]) -> Field, limits: ViewLimits, p: u32| {
             let (l, m) = (limits.sequence_length as usize, limits.max_tokens.max(1) as usize);
             let cuts = b.saturating_mul(e + l.div_ceil(m)).saturating_add(1);
             let p2 = if data.is_some() { 0 } else { (p as usize).saturating_mul(p as usize).saturating_mul(3) };
@@ -144,8 +138,7 @@ impl BatchLayout {
                 patch_size: p,
             }
         };
-        let own = view(limits.view, patch_size);
-        let teacher = limits.teacher.map(|(limits, p)| view(limits, p));
+        let own = view(&mut field, limits.view, patch_size);
         let t = limits.text_tokens as usize;
         let text_shape = [b, t];
         let rest = [
@@ -159,6 +152,7 @@ impl BatchLayout {
             field("text", Dtype::I32, if t == 0 { &[0] } else { &text_shape }),
             field("text_cu_seqlens", Dtype::I32, &[if t == 0 { 0 } else { b * (e + 1) + 1 }]),
         ];
+        let teacher = limits.teacher.map(|(limits, p)| view(&mut field, limits, p));
         let encoded = data.map(|data| EncodedFields {
             fields: [
                 field("keys", Dtype::I64, &[b, e]),
@@ -178,113 +172,5 @@ impl BatchLayout {
             ));
         }
         Ok(Self { view: own, teacher, rest, max_images: e, batch_size: b, encoded, bytes: end.max(ALIGN) })
-    }
-}
-
-/// Blocks of memory, kept for reuse by size.
-pub struct Pool {
-    free: Mutex<HashMap<usize, Vec<Free>>>,
-    /// Bytes that may lie free.
-    keep: usize,
-    owner: u32,
-}
-
-struct Free(NonNull<u8>);
-// SAFETY: a free block belongs to the pool alone.
-unsafe impl Send for Free {}
-
-impl Pool {
-    /// A pool that keeps at most `keep` bytes free.
-    pub fn new(keep: usize) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::new(HashMap::new()), keep, owner: std::process::id() })
-    }
-
-    /// A block of `bytes`, zeroed when it is new, and as its last user left it otherwise.
-    pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Block> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = match free.get_mut(&bytes).and_then(Vec::pop) {
-            Some(Free(start)) => start,
-            None => {
-                // SAFETY: the size is not zero.
-                NonNull::new(unsafe { alloc_zeroed(allocation(bytes)) }).ok_or_else(|| {
-                    Error::new(
-                        Kind::Render,
-                        format!("no memory for a batch of {bytes} bytes; lower data.batch_size or render.memory_mb"),
-                    )
-                })?
-            }
-        };
-        Ok(Block { start, bytes, pool: self.clone() })
-    }
-}
-
-fn allocation(bytes: usize) -> Allocation {
-    Allocation::from_size_align(bytes, ALIGN).unwrap_or(Allocation::new::<u64>())
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        for (&bytes, blocks) in self.free.get_mut().unwrap_or_else(PoisonError::into_inner).iter() {
-            for block in blocks {
-                // SAFETY: allocated with this layout in `take`, and nobody's now.
-                unsafe { dealloc(block.0.as_ptr(), allocation(bytes)) };
-            }
-        }
-    }
-}
-
-/// The memory of one batch; it goes back to its pool when dropped.
-pub struct Block {
-    start: NonNull<u8>,
-    bytes: usize,
-    pool: Arc<Pool>,
-}
-
-// SAFETY: a block is plain memory; who writes where is settled by the renderer.
-unsafe impl Send for Block {}
-// SAFETY: as above.
-unsafe impl Sync for Block {}
-
-impl Block {
-    /// First byte, aligned to 64.
-    pub fn start(&self) -> *mut u8 {
-        self.start.as_ptr()
-    }
-
-    /// Bytes.
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-
-    /// Whether it has no bytes; never.
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    /// `len` values from the `at`-th value of a field.
-    ///
-    /// # Safety
-    /// `field` is of this block's layout and of type `T`, the range lies inside it, and nobody else uses the range meanwhile.
-    #[allow(clippy::mut_from_ref)] // Disjoint parts are written by several threads.
-    pub unsafe fn part<T>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
-        debug_assert!(at + len <= field.len() && field.offset + (at + len) * size_of::<T>() <= self.bytes);
-        // SAFETY: promised by the caller; offsets are multiples of 64, so the type's alignment holds.
-        unsafe { std::slice::from_raw_parts_mut(self.start().add(field.offset).cast::<T>().add(at), len) }
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // In a forked child another thread may have held the lock for ever: its copy is simply given up.
-        if self.pool.owner == std::process::id() {
-            let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            let held: usize = free.iter().map(|(bytes, blocks)| bytes * blocks.len()).sum();
-            if held + self.bytes <= self.pool.keep {
-                free.entry(self.bytes).or_default().push(Free(self.start));
-                return;
-            }
-        }
-        // SAFETY: allocated with this layout in `take`, and nobody's now.
-        unsafe { dealloc(self.start.as_ptr(), allocation(self.bytes)) };
     }
 }

@@ -3,7 +3,6 @@
 //! In: a plan and an epoch, or only the sequence counts of its blocks (a client without the index). Out: planned batches
 //! and the arithmetic of steps. Blocks are planned when they are asked for; counts are filled by whoever asks first.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -118,11 +117,7 @@ pub struct Epoch {
     plan: Arc<Plan>,
     epoch: u64,
     table: Mutex<Table>,
-    /// The blocks that were used last.
-    recent: Mutex<VecDeque<(u64, Arc<BlockPlan>)>>,
 }
-
-const RECENT_BLOCKS: usize = 3;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every critical section leaves whole values behind, so a panic elsewhere spoils nothing.
@@ -133,7 +128,7 @@ impl Epoch {
     /// An epoch of a plan; nothing is planned yet.
     pub fn new(plan: Arc<Plan>, epoch: u64) -> Self {
         let table = Table::new(plan.run(), plan.num_blocks());
-        Self { plan, epoch, table: Mutex::new(table), recent: Mutex::default() }
+        Self { plan, epoch, table: Mutex::new(table) }
     }
 
     /// The plan.
@@ -164,18 +159,12 @@ impl Epoch {
 
     /// One planned block, from the recent ones if it is among them.
     pub fn block(&self, block: u64) -> Arc<BlockPlan> {
-        if let Some((_, found)) = lock(&self.recent).iter().find(|(b, _)| *b == block) {
-            return found.clone();
-        }
-        let planned = Arc::new(self.plan.block(self.epoch, block));
-        let mut recent = lock(&self.recent);
-        if recent.iter().all(|(b, _)| *b != block) {
-            if recent.len() == RECENT_BLOCKS {
-                recent.pop_front();
-            }
-            recent.push_back((block, planned.clone()));
-        }
-        drop(recent);
+        // Another `Epoch` of this plan may have planned it: then this table still has to learn its count.
+        let planned = self.plan.recent.get(self.epoch, block).unwrap_or_else(|| {
+            let planned = Arc::new(self.plan.block(self.epoch, block));
+            self.plan.recent.put(self.epoch, block, planned.clone());
+            planned
+        });
         let mut table = lock(&self.table);
         if table.known() == block {
             // Cannot overflow: the block is one of the epoch's.
@@ -247,6 +236,23 @@ impl Epoch {
     /// beyond the epoch's end.
     pub fn batch(&self, first: u64, batch_size: usize) -> PlannedBatch {
         let end = self.resolve(|t| t.next(first, batch_size as u64));
+        let planned = self.assemble(first, end, batch_size, |block| Some(self.block(block)));
+        planned.unwrap_or_default()
+    }
+
+    /// As `batch`, but None where something would have to be planned for it.
+    pub fn batch_at_hand(&self, first: u64, batch_size: usize) -> Option<PlannedBatch> {
+        let end = self.with_table(|t| t.next(first, batch_size as u64))?;
+        self.assemble(first, end, batch_size, |block| self.plan.recent.get(self.epoch, block))
+    }
+
+    fn assemble(
+        &self,
+        first: u64,
+        end: u64,
+        batch_size: usize,
+        block_of: impl Fn(u64) -> Option<Arc<BlockPlan>>,
+    ) -> Option<PlannedBatch> {
         let mut batch = PlannedBatch {
             epoch: self.epoch,
             first,
@@ -257,7 +263,7 @@ impl Epoch {
         let mut sequence = first;
         while sequence < end {
             let Some((block, within)) = self.with_table(|t| t.locate(sequence)) else { break };
-            let planned = self.block(block);
+            let planned = block_of(block)?;
             let run = if self.plan.run() == 0 { 0 } else { within / self.plan.run() };
             batch.patch_size = planned.patch_sizes[run as usize];
             let stop = (planned.len() as u64).min(within + end - sequence);
@@ -266,6 +272,6 @@ impl Epoch {
             }
             sequence += stop - within;
         }
-        batch
+        Some(batch)
     }
 }

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::order::Kind as Order;
 use crate::pack::{Limits, Load, Used, bins, exact};
 use crate::random::{derive, philox, unit};
+use crate::recent::Recent;
 use crate::slots::{BatchLimits, Grid, PlannedImage, ViewLimits};
 use crate::streams::{Stream, Streams};
 
@@ -30,6 +31,8 @@ pub struct Plan {
     draws: Draws,
     limits: Limits,
     epoch_images: u64,
+    /// Blocks that were planned lately.
+    pub recent: Recent,
 }
 
 /// What happened while a block was planned.
@@ -108,7 +111,15 @@ impl Plan {
         let limits =
             Limits { capacity: [config.sequence_length, teacher, config.text_tokens], max_items: config.max_images };
         let epoch_images = if config.virtual_epoch > 0 { config.virtual_epoch } else { streams.len() };
-        Ok(Self { draws: Draws::new(&config), config, sources, streams, limits, epoch_images })
+        Ok(Self {
+            draws: Draws::new(&config),
+            config,
+            sources,
+            streams,
+            limits,
+            epoch_images,
+            recent: Recent::default(),
+        })
     }
 
     /// Images of one epoch.

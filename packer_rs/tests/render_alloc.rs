@@ -54,7 +54,7 @@ fn nothing_is_allocated_per_image() {
     for (threads, fetchers) in [(1, 0), (2, 1)] {
         let source = index(&format!("{}/", folder.display()), &files);
         let renderer =
-            Renderer::new(settings(threads, fetchers), limits(), vec![source], Arc::default(), Box::new(|| {}))
+            Renderer::new(settings(threads, fetchers), limits(), vec![source], Arc::default(), false, Box::new(|| {}))
                 .expect("a renderer");
         let count = |images: usize| {
             let plan = plan(images, &files);

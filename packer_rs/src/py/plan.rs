@@ -339,6 +339,18 @@ impl Layout {
         Ok(PlannedBatch { inner: py.detach(|| epoch.batch(first, batch_size as usize)) })
     }
 
+    /// The same where nothing has to be planned for it, else None. Quick.
+    fn batch_at_hand(&self, first: u64, batch_size: u64) -> PyResult<Option<PlannedBatch>> {
+        let batch_size = Self::positive(batch_size)?;
+        Ok(self.epoch()?.batch_at_hand(first, batch_size as usize).map(|inner| PlannedBatch { inner }))
+    }
+
+    /// Whether the counts that are known reach to the end of the batch at `first`.
+    fn reaches(&self, first: u64, batch_size: u64) -> PyResult<bool> {
+        let batch_size = Self::positive(batch_size)?;
+        Ok(self.table(|t| t.next(first, batch_size)).is_some())
+    }
+
     /// What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest.
     fn report<'py>(&self, py: Python<'py>, start: u64, stop: u64) -> PyResult<Bound<'py, PyDict>> {
         let epoch = self.epoch()?;

@@ -1,6 +1,7 @@
 //! Python names of `render`: `Renderer`, `Pending` and `render_images`. In: planned batches and columns of indexes. Out: the
 //! fields of `PackedBatch` as numpy arrays over the batch's own block, which goes back to its pool with the last of them.
 
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,12 @@ use numpy::{Element, PyArray, PyArray1, PyArray3, PyArrayMethods, PyUntypedArray
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
-use crate::buffers::{Block, Dtype, Field, ViewFields};
+use crate::buffers::{Dtype, Field, ViewFields};
 use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
 use crate::error::{Error, Kind};
 use crate::fetch::Source;
 use crate::ledger::Entry;
+use crate::memory::Block;
 use crate::probe::{Window, probe_header};
 use crate::py::columns::{column, lists};
 use crate::py::errors::to_py;
@@ -151,6 +153,26 @@ struct Buffer {
     block: Arc<Block>,
 }
 
+#[pymethods]
+impl Buffer {
+    /// By what number another process knows it, and the memfd by which it maps it; None where it lies on the heap.
+    #[getter]
+    fn shared(&self) -> Option<(u64, i32)> {
+        self.block.shared().map(|s| (s.number, s.fd.as_raw_fd()))
+    }
+
+    /// Bytes.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Its memory is never used again after this batch.
+    fn abandon(&self) {
+        self.block.abandon();
+    }
+}
+
 fn array<'py>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
     fn typed<'py, T: Element>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
         let block = &owner.get().block;
@@ -227,13 +249,14 @@ struct Renderer {
 #[pymethods]
 impl Renderer {
     #[new]
-    #[pyo3(signature = (render_json, limits, sources, helpers = None))]
+    #[pyo3(signature = (render_json, limits, sources, helpers = None, shared = false))]
     fn new(
         py: Python<'_>,
         render_json: &str,
         limits: &Bound<'_, PyDict>,
         sources: Vec<Bound<'_, PyDict>>,
         helpers: Option<&Bound<'_, Helpers>>,
+        shared: bool,
     ) -> PyResult<Self> {
         let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
         let limits = batch_limits(limits)?;
@@ -244,7 +267,7 @@ impl Renderer {
             Box::new(move || signal.raise())
         };
         let helpers = given(helpers);
-        let engine = py.detach(|| Engine::new(settings, limits, sources, helpers, notify)).map_err(to_py)?;
+        let engine = py.detach(|| Engine::new(settings, limits, sources, helpers, shared, notify)).map_err(to_py)?;
         Ok(Self { engine, signal })
     }
 
@@ -411,6 +434,7 @@ fn render_images<'py>(
 
 /// Adds this room's names to the extension module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<Buffer>()?;
     m.add_class::<Renderer>()?;
     m.add_class::<Pending>()?;
     m.add_function(wrap_pyfunction!(render_images, m)?)

@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 
-use crate::buffers::{BatchLayout, Block, EncodedFields};
+use crate::buffers::{BatchLayout, EncodedFields};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
 use crate::ledger::Failure;
+use crate::memory::Block;
 use crate::slots::{BatchLimits, PlannedBatch, PlannedImage};
 
 use super::worker::Worker;

@@ -10,12 +10,13 @@ use super::fill::{check, fill};
 use super::queue::{Job, Outcome, Queue, Task, closed_error, lock};
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker, lap};
-use crate::buffers::{BatchLayout, Block, Pool};
+use crate::buffers::BatchLayout;
 use crate::decode::{HELPER, OUT_OF_MEMORY};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
 use crate::foreign::Helpers;
 use crate::ledger::{Entry, Failure, Fault, Ledger};
+use crate::memory::{Block, Pool};
 use crate::slots::{BatchLimits, PlannedBatch, PlannedImage};
 
 /// How long `close` waits for a thread that sits in a system call.
@@ -85,20 +86,21 @@ pub struct Ticket {
 }
 
 impl Renderer {
-    /// Starts the threads. `helpers` read the formats that no decoder here does; `notify` is called, on any thread, whenever a
-    /// batch is over.
+    /// Starts the threads. `helpers` read the formats that no decoder here does; with `shared`, other processes can map the
+    /// batches; `notify` is called, on any thread, whenever a batch is over.
     pub fn new(
         settings: RenderSettings,
         limits: BatchLimits,
         sources: Vec<Source>,
         helpers: Arc<Helpers>,
+        shared: bool,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         let (decoders, fetchers) = (settings.decoders(), settings.fetch_threads);
         let shared = Arc::new(Shared {
             queue: Queue::new(settings.memory(), decoders, fetchers),
             ledger: Ledger::new(&settings.ledger, settings.failure_limit)?,
-            pool: Pool::new(settings.memory()),
+            pool: Pool::new(settings.memory(), shared),
             settings,
             limits,
             sources,
@@ -508,7 +510,7 @@ pub fn render_in_place(
         return Err(Error::new(Kind::Render, "fewer images than sizes"));
     }
     let layout = Arc::new(BatchLayout::new(limits, plan.patch_size, plan.batch_size)?);
-    let block = Pool::new(0).take(layout.bytes)?;
+    let block = Pool::new(0, false).take(layout.bytes)?;
     fill(&plan, &layout, limits, &sources, &block);
     let job = Job::new(0, plan, layout.clone());
     let (clocks, next, failures) = (Clocks::default(), AtomicUsize::new(0), Mutex::new(Vec::new()));

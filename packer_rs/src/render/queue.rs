@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::buffers::{BatchLayout, Block};
+use crate::buffers::BatchLayout;
 use crate::error::{Error, Kind};
 use crate::ledger::Fault;
+use crate::memory::Block;
 use crate::slots::PlannedBatch;
 
 /// Idle buffers larger than this are not kept.

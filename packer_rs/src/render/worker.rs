@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::buffers::{BatchLayout, Block, ViewFields};
+use crate::buffers::{BatchLayout, ViewFields};
 use crate::decode::{Decoder, Pixels, Wanted};
 use crate::draw::kept_tokens;
 use crate::fetch::Source;
 use crate::foreign::Helpers;
 use crate::ledger::Failure;
+use crate::memory::Block;
 use crate::orient::Frame;
 use crate::patchify::patchify;
 use crate::render::RenderSettings;

@@ -1,0 +1,221 @@
+"""What a client must know of a plan, and the shapes of its batches that follow from it.
+
+In: an engine at the daemon, the map of a `hello` at the client. Out: `PlanInfo`, and for each patch size and batch size
+the dtype and shape of every array, so that a frame has exactly one right length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..config import RENDER_KEYS, RenderConfig
+from ..errors import ConfigError, ServiceError
+from .messages import NUMBER, check, named, short
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What fixes the shapes of one view: L, M, prefix tokens, and P of the teacher's view (0 in the batch's own)."""
+
+    sequence_length: int
+    max_tokens: int
+    prefix_tokens: int
+    patch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInfo:
+    """What a client without the index must know of a plan; the answer to `hello`.
+
+    Attributes:
+        name: the plan's name at this daemon.
+        plan_id, render_id: fingerprints of plan and renderer.
+        classes: class names by label.
+        label_width: K.
+        max_images: E.
+        text_tokens: Lt.
+        max_text_tokens: tokens of one caption at most.
+        vocabulary: caption token ids are below this; 0 without captions.
+        patch_sizes: every P that a batch may have.
+        view, teacher: limits of both views.
+        batch_size, remainder: the daemon's `[data]`, as the client's defaults.
+        memory: bytes of batches that the daemon holds at most.
+        render: the keys of `[render]` that decide pixels, for who decodes by itself.
+    """
+
+    name: str
+    plan_id: str
+    render_id: str
+    classes: tuple[str, ...]
+    label_width: int
+    max_images: int
+    text_tokens: int
+    max_text_tokens: int
+    vocabulary: int
+    patch_sizes: tuple[int, ...]
+    view: Limits
+    teacher: Limits | None
+    batch_size: int
+    remainder: str
+    memory: int
+    render: dict[str, Any] = field(hash=False)
+
+    @classmethod
+    def of(cls, engine: Any, name: str, memory: int) -> PlanInfo:
+        """From an `Engine` of this process."""
+        plan, data = engine.config.plan, engine.config.data
+        t = plan.teacher
+        return cls(
+            name=name,
+            plan_id=engine.plan_id,
+            render_id=engine.render_id,
+            classes=tuple(engine.classes),
+            label_width=engine.label_width,
+            max_images=plan.max_images,
+            text_tokens=plan.text_tokens,
+            max_text_tokens=plan.caption_cap,
+            vocabulary=engine.vocabulary,
+            patch_sizes=tuple(plan.patch_sizes),
+            view=Limits(plan.sequence_length, plan.max_tokens, plan.prefix_tokens),
+            teacher=t and Limits(t.sequence_length, t.max_tokens, t.prefix_tokens, t.patch_size),
+            batch_size=data.batch_size,
+            remainder=data.remainder,
+            memory=memory,
+            render=engine.render,
+        )
+
+    def to_table(self) -> dict[str, Any]:
+        """As a map of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> PlanInfo:
+        """From the map of a `hello`, every value checked.
+
+        Raises:
+            ServiceError: a key that is unknown, missing or out of range.
+        """
+        rules: dict[str, Any] = {
+            "name": 200,
+            "plan_id": 128,
+            "render_id": 128,
+            "label_width": (0, 65536),
+            "max_images": (1, 32767),
+            "text_tokens": (0, 32767),
+            "max_text_tokens": (0, 32767),
+            "vocabulary": (0, 2**31 - 1),
+            "batch_size": (1, 65536),
+            "remainder": 16,
+            "memory": NUMBER,
+        }
+        view_rules = {
+            "sequence_length": (1, 32767),
+            "max_tokens": (1, 32767),
+            "prefix_tokens": (0, 32766),
+            "patch_size": (0, 512),
+        }
+
+        def view(value: Any) -> Limits:
+            if not isinstance(value, dict) or value.keys() != view_rules.keys():
+                raise ServiceError("the daemon's limits of a view have unknown or missing keys")
+            for key, rule in view_rules.items():
+                check(key, value[key], rule)
+            return Limits(**value)
+
+        if table.keys() != {f.name for f in fields(cls)}:
+            raise ServiceError("the daemon's plan has unknown or missing keys")
+        for key, rule in rules.items():
+            check(key, table[key], rule)
+        for key, rule in (("classes", 4096), ("patch_sizes", (1, 512))):
+            if not isinstance(table[key], tuple):
+                raise ServiceError(f"'{key}' = {short(table[key])} must be a list")
+            for value in table[key]:
+                check(key, value, rule)
+        render = named("render", table["render"])
+        if render.keys() != set(RENDER_KEYS):
+            raise ServiceError(f"the daemon's [render] must have the keys {', '.join(RENDER_KEYS)}")
+        try:
+            RenderConfig(**render)
+        except ConfigError as e:
+            raise ServiceError(f"the daemon's [render]: {e}") from None
+        if not table["patch_sizes"]:
+            raise ServiceError("the daemon's plan has no patch size")
+        teacher = None if table["teacher"] is None else view(table["teacher"])
+        return cls(**{**table, "view": view(table["view"]), "teacher": teacher, "render": render})
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of the largest batch of `count` sequences."""
+        return sum(f.nbytes for f in batch_fields(self, max(self.patch_sizes), count))
+
+    def largest_frame(self, count: int) -> int:
+        """Bytes of the largest frame of such a batch."""
+        return max(f.nbytes for f in batch_fields(self, max(self.patch_sizes), count))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One array of a batch: its name as in `PackedBatch.arrays()`, dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of its frame."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@lru_cache(maxsize=256)
+def batch_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ...]:
+    """The arrays of a batch of `count` sequences, in the order of the wire (that of `PackedBatch.arrays()`)."""
+    e, t = info.max_images, info.text_tokens
+
+    def view(limits: Limits, p: int, prefix: str) -> list[Field]:
+        length = limits.sequence_length
+        cuts = count * (e + -(-length // limits.max_tokens)) + 1
+        return [
+            Field(prefix + "patches", "u1", (count, length, p * p * 3)),
+            Field(prefix + "positions", "<i2", (count, length, 2)),
+            Field(prefix + "segment_ids", "<i2", (count, length)),
+            Field(prefix + "cu_seqlens", "<i4", (cuts,)),
+            Field(prefix + "grids", "<i2", (count, e, 2)),
+        ]
+
+    found = view(info.view, patch_size, "")
+    found += [
+        Field("status", "u1", (count, e)),
+        Field("labels", "<i8", (count, e, info.label_width)),
+        Field("image_ids", "<i8", (count, e)),
+        Field("source_ids", "<i2", (count, e)),
+        Field("sizes", "<i4", (count, e, 2)),
+        Field("crops", "<i4", (count, e, 4)),
+        Field("flips", "u1", (count, e)),
+        Field("text", "<i4", (count, t) if t else (0,)),
+        Field("text_cu_seqlens", "<i4", (count * (e + 1) + 1 if t else 0,)),
+    ]
+    if info.teacher is not None:
+        found += view(info.teacher, info.teacher.patch_size, "teacher.")
+    return tuple(found)
+
+
+def encoded_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ...]:
+    """The arrays of an encoded batch but its `data`, which has no fixed length and comes last."""
+    e = info.max_images
+    slots = (
+        replace(f, shape=(*f.shape[:2], 0)) if f.name.endswith("patches") else f
+        for f in batch_fields(info, patch_size, count)
+    )
+    return (
+        *slots,
+        Field("keys", "<i8", (count, e)),
+        Field("orientations", "u1", (count, e)),
+        Field("spans", "<i8", (count, e, 2)),
+        Field("uri_spans", "<i8", (count, e, 2)),
+        Field("file_offsets", "<i8", (count, e)),
+    )
