@@ -14,7 +14,6 @@ from torch import Tensor
 from navit_loader.batch import PackedBatch, View
 
 from .config import NaViTConfig
-from .pool import members
 
 N = TypeVar("N", float, Tensor)
 
@@ -43,7 +42,11 @@ def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_siz
 
 def batch_flops(config: NaViTConfig, batch: PackedBatch | View) -> Tensor:
     """Operations of one forward pass over the images of a batch; a scalar on its device, read by nobody here."""
-    counts = members(batch.segment_ids, batch.grids.shape[1], torch.float32).sum(-1).double()
+    # In whole numbers, so that sums do not depend on their order; padding goes to one more place, which is cut off.
+    slots = batch.segment_ids.long()
+    places = torch.zeros(slots.shape[0], batch.grids.shape[1] + 1, dtype=torch.long, device=slots.device)
+    places.scatter_add_(1, slots.where(slots >= 0, batch.grids.shape[1]), torch.ones_like(slots))
+    counts = places[:, :-1].double()
     return forward_flops(config, counts.sum(), counts.square().sum(), (counts > 0).sum().double(), batch.patch_size)
 
 

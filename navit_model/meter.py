@@ -78,6 +78,7 @@ class Meter:
         return {
             "images": int(images),
             "tokens": int(tokens),
+            "flops": flops,
             "loss": total / max(images, 1),
             "learning_rate": self.rate,
             "grad_norm": float(self.norm),

@@ -84,6 +84,7 @@ class Trainer:
         self.optimizer = adamw(self.module, run.train)
         self.average = Average(self.module, run.train.ema) if run.train.ema else None
         self.step = self.images = self.tokens = 0
+        self.flops = 0.0
         if start is not None:
             self._take_up(start)
         self.forward: nn.Module = self.module
@@ -117,6 +118,7 @@ class Trainer:
         other = self.run_config.train.allow_render_change
         self.loader.load_state_dict(start.state["loader"], other_renderer=other)
         self.step, self.images, self.tokens = start.step, start.state["images"], start.state["tokens"]
+        self.flops = start.state["flops"]
 
     def run(self) -> list[Row]:
         """Runs to the last step; see `train`."""
@@ -238,11 +240,13 @@ class Trainer:
         # Of all ranks, so that a run resumed onto another number of them counts on.
         self.images += values.pop("images")
         self.tokens += values.pop("tokens")
+        self.flops += values.pop("flops")
         peak = self.run_config.train.peak_tflops or peak_tflops(self.world.device)
         if peak:
             values["mfu"] = values["tflops"] / peak
         state = feed.state_dict()
-        journal.progress(self.step, epoch=state["epoch"], images_seen=self.images, tokens_seen=self.tokens, **values)
+        seen = {"images_seen": self.images, "tokens_seen": self.tokens, "flops_seen": self.flops}
+        journal.progress(self.step, epoch=state["epoch"], **seen, **values)
 
     def _save(self, feed: Feed) -> None:
         first = self.world.rank == 0
@@ -254,6 +258,7 @@ class Trainer:
                 "loader": feed.state_dict(),
                 "images": self.images,
                 "tokens": self.tokens,
+                "flops": self.flops,
                 "average_updates": self.average.updates if self.average is not None else 0,
             }
             keep = self.run_config.train.keep
