@@ -126,17 +126,15 @@ def opened(data: bytes) -> tuple[Image.Image, int]:
     return image, orientation if orientation in range(1, 9) else 1
 
 
-def pixels(image: Image.Image, orientation: int, max_pixels: int) -> tuple[tuple[int, int], bytes, int]:
+def pixels(image: Image.Image, orientation: int) -> tuple[tuple[int, int], bytes, int]:
     """Width and height of the stored frame, its samples row by row, and channels: 1 grey, 3 RGB, 4 RGBA.
 
     Raises:
-        Refused: too many pixels, samples of an unusual type, or a size other than the header's.
+        Refused: samples of an unusual type, or a size other than the header's.
     """
     from PIL import Image, ImageOps
 
     width, height = image.size
-    if width * height > max_pixels:
-        raise Refused("too_large", f"{width} × {height} pixels, more than render.max_pixels = {max_pixels}")
     kind = image.format
     image.load()
     if kind == "TIFF" and orientation != 1:
@@ -160,15 +158,21 @@ def pixels(image: Image.Image, orientation: int, max_pixels: int) -> tuple[tuple
 
 def answer(data: bytes, wants_pixels: bool, max_pixels: int) -> list[bytes]:
     """One reply, in pieces."""
+    from PIL import Image
+
+    # Pillow holds this cap against every header before it decodes, those of images inside an icon too.
+    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         image, orientation = opened(data)
         width, height = image.size
         profile = (image.info.get("icc_profile") or b"")[:PROFILE_BYTES] if wants_pixels else b""
         samples, channels = b"", 0
         if wants_pixels:
-            (width, height), samples, channels = pixels(image, orientation, max_pixels)
+            (width, height), samples, channels = pixels(image, orientation)
     except Refused as e:
         return _refusal(e.reason, str(e))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
+        return _refusal("too_large", f"more than render.max_pixels = {max_pixels}: {e}")
     except MemoryError:
         return _refusal("memory", "Pillow has no memory for it")
     except NotImplementedError as e:
@@ -193,8 +197,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     from PIL import Image
 
     warnings.simplefilter("ignore")
-    # The engine's own cap holds, before anything is decoded.
-    Image.MAX_IMAGE_PIXELS = None
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
     # A decoder that crashes must not fill the disk with its memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +255,20 @@ def _claims(kind: str) -> tuple[bytes, tuple[int, int]]:
     """A tiny file that claims to be vast."""
     if kind == "ppm":
         return b"P6\n60000 60000\n255\n" + bytes(100), (60000, 60000)
+    if kind == "ico":
+        # The icon says 128 × 128, the PNG inside it 60,000 × 60,000.
+        inside = bytearray(FILES["ico"][1])
+        at = inside.rindex(b"IHDR") + 4
+        inside[at : at + 8] = (60000).to_bytes(4, "big") * 2
+        inside[at + 13 : at + 17] = zlib.crc32(inside[at - 4 : at + 13]).to_bytes(4, "big")
+        return bytes(inside), (128, 128)
     data = bytearray(FILES["jpeg 2000, bare"][1])
     at = data.index(b"\xff\x51") + 6
     data[at : at + 8] = (60000).to_bytes(4, "big") * 2
     return bytes(data), (60000, 60000)
 
 
-@pytest.mark.parametrize("kind", ["ppm", "jpeg2000"])
+@pytest.mark.parametrize("kind", ["ppm", "jpeg2000", "ico"])
 def test_a_bomb_is_refused_before_it_is_decoded(kind: str) -> None:
     data, size = _claims(kind)
     start = time.monotonic()
