@@ -21,7 +21,7 @@ import numpy as np
 from corpus import photographs
 from PIL import Image
 
-from navit_loader import LoaderConfig, PackedLoader, build_index
+from navit_loader import LoaderConfig, PackedBatch, PackedLoader, build_index
 
 KINDS = [("JPEG", "jpg")] * 8 + [("PNG", "png"), ("WEBP", "webp")]
 
@@ -78,7 +78,9 @@ def watch(index: Path, config: LoaderConfig, images: int) -> None:
     seen: list[list[int]] = [[] for _ in range(10)]
     done, start = 0, time.perf_counter()
     with PackedLoader(index, config) as loader:
-        held = [batch for _, batch in zip(range(config.render.prefetch + 4), loader, strict=False)]
+        held: list[PackedBatch] = []
+        while len(held) < config.render.prefetch + 4:
+            held.extend(loader)
         del held
         while done < images:
             for batch in loader:

@@ -384,6 +384,30 @@ def test_helpers_end_with_their_owner_and_killed_ones_are_replaced() -> None:
     assert set(_children()) == before
 
 
+FORKS = """
+import os, sys
+from navit_loader import _packer, foreign
+data = open(sys.argv[1], "rb").read()
+found = _packer.probe_bytes(data, foreign.helpers())
+child = os.fork()
+if child == 0:
+    own = _packer.probe_bytes(data, foreign.helpers()) == found
+    # The parent's object ends here too, but not the parent's process.
+    foreign._SHARED.clear()
+    os._exit(0 if own else 1)
+assert os.waitpid(child, 0)[1] == 0
+helpers = set(open(f"/proc/self/task/{os.getpid()}/children").read().split())
+assert _packer.probe_bytes(data, foreign.helpers()) == found
+assert set(open(f"/proc/self/task/{os.getpid()}/children").read().split()) == helpers, "the same one serves on"
+"""
+
+
+def test_a_forked_child_has_helpers_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "image.jp2"
+    path.write_bytes(FILES["jpeg 2000"][1])
+    subprocess.run([sys.executable, "-c", FORKS, str(path)], check=True, timeout=60)
+
+
 DIES = """
 import os, sys
 from navit_loader import _packer, foreign
