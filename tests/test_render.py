@@ -78,6 +78,24 @@ def test_restart_markers_change_nothing(restart: int) -> None:
     assert np.array_equal(render_one(plain, (120, 200), (4, 6)), render_one(marked, (120, 200), (4, 6)))
 
 
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc4"])
+def test_no_tables_are_taken_over_from_the_file_before(marker: bytes) -> None:
+    """Without its own quantisation tables a file is broken; without Huffman tables it has libjpeg-turbo's standard ones."""
+    bare = encode(photo(64, 48), "JPEG")
+    before = encode(photo(64, 48, 1), "JPEG", quality=20, optimize=True)
+    while (at := bare.find(marker)) >= 0:
+        bare = bare[:at] + bare[at + 2 + int.from_bytes(bare[at + 2 : at + 4], "big") :]
+    plan = batch([[planned(0, 0, (48, 64), (3, 4)), planned(1, 12, (48, 64), (3, 4))]])
+    found = []
+    for first in (before, bare):
+        made = renderer(source([(48, 64)] * 2, bytes=[first, bare]), threads=1, fetch_threads=0, failure_limit=1.0)
+        got = made.submit(plan).wait(30)
+        made.close()
+        found.append((got["status"][0, 1], got["patches"][0, 12:].tobytes()))
+    assert found[0] == found[1]
+    assert found[0][0] == (2 if marker == b"\xff\xdb" else 1)
+
+
 def _with_alpha(mode: str) -> Image.Image:
     image = photo(150, 130, 2).convert(mode)
     image.putalpha(Image.radial_gradient("L").resize(image.size))

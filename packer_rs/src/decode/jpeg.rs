@@ -18,6 +18,8 @@ const MAX_SCANS: i32 = 500;
 /// A decompressor of libjpeg-turbo.
 pub struct Jpeg {
     handle: tj::tjhandle,
+    /// Whether a file went through the handle.
+    used: bool,
     tolerant: bool,
     scratch: Vec<u8>,
 }
@@ -34,7 +36,7 @@ impl Drop for Jpeg {
 
 impl Jpeg {
     pub fn new() -> Result<Self, Failure> {
-        let mut jpeg = Self { handle: std::ptr::null_mut(), tolerant: false, scratch: Vec::new() };
+        let mut jpeg = Self { handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
     }
@@ -69,6 +71,12 @@ impl Jpeg {
     }
 
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        // A handle keeps the tables of the file before, and a file that lacks its own would be decoded with those: to
+        // other pixels than elsewhere. A new one costs about a microsecond.
+        if self.used {
+            self.renew()?;
+        }
+        self.used = true;
         let first = self.attempt(bytes, wanted, out);
         let Err(e) = &first else { return first };
         // A failed call can leave the handle in the middle of this file, and the next one would go on from there.
