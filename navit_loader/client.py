@@ -115,6 +115,7 @@ class RemoteLoader(Decoding):
         except BaseException:
             self._connection.close()
             raise
+        self._connection.starved_s = 0.0  # measuring was not the user's waiting
 
     @property
     def starved_s(self) -> float:

@@ -298,6 +298,44 @@ def test_devices_and_configurations_that_cannot_be() -> None:
             dali(replace(encoded, render=encoded.render | {"filter": "bilinear"}))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("patch_size", [4, 14, 16, 32])
+def test_the_kernel_equals_plain_pytorch(patch_size: int) -> None:
+    from navit_loader.dali.kernel import launch
+    from navit_loader.dali.patchify import gather
+    from navit_loader.dali.tokens import Tokens
+
+    assert launch is not None
+    rng = np.random.default_rng(patch_size)
+    grids = rng.integers(1, 7, (40, 2))
+    images = [torch.randint(0, 256, (*(g * patch_size), 3), dtype=torch.uint8, device="cuda") for g in grids]
+    of = np.repeat(np.arange(40), 3)
+    blocks = (rng.random((120, 2)) * grids[of]).astype(np.int64)
+    tokens = Tokens(rng.permutation(150)[:120], of, blocks, rng.integers(0, 8, 120).astype(np.uint8))
+    one, other = (torch.zeros((150, patch_size**2 * 3), dtype=torch.uint8, device="cuda") for _ in range(2))
+    launch(images, tokens, patch_size, one)
+    gather(images, tokens, patch_size, other)
+    assert torch.equal(one, other) and one.any()
+
+
+def test_closing_in_the_middle_ends_what_was_queued() -> None:
+    plan = [[planned(n, 6 * n, SIZE, (2, 3)) for n in range(4)]]
+    _, encoded, _ = both([jpeg(seed=n + 1) for n in range(4)], [SIZE] * 4, plan)
+    for _ in range(5):
+        dali = DaliRenderer()
+        right = dali(encoded).patches
+        waiting = [dali.submit(encoded) for _ in range(20)]
+        dali.close()
+        for rendering in waiting:  # each is whole or an error, and none hangs
+            try:
+                assert np.array_equal(rendering.wait().patches, right)
+            except RenderError as e:
+                assert "closed" in str(e)
+        with pytest.raises(RenderError, match="closed"):
+            dali.submit(encoded)
+
+
 def test_dali_says_nothing_when_all_is_well(caplog: pytest.LogCaptureFixture) -> None:
     _, encoded, _ = both([jpeg()], [SIZE], [[planned(0, 0, SIZE, (3, 4))]])
     with caplog.at_level(logging.DEBUG), DaliRenderer() as dali:

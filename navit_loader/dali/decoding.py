@@ -89,6 +89,8 @@ class DecodingThread:
         self._again: deque[_Part] = deque()
         self._flying: deque[_Part] = deque()
         self._used: deque[tuple[torch.cuda.Event, Any]] = deque()
+        self._closed = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="navit-dali", daemon=True)
         self._thread.start()
 
@@ -98,7 +100,7 @@ class DecodingThread:
         return self._runs.built
 
     def put(self, decode: Decode) -> None:
-        """Queues the images of a batch, divided into runs."""
+        """Queues the images of a batch, divided into runs; they fail at once where the thread is closed."""
         parts: list[_Part] = []
         held = 0
         for n, size in enumerate(decode.nbytes.tolist()):
@@ -110,16 +112,24 @@ class DecodingThread:
         decode.left = len(parts)
         if not parts:
             decode.done.set_result(None)
-        for part in parts:
-            self._queue.put(part)
+        with self._lock:
+            for part in parts:
+                if self._closed:
+                    self._end(part, _closed())
+                else:
+                    self._queue.put(part)
 
     def close(self) -> None:
         """Ends the thread after the run in hand; what was queued fails."""
-        self._queue.put(None)
+        with self._lock:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
 
     def _next(self) -> _Part | None:
         """What to start now; None where a run under way is to be taken first."""
+        if self._closed:
+            raise EOFError
         if self._again:
             return None if self._flying else self._again.popleft()
         try:
@@ -127,6 +137,7 @@ class DecodingThread:
         except queue.Empty:
             return None
         if part is None:
+            self._queue.put(None)
             raise EOFError
         return part
 
@@ -138,12 +149,11 @@ class DecodingThread:
                     self._step(self._next())
             except EOFError:
                 pass
-        closed = RenderError("this DALI renderer is closed; make another")
-        while not self._queue.empty():
-            if (part := self._queue.get()) is not None:
-                self._again.append(part)
+        # Nothing is queued behind the end that `close` put there.
+        while (part := self._queue.get()) is not None:
+            self._again.append(part)
         for part in (*self._flying, *self._again):
-            self._end(part, closed)
+            self._end(part, _closed())
         self._runs.close()
 
     def _step(self, part: _Part | None) -> None:
@@ -173,10 +183,10 @@ class DecodingThread:
     def _cut(self) -> None:
         """Takes the oldest run and writes its patches."""
         part = self._flying[0]
-        images = self._runs.take(self._stream)
-        self._flying.popleft()
         decode = part.decode
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            images = self._runs.take(self._stream)
+            self._flying.popleft()
             for view, tokens, out in zip(images, decode.tokens, decode.out, strict=True):
                 mine = tokens.of(part.images)
                 side = int(np.sqrt(out.shape[1] // 3))
@@ -210,3 +220,7 @@ class DecodingThread:
             decode.done.set_exception(error)
         elif decode.left == 0:
             decode.done.set_result(None)
+
+
+def _closed() -> RenderError:
+    return RenderError("this DALI renderer is closed; make another")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -57,10 +57,13 @@ class Rendering:
         """The batch.
 
         Raises:
-            RenderError: too many images failed, DALI could not work at all, or the batch is damaged.
+            RenderError: too many images failed, DALI could not work at all, the batch is damaged, or it was given up.
         """
         self._decode.done.result()
-        failed = self._others.result()
+        try:
+            failed = self._others.result()
+        except CancelledError:
+            raise RenderError("this rendering was cancelled, or its DALI renderer closed; submit it again") from None
         bad = self._places[sorted(self._decode.bad)]
         if len(bad):
             failed = failed + self._owner.render_on_cpu(self._batch, bad, self._decode.out)
