@@ -192,7 +192,7 @@ def test_more_bytes_than_allowed_are_refused_on_both_sides(config: Path, daemon:
         info = protocol.PlanInfo.of(engine, "config", 2**30)
         batch = engine.submit_encoded(0, 0, 4).wait()
         assert batch is not None
-        assert engine.encoded_bytes(0, 0, 4) >= batch.nbytes
+        assert engine.encoded_bytes(engine.layout(0).batch(0, 4)) >= batch.nbytes
         frames = protocol.batch_frames(batch)
         request = protocol.Request("encoded", count=4, limit=batch.nbytes)
         assert whole(protocol.read_encoded(info, request, batch.patch_size, frames)) == whole(batch)
