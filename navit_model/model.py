@@ -175,8 +175,9 @@ class NaViT(Inference, Saved):
         return self.distill_head(token).float()  # type: ignore[no-any-return]
 
     def check(self, batch: PackedBatch | View) -> None:
-        """Refuses what the model does not take; see `navit_model.check.check_batch`. `forward` calls it itself."""
+        """Refuses a batch or backend that the model does not take, before any kernel; `forward` calls it itself."""
         check_batch(self.config, batch)
+        choose_for(self.config.attention, self.patch_embed.proj.weight)
 
     @property
     def num_features(self) -> int:

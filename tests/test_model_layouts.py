@@ -266,8 +266,10 @@ def test_bad_batches_are_refused_by_name() -> None:
     for words, change in cases:
         with pytest.raises(ModelError, match=words):
             model(**change.get("config", {}))(replace(some, **change.get("batch", {})))
-    with pytest.raises(ModelError, match="float16"):
-        net.half()(some)
+    net.patch_embed.register_forward_hook(lambda *_: pytest.fail("a kernel ran first"))
+    for broken in (net.half(), with_backend(deepcopy(net), "torch_varlen")):
+        with pytest.raises(ModelError, match=r"float16|needs a CUDA device"):
+            broken(some)
     with pytest.raises(ModelError, match="'flash_attn' needs a CUDA device"):
         choose("flash_attn", torch.device("cpu"))
     with pytest.raises(ConfigError, match="pool = 'class'"):
