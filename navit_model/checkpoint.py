@@ -28,7 +28,7 @@ from .settings import RunConfig
 from .shard import copy, like, whole
 from .tasks import task_of
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

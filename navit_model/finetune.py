@@ -87,9 +87,7 @@ def _from_transformers(name: str) -> nn.Module:
     except ImportError:
         raise ModelError("weights of transformers need the package 'transformers'; install it") from None
     try:
-        model: Any = AutoModel.from_pretrained(name)
+        model: nn.Module = AutoModel.from_pretrained(name)
     except Exception as e:  # transformers and the hub raise what they like
         raise ModelError(f"transformers' '{name}' cannot be had: {str(e).splitlines()[0]}") from None
-    # Of a model with two towers, the one that sees.
-    tower: nn.Module = getattr(model, "vision_model", model)
-    return tower
+    return model

@@ -231,7 +231,8 @@ class Trainer:
     def _report(self, meter: Meter, journal: Journal, feed: Feed) -> None:
         values = meter.read(self.world)
         if meter.bad_step is not None:
-            which = meter.identities[meter.bad_step]
+            mine = torch.tensor(meter.identities[meter.bad_step], device=self.world.device)
+            which = sorted(tuple(pair) for pair in self.world.gather(mine).tolist())
             journal.write("not_finite", meter.bad_step + 1, batches=which)
             raise ModelError(
                 f"the loss of step {meter.bad_step + 1} is not finite; its batches (epoch, first sequence) {which} are "

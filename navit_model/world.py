@@ -93,6 +93,14 @@ class World:
             torch.distributed.all_reduce(value)
         return value
 
+    def gather(self, value: Tensor) -> Tensor:
+        """`value` of every rank, one after the other along the first axis; all of one shape."""
+        if self.size == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
     def meet(self) -> None:
         """Waits for all ranks, however long one of them works by itself."""
         if self.size > 1:

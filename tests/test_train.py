@@ -18,14 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from navit_loader import build_index
 from navit_loader.errors import ConfigError, ModelError
-from navit_model import checkpoint
+from navit_model import checkpoint, tensors
 from navit_model.evaluate import evaluate
 from navit_model.feed import open_loader
 from navit_model.journal import read_log
 from navit_model.lock import hold
 from navit_model.schedule import learning_rate
 from navit_model.settings import RunConfig, TrainConfig
+from navit_model.tasks.classification import Classification
 from navit_model.train import train
 from navit_model.trainer import Trainer
 from navit_model.world import World
@@ -246,3 +248,35 @@ def test_a_run_goes_on_behind_the_last_batch_of_an_epoch(index: str, tmp_path: P
             trainer.run()
     train(run, resume=True)
     assert sorted(losses(tmp_path)) == list(range(1, 10))
+
+
+def test_data_that_a_task_cannot_learn_from_are_refused(index: str, tmp_path: Path) -> None:
+    run = config(index, tmp_path / "run", steps=2)
+    world = World.join("cpu")
+    with open_loader(run, world) as loader:
+        task = Classification(run, loader.classes[:2], world)
+        with pytest.raises(ModelError, match=r"image \d+ of index 0 has the label 2, but there are 2 classes"):
+            list(map(task.check, loader))
+    images = sorted((Path(index).parent / "images").rglob("*.png"))[:6]
+    manifest = tmp_path / "bare.jsonl"
+    manifest.write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in images))
+    build_index(manifest, tmp_path / "bare.arrow")
+    with pytest.raises(ConfigError, match="no classes to learn"):
+        train(config(str(tmp_path / "bare.arrow"), tmp_path / "bare", steps=2))
+    with pytest.raises(ConfigError, match="text_tokens"):
+        train(config(index, tmp_path / "pairs", steps=2, task="contrastive"))
+
+
+def test_large_checkpoints_come_in_parts_and_a_missing_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "PART_BYTES", 1000)
+    given = {f"t{n}": torch.randn(10, 10) for n in range(7)}
+    tensors.write(tmp_path, "model", given)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert files[0].name == "model-00001-of-00004.safetensors" and len(files) == 4
+    found = tensors.read(tmp_path, "model")
+    assert found.keys() == given.keys() and all(torch.equal(found[k], given[k]) for k in given)
+    files[2].unlink()
+    with pytest.raises(ModelError, match="3 of 4 parts"):
+        tensors.read(tmp_path, "model")

@@ -21,6 +21,7 @@ from navit_loader.errors import ModelError
 from navit_model import checkpoint, vectors
 from navit_model.cascade import Answers, cascade
 from navit_model.cli import main
+from navit_model.finetune import load
 from navit_model.frozen import planned
 from navit_model.model import NaViT
 from navit_model.probe import linear
@@ -219,6 +220,21 @@ train = {{ out = "{tmp_path / "run"}", steps = 2, device = "cpu", threads = 1, l
     assert "no_such_model" in err
     _, err = call(capsys, "finetune", tmp_path / "nothing", tmp_path / "run.toml", status=2)
     assert "no checkpoint" in err
+
+
+def test_weights_of_transformers_are_found_by_their_folder(tmp_path: Path) -> None:
+    import transformers
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.SiglipVisionConfig(**shape, image_size=32, patch_size=8)
+    theirs = transformers.SiglipVisionModel(config)
+    theirs.save_pretrained(tmp_path / "tower")
+    model = load(f"transformers:{tmp_path / 'tower'}", {"drop_path": 0.2})
+    assert model.config.drop_path == 0.2
+    straight = NaViT.from_transformers(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), straight.parameters(), strict=True))
+    with pytest.raises(ModelError, match="cannot be had"):
+        load(f"transformers:{tmp_path}", {})
 
 
 def test_what_is_no_model_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
