@@ -38,28 +38,33 @@ class Noting:
             yield batch
 
 
-def work(table: dict[str, Any], stop_after: int | None = None) -> None:
-    """Trains as `navit_model.train.train` does, from the newest checkpoint where there is one."""
+def work(table: dict[str, Any], stop_after: int | None = None, world: World | None = None) -> None:
+    """Trains as `navit_model.train.train` does, from the newest checkpoint where there is one.
+
+    Args:
+        table: the configuration.
+        stop_after: the step after which to stop.
+        world: the ranks; None for a run alone. Jobs of one process share it, since torchrun's store remembers the sockets of
+            a group that was left, and a second one would read the old addresses.
+    """
     run = RunConfig.from_dict(table)
     out = Path(run.train.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     start = checkpoint.find(out)
-    world = World.join("cpu")
-    try:
-        with open_loader(run, world) as inner:
-            loader = Noting(inner)
-            trainer = Trainer(run, loader, world, start)  # type: ignore[arg-type]
-            trainer.stop_after = stop_after
-            try:
-                trainer.run()
-            except KeyboardInterrupt:
-                assert trainer.step == stop_after
-            step = start.step if start else 0
-            (out / f"seen-{step}-{world.rank}.json").write_text(json.dumps(loader.seen))
-            del trainer
-    finally:
-        world.leave()
+    world = world or World(0, 1, torch.device("cpu"))
+    with open_loader(run, world) as inner:
+        loader = Noting(inner)
+        trainer = Trainer(run, loader, world, start)  # type: ignore[arg-type]
+        trainer.stop_after = stop_after
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            assert trainer.step == stop_after
+        step = start.step if start else 0
+        (out / f"seen-{step}-{world.rank}.json").write_text(json.dumps(loader.seen))
+    # The next job's ranks look for a checkpoint where this one's first rank may still be at work.
+    world.meet()
 
 
 def seen(out: Path) -> list[tuple[int, int]]:
@@ -68,5 +73,9 @@ def seen(out: Path) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        work(**job)
+    ranks = World.join("cpu")
+    try:
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            work(**job, world=ranks)
+    finally:
+        ranks.leave()
