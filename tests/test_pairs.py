@@ -21,12 +21,15 @@ from navit_loader.errors import ConfigError, ModelError
 from navit_model import NaViTConfig, checkpoint
 from navit_model.cli import main
 from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
+from navit_model.feed import open_loader
 from navit_model.journal import read_log
 from navit_model.retrieval import AT, evaluate_retrieval, recalls
 from navit_model.settings import RunConfig
 from navit_model.text import TextConfig, pack_captions
 from navit_model.towers import ContrastiveConfig, TwoTowers, pairs
 from navit_model.train import train
+from navit_model.trainer import Trainer
+from navit_model.world import World
 from navit_model.zero_shot import ZeroShot
 
 from .pairs_kit import COLOURS, drawn, write_pairs
@@ -163,6 +166,23 @@ def test_two_ranks_lose_what_one_loses(root: Path, tmp_path: Path) -> None:
     )
     assert len(one) == 6
     assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(root: Path, tmp_path: Path) -> None:
+    changes = ["train.steps=6", "train.log_every=1", "data.eval_index=''", "train.ema=0.9", "text.dropout=0.1"]
+    whole, halves = (RunConfig.from_toml(root / "run.toml", [*changes, f"train.out={tmp_path / n}"]) for n in "ab")
+    train(whole)
+    world = World.join("cpu")
+    with open_loader(halves, world) as loader:
+        trainer = Trainer(halves, loader, world, None)
+        trainer.stop_after = 3
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    train(halves, resume=True)
+    ends = [checkpoint.open_checkpoint(tmp_path / n).read("average") for n in "ab"]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    losses = [[e["loss"] for e in read_log(tmp_path / n) if e["kind"] == "train"] for n in "ab"]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
