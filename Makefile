@@ -1,6 +1,7 @@
 # The house's commands. In: a clean clone, Python >= 3.11, a Rust toolchain, a C compiler. Out: .venv with everything
 # installed, the engine built, and what the target says. Nothing outside this folder is touched, except that `nasm`
-# (the assembler that libjpeg-turbo's SIMD code needs) is installed with apt-get where it is missing and we are root.
+# (the assembler that libjpeg-turbo's SIMD code needs) and `nginx` (a server that tests read from) are installed with
+# apt-get where they are missing and we are root.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -91,6 +92,10 @@ $(VENV)/.deps: $(VENV)/.made pyproject.toml
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing nasm ..."; apt-get update -qq && apt-get install -y -qq nasm >/dev/null; \
 		else echo "libjpeg-turbo's SIMD code needs the assembler 'nasm'; install it first, on Debian: apt-get install nasm" >&2; exit 1; fi; };; esac
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing nginx ..."; { apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; } \
+			|| echo "nginx cannot be installed; the tests that need it will be skipped" >&2; fi; }
 	@touch $@
 
 # Only the tests need it: some 600 MB.

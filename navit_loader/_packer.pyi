@@ -26,7 +26,12 @@ __all__ = [
     "pack",
     "probe_bytes",
     "probe_files",
+    "probe_objects",
+    "probe_parquet",
     "probe_tar",
+    "remote_list",
+    "remote_meta",
+    "remote_read",
     "render_images",
 ]
 
@@ -118,6 +123,40 @@ def probe_tar(path: bytes, images: list[str], texts: list[str], helpers: Helpers
         texts: lower-case extensions of the members to return whole.
         helpers: see `probe_files`.
     """
+
+@type_check_only
+class ProbedColumn(_Headers):
+    """What `probe_parquet` found, row by row; offset: i64, -1 where the value does not lie in the file as it is."""
+
+    offset: NDArray[np.int64]
+
+def probe_parquet(path: bytes, column: str, helpers: Helpers | None = None) -> ProbedColumn:
+    """Reads the images in one binary column of a Parquet file, page by page.
+
+    Args:
+        path: raw path of the file.
+        column: dotted name of the leaf column, such as `image.bytes`.
+        helpers: see `probe_files`.
+
+    Raises:
+        IndexFileError: the file is broken, or the column does not hold one binary value a row.
+    """
+
+def probe_objects(root: str, objects: list[tuple[str, int]], helpers: Helpers | None = None) -> _Headers:
+    """Reads the headers of the remote objects `root` + key, of known lengths; many requests at once."""
+
+def remote_list(url: str) -> list[tuple[str, int, int]]:
+    """Key (relative to the URL, which ends in `/`), length and modification time in ns of each object beneath it.
+
+    Raises:
+        IndexFileError: the bucket refuses, or the server has no listing.
+    """
+
+def remote_meta(url: str) -> tuple[int, int]:
+    """Length and modification time in ns of an object. Raises IndexFileError."""
+
+def remote_read(url: str, offset: int, length: int) -> bytes:
+    """A range of an object, tried again after faults that may pass. Raises IndexFileError."""
 
 def probe_bytes(data: bytes, helpers: Helpers | None = None) -> tuple[int, int] | None:
     """Height and width after orientation of an encoded image in memory; None where the bytes are no image."""
@@ -243,7 +282,8 @@ class Renderer:
     Args:
         render_json: `RenderConfig.to_json()`.
         limits: from `Plan.limits`.
-        sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`.
+        sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`;
+            `span_bytes` is what is fetched at once of remote containers, 0 for just the image.
         helpers: read what the engine does not; without them such images are `unsupported`.
         shared: render into memfds that other processes of this host can map read-only.
     """

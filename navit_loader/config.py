@@ -107,12 +107,13 @@ class Order:
 
     Attributes:
         kind: `permutation` (seeded, computed, O(1) memory), `blocks` (blocks of neighbours in seeded order, shuffled
-            within a window of blocks: for slow storage), or `sequential`.
+            within a window of blocks: for slow storage), or `sequential`. `auto` is `permutation`, and where an index
+            has images in buckets or on web servers `blocks` of 256 in windows of 8.
         block: images per block, for `blocks`.
         window: blocks shuffled together, for `blocks`.
     """
 
-    kind: Literal["permutation", "blocks", "sequential"] = "permutation"
+    kind: Literal["auto", "permutation", "blocks", "sequential"] = "auto"
     block: int = 1024
     window: int = 16
 
@@ -120,6 +121,12 @@ class Order:
         check_types(self)
         require(self.block >= 1, "block", self.block, "at least 1")
         require(self.window >= 1 and self.window * self.block <= 2**31, "window", self.window, "at least 1")
+
+    def settled(self, remote: bool) -> Order:
+        """Without `auto`: for images in buckets or on web servers, or for such as are here."""
+        if self.kind != "auto":
+            return self
+        return Order(kind="blocks", block=256, window=8) if remote else replace(self, kind="permutation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +392,8 @@ class PlanConfig:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        settled = replace(self, order=self.order.settled(remote=False))
+        return json.dumps(asdict(settled), sort_keys=True, separators=(",", ":"))
 
 
 def _check_weights(key: str, weights: tuple[float, ...]) -> None:

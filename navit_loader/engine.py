@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import _packer, identity
@@ -21,6 +22,9 @@ from .foreign import helpers, revisions
 from .index import Index, open_index
 from .layouts import Layouts
 from .selection import streams_of
+
+SPAN_BYTES = 2 << 20
+"""What is fetched at once of a remote container in block order."""
 
 
 class Pending:
@@ -106,7 +110,11 @@ class Engine:
             )
         self.classes: list[str] = first.classes
         self.label_width: int = first.label_width
-        columns = [index.columns() for index in self.indexes]
+        order = config.plan.order.settled(remote=any(index.remote for index in self.indexes))
+        self.config = config = replace(config, plan=replace(config.plan, order=order))
+        # In block order neighbours are wanted soon after one another, so remote containers are read in spans.
+        spans = 0 if order.kind == "permutation" else SPAN_BYTES
+        columns = [index.columns() | {"span_bytes": spans} for index in self.indexes]
         streams = streams_of(config.plan, self.indexes, weights)
         self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
         fingerprints = [index.plan_fingerprint for index in self.indexes]

@@ -18,6 +18,7 @@ from .errors import IndexFileError
 from .sources import open_sources
 from .sources.journal import Journal
 from .sources.reader import Index, open_index
+from .sources.remote import is_remote
 from .sources.rows import Job, Source, checked_classes
 from .sources.tokens import load_tokenizer
 from .sources.write import VERSION, quarantine_path, survey, uri, write_index
@@ -107,7 +108,8 @@ def build_index(
     old = open_index(path) if refresh and os.path.exists(path) else None
     tokens = load_tokenizer(tokenizer)
     table = _class_table(opened, classes)
-    root = os.path.commonpath([os.path.dirname(source.shard) for source in opened])
+    local = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]
+    root = os.path.commonpath(local) if local else os.path.dirname(path)
     parameters = json.dumps([VERSION, table, tokens.facts.hash])
     with Journal(path, parameters) as journal:
         known = journal.known()
@@ -165,12 +167,16 @@ def _class_table(sources: list[Source], classes: str | os.PathLike[str] | Sequen
     named = [names for _, names in found if names]
     if not named:
         return None
+    if all(names == named[0] for names in named):
+        table = checked_classes(named[0], "the sources")
+    else:
+        table = sorted({name for names in named for name in names}, key=str.encode)
     numbered = [source.shard for source, names in found if names is None]
     if numbered:
         raise IndexFileError(
             f"'{numbered[0]}' has numbers for labels where other sources have names; give the table with --classes FROM"
         )
-    return sorted({name for names in named for name in names}, key=str.encode)
+    return table
 
 
 def _nothing(shards: list[str], journal: Journal) -> str:

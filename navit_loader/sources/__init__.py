@@ -1,4 +1,4 @@
-"""The places where people's images are: folders, manifests, tars. Each is one small class with the same three methods.
+"""The places where people's images are: folders, manifests, tars, Parquet. Each is one small class with the same three methods.
 
 In: what the user names on the command line. Out: `rows.ROWS` batches in key order, which `navit_loader.index` turns
 into an index file. A source only finds images and their labels; probing headers is the engine's work.
@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from ..errors import IndexFileError
 from .folder import FolderSource
 from .manifest import MANIFESTS, ManifestSource
+from .parquet import ParquetSource, holds_images
+from .remote import SCHEMES, BucketSource, is_remote
 from .rows import Source
 from .tars import TarSource
 
@@ -27,8 +29,9 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
     """The sources that the user named, in the order of their shards' paths.
 
     Args:
-        specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`), tars, or tars by a brace pattern such as
-            `shard-{000..127}.tar`.
+        specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`), tars, Parquet files with images; many at once by a
+            brace pattern such as `shard-{000..127}.tar`. URLs (`s3://`, `gs://`, `az://`, `http(s)://`) name tars,
+            Parquet files, or all images beneath a prefix that ends in `/`.
 
     Raises:
         IndexFileError: a path that is missing, of an unknown kind, or given twice.
@@ -36,12 +39,12 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
     sources: list[Source] = []
     for spec in specs:
         for path in expand_braces(os.fspath(spec)):
-            sources.append(_open(os.path.abspath(path)))
+            sources.append(_open_remote(path) if is_remote(path) else _open(os.path.abspath(path)))
     if not sources:
         raise IndexFileError("no source given; name a folder, a manifest, or tars")
     sources.sort(key=lambda source: source.shard)
     for before, after in itertools.pairwise(sources):
-        inside = isinstance(after, FolderSource) and after.shard.startswith(before.shard)
+        inside = isinstance(after, FolderSource | BucketSource) and after.shard.startswith(before.shard)
         if before.shard == after.shard or inside:
             raise IndexFileError(f"'{after.shard}' is covered twice, by itself and by '{before.shard}'; name it once")
     return sources
@@ -55,10 +58,27 @@ def _open(path: str) -> Source:
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".tar":
         return TarSource(path)
+    if suffix == ".parquet" and holds_images(path):
+        return ParquetSource(path)
     if suffix in MANIFESTS:
         return ManifestSource(path)
     raise IndexFileError(
-        f"'{path}' is no source; give a folder, a plain .tar, or a manifest ({', '.join(sorted(MANIFESTS))})"
+        f"'{path}' is no source; give a folder, a plain .tar, Parquet, or a manifest ({', '.join(sorted(MANIFESTS))})"
+    )
+
+
+def _open_remote(url: str) -> Source:
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise IndexFileError(f"'{url}': the scheme '{scheme}' is not known; allowed: {', '.join(SCHEMES)}")
+    if url.endswith("/"):
+        return BucketSource(url)
+    if url.endswith(".tar"):
+        return TarSource(url)
+    if url.endswith(".parquet") and holds_images(url):
+        return ParquetSource(url)
+    raise IndexFileError(
+        f"'{url}' is no source; give a prefix that ends in '/', a plain .tar, or Parquet that holds the images"
     )
 
 

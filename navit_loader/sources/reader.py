@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from .. import _packer
 from ..errors import IndexFileError
+from .remote import is_remote
 from .rows import ROWS, single_labels
 from .tokens import TokenFacts
 from .write import VERSION, quarantine_path, uri
@@ -90,13 +91,9 @@ class Index:
 
     @cached_property
     def shards(self) -> list[str]:
-        """Absolute paths of the shards: folders, ending in `/`, and container files."""
+        """Absolute paths or URLs of the shards: folders, ending in `/`, and container files."""
         relative = self._batches[0]["shard"].dictionary.to_pylist()
-        joined = [os.path.normpath(os.path.join(self.root, shard)) for shard in relative]
-        return [
-            os.path.join(path, "") if shard.endswith("/") else path
-            for path, shard in zip(joined, relative, strict=True)
-        ]
+        return [_absolute(self.root, shard) for shard in relative]
 
     def columns(self) -> dict[str, Any]:
         """The columns as the engine takes them: for each a list of numpy arrays over the mapped file, without a copy.
@@ -142,6 +139,11 @@ class Index:
     def table(self) -> pa.Table:
         """All columns as a pyarrow table over the mapped file."""
         return pa.Table.from_batches(self._batches, self._schema)
+
+    @property
+    def remote(self) -> bool:
+        """Whether any image is in a bucket or on a web server."""
+        return any(is_remote(shard) for shard in self.shards)
 
     def as_rows(self) -> list[pa.RecordBatch]:
         """The rows as sources yield them (`sources.rows.ROWS`), in order, each batch of one shard."""
@@ -200,6 +202,13 @@ def open_index(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
         IndexFileError: the file is missing, damaged, or of another version.
     """
     return Index(os.path.abspath(os.fspath(path)), None if root is None else os.fspath(root))
+
+
+def _absolute(root: str, shard: str) -> str:
+    if is_remote(shard):
+        return shard
+    path = os.path.normpath(os.path.join(root, shard))
+    return os.path.join(path, "") if shard.endswith("/") else path
 
 
 def _find_root(path: str, meta: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from .. import _packer
 from ..errors import IndexFileError
 from ..foreign import helpers
+from .remote import modified
 from .rows import IMAGE_SUFFIXES, Job, label_lists, make_rows, resolve_label, text_names
 from .tokens import checked_caption
 
@@ -48,7 +49,7 @@ class TarSource:
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Reads the headers of the tar; see `Source.scan`. A tar that an earlier build knows unchanged is not read."""
-        mtime_ns = os.stat(self.shard).st_mtime_ns if os.path.exists(self.shard) else -1
+        mtime_ns = modified(self.shard)
         known = job.known.get(self.shard)
         if known is not None and len(known) and bool(np.all(known["mtime_ns"].to_numpy() == mtime_ns)):
             job.reused += len(known)

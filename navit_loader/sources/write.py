@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from .. import _packer
 from ..errors import IndexFileError
+from .remote import is_remote
 from .rows import ROWS
 from .tokens import BYTES, TokenFacts
 
@@ -146,7 +147,9 @@ def class_names(classes: list[str] | None, max_label: int) -> list[str]:
 
 
 def relative(shard: str, root: str) -> str:
-    """The shard's path from `root` on; a folder still ends in `/`."""
+    """The shard's path from `root` on; a folder still ends in `/`. A URL stays as it is."""
+    if is_remote(shard):
+        return shard
     return os.path.join(os.path.relpath(shard, root), "") if shard.endswith("/") else os.path.relpath(shard, root)
 
 

@@ -1,17 +1,24 @@
 //! Locator → bytes. In: a row of an index. Out: the image's encoded bytes in a buffer that is used again, or a fault that says
 //! whether it may pass. Files in folders and members of container files; anything remote comes through `navit_loader.sources`.
 
-use std::collections::VecDeque;
+mod containers;
+mod spans;
+
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read as _};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::columns::{Captions, Chunk, Column, Locations};
 use crate::ledger::{Failure, Fault};
+use crate::remote::is_remote;
+use containers::Containers;
+pub use spans::Read;
+use spans::Spans;
 
-/// Open containers kept per source; more are opened again when they are needed.
-const OPEN: usize = 64;
+/// The offset of a value that does not lie in its container as it is: it is decoded from a page of Parquet.
+pub const IN_PAGES: i64 = -1;
 
 /// One index of the mixture, as the renderer reads it.
 pub struct Source {
@@ -25,13 +32,28 @@ pub struct Source {
     pub captions: Captions,
     /// The bytes themselves, row by row, where they are in memory already.
     pub memory: Vec<Chunk<u8>>,
-    open: Mutex<VecDeque<(i32, Arc<File>)>>,
+    containers: Containers,
+    spans: Spans,
 }
 
 impl Source {
     /// A source over these columns.
     pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, captions: Captions) -> Self {
-        Self { width, height, locations, captions, memory: Vec::new(), open: Mutex::new(VecDeque::new()) }
+        Self {
+            width,
+            height,
+            locations,
+            captions,
+            memory: Vec::new(),
+            containers: Containers::default(),
+            spans: Spans::new(0),
+        }
+    }
+
+    /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
+    pub fn with_spans(mut self, size: u64) -> Self {
+        self.spans = Spans::new(size);
+        self
     }
 
     /// A source whose encoded images are in memory; its locations name them for messages alone.
@@ -81,6 +103,31 @@ impl Source {
         self.memory.get(row).map(Chunk::as_slice)
     }
 
+    /// URL and range of a row in remote storage, and whether the range is the whole object.
+    fn remote_place(&self, row: usize) -> Result<(String, Range<u64>, bool), Fault> {
+        let l = &self.locations;
+        let (offset, length) = (l.offset.get(row), l.length.get(row));
+        let (Ok(start), Ok(length)) = (u64::try_from(offset), u64::try_from(length)) else {
+            return Err(damaged("offset", offset));
+        };
+        let end = start.checked_add(length).filter(|_| length > 0).ok_or_else(|| damaged("length", length as i64))?;
+        let shard = self.shard(row);
+        let whole = shard.ends_with('/');
+        Ok((if whole { format!("{shard}{}", l.name.get(row)) } else { shard.to_owned() }, start..end, whole))
+    }
+
+    /// Starts to fetch what `row` will need, where that takes long; what comes back keeps it at hand.
+    pub fn foresee(&self, row: usize) -> Vec<Arc<Read>> {
+        let l = &self.locations;
+        if !self.memory.is_empty() || !is_remote(self.shard(row)) || l.offset.get(row) == IN_PAGES {
+            return Vec::new();
+        }
+        match self.remote_place(row) {
+            Ok((url, range, whole)) => self.spans.foresee(l.shard.get(row), &url, &range, whole),
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Reads the encoded bytes of `row` into `out`, replacing what it held. `path` is scratch.
     pub fn fetch(&self, row: usize, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
         out.clear();
@@ -93,6 +140,11 @@ impl Source {
         let shard = self.shard(row);
         path.clear();
         path.push_str(shard);
+        if is_remote(shard) && l.offset.get(row) != IN_PAGES {
+            let (url, range, whole) = self.remote_place(row)?;
+            out.reserve(length);
+            return self.spans.fetch(l.shard.get(row), &url, &range, whole, out);
+        }
         if shard.ends_with('/') {
             path.push_str(l.name.get(row));
             let (file, found) = open_file(path)?;
@@ -103,8 +155,15 @@ impl Source {
             let got = (&file).take(length as u64).read_to_end(out).map_err(|e| fault(&e))?;
             return if got == length { Ok(()) } else { Err(changed(length as u64, got as u64)) };
         }
+        if l.offset.get(row) == IN_PAGES {
+            self.containers.value(l.shard.get(row), path, l.name.get(row), out)?;
+            return if out.len() == length { Ok(()) } else { Err(changed(length as u64, out.len() as u64)) };
+        }
         let offset = u64::try_from(l.offset.get(row)).map_err(|_| damaged("offset", l.offset.get(row)))?;
-        let file = self.container(l.shard.get(row), path)?;
+        let container = self.containers.get(l.shard.get(row), path)?;
+        let Some(file) = &container.file else {
+            return Err(damaged("offset", l.offset.get(row)));
+        };
         let held = file.metadata().map_err(|e| fault(&e))?.len();
         // Checked before anything is allocated: a damaged index must not ask for terabytes.
         if offset.checked_add(length as u64).is_none_or(|end| end > held) {
@@ -115,19 +174,6 @@ impl Source {
         }
         out.resize(length, 0);
         file.read_exact_at(out, offset).map_err(|e| fault(&e))
-    }
-
-    fn container(&self, shard: i32, path: &str) -> Result<Arc<File>, Fault> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, file)) = open.iter().find(|(s, _)| *s == shard) {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(open_file(path)?.0);
-        if open.len() == OPEN {
-            open.pop_front();
-        }
-        open.push_back((shard, file.clone()));
-        Ok(file)
     }
 }
 

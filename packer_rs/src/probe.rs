@@ -3,6 +3,7 @@
 //!
 //! Apart from decoding, because indexing touches every image of a data set and must cost a few microseconds each.
 
+mod column;
 mod headers;
 mod tar;
 mod window;
@@ -15,7 +16,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::foreign::Helpers;
-
+use crate::remote::{Blocks, is_remote};
+pub use column::{Value, scan_column};
 pub use headers::probe_header;
 pub use tar::{Entry, Payload, Scan, scan_tar};
 pub use window::{ReadAt, Window};
@@ -174,6 +176,41 @@ pub fn probe_files(
     let mut runs = in_threads(threads.get().min(names.len().div_ceil(RUN)), work);
     runs.sort_unstable_by_key(|&(from, _)| from);
     runs.into_iter().flat_map(|(_, run)| run).collect()
+}
+
+/// Probes the objects `root` + key of known lengths; many requests at once, since each mostly waits.
+pub fn probe_objects(root: &str, objects: &[(String, u64)], helpers: &Helpers) -> Vec<Result<Header, String>> {
+    const REQUESTS: usize = 32;
+    let next = AtomicUsize::new(0);
+    let mut found = in_threads(REQUESTS.min(objects.len()), || {
+        let (mut done, mut buffer) = (Vec::new(), Vec::new());
+        while let Some((i, (key, length))) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, objects.get(i)?)))
+        {
+            let header = Blocks::header(&format!("{root}{key}"), *length).map_err(|e| io_reason(&e));
+            done.push((
+                i,
+                header.and_then(|blocks| probe_header(&mut Window::new(&blocks, 0, *length, &mut buffer), helpers)),
+            ));
+        }
+        done
+    });
+    found.sort_unstable_by_key(|&(i, _)| i);
+    found.into_iter().map(|(_, header)| header).collect()
+}
+
+/// Opens a file or object for a scan: something to read from, and its length.
+fn open(path: &Path) -> std::io::Result<(Box<dyn ReadAt + Send + Sync>, u64)> {
+    if let Some(url) = path.to_str().filter(|path| is_remote(path)) {
+        let (blocks, meta) = Blocks::open(url)?;
+        return Ok((Box::new(blocks), meta.length));
+    }
+    let meta = std::fs::metadata(path)?;
+    // A pipe or device would block on opening.
+    if !meta.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    Ok((Box::new(File::open(path)?), meta.len()))
 }
 
 /// Runs `work` on this many threads (on the caller's alone for one) and joins what they return.

@@ -1,12 +1,10 @@
 //! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small text
 //! members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::window::{Fault, ReadAt, Window};
-use super::{Header, io_reason, probe_header};
+use super::{Header, io_reason, open, probe_header};
 use crate::foreign::Helpers;
 
 const BLOCK: u64 = 512;
@@ -50,17 +48,12 @@ pub struct Scan {
     pub fault: Option<String>,
 }
 
-/// Scans a tar file. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
+/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
 /// probe and to read; a fault of the tar is part of the result, never an error.
 pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
-    let length = match std::fs::metadata(path) {
-        Ok(meta) if meta.is_file() => meta.size(),
-        Ok(_) => return failed("not a regular file".into()),
-        Err(e) => return failed(io_reason(&e)),
-    };
-    match File::open(path) {
-        Ok(file) => scan(&file, length, images, texts, helpers),
+    match open(path) {
+        Ok((source, length)) => scan(&*source, length, images, texts, helpers),
         Err(e) => failed(io_reason(&e)),
     }
 }

@@ -10,9 +10,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::error::{Error, Kind};
+use crate::fetch::IN_PAGES;
 use crate::probe::{self, FORMAT_NAMES, Header, Outcome, Payload};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
+use crate::remote;
 
 /// Code in the format column of a row that is broken, and of one that was not opened since it is unchanged.
 const BROKEN: u8 = 255;
@@ -25,7 +27,12 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("FORMAT_UNCHANGED", UNCHANGED)?;
     m.add_function(wrap_pyfunction!(probe_bytes, m)?)?;
     m.add_function(wrap_pyfunction!(probe_files, m)?)?;
-    m.add_function(wrap_pyfunction!(probe_tar, m)?)
+    m.add_function(wrap_pyfunction!(probe_tar, m)?)?;
+    m.add_function(wrap_pyfunction!(probe_parquet, m)?)?;
+    m.add_function(wrap_pyfunction!(probe_objects, m)?)?;
+    m.add_function(wrap_pyfunction!(remote_list, m)?)?;
+    m.add_function(wrap_pyfunction!(remote_meta, m)?)?;
+    m.add_function(wrap_pyfunction!(remote_read, m)?)
 }
 
 /// Height and width after orientation of an encoded image in memory; None where the bytes are no image.
@@ -115,6 +122,80 @@ fn probe_files<'py>(
     let dict = columns.into_dict(py)?;
     dict.set_item("mtime_ns", PyArray1::from_vec(py, mtime_ns))?;
     Ok(dict)
+}
+
+/// Reads the images in one binary column of a Parquet file.
+#[pyfunction]
+#[pyo3(signature = (path, column, helpers = None))]
+fn probe_parquet<'py>(
+    py: Python<'py>,
+    path: &[u8],
+    column: &str,
+    helpers: Option<&Bound<'py, Helpers>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let helpers = given(helpers);
+    let values = py
+        .detach(|| probe::scan_column(Path::new(OsStr::from_bytes(path)), column, &helpers))
+        .map_err(|reason| to_py(Error::new(Kind::Index, format!("'{}': {reason}", String::from_utf8_lossy(path)))))?;
+    let (mut columns, mut offsets) = (Columns::default(), Vec::with_capacity(values.len()));
+    for (i, value) in values.into_iter().enumerate() {
+        let header = value.header.map_err(|reason| {
+            columns.errors.push((i, reason));
+            BROKEN
+        });
+        columns.push(value.length as i64, header);
+        offsets.push(value.place.map_or(IN_PAGES, |at| at as i64));
+    }
+    let dict = columns.into_dict(py)?;
+    dict.set_item("offset", offsets.into_pyarray(py))?;
+    Ok(dict)
+}
+
+/// Probes the objects `root` + key; columns as of `probe_files`, without times.
+#[pyfunction]
+#[pyo3(signature = (root, objects, helpers = None))]
+fn probe_objects<'py>(
+    py: Python<'py>,
+    root: &str,
+    objects: Vec<(String, u64)>,
+    helpers: Option<&Bound<'py, Helpers>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let helpers = given(helpers);
+    let found = py.detach(|| probe::probe_objects(root, &objects, &helpers));
+    let mut columns = Columns::default();
+    for (i, (header, (_, length))) in found.into_iter().zip(&objects).enumerate() {
+        let header = header.map_err(|reason| {
+            columns.errors.push((i, reason));
+            BROKEN
+        });
+        columns.push(*length as i64, header);
+    }
+    columns.into_dict(py)
+}
+
+fn refused(url: &str, error: &std::io::Error) -> PyErr {
+    to_py(Error::new(Kind::Index, format!("'{url}' cannot be read: {error}")))
+}
+
+/// Key, length and time of each object beneath a URL.
+#[pyfunction]
+fn remote_list(py: Python<'_>, url: &str) -> PyResult<Vec<(String, u64, i64)>> {
+    let found = py.detach(|| remote::list(url)).map_err(|e| refused(url, &e))?;
+    Ok(found.into_iter().map(|meta| (meta.key, meta.length, meta.mtime_ns)).collect())
+}
+
+/// Length and time of an object.
+#[pyfunction]
+fn remote_meta(py: Python<'_>, url: &str) -> PyResult<(u64, i64)> {
+    let meta = py.detach(|| remote::Object::new(url)?.meta()).map_err(|e| refused(url, &e))?;
+    Ok((meta.length, meta.mtime_ns))
+}
+
+/// A range of an object.
+#[pyfunction]
+fn remote_read<'py>(py: Python<'py>, url: &str, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
+    let found = py.detach(|| remote::Object::new(url)?.fetch(offset..offset.saturating_add(length)));
+    Ok(PyBytes::new(py, &found.map_err(|e| refused(url, &e))?))
 }
 
 /// Scans one plain tar: columns of its image members, and its label and caption members whole.

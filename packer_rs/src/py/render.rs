@@ -125,7 +125,8 @@ fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
             )));
         }
     }
-    Ok(Source::new(width, height, locations, captions).with_memory(memory))
+    let spans: u64 = d.get_item("span_bytes")?.map_or(Ok(0), |s| s.extract())?;
+    Ok(Source::new(width, height, locations, captions).with_memory(memory).with_spans(spans))
 }
 
 fn captions(d: &Bound<'_, PyDict>) -> PyResult<Captions> {

@@ -157,7 +157,9 @@ impl Renderer {
         } else {
             self.layout(plan.patch_size, plan.batch_size)?
         };
-        let job = Arc::new(Job::new(self.submitted.fetch_add(1, Ordering::Relaxed), plan, layout));
+        let images = plan.sequences.iter().flatten();
+        let ahead = images.flat_map(|i| self.shared.sources[usize::from(i.source)].foresee(i.row as usize)).collect();
+        let job = Arc::new(Job::new(self.submitted.fetch_add(1, Ordering::Relaxed), plan, layout, ahead));
         self.shared.queue.submit(job.clone());
         Ok(Ticket { job, shared: self.shared.clone(), taken: false })
     }
@@ -512,7 +514,7 @@ pub fn render_in_place(
     let layout = Arc::new(BatchLayout::new(limits, plan.patch_size, plan.batch_size)?);
     let block = Pool::new(0, false).take(layout.bytes)?;
     fill(&plan, &layout, limits, &sources, &block);
-    let job = Job::new(0, plan, layout.clone());
+    let job = Job::new(0, plan, layout.clone(), Vec::new());
     let (clocks, next, failures) = (Clocks::default(), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let run = || -> std::result::Result<(), Failure> {
         let mut worker = Worker::new(helpers.clone())?;

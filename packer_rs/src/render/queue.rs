@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffers::BatchLayout;
 use crate::error::{Error, Kind};
+use crate::fetch::Read;
 use crate::ledger::Fault;
 use crate::memory::Block;
 use crate::slots::PlannedBatch;
@@ -30,6 +31,8 @@ pub struct Job {
     cancelled: AtomicBool,
     urgent: AtomicBool,
     counted: AtomicBool,
+    /// Remote bytes that it will want, on their way.
+    _ahead: Vec<Arc<Read>>,
     pub block: Mutex<Option<Arc<Block>>>,
     state: Mutex<JobState>,
     done: Condvar,
@@ -53,7 +56,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Job {
-    pub fn new(number: u64, plan: PlannedBatch, layout: Arc<BatchLayout>) -> Self {
+    pub fn new(number: u64, plan: PlannedBatch, layout: Arc<BatchLayout>, ahead: Vec<Arc<Read>>) -> Self {
         let mut items = Vec::with_capacity(plan.sequences.iter().map(Vec::len).sum());
         for (s, sequence) in plan.sequences.iter().enumerate() {
             items.extend((0..sequence.len()).map(|i| (s as u32, i as u32)));
@@ -62,6 +65,7 @@ impl Job {
             number,
             plan,
             layout,
+            _ahead: ahead,
             next: AtomicUsize::new(0),
             left: AtomicUsize::new(items.len()),
             items,

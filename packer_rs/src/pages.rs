@@ -1,0 +1,287 @@
+//! Binary values in the columns of a Parquet file. In: a file that can be read at offsets. Out: for each row the bytes, and where
+//! they lie in the file as they are, if they do. Apart, since it alone knows of row groups and pages.
+//!
+//! Values of uncompressed pages lie in the file as they are, so an index points at them as into a tar. Those of compressed pages
+//! are read page by page: a page is the least that can be decompressed, and holds few images.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::io::{self, BufReader, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use parquet::basic::{Compression, Type};
+use parquet::column::page::PageReader;
+use parquet::column::reader::ColumnReaderImpl;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::page_index::offset_index::PageLocation;
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+
+use crate::probe::ReadAt;
+
+/// What goes wrong with a Parquet file: a fault of the system, or of the file.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The system refused.
+    Io(io::Error),
+    /// The file is broken, or is not what was indexed.
+    File(String),
+}
+
+impl From<ParquetError> for Trouble {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::External(inner) => match inner.downcast::<io::Error>() {
+                Ok(e) => Self::Io(*e),
+                Err(e) => Self::File(e.to_string()),
+            },
+            other => Self::File(other.to_string()),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, Trouble>;
+
+fn broken<T>(what: impl Into<String>) -> Result<T> {
+    Err(Trouble::File(what.into()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The crate's view of a file, which remembers what was read last.
+struct Input {
+    source: Arc<dyn ReadAt + Send + Sync>,
+    length: u64,
+    /// Where the page header read last starts.
+    header: AtomicU64,
+    /// The pages read last and where they start. They are kept alive, so that no later allocation can be taken for them.
+    pages: Mutex<Vec<(Bytes, u64)>>,
+}
+
+impl Input {
+    /// Where these bytes lie in the file, if they are part of a page as it was read.
+    fn place_of(&self, value: &[u8]) -> Option<u64> {
+        lock(&self.pages).iter().find_map(|(page, start)| {
+            let at = (value.as_ptr() as usize).checked_sub(page.as_ptr() as usize)?;
+            (at + value.len() <= page.len()).then_some(start + at as u64)
+        })
+    }
+}
+
+impl Length for Input {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for Input {
+    type T = BufReader<Tail>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        self.header.store(start, Ordering::Relaxed);
+        Ok(BufReader::with_capacity(512, Tail { source: self.source.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        // A damaged header must not ask for more than there is.
+        if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} of a file of {}", self.length)));
+        }
+        let mut page = vec![0; length];
+        let got = self.source.read_at(&mut page, start).map_err(|e| ParquetError::External(Box::new(e)))?;
+        if got < length {
+            return Err(ParquetError::EOF(format!("the file ends {} bytes early", length - got)));
+        }
+        let page = Bytes::from(page);
+        let mut pages = lock(&self.pages);
+        // The dictionary comes first and is referred to by all that follow.
+        pages.truncate(1);
+        pages.push((page.clone(), start));
+        Ok(page)
+    }
+}
+
+/// The file from an offset on.
+struct Tail {
+    source: Arc<dyn ReadAt + Send + Sync>,
+    at: u64,
+}
+
+impl Read for Tail {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let got = self.source.read_at(into, self.at)?;
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
+/// One open file.
+pub struct Pages {
+    source: Arc<dyn ReadAt + Send + Sync>,
+    length: u64,
+    metadata: ParquetMetaData,
+    /// First row of each row group, then their end.
+    starts: Vec<u64>,
+    /// Pages by (leaf column, row group), found by their headers when they are first wanted.
+    tables: Mutex<HashMap<(usize, usize), Arc<Vec<PageLocation>>>>,
+}
+
+/// A page of a column: its leaf, its row group, and which page of it.
+pub type PageKey = (usize, usize, usize);
+
+impl Pages {
+    /// Reads the footer of a file of `length` bytes.
+    pub fn open(source: Arc<dyn ReadAt + Send + Sync>, length: u64) -> Result<Self> {
+        let input = Input { source: source.clone(), length, header: AtomicU64::new(0), pages: Mutex::default() };
+        let metadata = guarded(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&input)?))?;
+        let mut starts = vec![0u64];
+        for group in metadata.row_groups() {
+            let rows = u64::try_from(group.num_rows()).or_else(|_| broken("a row group of negative length"))?;
+            starts.push(starts[starts.len() - 1].saturating_add(rows));
+        }
+        Ok(Self { source, length, metadata, starts, tables: Mutex::default() })
+    }
+
+    /// Rows of the file.
+    pub fn rows(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// The leaf column of this dotted name.
+    pub fn leaf(&self, name: &str) -> Result<usize> {
+        let schema = self.metadata.file_metadata().schema_descr();
+        let Some(leaf) = (0..schema.num_columns()).find(|&i| schema.column(i).path().string() == name) else {
+            return broken(format!("there is no column '{name}'"));
+        };
+        let column = schema.column(leaf);
+        if column.physical_type() != Type::BYTE_ARRAY || column.max_rep_level() > 0 {
+            return broken(format!("column '{name}' does not hold one binary value a row"));
+        }
+        Ok(leaf)
+    }
+
+    /// The page that holds `row`, and the row's place in it.
+    pub fn page_of(&self, leaf: usize, row: u64) -> Result<(PageKey, usize)> {
+        if row >= self.rows() {
+            return broken(format!("row {row} of a file of {} rows", self.rows()));
+        }
+        let group = self.starts.partition_point(|&start| start <= row) - 1;
+        let within = (row - self.starts[group]) as i64;
+        let table = self.table(leaf, group)?;
+        let page = table.partition_point(|page| page.first_row_index <= within);
+        match page.checked_sub(1) {
+            Some(page) => Ok(((leaf, group, page), (within - table[page].first_row_index) as usize)),
+            None => broken("its pages do not cover its rows"),
+        }
+    }
+
+    /// All values of a page; null where there is none.
+    pub fn read(&self, key: PageKey) -> Result<Vec<Option<Bytes>>> {
+        Ok(self.values(key, &self.input())?.into_iter().map(|(value, _)| value).collect())
+    }
+
+    /// Calls `each` for every row of a column: its bytes, and where they lie in the file as they are.
+    pub fn scan(&self, leaf: usize, mut each: impl FnMut(Option<&[u8]>, Option<u64>)) -> Result<()> {
+        for group in 0..self.metadata.num_row_groups() {
+            for page in 0..self.table(leaf, group)?.len() {
+                for (value, place) in self.values((leaf, group, page), &self.input())? {
+                    each(value.as_deref(), place);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn input(&self) -> Arc<Input> {
+        let (source, length) = (self.source.clone(), self.length);
+        Arc::new(Input { source, length, header: AtomicU64::new(0), pages: Mutex::default() })
+    }
+
+    fn group_rows(&self, group: usize) -> usize {
+        (self.starts[group + 1] - self.starts[group]) as usize
+    }
+
+    fn table(&self, leaf: usize, group: usize) -> Result<Arc<Vec<PageLocation>>> {
+        if let Some(known) = lock(&self.tables).get(&(leaf, group)) {
+            return Ok(known.clone());
+        }
+        let found = Arc::new(guarded(|| self.walk(leaf, group))?);
+        lock(&self.tables).insert((leaf, group), found.clone());
+        Ok(found)
+    }
+
+    /// Finds the data pages of a column chunk by their headers.
+    fn walk(&self, leaf: usize, group: usize) -> Result<Vec<PageLocation>> {
+        let (input, rows) = (self.input(), self.group_rows(group));
+        let chunk = self.metadata.row_group(group).column(leaf);
+        let mut reader = SerializedPageReader::new(input.clone(), chunk, rows, None)?;
+        let (mut found, mut row) = (Vec::<PageLocation>::new(), 0usize);
+        while let Some(page) = reader.peek_next_page()? {
+            let offset = input.header.load(Ordering::Relaxed) as i64;
+            if let Some(before) = found.last_mut() {
+                before.compressed_page_size = i32::try_from(offset - before.offset).unwrap_or(i32::MAX);
+            }
+            if !page.is_dict {
+                found.push(PageLocation { offset, compressed_page_size: 0, first_row_index: row as i64 });
+                // Without repetition a level is a row.
+                row += page.num_rows.or(page.num_levels).unwrap_or(0);
+            }
+            reader.skip_next_page()?;
+        }
+        let (start, length) = chunk.byte_range();
+        if let Some(last) = found.last_mut() {
+            last.compressed_page_size = i32::try_from((start + length) as i64 - last.offset).unwrap_or(i32::MAX);
+        }
+        if row != rows {
+            return broken(format!("a column chunk of {row} values for {rows} rows"));
+        }
+        Ok(found)
+    }
+
+    fn values(&self, (leaf, group, page): PageKey, input: &Arc<Input>) -> Result<Vec<(Option<Bytes>, Option<u64>)>> {
+        let table = self.table(leaf, group)?;
+        let rows = self.group_rows(group);
+        let first = table[page].first_row_index as usize;
+        let count = table.get(page + 1).map_or(rows, |next| next.first_row_index as usize).saturating_sub(first);
+        let chunk = self.metadata.row_group(group).column(leaf);
+        guarded(|| {
+            let column = self.metadata.file_metadata().schema_descr().column(leaf);
+            let most = column.max_def_level();
+            let pages = SerializedPageReader::new(input.clone(), chunk, rows, Some(table.to_vec()))?;
+            let mut reader = ColumnReaderImpl::<ByteArrayType>::new(column, Box::new(pages));
+            reader.skip_records(first)?;
+            let (mut levels, mut found) = (Vec::<i16>::new(), Vec::<ByteArray>::new());
+            let (read, ..) = reader.read_records(count, (most > 0).then_some(&mut levels), None, &mut found)?;
+            if read != count {
+                return broken(format!("a page of {read} values where {count} belong"));
+            }
+            let as_is = chunk.compression() == Compression::UNCOMPRESSED;
+            let mut values = found.into_iter().map(|value| {
+                let place = if as_is { input.place_of(value.data()) } else { None };
+                (Some(Bytes::copy_from_slice(value.data())), place)
+            });
+            Ok(match most {
+                0 => values.collect(),
+                _ => levels
+                    .iter()
+                    .map(|&level| if level == most { values.next().unwrap_or_default() } else { (None, None) })
+                    .collect(),
+            })
+        })
+    }
+}
+
+/// Damaged files can make the crate panic; such a panic is a fault of the file.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        broken(said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it cannot be decoded").to_owned())
+    })
+}
