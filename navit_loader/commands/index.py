@@ -14,10 +14,14 @@ def add(subparsers: Any) -> None:
         "index",
         help="find images, read their headers, write an index",
         description="Indexes folders (one class per folder), manifests (.csv, .jsonl or .parquet with path, label, "
-        "caption) and plain WebDataset tars. Reads headers only. Started again after a kill, it goes on where it was.",
+        "caption), plain WebDataset tars and Parquet files with images, on disk or at a URL (s3, gs, az, http, https). "
+        "Reads headers only. Started again after a kill, it goes on where it was.",
     )
     parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="folder, manifest, or tar; 'shard-{000..127}.tar' expands"
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folder, manifest, tar, Parquet, or URL; 'shard-{000..127}.tar' expands",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the index to write")
     parser.add_argument("--classes", metavar="FROM", help="take the class table of this index")

@@ -184,16 +184,13 @@ pub fn probe_objects(root: &str, objects: &[(String, u64)], helpers: &Helpers) -
     let next = AtomicUsize::new(0);
     let mut found = in_threads(REQUESTS.min(objects.len()), || {
         let (mut done, mut buffer) = (Vec::new(), Vec::new());
-        while let Some((i, (key, length))) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, objects.get(i)?)))
-        {
-            let header = Blocks::header(&format!("{root}{key}"), *length).map_err(|e| io_reason(&e));
-            done.push((
-                i,
-                header.and_then(|blocks| probe_header(&mut Window::new(&blocks, 0, *length, &mut buffer), helpers)),
-            ));
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some((key, length)) = objects.get(i) else { return done };
+            let blocks = Blocks::header(&format!("{root}{key}"), *length).map_err(|e| io_reason(&e));
+            let probe = |blocks| probe_header(&mut Window::new(&blocks, 0, *length, &mut buffer), helpers);
+            done.push((i, blocks.and_then(probe)));
         }
-        done
     });
     found.sort_unstable_by_key(|&(i, _)| i);
     found.into_iter().map(|(_, header)| header).collect()
