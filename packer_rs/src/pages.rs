@@ -122,6 +122,9 @@ impl Read for Tail {
     }
 }
 
+/// The pages of a column chunk.
+type Table = Arc<Vec<PageLocation>>;
+
 /// One open file.
 pub struct Pages {
     source: Arc<dyn ReadAt + Send + Sync>,
@@ -130,7 +133,7 @@ pub struct Pages {
     /// First row of each row group, then their end.
     starts: Vec<u64>,
     /// Pages by (leaf column, row group), found by their headers when they are first wanted.
-    tables: Mutex<HashMap<(usize, usize), Arc<Vec<PageLocation>>>>,
+    tables: Mutex<HashMap<(usize, usize), Table>>,
 }
 
 /// A page of a column: its leaf, its row group, and which page of it.
@@ -208,7 +211,7 @@ impl Pages {
         (self.starts[group + 1] - self.starts[group]) as usize
     }
 
-    fn table(&self, leaf: usize, group: usize) -> Result<Arc<Vec<PageLocation>>> {
+    fn table(&self, leaf: usize, group: usize) -> Result<Table> {
         if let Some(known) = lock(&self.tables).get(&(leaf, group)) {
             return Ok(known.clone());
         }

@@ -97,7 +97,9 @@ impl Spans {
 
     fn parts(&self, range: &Range<u64>, whole: bool) -> impl Iterator<Item = Range<u64>> + use<> {
         let size = if whole { 0 } else { self.size };
-        let (first, last) = if size == 0 { (0, 0) } else { (range.start / size, range.end.saturating_sub(1) / size) };
+        // Without spans there is one part, the range itself.
+        let number = |at: u64| at.checked_div(size).unwrap_or(0);
+        let (first, last) = (number(range.start), number(range.end.saturating_sub(1)));
         let range = range.clone();
         (first..=last).map(move |n| if size == 0 { range.clone() } else { n * size..(n + 1) * size })
     }
