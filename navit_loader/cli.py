@@ -14,7 +14,7 @@ from importlib import import_module
 
 from .errors import NavitError
 
-COMMANDS = ("index", "info", "split", "lint", "plan", "preview", "bench", "serve", "keys", "top")
+COMMANDS = ("index", "info", "split", "lint", "pack_shards", "plan", "preview", "bench", "serve", "keys", "top")
 """Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 
 
