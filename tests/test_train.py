@@ -192,6 +192,8 @@ def test_a_wrong_change_is_refused_by_name(tmp_path: Path, change: str, words: s
         RunConfig.from_toml(path, [change])
 
 
+# PyTorch's tracer looks at the gradient of what the embedding hands to the encoder, and is warned by itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_the_recipe_s_switches_change_speed_and_never_the_meaning(index: str, tmp_path: Path) -> None:
     """Recomputed blocks give the same losses; compiled and bfloat16 steps nearly the same; augmented ones others."""
 
