@@ -106,7 +106,7 @@ def checked_caption(caption: object) -> str | None:
     if caption is None or caption == "":
         return None
     if not isinstance(caption, str):
-        raise ValueError(f"caption {str(caption)[:80]!r} is no text")
+        raise ValueError(f"caption {repr(caption)[:80]} is no text")
     try:
         caption.encode()
     except UnicodeEncodeError:

@@ -300,8 +300,8 @@ def test_keys_that_stand_twice(tmp_path: Path) -> None:
         ("m.jsonl", '{"path": "a.png"\n', "line 1: not JSON"),
         ("m.jsonl", '["a.png"]\n', "line 1: not an object"),
         ("m.jsonl", '{"path": "a.png", "label": {"x": 1}}\n', "line 1: label"),
-        ("m.jsonl", '{"path": "a.png", "caption": 7}\n', "line 1: 'caption' is 7"),
-        ("m.parquet", "PAR1 no", "cannot be read"),
+        ("m.jsonl", '{"path": "a.png", "caption": 7}\n', "line 1: caption 7 is no text"),
+        ("m.parquet", "PAR1 no", "cannot be indexed"),
     ],
 )
 def test_manifests_that_make_no_sense(tmp_path: Path, name: str, content: str, words: str) -> None:
