@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from navit_loader.batch import PackedBatch, View
-from navit_loader.config import check_types, require
+from navit_loader.schema import check_types, require
 
 from .pool import members
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from navit_loader.config import check_types, require
 from navit_loader.errors import ConfigError
+from navit_loader.schema import check_types, require
 
 PRESETS: dict[str, tuple[int, int, int]] = {
     "Mu": (32, 3, 2),

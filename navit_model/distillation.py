@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from navit_loader.batch import OK, PackedBatch
-from navit_loader.config import check_types, require
 from navit_loader.errors import ModelError
+from navit_loader.schema import check_types, require
 
 
 @dataclass(frozen=True, slots=True)

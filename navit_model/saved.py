@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from navit_loader.config import parse
 from navit_loader.errors import ConfigError, ModelError
+from navit_loader.schema import parse
 
 from . import from_timm, from_transformers
 from .config import NaViTConfig

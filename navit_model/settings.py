@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from navit_loader.config import LoaderConfig, check_types, parse, read_toml, require
+from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
+from navit_loader.schema import check_types, parse, read_toml, require
 
 from .augment import AugmentConfig
 from .config import NaViTConfig

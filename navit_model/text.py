@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from navit_loader.batch import ABSENT, PackedBatch
-from navit_loader.config import check_types, require
 from navit_loader.errors import ModelError
+from navit_loader.schema import check_types, require
 
 from .attention import choose_for, number_of, segments
 from .encoder import Context, blocks, norm

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from navit_loader.batch import OK, PackedBatch
-from navit_loader.config import check_types, require
+from navit_loader.schema import check_types, require
 
 from .config import NaViTConfig
 from .model import NaViT

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navit_loader import open_index
-from navit_loader.config import require
 from navit_loader.errors import ModelError
+from navit_loader.schema import require
 
 from . import add_model
 

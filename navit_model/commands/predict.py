@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: the model cannot be used, or has no classes.
     """
-    from navit_loader.config import require
+    from navit_loader.schema import require
 
     from ..predict import predict
     from ..usable import open_model

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: model or indexes cannot be used, or a class has too few images.
     """
-    from navit_loader.config import require
+    from navit_loader.schema import require
 
     from ..probe import probe
     from ..usable import open_model
