@@ -1,7 +1,7 @@
 # The house's commands. In: a clean clone, Python >= 3.11, a Rust toolchain, a C compiler. Out: .venv with everything
 # installed, the engine built, and what the target says. Nothing outside this folder is touched, except that `nasm`
 # (the assembler that libjpeg-turbo's SIMD code needs) and `nginx` (a server that tests read from) are installed with
-# apt-get where they are missing and we are root.
+# apt-get where they are missing and we are root; `test-aarch64` does so with a compiler and an emulator.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -46,7 +46,7 @@ test-aarch64: $(VENV)/.deps  ## the plan's digests on an emulated Arm processor;
 			echo "installing a compiler and an emulator for $(ARM) ..."; dpkg --add-architecture arm64 && apt-get update -qq && \
 			apt-get install -y -qq --no-install-recommends rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu \
 				libc6-dev-arm64-cross >/dev/null; \
-		else echo "for $(ARM) install, on Debian: rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu" >&2; exit 1; fi; }
+		else echo "for $(ARM) install, on Debian: rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross" >&2; exit 1; fi; }
 	@RUSTC=/usr/bin/rustc $(ARMRUN) cargo test --quiet --locked --target $(ARM) --target-dir target/aarch64 --test plan_digest
 
 check: build  ## formatters, linters, types, and the stub against the binary

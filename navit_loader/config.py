@@ -52,8 +52,7 @@ class Resolution:
 
     Attributes:
         kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's
-        own
-            size; `budget` scales, up or down, to the most patches that fit `max_tokens`, aspect ratio kept
+            own size; `budget` scales, up or down, to the most patches that fit `max_tokens`, aspect ratio kept
             (Pix2Struct), and needs `upscale`.
         unit: draw the `side` (square root of the area) or the `area` (its square).
         low: smallest side in pixels.
@@ -92,8 +91,7 @@ class Schedule:
     Attributes:
         kind: `constant` leaves `plan.drop.rate` alone; `linear` goes from `start` to `end` over `images`; `sigmoid` is
             ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix B.4) between `start` and `end`,
-            decreasing
-            where end < start.
+            decreasing where end < start.
         start: mean rate at n = 0 (linear) or n → −∞ (sigmoid).
         end: mean rate at and after n = `images` (linear) or n → ∞ (sigmoid).
         images: length of the linear schedule, in images.
@@ -123,8 +121,7 @@ class Drop:
     Attributes:
         kind: `none`; `constant` (PatchDropout); `beta`: d = u·max_rate with u ~ Beta of mean rate/max_rate and variance
             0.3·m·(1 − m); `resolution_dependent`: N(μ, std) cut at two standard deviations, μ linear in the tokens
-            before
-            drop, from `min_rate` at the smallest to `max_rate` at the largest configured size.
+            before drop, from `min_rate` at the smallest to `max_rate` at the largest configured size.
         rate: mean drop rate, for `constant` and `beta`.
         min_rate: rate at the smallest size, for `resolution_dependent`.
         max_rate: rate at the largest size, or the bound of `beta`.

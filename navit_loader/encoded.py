@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from . import _packer
-from .batch import PackedBatch, View
+from .batch import PackedBatch
+from .pending import Awaited, packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +81,13 @@ OWN_ARRAYS = tuple(f.name for f in fields(EncodedBatch) if f.name not in ("slots
 """The arrays that an encoded batch has besides those of `slots`."""
 
 
-class PendingEncoded:
-    """An encoded batch on its way; as `navit_loader.engine.Pending`."""
+class PendingEncoded(Awaited[EncodedBatch]):
+    """An encoded batch on its way."""
 
     def __init__(self, inner: _packer.Pending, render: dict[str, Any]) -> None:
-        self._inner, self._render = inner, render
+        super().__init__(inner)
+        self._render = render
 
-    @property
-    def ready(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._inner.ready
-
-    def wait(self, timeout: float | None = None) -> EncodedBatch | None:
-        """The batch; None where `timeout` seconds pass first.
-
-        Raises:
-            RenderError: a file stayed out of reach after its retries, or too many images failed.
-        """
-        found = self._inner.wait(timeout)
-        if found is None:
-            return None
+    def _batch(self, found: dict[str, Any]) -> EncodedBatch:
         own = {name: found.pop(name) for name in OWN_ARRAYS}
-        teacher = found.pop("teacher")
-        slots = PackedBatch(**found, teacher=None if teacher is None else View(**teacher))
-        return EncodedBatch(slots=slots, render=self._render, **own)
-
-    def cancel(self) -> None:
-        """Gives the batch up."""
-        self._inner.cancel()
+        return EncodedBatch(slots=packed(found), render=self._render, **own)

@@ -14,45 +14,17 @@ from dataclasses import replace
 from typing import Any
 
 from . import _packer, identity
-from .batch import PackedBatch, View
 from .config import RENDER_KEYS, LoaderConfig, Source
 from .encoded import PendingEncoded
 from .errors import ConfigError
 from .foreign import helpers, revisions
 from .index import Index, open_index
 from .layouts import Layouts
+from .pending import Pending
 from .selection import streams_of
 
 SPAN_BYTES = 2 << 20
 """What is fetched at once of a remote container in block order."""
-
-
-class Pending:
-    """A batch on its way."""
-
-    def __init__(self, inner: _packer.Pending) -> None:
-        self._inner = inner
-
-    @property
-    def ready(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._inner.ready
-
-    def wait(self, timeout: float | None = None) -> PackedBatch | None:
-        """The batch; None where `timeout` seconds pass first.
-
-        Raises:
-            RenderError: a file stayed out of reach after its retries, or too many images failed.
-        """
-        found = self._inner.wait(timeout)
-        if found is None:
-            return None
-        teacher = found.pop("teacher")
-        return PackedBatch(**found, teacher=None if teacher is None else View(**teacher))
-
-    def cancel(self) -> None:
-        """Gives the batch up; its buffers go back as soon as no thread writes to them."""
-        self._inner.cancel()
 
 
 class Engine:

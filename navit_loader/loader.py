@@ -15,8 +15,9 @@ from ._packer import Layout
 from .config import LoaderConfig
 from .decoders import Decode, Decoding
 from .encoded import PendingEncoded
-from .engine import Engine, Pending
+from .engine import Engine
 from .index import Index
+from .pending import Pending
 
 
 class PackedLoader(Decoding):

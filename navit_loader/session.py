@@ -13,7 +13,7 @@ from .protocol import Request
 if TYPE_CHECKING:
     from ._packer import PlannedBatch
     from .encoded import PendingEncoded
-    from .engine import Pending
+    from .pending import Pending
     from .shm import Shelf
 
 

@@ -236,9 +236,14 @@ def score_table(scores: Sequence[Score]) -> str:
         )
         for s in scores
     ]
+    return aligned(head, rows, any(s.outside for s in scores))
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], outside: bool) -> str:
+    """A table in columns of equal width; with `outside`, a line that explains the star."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    if any(s.outside for s in scores):
+    if outside:
         lines.append("* outside the sizes seen in training")
     return "\n".join(lines)
 

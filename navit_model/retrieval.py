@@ -22,7 +22,7 @@ from navit_loader.batch import OK
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
 
-from .evaluate import trained_tokens
+from .evaluate import aligned, trained_tokens
 from .text import Captions
 from .towers import TwoTowers
 from .world import World
@@ -208,8 +208,4 @@ def retrieval_table(scores: Sequence[RetrievalScore]) -> str:
         )
         for s in scores
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    if any(s.outside for s in scores):
-        lines.append("* outside the sizes seen in training")
-    return "\n".join(lines)
+    return aligned(head, rows, any(s.outside for s in scores))

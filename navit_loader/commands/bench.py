@@ -14,7 +14,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..engine import Engine, Pending
+    from ..engine import Engine
+    from ..pending import Pending
 
 STAGES = {
     "fetch": "reading files",
