@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 from ._packer import Layout
+from .boundary import Agree
 from .connection import Connection
 from .decoders import Decode, Decoding
 from .endpoint import Want
@@ -46,6 +47,8 @@ class RemoteLoader(Decoding):
         shared: bool = True,
         decode: Decode = "cpu",
         device: str = "cpu",
+        refresh: bool = False,
+        agree: Agree | None = None,
     ) -> None:
         """Connects and learns the plan.
 
@@ -68,6 +71,9 @@ class RemoteLoader(Decoding):
             decode: `cpu`, the daemon's pixels; `dali`, its files, decoded here (docs/dali.md); `auto`, the faster of
                 them, measured on the first batches.
             device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
+            refresh: at each epoch's start, ask the daemons whether their index was replaced (they need `data.refresh` too),
+                and read the epoch from the new one.
+            agree: as for `PackedLoader`; needed for `refresh` with several ranks.
 
         Raises:
             ServiceError: no daemon answers (each is named with the reason), one refuses, two disagree about the plan,
@@ -80,7 +86,7 @@ class RemoteLoader(Decoding):
             raise ConfigError(f"remainder = {remainder!r} is not allowed; choose 'fill' or 'drop'")
         if batch_size is not None and batch_size > 65536:
             raise ConfigError(f"batch_size = {batch_size} is not allowed; it must be at most 65536")
-        super().__init__(rank, world_size, 1 if batch_size is None else batch_size, False)
+        super().__init__(rank, world_size, 1 if batch_size is None else batch_size, False, refresh, agree)
         memory = self._memory = memory_mb * 2**20
         self._prefetch = prefetch
         self._connection = Connection(
@@ -93,6 +99,7 @@ class RemoteLoader(Decoding):
             timeout_s=timeout_s,
             heartbeat_s=heartbeat_s,
             shared=shared,
+            refresh=refresh,
         )
         info = self._connection.info
         self.plan_id, self.render_id = info.plan_id, info.render_id
@@ -121,6 +128,16 @@ class RemoteLoader(Decoding):
     def starved_s(self) -> float:
         """Seconds that the user has waited for batches so far."""
         return self._connection.starved_s
+
+    def _look(self) -> str:
+        self._connection.renew()
+        return f"plan {self._connection.info.plan_id}, renderer {self._connection.info.render_id}"
+
+    def _take_up(self) -> None:
+        info = self._connection.info
+        if (info.plan_id, info.render_id) != (self.plan_id, self._engine_render_id):
+            self._layouts.clear()
+            self._renamed(info.plan_id, info.render_id)
 
     def _layout(self, epoch: int) -> Layout:
         layout = self._layouts.get(epoch)

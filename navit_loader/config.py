@@ -345,6 +345,7 @@ class DataConfig:
         endpoints: daemons to ask in place of rendering in this process.
         batch_size: B, sequences per batch.
         remainder: at an epoch's end, `fill` the last batches with masked sequences or `drop` what fills no whole step.
+        refresh: look at each epoch's start whether an index was replaced, and read the epoch from the new one.
     """
 
     index: str = ""
@@ -353,6 +354,7 @@ class DataConfig:
     endpoints: tuple[str, ...] = ()
     batch_size: int = 8
     remainder: Literal["fill", "drop"] = "fill"
+    refresh: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -482,7 +484,7 @@ class LoaderConfig:
         cap = plan.max_tokens if max_tokens is None else max_tokens + plan.prefix_tokens
         return replace(
             self,
-            data=replace(self.data, remainder="fill"),
+            data=replace(self.data, remainder="fill", refresh=False),
             plan=replace(
                 plan,
                 order=Order(kind="sequential"),

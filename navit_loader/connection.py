@@ -43,6 +43,7 @@ class Connection:
         timeout_s: after how long without any answer waiting ends in an error.
         heartbeat_s: seconds between heartbeats; three missed ones count as a broken connection.
         shared: take batches of a daemon on the same host through shared memory.
+        refresh: a daemon with another plan than the first is left out until the next `renew`, rather than an error.
 
     Attributes:
         info: the plan, from the first daemon's hello.
@@ -66,6 +67,7 @@ class Connection:
         timeout_s: float = 120.0,
         heartbeat_s: float = 1.0,
         shared: bool = True,
+        refresh: bool = False,
     ) -> None:
         if isinstance(addresses, str) or not addresses:
             raise ServiceError(f"endpoints = {addresses!r} must be a list of at least one tcp:// or ipc:// address")
@@ -92,16 +94,32 @@ class Connection:
             shared=shared and SUPPORTED,
         )
         self._endpoints = [Endpoint(a, terms) for a in dict.fromkeys(addresses)]
+        self._refresh = refresh
         try:
-            until = time.monotonic() + connect_timeout_s
-            while (known := self._first_hello()) is None:
-                if time.monotonic() > until:
-                    raise ServiceError(f"no daemon answered within {connect_timeout_s:g} s: {self._state()}")
-                self._turn(until)
-            self.info = known
+            self._meet(connect_timeout_s)
         except BaseException:
             self.close()
             raise
+
+    def renew(self) -> None:
+        """Asks all daemons anew what they serve; nothing may be wanted meanwhile. `info` is what the first one answers.
+
+        Raises:
+            ServiceError: none answers.
+        """
+        for endpoint in self._endpoints:
+            endpoint.hang_up("a new epoch begins")
+            endpoint.retry = 0.0
+        self._known = None
+        self._meet(self._timeout_s)
+
+    def _meet(self, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        while (known := self._first_hello()) is None:
+            if time.monotonic() > until:
+                raise ServiceError(f"no daemon answered within {timeout_s:g} s: {self._state()}")
+            self._turn(until)
+        self.info = known
 
     # --- wants -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +223,7 @@ class Connection:
         now = time.monotonic()
         for endpoint in self._endpoints:
             if not endpoint.connected and now >= endpoint.retry:
-                endpoint.call()
+                endpoint.call(*(("", "") if self._known is None else (self._known.plan_id, self._known.render_id)))
             endpoint.give_back()
         self._dispatch(now)
         due = [until, *(e.retry for e in self._endpoints if not e.connected)]
@@ -262,6 +280,10 @@ class Connection:
             self._known = info
         for key in ("plan_id", "render_id"):
             theirs, ours = getattr(info, key), getattr(self._known, key)
+            if theirs != ours and self._refresh:
+                # It may only be late to see a new index: it is asked for this very plan, and refuses what it cannot serve.
+                endpoint.hang_up(f"its {key} is {theirs!r}, where another daemon has {ours!r}")
+                return
             if theirs != ours:
                 raise ServiceError(
                     f"{endpoint.address}: its {key} is {theirs!r}, but this loader began with {ours!r};"
@@ -278,6 +300,9 @@ class Connection:
             return
         if want is None:
             if not endpoint.ready:  # the hello itself was refused
+                if self._refresh and reply.error == "plan" and any(e.ready for e in self._endpoints):
+                    endpoint.hang_up(reply.message)  # it may have this plan's index no more; the others have
+                    return
                 raise error
             return
         want.asked.pop(reply.id, None)

@@ -107,6 +107,11 @@ class Decoding(Steps):
                     break
             return images / (time.perf_counter() - start)
 
+    def _renamed(self, plan_id: str, render_id: str) -> None:
+        """The loader reads another index from here on; its decoder stays."""
+        self.plan_id, self._engine_render_id = plan_id, render_id
+        self._use(self.decode)
+
     @abstractmethod
     def _ahead(self, epoch: int, encoded: bool) -> Generator[tuple[Any, int], None, None]:
         """From the current position to the epoch's end: each batch, packed or encoded, and where the next one starts."""
@@ -117,6 +122,7 @@ class Decoding(Steps):
         Raises:
             RenderError: a batch could not be rendered; the state still names it.
         """
+        self._begin()
         self._start = self._next
         epoch = self._epoch
         yield from self._hand_out(epoch, self._rendered(epoch) if self.decode == "dali" else self._ahead(epoch, False))
@@ -127,6 +133,7 @@ class Decoding(Steps):
         Raises:
             RenderError: a file stayed out of reach, or the files of a batch do not fit into the memory allowed.
         """
+        self._begin()
         self._start = self._next
         epoch = self._epoch
         yield from self._hand_out(epoch, self._ahead(epoch, True))

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import zmq
@@ -107,8 +107,12 @@ class Endpoint:
         """Whether there is a socket; between a failure and the next attempt at `retry` there is none."""
         return self._socket is not None
 
-    def call(self) -> None:
+    def call(self, plan_id: str = "", render_id: str = "") -> None:
         """Opens a fresh socket, so that nothing of an earlier connection can come through it, and says hello.
+
+        Args:
+            plan_id: what the client has begun with, or empty.
+            render_id: the same of the renderer.
 
         Raises:
             ServiceError: an address that cannot be.
@@ -140,7 +144,8 @@ class Endpoint:
         except zmq.ZMQError as e:
             self.hang_up(f"cannot connect: {e.strerror}")
             raise ServiceError(f"endpoint '{self.address}' is not allowed: {e.strerror}") from None
-        self.send(Request("hello", client=terms.client, plan=terms.plan, shared=terms.shared))
+        hello = Request("hello", client=terms.client, plan=terms.plan, shared=terms.shared)
+        self.send(replace(hello, plan_id=plan_id, render_id=render_id))
 
     def welcome(self, door: tuple[str, ...]) -> None:
         """The daemon's hello is there: it can be asked, through its `door` to shared memory where that opens."""

@@ -16,7 +16,7 @@ from typing import Any
 from . import _packer, identity
 from .config import RENDER_KEYS, LoaderConfig, Source
 from .encoded import PendingEncoded
-from .errors import ConfigError
+from .errors import ConfigError, IndexFileError
 from .foreign import helpers, revisions
 from .index import Index, open_index
 from .layouts import Layouts
@@ -44,13 +44,18 @@ class Engine:
     """
 
     def __init__(
-        self, config: LoaderConfig, index: str | os.PathLike[str] | Index | None = None, *, shared: bool = False
+        self,
+        config: LoaderConfig,
+        index: str | os.PathLike[str] | Index | Sequence[Index] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Opens the indexes and plans nothing yet.
 
         Args:
             config: what to plan and how to render.
-            index: an index or its path; None takes `data.index` or `data.mixture`.
+            index: an index or its path, or all opened indexes of `data.mixture`; None takes `data.index` or
+                `data.mixture`.
             shared: render into memory that other processes of this host can map.
 
         Raises:
@@ -58,7 +63,7 @@ class Engine:
             ConfigError: no index at all, indexes with different class tables or tokenizers, or no captions to plan.
             PlanError: the configuration cannot be planned with these indexes.
         """
-        self.config = config
+        self._given, self._shared = config, shared
         self.indexes, weights = _open(config, index)
         first = self.indexes[0]
         for other in self.indexes[1:]:
@@ -143,6 +148,39 @@ class Engine:
         """A descriptor that becomes readable when some pending batch is ready."""
         return int(self._renderer.fd)
 
+    def renewed(self) -> list[Index]:
+        """The indexes as they stand at their paths now: the same objects where no file was replaced.
+
+        Raises:
+            IndexFileError: one that cannot be opened.
+        """
+        return [index.reopened() for index in self.indexes]
+
+    def serves(self, indexes: Sequence[Index]) -> bool:
+        """Whether a plan over these indexes would be this one, rendered the same."""
+        return fingerprints(indexes) == fingerprints(self.indexes)
+
+    def successor(self, indexes: Sequence[Index]) -> Engine:
+        """The engine of the same configuration over indexes that took the place of its own. This one stays open.
+
+        Raises:
+            IndexFileError: one has another class table, number of labels or tokenizer, for which batches would differ in more
+                than their images.
+            PlanError: as at the start.
+        """
+        for old, new in zip(self.indexes, indexes, strict=True):
+            for what, before, now in (
+                ("class table", old.classes, new.classes),
+                ("number of labels per image", old.label_width, new.label_width),
+                ("tokenizer", old.tokens, new.tokens),
+            ):
+                if before != now:
+                    raise IndexFileError(
+                        f"'{new.path}' was replaced by an index with another {what}, and data.refresh cannot take it up; "
+                        "write it with the old one's (--classes FROM, --tokenizer), or start anew"
+                    )
+        return Engine(self._given, indexes, shared=self._shared)
+
     def stats(self) -> dict[str, Any]:
         """Counts and seconds per stage since the start."""
         return dict(self._renderer.stats())
@@ -165,10 +203,21 @@ class Engine:
         self.close()
 
 
-def _open(config: LoaderConfig, index: str | os.PathLike[str] | Index | None) -> tuple[list[Index], list[float]]:
+def fingerprints(indexes: Sequence[Index]) -> list[tuple[str, str]]:
+    """All that indexes have to do with a plan and its pixels."""
+    return [(index.plan_fingerprint, index.render_fingerprint) for index in indexes]
+
+
+def _open(
+    config: LoaderConfig, index: str | os.PathLike[str] | Index | Sequence[Index] | None
+) -> tuple[list[Index], list[float]]:
     sources: Sequence[Source] = config.data.mixture
+    if isinstance(index, Index):
+        index = [index]
+    if isinstance(index, Sequence) and not isinstance(index, str):
+        return list(index), [source.weight for source in sources] if len(index) == len(sources) else [1.0]
     if index is not None:
-        return [index if isinstance(index, Index) else open_index(index)], [1.0]
+        return [open_index(index)], [1.0]
     if config.data.index:
         return [open_index(config.data.index)], [1.0]
     if not sources:

@@ -51,6 +51,12 @@ def with_decoder(render_id: str, decoder: str) -> str:
     return ".".join((version, f"{decoder}+{own}", *rest))
 
 
+def same_but_for_index(theirs: str, ours: str) -> bool:
+    """Whether two `plan_id`s differ in their indexes at most."""
+    a, b = theirs.split("."), ours.split(".")
+    return len(a) == len(b) == len(PLAN_PARTS) and a[0] == b[0] and a[2:] == b[2:]
+
+
 def difference(theirs: str, ours: str, parts: Sequence[str]) -> str:
     """In which parts two names differ, in words; `PLAN_PARTS` or `RENDER_PARTS` are the parts' names."""
     pairs = list(zip_longest(theirs.split("."), ours.split(".")))

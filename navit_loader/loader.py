@@ -6,18 +6,22 @@ plan order, whatever finishes first.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Generator
 from typing import Any
 
 from ._packer import Layout
+from .boundary import Agree
 from .config import LoaderConfig
 from .decoders import Decode, Decoding
 from .encoded import PendingEncoded
 from .engine import Engine
 from .index import Index
 from .pending import Pending
+
+log = logging.getLogger("navit_loader")
 
 
 class PackedLoader(Decoding):
@@ -36,6 +40,7 @@ class PackedLoader(Decoding):
         *,
         decode: Decode = "cpu",
         device: str = "cpu",
+        agree: Agree | None = None,
     ) -> None:
         """Opens the index and starts the threads.
 
@@ -47,13 +52,18 @@ class PackedLoader(Decoding):
             decode: `cpu`, the engine's decoder; `dali`, NVIDIA's (docs/dali.md); `auto`, the faster of them, measured
                 on the first batches.
             device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
+            agree: gives every rank the texts of all ranks, in their order; needed for `data.refresh` with several ranks,
+                which compare by it what they see when an epoch begins.
 
         Raises:
             NavitError: see `Engine`, `rank_and_world` and `DaliRenderer`.
         """
         config = LoaderConfig() if config is None else config
-        super().__init__(rank, world_size, config.data.batch_size, config.data.remainder == "drop")
+        data = config.data
+        super().__init__(rank, world_size, data.batch_size, data.remainder == "drop", data.refresh, agree)
         self.engine = Engine(config, index)
+        self._indexes = self.engine.indexes
+        self._failed_before: list[dict[str, Any]] = []
         self.config = config
         self.plan_id = self.engine.plan_id
         self.render_id = self.engine.render_id
@@ -79,6 +89,22 @@ class PackedLoader(Decoding):
     def max_text_tokens(self) -> int:
         """Tokens of one caption at most."""
         return self.config.plan.caption_cap
+
+    def _look(self) -> str:
+        self._indexes = self.engine.renewed()
+        parts = (f"{i.num_rows:,} images {i.plan_fingerprint[:12]}.{i.render_fingerprint[:12]}" for i in self._indexes)
+        return " and ".join(parts)
+
+    def _take_up(self) -> None:
+        if self.engine.serves(self._indexes):
+            return
+        old, new = self.engine, self.engine.successor(self._indexes)
+        before, now = (sum(index.num_rows for index in each.indexes) for each in (old, new))
+        log.info("epoch %d is read from a new index: %d images, %d before", self._epoch, now, before)
+        self._failed_before += old.failures()
+        self.engine = new
+        self._renamed(new.plan_id, new.render_id)
+        old.close()
 
     def _layout(self, epoch: int) -> Layout:
         return self.engine.layout(epoch)
@@ -108,12 +134,12 @@ class PackedLoader(Decoding):
                 pending.cancel()
 
     def stats(self) -> dict[str, Any]:
-        """See `Engine.stats`."""
+        """See `Engine.stats`; since the index in use was opened."""
         return self.engine.stats()
 
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger so far: what the engine could not have or decode, then what DALI could not."""
-        return self.engine.failures() + super().failures()
+        return self._failed_before + self.engine.failures() + super().failures()
 
     def close(self) -> None:
         """Stops the threads. Safe to call twice."""

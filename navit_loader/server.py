@@ -26,13 +26,14 @@ import zmq
 from . import protocol
 from .batch import PackedBatch
 from .config import ServeConfig
+from .editions import Editions
 from .encoded import EncodedBatch
 from .errors import NavitError, ServiceError
 from .fair import FairShare
 from .journal import Journal
 from .planner import Planner, Task
 from .porter import Porter
-from .protocol import PlanInfo, Reply, Request
+from .protocol import Reply, Request
 from .router import Router
 from .security import ServerKeys
 from .session import Job, Session
@@ -63,13 +64,15 @@ class Server:
     """
 
     def __init__(self, plans: Mapping[str, Engine], serve: ServeConfig, keys: ServerKeys | None = None) -> None:
-        self.plans = dict(plans)
         self.bound = serve.memory_mb * 2**20
-        self.infos = {name: PlanInfo.of(engine, name, self.bound) for name, engine in self.plans.items()}
         self.sessions: dict[bytes, Session] = {}
         self.share: FairShare[Session, Job] = FairShare(self.bound)
         self._journal = Journal()
         self.counts = self._journal.counts
+        self._poller = zmq.Poller()
+        self._engine_fds: list[int] = []
+        self._editions = Editions(plans, self.bound, self._journal, self._attend, self._let_go)
+        self.plans, self.infos = self._editions.engines, self._editions.infos
         self._depth = sum(e.config.render.prefetch for e in self.plans.values())
         self._rendering: list[Job] = []
         self._freed: deque[tuple[Session, int]] = deque()
@@ -83,7 +86,6 @@ class Server:
         self._wake_fd, self._wake_end = os.pipe()
         for fd in (self._wake_fd, self._wake_end):
             os.set_blocking(fd, False)
-        self._poller = zmq.Poller()
         self._porter = Porter(self._poller, self.share, self._journal)
         self._planner = Planner(self.plans, self._wake)
 
@@ -91,14 +93,14 @@ class Server:
 
     def run(self) -> None:
         """Serves until `stop`, then finishes what is being rendered, hands it over, and returns."""
-        signals = [self._wake_fd, *(engine.fileno() for engine in self.plans.values())]
-        for fd in signals:
-            self._poller.register(fd, zmq.POLLIN)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        for engine in self.plans.values():
+            self._attend(engine)
         self._router.register(self._poller)
         deadline = float("inf")
         while True:
             ready = dict(self._poller.poll(1000))
-            for fd in signals:
+            for fd in (self._wake_fd, *self._engine_fds):
                 if fd in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
@@ -148,6 +150,7 @@ class Server:
             self._forget(session, "the daemon ends")
         self._porter.close()
         self._router.close()
+        self._editions.close()
         if self._wake_fd >= 0:
             os.close(self._wake_fd)
             os.close(self._wake_end)
@@ -158,6 +161,14 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _attend(self, engine: Engine) -> None:
+        self._engine_fds.append(engine.fileno())
+        self._poller.register(engine.fileno(), zmq.POLLIN)
+
+    def _let_go(self, engine: Engine) -> None:
+        self._engine_fds.remove(engine.fileno())
+        self._poller.unregister(engine.fileno())
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody sleeps
@@ -200,13 +211,14 @@ class Server:
             self._ask(session, request)
 
     def _hello(self, peer: bytes, request: Request) -> None:
-        name = request.plan or next(iter(self.plans))
-        if name not in self.plans:
-            known = ", ".join(self.plans)
-            self._refuse(peer, request, "plan", f"no plan '{name}' is served here; there is {known}")
-            return
         if self._stopping:
             self._refuse(peer, request, "draining", "this daemon is stopping")
+            return
+        used = {session.plan for session in self.sessions.values()}
+        try:
+            name = self._editions.choose(request.plan, request.plan_id, request.render_id, used)
+        except ServiceError as e:
+            self._refuse(peer, request, "plan", str(e))
             return
         for old in [s for s in self.sessions.values() if s.peer == peer or s.client == request.client]:
             self._forget(old, "came back")

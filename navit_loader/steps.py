@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from . import identity
+from . import boundary, identity
 from ._packer import Layout
 from .errors import ConfigError, StateError
 
@@ -40,8 +40,17 @@ class Steps(ABC):
     plan_id: str
     render_id: str
 
-    def __init__(self, rank: int | None, world_size: int | None, batch_size: int, drop: bool) -> None:
+    def __init__(
+        self,
+        rank: int | None,
+        world_size: int | None,
+        batch_size: int,
+        drop: bool,
+        refresh: bool = False,
+        agree: boundary.Agree | None = None,
+    ) -> None:
         self.rank, self.world_size = rank_and_world(rank, world_size)
+        boundary.check(refresh, agree, self.world_size)
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size} is not allowed; it must be at least 1")
         self.batch_size = batch_size
@@ -49,6 +58,27 @@ class Steps(ABC):
         self._epoch = 0
         self._next = 0
         self._start = 0
+        self._refresh, self._agree = refresh, agree
+        # What was just opened is new enough for one rank alone.
+        self._begun = 0 if agree is None else -1
+
+    def _look(self) -> str:
+        """What an epoch that begins now would be read from, in words that ranks compare; `_take_up` settles on it."""
+        return self.plan_id
+
+    def _take_up(self) -> None:
+        """Goes over to what `_look` saw last."""
+
+    def _begin(self) -> None:
+        """To be called before anything of an epoch is used: at its start, what was replaced is taken up.
+
+        Raises:
+            IndexFileError: the ranks see different indexes, or one has other classes than before.
+        """
+        if self._refresh and self._next == 0 and self._begun != self._epoch:
+            boundary.settle(self._look, self._agree, self._epoch)
+            self._take_up()
+            self._begun = self._epoch
 
     @abstractmethod
     def _layout(self, epoch: int) -> Layout:
@@ -75,10 +105,16 @@ class Steps(ABC):
         if epoch < 0:
             raise StateError(f"epoch = {epoch} is not allowed; it must be at least 0")
         if epoch != self._epoch:
-            self._epoch, self._next, self._start = epoch, 0, 0
+            self._epoch, self._next, self._start, self._begun = epoch, 0, 0, -1
 
     def __len__(self) -> int:
-        """Steps of every rank from where the current or next iteration starts to the end of its epoch, exactly."""
+        """Steps of every rank from where the current or next iteration starts to the end of its epoch, exactly.
+
+        It never speaks to other ranks, so with `data.refresh` on several ranks an epoch's length is that of its own index only
+        from its iteration on.
+        """
+        if self._start == 0 and self._agree is None:
+            self._begin()
         layout = self._whole(self._layout(self._epoch))
         return layout.steps(self._start, self.batch_size, self.world_size, self.drop)
 
@@ -100,24 +136,29 @@ class Steps(ABC):
 
         Raises:
             StateError: the state is of another plan or renderer, or no state at all; both ids and what differs are named.
+                With `data.refresh` a state at the start of an epoch may be of an older index: that epoch is read from the
+                new one.
         """
         if set(state) != set(STATE_KEYS):
             raise StateError(f"a loader state has the keys {', '.join(STATE_KEYS)}; this one has {', '.join(state)}")
-        if state["plan_id"] != self.plan_id:
+        epoch, sequence = state["epoch"], state["next_sequence"]
+        if not (isinstance(epoch, int) and isinstance(sequence, int) and epoch >= 0 and sequence >= 0):
+            raise StateError(f"epoch = {epoch!r}, next_sequence = {sequence!r} must be whole numbers of at least 0")
+        other_index = identity.same_but_for_index(str(state["plan_id"]), self.plan_id)
+        renewed = self._refresh and sequence == 0 and other_index
+        if state["plan_id"] != self.plan_id and not renewed:
+            where = f"; it stands in the middle of epoch {epoch}, and a new index is taken up where an epoch begins"
             raise StateError(
                 f"the state is of plan {state['plan_id']}, this loader has {self.plan_id} "
                 f"({identity.difference(str(state['plan_id']), self.plan_id, identity.PLAN_PARTS)}); "
-                "open the index and the configuration that the state was saved with"
+                f"open the index and the configuration that the state was saved with{where if other_index else ''}"
             )
-        if state["render_id"] != self.render_id and not other_renderer:
+        if state["render_id"] != self.render_id and not other_renderer and not renewed:
             raise StateError(
                 f"the state is of renderer {state['render_id']}, this loader has {self.render_id} "
                 f"({identity.difference(str(state['render_id']), self.render_id, identity.RENDER_PARTS)}); "
                 "pass other_renderer=True to go on with other pixels"
             )
-        epoch, sequence = state["epoch"], state["next_sequence"]
-        if not (isinstance(epoch, int) and isinstance(sequence, int) and epoch >= 0 and sequence >= 0):
-            raise StateError(f"epoch = {epoch!r}, next_sequence = {sequence!r} must be whole numbers of at least 0")
         self._epoch, self._next, self._start = epoch, sequence, sequence
 
     def _walk(self, layout: Layout, start: int) -> Iterator[tuple[int, int]]:

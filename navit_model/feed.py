@@ -15,6 +15,7 @@ import torch
 
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.batch import PackedBatch
+from navit_loader.boundary import Agree
 from navit_loader.errors import ConfigError, NavitError
 
 from .settings import RunConfig
@@ -31,20 +32,37 @@ def open_loader(run: RunConfig, world: World) -> Loader:
         ConfigError: neither an index nor endpoints are given.
     """
     data = run.loader.data
+    agree = world.comparer()
+    loader: Loader
     if data.endpoints:
-        return RemoteLoader(
+        loader = RemoteLoader(
             data.endpoints,
             rank=world.rank,
             world_size=world.size,
             batch_size=data.batch_size,
             remainder=data.remainder,
             prefetch=run.loader.render.prefetch,
+            refresh=data.refresh,
+            agree=agree,
         )
+    else:
+        loader = _in_process(run, world, agree)
+    said = agree(f"plan {loader.plan_id}, renderer {loader.render_id}")
+    # With `data.refresh` the loader compares by itself, and waits for a rank that is late to see a new index.
+    if not data.refresh and len(set(said)) > 1:
+        loader.close()
+        views = "; ".join(f"rank {rank} has {view}" for rank, view in enumerate(said))
+        raise ConfigError(f"the ranks read different indexes or configurations: {views}; give every host the same")
+    return loader
+
+
+def _in_process(run: RunConfig, world: World, agree: Agree) -> PackedLoader:
+    data = run.loader.data
     if not data.index and not data.mixture:
         raise ConfigError(
             "data.index = '' is not allowed; give an index file, [[data.mixture]], or data.endpoints of running daemons"
         )
-    return PackedLoader(data.index or None, run.loader, rank=world.rank, world_size=world.size)
+    return PackedLoader(data.index or None, run.loader, rank=world.rank, world_size=world.size, agree=agree)
 
 
 class Feed:

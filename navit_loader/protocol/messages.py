@@ -41,8 +41,8 @@ class Request:
         client: who asks, for logs and metrics (`hello`).
         plan: name of one of the daemon's plans; empty for its first (`hello`).
         shared: whether the client can take shared memory (`hello`).
-        plan_id: fingerprint of the plan (`batch`, `layout`).
-        render_id: fingerprint of the renderer (`batch`, `encoded`).
+        plan_id: fingerprint of the plan (`batch`, `layout`); the one that the client has begun with, or empty (`hello`).
+        render_id: fingerprint of the renderer (`batch`, `encoded`); as `plan_id` (`hello`).
         epoch: epoch (`batch`, `layout`).
         first: the batch's first sequence, or the first block.
         count: sequences of the batch (B), or blocks.
@@ -99,7 +99,7 @@ class Reply:
 # What may stand in each message: the key, then (low, high) of an integer or the longest string; `id` is in all of them.
 _BATCH = {"plan_id": 128, "render_id": 128, "epoch": NUMBER, "first": NUMBER, "count": (1, 65536), "starved_us": NUMBER}
 _REQUESTS: dict[str, dict[str, Any]] = {
-    "hello": {"client": 200, "plan": 200, "shared": bool},
+    "hello": {"client": 200, "plan": 200, "shared": bool, "plan_id": 128, "render_id": 128},
     "batch": _BATCH,
     "encoded": _BATCH | {"limit": (1, WIDE)},
     "layout": {"plan_id": 128, "epoch": NUMBER, "first": NUMBER, "count": (0, MAX_LAYOUT)},

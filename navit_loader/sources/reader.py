@@ -40,6 +40,9 @@ class Index:
 
     def __init__(self, path: str, root: str | None) -> None:
         self.path = path
+        self._root_given = root
+        # Before it is opened, so that a replacement meanwhile is seen later rather than never.
+        self._stamp = _stamp(path)
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(path))
             self._schema = self._reader.schema
@@ -78,6 +81,14 @@ class Index:
     def table_given(self) -> list[str] | None:
         """The class table it was built with; None where labels were bare numbers."""
         return None if self._numbered else self.classes
+
+    def reopened(self) -> Index:
+        """The index that stands at this path now: itself, unless the file was replaced since it was opened.
+
+        Raises:
+            IndexFileError: there is none, or a damaged one.
+        """
+        return self if _stamp(self.path) == self._stamp else Index(self.path, self._root_given)
 
     @cached_property
     def _batches(self) -> list[pa.RecordBatch]:
@@ -202,6 +213,15 @@ def open_index(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
         IndexFileError: the file is missing, damaged, or of another version.
     """
     return Index(os.path.abspath(os.fspath(path)), None if root is None else os.fspath(root))
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    """What another file at the same path does not share."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _absolute(root: str, shard: str) -> str:
