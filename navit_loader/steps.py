@@ -62,10 +62,11 @@ class Steps(ABC):
         # What was just opened is new enough for one rank alone.
         self._begun = 0 if agree is None else -1
 
+    @abstractmethod
     def _look(self) -> str:
         """What an epoch that begins now would be read from, in words that ranks compare; `_take_up` settles on it."""
-        return self.plan_id
 
+    @abstractmethod
     def _take_up(self) -> None:
         """Goes over to what `_look` saw last."""
 
