@@ -6,15 +6,22 @@
 //!                 bounded bytes                     any thread, any active batch
 //! ```
 //!
-//! `fill` writes what needs no pixels, `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue` shares the images out, `engine` owns the threads.
+//! `fill` writes what needs no pixels, `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue`
+//! shares the images out, `engine` owns the threads and `threads` is what they do, a `ticket` is one batch as its consumer
+//! holds it; `in_place` renders one batch without any of that.
 
 mod encoded;
 mod engine;
 mod fill;
+mod in_place;
 mod queue;
 mod settings;
+mod threads;
+mod ticket;
 mod worker;
 
-pub use engine::{Rendered, Renderer, Stats, Ticket, render_in_place};
+pub use engine::{Rendered, Renderer, Stats};
+pub use in_place::render_in_place;
 pub use settings::RenderSettings;
+pub use ticket::Ticket;
 pub use worker::Input;

@@ -14,10 +14,11 @@ use crate::fetch::Source;
 use crate::foreign::Helpers as Foreign;
 use crate::ledger::{Entry, Ledger};
 use crate::orient::Frame;
+use crate::py::batch::{entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
+use crate::py::given::batch_limits;
 use crate::py::plan::PlannedBatch;
-use crate::py::render::{batch_limits, entries, to_dict};
 use crate::render::{Input, RenderSettings, render_in_place};
 use crate::slots::Crop;
 

@@ -1,9 +1,11 @@
 //! The Python boundary: the only folder that knows Python. One file per room, each registering its own names.
 
+mod batch;
 mod columns;
 mod encoded;
 mod errors;
 mod foreign;
+mod given;
 mod notify;
 mod pack;
 mod plan;

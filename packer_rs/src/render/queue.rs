@@ -14,7 +14,7 @@ use crate::error::{Error, Kind};
 use crate::fetch::Read;
 use crate::ledger::Fault;
 use crate::memory::Block;
-use crate::slots::PlannedBatch;
+use crate::slots::{PlannedBatch, PlannedImage};
 
 /// Idle buffers larger than this are not kept.
 const KEEP_BUFFER: usize = 8 << 20;
@@ -76,6 +76,12 @@ impl Job {
             state: Mutex::default(),
             done: Condvar::new(),
         }
+    }
+
+    /// The `i`-th image of all its sequences.
+    pub fn image(&self, i: usize) -> &PlannedImage {
+        let (s, e) = self.items[i];
+        &self.plan.sequences[s as usize][e as usize]
     }
 
     /// Whether nobody wants its pixels any more.

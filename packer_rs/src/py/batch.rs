@@ -1,0 +1,105 @@
+//! A finished batch as Python sees it. In: a block of memory and where each field lies in it. Out: numpy arrays over the block,
+//! which goes back to its pool with the last of them.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use numpy::ndarray::{ArrayView, IxDyn};
+use numpy::{Element, PyArray};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::buffers::{Dtype, Field, ViewFields};
+use crate::ledger::Entry;
+use crate::memory::Block;
+use crate::render::Rendered;
+
+/// Owner of a batch's memory: the base object of its arrays.
+#[pyclass(frozen, module = "navit_loader._packer")]
+pub(super) struct Buffer {
+    block: Arc<Block>,
+}
+
+#[pymethods]
+impl Buffer {
+    /// By what number another process knows it, and the memfd by which it maps it; None where it lies on the heap.
+    #[getter]
+    fn shared(&self) -> Option<(u64, i32)> {
+        self.block.shared().map(|s| (s.number, s.fd.as_raw_fd()))
+    }
+
+    /// Bytes.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Its memory is never used again after this batch.
+    fn abandon(&self) {
+        self.block.abandon();
+    }
+}
+
+fn array<'py>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
+    fn typed<'py, T: Element>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
+        let block = &owner.get().block;
+        // SAFETY: rendering is over, so the block is this owner's alone; the field lies inside it and is of this type.
+        let view = unsafe {
+            ArrayView::<T, IxDyn>::from_shape_ptr(
+                IxDyn(&field.shape),
+                block.start().add(field.offset).cast::<T>().cast_const(),
+            )
+        };
+        // SAFETY: the block neither moves nor goes before its owner, which the array keeps as its base.
+        unsafe { PyArray::borrow_from_array(&view, owner.clone().into_any()) }.into_any()
+    }
+    match field.dtype {
+        Dtype::U8 => typed::<u8>(owner, field),
+        Dtype::I16 => typed::<i16>(owner, field),
+        Dtype::I32 => typed::<i32>(owner, field),
+        Dtype::I64 => typed::<i64>(owner, field),
+    }
+}
+
+pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, PyDict>> {
+    let owner = Bound::new(py, Buffer { block: rendered.block })?;
+    let view_of = |view: &ViewFields| -> PyResult<Bound<'_, PyDict>> {
+        let d = PyDict::new(py);
+        for field in &view.fields {
+            d.set_item(field.name, array(&owner, field))?;
+        }
+        d.set_item("patch_size", view.patch_size)?;
+        d.set_item("max_seqlen", view.limits.max_tokens)?;
+        d.set_item("prefix_tokens", view.limits.prefix_tokens)?;
+        Ok(d)
+    };
+    let d = view_of(&rendered.layout.view)?;
+    for field in &rendered.layout.rest {
+        d.set_item(field.name, array(&owner, field))?;
+    }
+    d.set_item("teacher", rendered.layout.teacher.as_ref().map(view_of).transpose()?)?;
+    for field in rendered.layout.encoded.iter().flat_map(|e| &e.fields) {
+        d.set_item(field.name, array(&owner, field))?;
+    }
+    d.set_item("epoch", rendered.epoch)?;
+    d.set_item("sequence", rendered.first)?;
+    Ok(d)
+}
+
+/// Entries of a ledger as dictionaries.
+pub(super) fn entries(py: Python<'_>, found: Vec<Entry>) -> PyResult<Bound<'_, PyList>> {
+    let list = PyList::empty(py);
+    for e in found {
+        let d = PyDict::new(py);
+        d.set_item("epoch", e.epoch)?;
+        d.set_item("source", e.source)?;
+        d.set_item("image", e.image)?;
+        d.set_item("uri", e.uri)?;
+        d.set_item("offset", e.offset)?;
+        d.set_item("stage", e.stage)?;
+        d.set_item("reason", e.reason)?;
+        d.set_item("detail", e.detail)?;
+        list.append(d)?;
+    }
+    Ok(list)
+}

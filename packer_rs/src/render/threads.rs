@@ -1,0 +1,198 @@
+//! What the renderer's threads do. In: tasks of the queue. Out: images in their slots, failures in the ledger, finished batches.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::encoded;
+use super::engine::Shared;
+use super::fill::fill;
+use super::queue::{Job, Task, lock};
+use super::worker::{Input, Worker, lap};
+use crate::decode::{HELPER, OUT_OF_MEMORY};
+use crate::error::{Error, Kind};
+use crate::ledger::{Entry, Failure, Fault};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+impl Shared {
+    pub(super) fn decode(&self, mut worker: Worker) {
+        let (mut own, mut path) = (Vec::new(), String::new());
+        loop {
+            let from = Instant::now();
+            let task = self.queue.next(false);
+            lap(&self.clocks.wait, from);
+            match task {
+                None => return,
+                Some(Task::Start(job)) => self.start(job),
+                Some(Task::Fetch(..)) => {}
+                Some(Task::Image(job, i, None)) => {
+                    let image = job.image(i);
+                    if let Some(bytes) = self.sources[usize::from(image.source)].resident(image.row as usize) {
+                        self.image(&mut worker, &job, i, Ok(bytes));
+                        continue;
+                    }
+                    let fetched = self.fetch(&job, i, &mut path, &mut own);
+                    self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
+                    if own.capacity() > crate::decode::KEEP_BYTES {
+                        own = Vec::new();
+                    }
+                }
+                Some(Task::Image(job, i, Some(Ok(bytes)))) => {
+                    self.image(&mut worker, &job, i, Ok(&bytes));
+                    self.queue.spare(bytes);
+                }
+                Some(Task::Image(job, i, Some(Err(fault)))) => self.image(&mut worker, &job, i, Err(fault)),
+            }
+        }
+    }
+
+    pub(super) fn fetch_ahead(&self) {
+        let mut path = String::new();
+        while let Some(task) = self.queue.next(true) {
+            match task {
+                Task::Start(job) => self.start(job),
+                Task::Fetch(job, i, mut buffer) => {
+                    let fetched = self.fetch(&job, i, &mut path, &mut buffer);
+                    self.queue.fetched(job, i, fetched.map(|()| buffer));
+                }
+                Task::Image(..) => {}
+            }
+        }
+    }
+
+    fn start(&self, job: Arc<Job>) {
+        match self.pool.take(job.layout.bytes) {
+            Ok(block) => {
+                fill(&job.plan, &job.layout, &self.limits, &self.sources, &block);
+                if let Some(encoded) = &job.layout.encoded {
+                    encoded::fill_encoded(&job.plan, &job.layout, encoded, &self.sources, &block);
+                }
+                *lock(&job.block) = Some(Arc::new(block));
+            }
+            Err(e) => job.fail(e),
+        }
+        let empty = job.items.is_empty();
+        self.queue.started(job.clone());
+        if empty {
+            self.complete(&job);
+        }
+    }
+
+    fn complete(&self, job: &Job) {
+        job.complete();
+        // After the state is set: a ticket that is cancelled meanwhile either sees it, or is seen here.
+        if job.abandoned() {
+            self.queue.release(job);
+        }
+        (self.notify)();
+    }
+
+    /// Reads an image's bytes, trying again after a fault that may pass.
+    fn fetch(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
+        let image = job.image(i);
+        let source = &self.sources[usize::from(image.source)];
+        let mut pause = FIRST_PAUSE;
+        for attempt in 0.. {
+            if job.abandoned() {
+                return Err(Fault::Passing("cancelled".into()));
+            }
+            let from = Instant::now();
+            let fetched = source.fetch(image.row as usize, path, out);
+            lap(&self.clocks.fetch, from);
+            match fetched {
+                Err(Fault::Passing(_)) if attempt < self.settings.retries => {
+                    if self.queue.sleep(pause) {
+                        return fetched;
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                other => return other,
+            }
+        }
+        Ok(())
+    }
+
+    fn image(&self, worker: &mut Worker, job: &Job, i: usize, fetched: std::result::Result<&[u8], Fault>) {
+        let (s, e) = job.items[i];
+        let image = job.image(i);
+        let source = &self.sources[usize::from(image.source)];
+        let block = lock(&job.block).clone();
+        let bytes = fetched.as_ref().map_or(&[][..], |bytes| bytes);
+        let fetched = match fetched {
+            _ if job.abandoned() => None,
+            Ok(bytes) => Some(Ok(bytes)),
+            Err(Fault::Failed(failure)) => Some(Err(failure)),
+            Err(Fault::Passing(why)) => {
+                job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "'{}' cannot be read ({why}), after {} attempts; the image is not masked, since this may pass: \
+                         check the storage and ask again",
+                        source.uri(image.row as usize),
+                        u64::from(self.settings.retries) + 1
+                    ),
+                ));
+                None
+            }
+        };
+        if let (Some(fetched), Some(block)) = (fetched, block) {
+            let (at, layout) = ((s as usize, e as usize), &*job.layout);
+            let outcome = if let Some(encoded) = &layout.encoded {
+                worker.keep(fetched, image, at, source, layout, encoded, &block)
+            } else {
+                let input = fetched.map(Input::Encoded);
+                worker.render(input, image, at, source, layout, &block, &self.settings, &self.clocks)
+            };
+            match outcome {
+                Ok(()) => {
+                    self.images.fetch_add(1, Ordering::Relaxed);
+                    self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
+                    self.profiles.fetch_add(u64::from(worker.other_than_srgb(bytes)), Ordering::Relaxed);
+                    self.ledger.passed();
+                }
+                Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "no memory to decode '{}' ({}); lower render.threads or render.max_pixels",
+                        source.uri(image.row as usize),
+                        failure.detail
+                    ),
+                )),
+                Err(failure) if failure.reason == HELPER => job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "'{}' goes through Pillow in a process of its own, but {}; see that this process may start others",
+                        source.uri(image.row as usize),
+                        failure.detail
+                    ),
+                )),
+                Err(failure) => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    let uri = source.uri(image.row as usize);
+                    let l = &source.locations;
+                    let row = image.row as usize;
+                    let offset = if row < l.offset.len() { l.offset.get(row) } else { 0 };
+                    let Failure { stage, reason, detail } = failure;
+                    let entry = Entry {
+                        epoch: job.plan.epoch,
+                        source: image.source,
+                        image: image.row,
+                        uri,
+                        offset,
+                        stage,
+                        reason,
+                        detail,
+                    };
+                    if let Err(e) = self.ledger.failed(entry) {
+                        job.fail(e);
+                    }
+                }
+            }
+        }
+        if job.dealt_with() {
+            self.complete(job);
+        }
+    }
+}
