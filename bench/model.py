@@ -2,13 +2,14 @@
 
 In: nothing; images of 64 to 256 tokens are drawn. Out: tokens and images a second: medians over interleaved repetitions,
 since a shared machine drifts, and ratios taken within one repetition. A step is forward, loss, backward, AdamW. Each peer
-takes the images as its own code batches them: timm's NaFlexViT padded by its collator, vit-pytorch's NaViT packed by its own
-packer, with a dense mask. The bound is timm's plain ViT on as many tokens at 224 px, without padding or mask, with the same
-query-key norm and pooling. On a CPU one thread is timed in CPU seconds, to
-which other programs do least; pin it with `taskset -c 0`. With a GPU follow the rows
-in bfloat16, with MFU.
+takes the images in the order in which they came, as its own code batches them: timm's NaFlexViT padded by its collator,
+vit-pytorch's NaViT packed by its own packer, with a dense mask. That packer leaves rows unfilled; a further row hands it the
+images in the order of our packing, so that it pads nothing at all, and what remains is the model alone. The bound is timm's
+plain ViT on as many tokens at 224 px, without padding or mask, with the same query-key norm and pooling. On a CPU one
+thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. With a GPU follow the rows in
+bfloat16, with MFU.
 
-    taskset -c 0 python bench/model.py [--repeat 7] [--json FILE]
+    taskset -c 0 python bench/model.py [--repeat 7] [--sequences 8] [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,15 +83,17 @@ class Peers:
         self.tokens, self.count = sum(self.lengths), len(self.lengths)
         self.device = device
         self.host, self.batch = batch, batch.to(device)
-        self.images = [all_images[i] for i in batch.image_ids[batch.status == OK]]
-        self.labels = torch.from_numpy(batch.labels[batch.status == OK][:, 0]).to(device)
+        rows = batch.image_ids[batch.status == OK]
+        self.packed_images = [all_images[i] for i in rows]
+        self.packed_labels = torch.from_numpy(batch.labels[batch.status == OK][:, 0]).to(device)
+        came = np.argsort(rows)
+        self.images, self.labels = [self.packed_images[i] for i in came], self.packed_labels[torch.from_numpy(came)]
 
     def navit(self) -> tuple[nn.Module, Step, int, int]:
         shape = {"width": self.width, "depth": self.depth, "heads": self.heads}
         net = NaViT(NaViTConfig(**shape, patch_size=P, max_grid=16, classes=CLASSES)).to(self.device)
-        nn.init.trunc_normal_(
-            net.head.weight, std=0.02
-        )  # as the peers': a classifier of zeros gives gradients of zeros
+        # As the peers': a classifier of zeros gives gradients of zeros.
+        nn.init.trunc_normal_(net.head.weight, std=0.02)
         where = self.batch.status.flatten() == OK
         labels = self.batch.labels.flatten().where(where, -100)
         return net, lambda: F.cross_entropy(net(self.batch).flatten(0, 1), labels), self.tokens, self.count
@@ -134,7 +138,7 @@ class Peers:
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
         return net, lambda: F.cross_entropy(net(given), self.labels), self.tokens, self.count
 
-    def vit_pytorch(self) -> tuple[nn.Module, Step, int, int]:
+    def vit_pytorch(self, packed: bool = False) -> tuple[nn.Module, Step, int, int]:
         net = TheirNaViT(
             image_size=256,
             patch_size=P,
@@ -145,10 +149,11 @@ class Peers:
             dim_head=self.width // self.heads,
             mlp_dim=4 * self.width,
         ).to(self.device)
-        given = [pixels(image).to(self.device) for image in self.images]
+        given = [pixels(image).to(self.device) for image in (self.packed_images if packed else self.images)]
+        labels = self.packed_labels if packed else self.labels
 
         def step() -> Tensor:
-            return F.cross_entropy(net(given, group_images=True, group_max_seq_len=L), self.labels)
+            return F.cross_entropy(net(given, group_images=True, group_max_seq_len=L), labels)
 
         return net, step, self.tokens, self.count
 
@@ -186,15 +191,16 @@ def kept(step: Step, net: nn.Module) -> int:
     return total
 
 
-def cpu_rows(repeat: int, threads: int) -> Iterator[dict[str, Any]]:
+def cpu_rows(repeat: int, threads: int, sequences: int) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    peers = Peers((192, 12, 3), 4, "cpu")
+    peers = Peers((192, 12, 3), sequences, "cpu")
     makers = {
         "timm ViT, plain, 224 px": peers.plain,
         "navit": peers.navit,
         "timm NaFlexViT": peers.naflex,
         "vit-pytorch NaViT": peers.vit_pytorch,
+        "vit-pytorch, our order": partial(peers.vit_pytorch, packed=True),
     }
     print(f"{peers.count} images, {peers.tokens} tokens, padding {peers.host.padding:.2%}", flush=True)
     runs, sizes, memory = {}, {}, {}
@@ -215,11 +221,13 @@ def cpu_rows(repeat: int, threads: int) -> Iterator[dict[str, Any]]:
         tokens, count = sizes[name]
         rates = [tokens / s for s in spent]
         ratios = [r / (sizes[bound][0] / s) for r, s in zip(rates, seconds[bound], strict=True)]
+        ours = [sizes["navit"][0] / s / r for r, s in zip(rates, seconds["navit"], strict=True)]
         yield {
             "model": name,
             "tokens_per_s": statistics.median(rates),
             "images_per_s": statistics.median(count / s for s in spent),
             "of_plain": statistics.median(ratios),
+            "navit_is": statistics.median(ours),
             "kept_kib_per_token": memory[name] / 1024,
         }
 
@@ -271,6 +279,9 @@ def gpu_rows(repeat: int) -> Iterator[dict[str, Any]]:
                 "of_plain": statistics.median(
                     sizes[who][0] / s / (sizes["plain"][0] / t) for s, t in zip(spent, seconds["plain"], strict=True)
                 ),
+                "navit_is": statistics.median(
+                    sizes["navit"][1] / t / (sizes[who][1] / s) for s, t in zip(spent, seconds["navit"], strict=True)
+                ),
                 "mfu": mfu(nets[who], peers, middle) if who == "navit" else None,
                 "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
             }
@@ -283,12 +294,13 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="of the CPU rows; above 1 they are timed by the wall clock"
     )
+    parser.add_argument("--sequences", type=int, default=8, help="of 1024 tokens a step, in the CPU rows")
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
     if BUILD_PROFILE != "release":
         raise SystemExit("the engine is a debug build; say: make build")
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, timm {timm.__version__}")
-    rows = list(cpu_rows(arguments.repeat, arguments.threads))
+    rows = list(cpu_rows(arguments.repeat, arguments.threads, arguments.sequences))
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
         rows += gpu_rows(arguments.repeat)
@@ -300,7 +312,7 @@ def main() -> None:
         extra += f" peak {row['peak_mib']:,.0f} MiB" if "peak_mib" in row else ""
         print(
             f"{row['model']:28} {row['tokens_per_s']:>12,.0f} tokens/s {row['images_per_s']:>10,.1f} images/s "
-            f"{row['of_plain']:.3f} of plain{extra}"
+            f"{row['of_plain']:.3f} of plain, navit {row['navit_is']:.2f} x{extra}"
         )
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as f:

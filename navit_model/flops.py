@@ -35,7 +35,7 @@ def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_siz
     each_token = 2 * 3 * patch_size**2 * width + config.depth * (8 * width**2 + 4 * width * hidden)
     each_image = 2 * width * config.classes
     if config.pool == "map":
-        each_token += 2 * width * 2 * width + 4 * width
+        each_token += 2 * width**2 + 2 * width * config.heads + 2 * width
         each_image += 2 * width**2 + 4 * width * hidden
     return tokens * each_token + pairs * (config.depth * 4 * width) + images * each_image
 

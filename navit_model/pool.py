@@ -11,6 +11,7 @@ Shapes: B sequences · L tokens · D width · H heads · K = D/H · E images per
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoder import MLP, Shape, initialise, norm
@@ -41,10 +42,11 @@ class AttentionPooling(nn.Module):
     def forward(self, x_BLD: Tensor, segment_ids: Tensor, images: int) -> Tensor:
         """`[B, L, D]` and i16 `[B, L]` → `[B, E, D]`: a softmax over the tokens of each image."""
         D = x_BLD.shape[-1]
-        real = segment_ids >= 0
         # What stands in masked slots may be anything, NaN included.
-        k, v = self.kv(x_BLD.masked_fill(~real[..., None], 0.0)).unflatten(2, (2, self.heads, -1)).unbind(2)
-        score_BLH = (k.float() * self.query).sum(-1) * (D // self.heads) ** -0.5
+        x_BLD = x_BLD.masked_fill((segment_ids < 0)[..., None], 0.0)
+        v: Tensor = F.linear(x_BLD, self.kv.weight[D:], self.kv.bias[D:])
+        v = v.view(*v.shape[:2], self.heads, -1)
+        score_BLH = self._scores(x_BLD)
         weight_BLH = (score_BLH - self._largest(score_BLH.detach(), segment_ids, images)).exp()
         member_BEL = members(segment_ids, images, v.dtype)
         total_BEH = members(segment_ids, images, torch.float32) @ weight_BLH
@@ -53,6 +55,19 @@ class AttentionPooling(nn.Module):
         share = total_BEH.where(total_BEH > 0, 1.0).reciprocal().to(v.dtype)
         y = self.out((sum_BED.unflatten(2, (self.heads, -1)) * share[..., None]).flatten(2))
         return y + self.mlp(self.norm(y))  # type: ignore[no-any-return]
+
+    def _scores(self, x_BLD: Tensor) -> Tensor:
+        """What the queries make of each token, f32 `[B, L, H]`.
+
+        Queries are weights, as the keys' projection is: their product is one vector a head, so no key is ever made. The
+        keys' biases add the same to every token of an image, which a softmax does not see.
+        """
+        D = x_BLD.shape[-1]
+        key_HKD = self.kv.weight[:D].float().view(self.heads, -1, D)
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            vector_HD = torch.einsum("hk,hkd->hd", self.query.float(), key_HKD) * (D // self.heads) ** -0.5
+            scores: Tensor = x_BLD.float() @ vector_HD.T
+            return scores
 
     def _largest(self, score_BLH: Tensor, segment_ids: Tensor, images: int) -> Tensor:
         """For each token the largest score of its image, so that no exponential overflows."""
