@@ -175,6 +175,31 @@ def test_several_sources_and_their_tables(tmp_path: Path) -> None:
         build_index([one, tmp_path / "one/b"], tmp_path / "z.arrow")
 
 
+def test_manifests_over_one_folder(place: Path, tmp_path: Path) -> None:
+    """train.csv and val.csv beside the images are two indexes, or one of both; an image that both name is refused."""
+    write_tree(tmp_path / "images", FILES)
+    names = list(FILES)
+    lines = [f"images/{name},c{LABELS[name]}\n" for name in names]
+    for name, part in (("train.csv", lines[:40]), ("val.csv", lines[40:]), ("deep/more.csv", lines[39:])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        back = "../" if "/" in name else ""
+        (tmp_path / name).write_text("path,label\n" + "".join(back + line for line in part))
+    train, val = tmp_path / "train.csv", tmp_path / "val.csv"
+    assert build_index(train, tmp_path / "train.arrow").rows == 40
+    done = build_index(val, tmp_path / "val.arrow", classes=tmp_path / "train.arrow")
+    assert (done.rows, done.classes) == (20, ["c0", "c1", "c2"])
+    assert build_index([val, train], tmp_path / "both.arrow").rows == 60
+    assert batches(tmp_path / "both.arrow") == batches(place / "folder.arrow")
+    for second in (train, tmp_path / "deep/more.csv"):
+        with pytest.raises(IndexFileError, match=r"stands twice \(also .*train.csv' line \d+\)"):
+            build_index([train, second], tmp_path / "x.arrow")
+    with pytest.raises(IndexFileError, match="covered twice, by a manifest"):
+        build_index([train, tmp_path / "images/c1"], tmp_path / "x.arrow")
+    # A folder that the manifest says nothing of may lie beside its images.
+    write_tree(tmp_path / "extra", {"c0/1.png": encode("PNG", 9, 9)})
+    assert build_index([train, tmp_path / "extra"], tmp_path / "x.arrow").rows == 41
+
+
 def test_brace_patterns() -> None:
     assert expand_braces("a-{08..11}-{0..1}.tar")[:3] == ["a-08-0.tar", "a-08-1.tar", "a-09-0.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]

@@ -29,9 +29,9 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
     """The sources that the user named, in the order of their shards' paths.
 
     Args:
-        specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`), tars, Parquet files with images; many at once by a
-            brace pattern such as `shard-{000..127}.tar`. URLs (`s3://`, `gs://`, `az://`, `http(s)://`) name tars,
-            Parquet files, or all images beneath a prefix that ends in `/`.
+        specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`; several over one folder become one source), tars, Parquet
+            files with images; many at once by a brace pattern such as `shard-{000..127}.tar`. URLs (`s3://`, `gs://`,
+            `az://`, `http(s)://`) name tars, Parquet files, or all images beneath a prefix that ends in `/`.
 
     Raises:
         IndexFileError: a path that is missing, of an unknown kind, or given twice.
@@ -42,12 +42,16 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
             sources.append(_open_remote(path) if is_remote(path) else _open(os.path.abspath(path)))
     if not sources:
         raise IndexFileError("no source given; name a folder, a manifest, or tars")
-    sources.sort(key=lambda source: source.shard)
-    for before, after in itertools.pairwise(sources):
+    manifests = ManifestSource.merged([source for source in sources if isinstance(source, ManifestSource)])
+    others = sorted((source for source in sources if not isinstance(source, ManifestSource)), key=lambda s: s.shard)
+    for before, after in itertools.pairwise(others):
         inside = isinstance(after, FolderSource | BucketSource) and after.shard.startswith(before.shard)
         if before.shard == after.shard or inside:
             raise IndexFileError(f"'{after.shard}' is covered twice, by itself and by '{before.shard}'; name it once")
-    return sources
+    for manifest, folder in itertools.product(manifests, others):
+        if isinstance(folder, FolderSource) and (twice := manifest.first_beneath(folder.shard)) is not None:
+            raise IndexFileError(f"'{twice}' is covered twice, by a manifest and by '{folder.shard}'; name it once")
+    return sorted([*manifests, *others], key=lambda source: source.shard)
 
 
 def _open(path: str) -> Source:
@@ -61,7 +65,7 @@ def _open(path: str) -> Source:
     if suffix == ".parquet" and holds_images(path):
         return ParquetSource(path)
     if suffix in MANIFESTS:
-        return ManifestSource(path)
+        return ManifestSource.read(path)
     raise IndexFileError(
         f"'{path}' is no source; give a folder, a plain .tar, Parquet, or a manifest ({', '.join(sorted(MANIFESTS))})"
     )

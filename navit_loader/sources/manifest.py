@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,43 +25,81 @@ MANIFESTS = frozenset({".csv", ".jsonl", ".parquet"})
 """Extensions of manifests."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One line of a manifest: where it stands, and what it says of its image."""
+
+    place: str
+    label: Any
+    caption: str | None
+
+
 class ManifestSource:
-    """The image files that one manifest names.
+    """The image files that manifests name.
 
     Args:
-        path: the manifest, absolute.
-
-    Raises:
-        IndexFileError: it cannot be read, has no `path` column, names a file twice, or names nothing.
+        shard: the folder that holds all of them, absolute, ending in `/`.
+        entries: by absolute path.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, shard: str, entries: dict[str, _Entry]) -> None:
+        self.shard = shard
+        self._found = entries
+        pairs = ((os.fsencode(full[len(shard) :]), entry) for full, entry in entries.items())
+        self._entries = sorted(pairs, key=lambda pair: pair[0])
+
+    @classmethod
+    def read(cls, path: str) -> ManifestSource:
+        """Reads one manifest at an absolute path.
+
+        Raises:
+            IndexFileError: it cannot be read, has no `path` column, names a file twice, or names nothing.
+        """
         base = os.path.dirname(path)
-        found: dict[str, tuple[int, Any, str | None]] = {}
+        found: dict[str, _Entry] = {}
         for line, entry in _read(path):
+            place = f"'{path}' line {line}"
             name = entry.get("path")
             if not isinstance(name, str) or not name or "\0" in name:
-                raise IndexFileError(f"'{path}' line {line}: 'path' is {name!r}; give the path of an image file")
+                raise IndexFileError(f"{place}: 'path' is {name!r}; give the path of an image file")
             try:
                 caption = checked_caption(entry.get("caption"))
             except ValueError as e:
-                raise IndexFileError(f"'{path}' line {line}: {e}") from None
-            full = os.path.normpath(os.path.join(base, name))
-            if full in found:
-                raise IndexFileError(f"'{path}' line {line}: '{name}' stands twice (also line {found[full][0]})")
-            found[full] = (line, entry.get("label"), caption)
+                raise IndexFileError(f"{place}: {e}") from None
+            _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, entry.get("label"), caption))
         if not found:
             raise IndexFileError(f"'{path}' names no image")
         prefix = os.path.join(base, "")
         if not all(full.startswith(prefix) for full in found):
             prefix = os.path.join(os.path.commonpath([os.path.dirname(full) for full in found]), "")
-        self.shard = prefix
-        self._entries = sorted((os.fsencode(full[len(prefix) :]), *rest) for full, rest in found.items())
+        return cls(prefix, found)
+
+    @classmethod
+    def merged(cls, sources: Sequence[ManifestSource]) -> list[ManifestSource]:
+        """The same images, where manifests that share a folder are one source: an image has one row, whoever names it.
+
+        Raises:
+            IndexFileError: two manifests name the same file.
+        """
+        found: list[ManifestSource] = []
+        for source in sorted(sources, key=lambda source: source.shard):
+            if found and source.shard.startswith(found[-1].shard):
+                entries = dict(found[-1]._found)
+                for full, entry in source._found.items():
+                    _add(entries, full, entry)
+                found[-1] = cls(found[-1].shard, entries)
+            else:
+                found.append(source)
+        return found
+
+    def first_beneath(self, folder: str) -> str | None:
+        """An image of this source that lies in a folder (ending in `/`), if there is one."""
+        return next((full for full in self._found if full.startswith(folder)), None)
 
     def prepare(self) -> list[str] | None:
         """Returns the class names in use, sorted; None where every label is a number."""
-        labels = [each for _, _, label, _ in self._entries for each in (label if isinstance(label, list) else [label])]
+        given = (entry.label for entry in self._found.values())
+        labels = [each for label in given for each in (label if isinstance(label, list) else [label])]
         names = {label for label in labels if isinstance(label, str) and label}
         if all(_is_number(name) for name in names):
             return None
@@ -72,19 +111,25 @@ class ManifestSource:
         Raises:
             IndexFileError: a label that is no number and in no class table.
         """
-        names = [name for name, *_ in self._entries]
+        names = [name for name, _ in self._entries]
         known = KnownFiles.look_up(job.known.get(self.shard), names)
         for start in range(0, len(names), CHUNK):
             part = slice(start, min(start + CHUNK, len(names)))
             labels = []
-            for _, line, label, _ in self._entries[part]:
+            for _, entry in self._entries[part]:
                 try:
-                    labels.append(resolve_label(label, job.classes))
+                    labels.append(resolve_label(entry.label, job.classes))
                 except ValueError as e:
-                    raise IndexFileError(f"'{self.path}' line {line}: {e}") from None
-            captions = [caption for *_, caption in self._entries[part]]
+                    raise IndexFileError(f"{entry.place}: {e}") from None
+            captions = [entry.caption for _, entry in self._entries[part]]
             columns = {"labels": label_lists(labels), "caption": captions, **job.tokenize(captions)}
             yield part.stop / len(names), probe_part(self.shard, names[part], part, columns, known, job)
+
+
+def _add(entries: dict[str, _Entry], full: str, entry: _Entry) -> None:
+    if full in entries:
+        raise IndexFileError(f"{entry.place}: '{full}' stands twice (also {entries[full].place}); name it once")
+    entries[full] = entry
 
 
 def _is_number(text: str) -> bool:

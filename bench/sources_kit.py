@@ -1,0 +1,139 @@
+"""Rendering from each kind of source: files, tars, Parquet, and a web server that answers late.
+
+In: photographs that it writes in every container. Out: images per second of each, in rounds that alternate, so that what
+else the machine does touches all alike. The server is nginx with the module echo (Debian: libnginx-mod-http-echo), which
+waits before it serves; its processor time is read from /proc.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from corpus import make
+
+from navit_loader import LoaderConfig, PackedLoader, build_index
+from navit_loader.config import Order
+
+UNIQUE = 400
+"""Photographs that differ; the data set repeats them."""
+MODULE = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One pass over all images.
+
+    Attributes:
+        seconds: from the first batch's request to the last batch.
+        cpu: seconds of this process's processor time.
+        served: the same of the server.
+        images: images rendered.
+    """
+
+    seconds: float
+    cpu: float
+    served: float
+    images: int
+
+
+def write(folder: Path, count: int) -> dict[str, Path]:
+    """The same images as files, a tar, and Parquet as Hugging Face writes it (snappy) and uncompressed; indexes of each."""
+    photographs = make(UNIQUE, 0.2, 0.35)
+    names = [f"{i:06d}.jpg" for i in range(count)]
+    data = [photographs[i % UNIQUE] for i in range(count)]
+    (folder / "files").mkdir(parents=True)
+    for name, content in zip(names, data, strict=True):
+        (folder / "files" / name).write_bytes(content)
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for name, content in zip(names, data, strict=True):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for kind in ("snappy", "none"):
+        with pq.ParquetWriter(
+            folder / f"{kind}.parquet", pa.schema([("image", image)]), compression=kind, use_dictionary=False
+        ) as writer:
+            for start in range(0, count, 1000):
+                part = slice(start, start + 1000)
+                rows = [{"bytes": d, "path": n} for d, n in zip(data[part], names[part], strict=True)]
+                writer.write_table(pa.table({"image": pa.array(rows, image)}))
+    found = {}
+    for name in ("files", "x.tar", "snappy.parquet", "none.parquet"):
+        found[name] = folder / f"{name}.arrow"
+        build_index(folder / name, found[name])
+    return found
+
+
+def config(kind: Literal["permutation", "blocks"]) -> LoaderConfig:
+    """The paper's sizes, sequences of 1,024 tokens, as many threads as cores."""
+    base = LoaderConfig()
+    order = Order(kind=kind, block=256, window=8)
+    return replace(base, plan=replace(base.plan, order=order))
+
+
+def render(index: Path, kind: Literal["permutation", "blocks"], server: int = 0) -> Run:
+    """One epoch with a fresh loader, so that nothing is left of the run before. `server` is nginx's process id."""
+    with PackedLoader(index, config(kind), rank=0, world_size=1) as loader:
+        served, cpu, start = _busy(server), time.process_time(), time.perf_counter()
+        images = sum(batch.num_images for batch in loader)
+        return Run(time.perf_counter() - start, time.process_time() - cpu, _busy(server) - served, images)
+
+
+def _busy(pid: int) -> float:
+    """Seconds of processor time of a process and its children."""
+    if not pid:
+        return 0.0
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ticks = 0
+    for each in (str(pid), *children):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def late_nginx(folder: Path, late_ms: int) -> Iterator[tuple[str, int] | None]:
+    """Serves a folder, each answer `late_ms` milliseconds late; yields its address and process id, or None without nginx."""
+    found = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    if found is None or not MODULE.exists():
+        yield None
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = folder / "nginx"
+    home.mkdir()
+    paths = "".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (home / "nginx.conf").write_text(
+        f"load_module {MODULE}; daemon off; pid {home}/pid; error_log stderr; worker_processes 1;"
+        f"{'user root;' if os.getuid() == 0 else ''} events {{}} http {{ access_log off; {paths} sendfile on; "
+        f"server {{ listen 127.0.0.1:{port}; root {folder}; "
+        f"location / {{ echo_sleep {late_ms / 1000}; echo_exec @file; }} location @file {{ }} }} }}"
+    )
+    command = [found, "-p", str(home), "-c", str(home / "nginx.conf")]
+    with (home / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            for _ in range(100):
+                if server.poll() is not None:
+                    raise SystemExit((home / "log").read_text())
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}", server.pid
+        finally:
+            server.terminate()
