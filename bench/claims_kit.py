@@ -82,6 +82,16 @@ class Figure:
         return f"{self.mean:.2%} ± {self.spread:.2%}"
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of the table; `holds` is None where there is nothing to hold."""
+
+    claim: str
+    paper: str
+    ours: str
+    holds: bool | None
+
+
 class Kit:
     """Runs by name.
 
@@ -155,7 +165,7 @@ class Kit:
         done = checkpoint.find(folder)
         if done is None or done.config != RunConfig.from_dict(_classes(given, done)):
             shutil.rmtree(folder, ignore_errors=True)
-            self._train(RunConfig.from_dict(given), None)
+            self._train(RunConfig.from_dict(given))
         return folder
 
     def score(
@@ -183,31 +193,35 @@ class Kit:
         """Operations of a run's training."""
         return float([e for e in read_log(folder) if e["kind"] == "train"][-1]["flops_seen"])
 
-    def reach(self, name: str, seed: int, goal: float, given: Table, every: int) -> float:
-        """Training operations after which a run first reaches an accuracy; infinite where it never does."""
+    def reach(self, name: str, seed: int, goal: float, given: Table, every: int, limit: float) -> float:
+        """Training operations after which a run first reaches an accuracy, looked at each `every` steps.
+
+        Infinite where it does not within `limit` operations, or within the table's steps.
+        """
         folder = self.out / "runs" / f"{name}-{seed}"
         kept = folder / "reached.json"
         note = {"goal": goal, "steps": given["train"]["steps"], "every": every}
         if kept.exists():
             found = json.loads(kept.read_text())
-            if {key: found[key] for key in note} == note:
-                return float(found["flops"] or "inf")
+            # A run that was given up says nothing of a wider limit.
+            if {key: found[key] for key in note} == note and (found["flops"] or found["limit"] >= limit):
+                return float(found["flops"]) if found["flops"] and found["flops"] <= limit else float("inf")
         shutil.rmtree(folder, ignore_errors=True)
         given["train"] |= {"out": str(folder), "eval_every": every, "log_every": every}
-        self._train(RunConfig.from_dict(given), goal)
+        self._train(RunConfig.from_dict(given), goal, limit)
         entries = list(read_log(folder))
         seen = {e["step"]: e["flops_seen"] for e in entries if e["kind"] == "train"}
         hits = [e["step"] for e in entries if e["kind"] == "eval" and e["accuracy"] >= goal]
         flops = seen[hits[0]] if hits else None
-        kept.write_text(json.dumps({**note, "flops": flops}))
+        kept.write_text(json.dumps({**note, "limit": limit, "flops": flops}))
         return flops or float("inf")
 
-    def _train(self, run: RunConfig, goal: float | None) -> None:
+    def _train(self, run: RunConfig, goal: float | None = None, limit: float = float("inf")) -> None:
         print(f"training {run.train.out}", file=sys.stderr, flush=True)
         Path(run.train.out).mkdir(parents=True, exist_ok=True)
         with open_loader(run, self.world) as loader:
             trainer = _Until(run, loader, self.world, None)
-            trainer.goal = goal
+            trainer.goal, trainer.limit = goal, limit
             try:
                 trainer.run()
             except KeyboardInterrupt:
@@ -216,13 +230,15 @@ class Kit:
 
 
 class _Until(Trainer):
-    """A trainer that stops once its held-out accuracy is reached."""
+    """A trainer that stops once its held-out accuracy is reached, or so many operations are spent."""
 
     goal: float | None = None
+    limit = float("inf")
 
     def _evaluate(self, journal: Journal) -> list[Row]:
         rows = super()._evaluate(journal)
-        if self.goal is not None and any(isinstance(row, Score) and row.accuracy >= self.goal for row in rows):
+        reached = self.goal is not None and any(isinstance(row, Score) and row.accuracy >= self.goal for row in rows)
+        if reached or self.flops > self.limit:
             self.stop_after = self.step + 1
         return rows
 

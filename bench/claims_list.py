@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
-from claims_kit import PATCH, SIDES, Figure, Kit
+from claims_compute import packing
+from claims_kit import PATCH, Figure, Kit, Line
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
@@ -27,16 +27,6 @@ from navit_model.evaluate import judge
 
 STEPS = 600
 NO_DROP = {"drop": {"kind": "none"}}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table; `holds` is None where there is nothing to hold."""
-
-    claim: str
-    paper: str
-    ours: str
-    holds: bool | None
 
 
 def digits_(kit: Kit) -> list[Line]:
@@ -70,47 +60,6 @@ def digits_(kit: Kit) -> list[Line]:
             figure.mean >= 0.985,
         )
     ]
-
-
-def packing(kit: Kit) -> list[Line]:
-    """Operations to first reach 98 %: packed at drawn sizes with drop, against the best fixed-resolution ViT, equally tuned."""
-    goal, steps, every = 0.98, kit.steps(2000), max(2, kit.steps(25))
-    constant = {"schedule": "constant"}
-    methods: dict[str, Callable[[int, float], float]] = {}
-
-    def packed(seed: int, rate: float) -> float:
-        train = {**constant, "learning_rate": rate, "eval_tokens": [64]}
-        given = kit.table(kit.data(seed), steps, seed, {"train": train})
-        return kit.reach(f"reach-packed-{rate:g}", seed, goal, given, every)
-
-    def fixed(side: int, drop: bool) -> Callable[[int, float], float]:
-        def reach(seed: int, rate: float) -> float:
-            tokens = (side // PATCH) ** 2
-            plan = {"resolution": {"kind": "native"}, "max_tokens": tokens, **({} if drop else NO_DROP)}
-            changes = {"plan": plan, "train": {**constant, "learning_rate": rate}}
-            given = kit.table(kit.data(seed).squared(side), steps, seed, changes)
-            return kit.reach(f"reach-{side}-{'drop' if drop else 'whole'}-{rate:g}", seed, goal, given, every)
-
-        return reach
-
-    methods["packed"] = packed
-    for side in SIDES:
-        methods[f"{side} px"] = fixed(side, False)
-        methods[f"{side} px, drop"] = fixed(side, True)
-    found: dict[str, tuple[float, float, Figure]] = {}
-    for name, method in methods.items():
-        rate = min((1e-3, 2e-3, 4e-3), key=lambda rate: method(0, rate))
-        costs = Figure(tuple(method(seed, rate) / 1e12 for seed in kit.seeds))
-        found[name] = (costs.mean, rate, costs)
-    mine = found.pop("packed")
-    best = min(found, key=lambda name: found[name][0])
-    share = mine[0] / found[best][0]
-    all_ = ", ".join(f"{name} {cost:.2f}" for name, (cost, _, _) in found.items())
-    ours = (
-        f"{share:.2f} of the compute: {mine[0]:.2f} ± {mine[2].spread:.2f} TFLOP (rate {mine[1]:g}) against {best} with "
-        f"{found[best][0]:.2f} ± {found[best][2].spread:.2f} (all: {all_})"
-    )
-    return [Line("packing against fixed resolution, compute to 98 %", "1/4 (goal 1/2)", ours, share <= 0.5)]
 
 
 def drops(kit: Kit) -> list[Line]:

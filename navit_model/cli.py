@@ -1,7 +1,7 @@
 """The command line `navit-model`: one module of `navit_model.commands` for each subcommand.
 
 In: arguments. Out: what the command says, and status 0; 1 where a command found some of its input to be bad; 2 with one
-line for an error that navit raises on purpose; 130 after an interrupt. The subcommands load torch when they run, so that
+line for an error that navit raises on purpose, or a file that cannot be read or written; 130 after an interrupt. The subcommands load torch when they run, so that
 `--help` is quick.
 """
 
@@ -27,16 +27,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        # argparse takes changes in one row alone; `train run.toml --resume train.steps=500` is as clear.
+        if not hasattr(args, "changes") or any(text.startswith("-") for text in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.changes += rest
     # Torch's idle threads spin by default and take the cores from decoding threads, ours or a daemon's on this host.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
         return status
     except NavitError as e:
         print(f"navit-model {args.command}: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader has gone, as `head` does; what is left to flush has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if e.filename is None and e.errno is None:
+            raise
+        # A file that the caller named, or a disk: without a name where a file was open already.
+        place = f"'{e.filename}': " if e.filename else ""
+        print(f"navit-model {args.command}: {place}{e.strerror or e}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
+        print(f"navit-model {args.command}: interrupted", file=sys.stderr)
         return 130
 
 
