@@ -196,7 +196,8 @@ class Kit:
     def reach(self, name: str, seed: int, goal: float, given: Table, every: int, limit: float) -> float:
         """Training operations after which a run first reaches an accuracy, looked at each `every` steps.
 
-        Infinite where it does not within `limit` operations, or within the table's steps.
+        Infinite where it does not within `limit` operations, or within the table's steps. A run that is not near the goal
+        when two thirds of the limit are spent is given up.
         """
         folder = self.out / "runs" / f"{name}-{seed}"
         kept = folder / "reached.json"
@@ -230,16 +231,18 @@ class Kit:
 
 
 class _Until(Trainer):
-    """A trainer that stops once its held-out accuracy is reached, or so many operations are spent."""
+    """A trainer that stops once its held-out accuracy is reached, or no longer to be hoped for."""
 
     goal: float | None = None
     limit = float("inf")
 
     def _evaluate(self, journal: Journal) -> list[Row]:
         rows = super()._evaluate(journal)
-        reached = self.goal is not None and any(isinstance(row, Score) and row.accuracy >= self.goal for row in rows)
-        if reached or self.flops > self.limit:
-            self.stop_after = self.step + 1
+        if self.goal is not None:
+            best = max(row.accuracy for row in rows if isinstance(row, Score))
+            hopeless = self.flops > self.limit * 2 / 3 and best < self.goal * 0.95
+            if best >= self.goal or hopeless or self.flops > self.limit:
+                self.stop_after = self.step + 1
         return rows
 
 

@@ -10,7 +10,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -117,15 +117,12 @@ class Decoding(Steps):
         """From the current position to the epoch's end: each batch, packed or encoded, and where the next one starts."""
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        """The batches from the current position to the end of the epoch.
+        """The batches from the current position to the end of the epoch; behind its last batch, those of the next epoch.
 
         Raises:
             RenderError: a batch could not be rendered; the state still names it.
         """
-        self._begin()
-        self._start = self._next
-        epoch = self._epoch
-        yield from self._hand_out(epoch, self._rendered(epoch) if self.decode == "dali" else self._ahead(epoch, False))
+        yield from self._from_here(lambda n: self._rendered(n) if self.decode == "dali" else self._ahead(n, False))
 
     def encoded(self) -> Iterator[EncodedBatch]:
         """The same batches with encoded files in place of pixels; the state moves as in an iteration of the loader.
@@ -133,14 +130,23 @@ class Decoding(Steps):
         Raises:
             RenderError: a file stayed out of reach, or the files of a batch do not fit into the memory allowed.
         """
+        yield from self._from_here(lambda n: self._ahead(n, True))
+
+    def _from_here(self, ahead: Callable[[int], Generator[tuple[Any, int], None, None]]) -> Iterator[Any]:
         self._begin()
         self._start = self._next
-        epoch = self._epoch
-        yield from self._hand_out(epoch, self._ahead(epoch, True))
+        resumed = self._next > 0
+        some = yield from self._hand_out(self._epoch, ahead(self._epoch))
+        if resumed and not some:
+            # Whoever takes exactly `len` batches never sees an epoch end; the next time it means the next one.
+            yield from self._from_here(ahead)
 
-    def _hand_out(self, epoch: int, found: Generator[tuple[Any, int], None, None]) -> Iterator[Any]:
+    def _hand_out(self, epoch: int, found: Generator[tuple[Any, int], None, None]) -> Generator[Any, None, bool]:
+        """Hands out what is found, moving the state, and returns whether there was anything."""
+        some = False
         with closing(found):
             while (pair := next(found, None)) is not None:
+                some = True
                 self._epoch, self._next = epoch, pair[1]
                 batch = pair[0]
                 del pair
@@ -148,6 +154,7 @@ class Decoding(Steps):
                 # Let go of it, so that its memory is free as soon as the caller has let go too.
                 del batch
         self._epoch, self._next, self._start = epoch + 1, 0, 0
+        return some
 
     def _rendered(self, epoch: int) -> Generator[tuple[Any, int], None, None]:
         """The encoded batches through DALI: one is decoded while the one before it is used."""

@@ -109,15 +109,19 @@ class Steps(ABC):
             self._epoch, self._next, self._start, self._begun = epoch, 0, 0, -1
 
     def __len__(self) -> int:
-        """Steps of every rank from where the current or next iteration starts to the end of its epoch, exactly.
+        """Steps of every rank from where the current or next iteration starts to the end of its epoch, exactly; behind an
+        epoch's last batch, those of the next epoch.
 
         It never speaks to other ranks, so with `data.refresh` on several ranks an epoch's length is that of its own index only
         from its iteration on.
         """
         if self._start == 0 and self._agree is None:
             self._begin()
-        layout = self._whole(self._layout(self._epoch))
-        return layout.steps(self._start, self.batch_size, self.world_size, self.drop)
+        for epoch, start in ((self._epoch, self._start), (self._epoch + 1, 0)):
+            steps = self._whole(self._layout(epoch)).steps(start, self.batch_size, self.world_size, self.drop)
+            if steps or start == 0:
+                break
+        return steps
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch handed out. The same on every rank after the same number of steps."""

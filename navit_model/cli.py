@@ -1,8 +1,8 @@
 """The command line `navit-model`: one module of `navit_model.commands` for each subcommand.
 
 In: arguments. Out: what the command says, and status 0; 1 where a command found some of its input to be bad; 2 with one
-line for an error that navit raises on purpose, or a file that cannot be read or written; 130 after an interrupt. The subcommands load torch when they run, so that
-`--help` is quick.
+line for an error that navit raises on purpose, or a file that cannot be read or written; 130 after an interrupt. The
+subcommands load torch when they run, so that `--help` is quick.
 """
 
 from __future__ import annotations

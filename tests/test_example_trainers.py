@@ -49,7 +49,7 @@ def test_another_trainer_goes_on_with_the_next_image(
         module = fit(index, tmp_path / out, steps, resume, config=config, model=given["model"], **QUIET[name])
         return dict(module.state_dict())
 
-    # Two whole epochs and a part of the third; the stop lies within the second.
+    # Five steps an epoch: the stop lies within the second, the end within the third.
     whole = run("whole", 14, None)
     half = run("half", 7, None)
     found = next((tmp_path / "half").rglob("*step=7.ckpt"), None) if name == "with_lightning" else True

@@ -173,6 +173,21 @@ def test_breaking_off_and_iterating_again_goes_on(data: Path) -> None:
     assert all(same(a, b) for a, b in zip(whole, first + second, strict=True))
 
 
+def test_behind_the_last_batch_the_next_epoch_begins(data: Path) -> None:
+    with PackedLoader(data / "a.arrow", BASE) as loader:
+        whole = [list(loader), list(loader)]
+        loader.set_epoch(0)
+        taken = [list(islice(loader, len(whole[0])))]
+        behind = loader.state_dict()
+        assert (behind["epoch"], behind["next_sequence"] > 0) == (0, True)
+        taken.append(list(islice(loader, len(whole[1]))))
+        loader.load_state_dict(behind)
+        assert len(loader) == len(whole[1])
+        taken.append(list(loader))
+    expected = [whole[0], whole[1], whole[1]]
+    assert all(same(a, b) for x, y in zip(expected, taken, strict=True) for a, b in zip(x, y, strict=True))
+
+
 def test_threads_change_nothing(data: Path) -> None:
     runs = []
     for threads in (1, 4):
