@@ -1,8 +1,7 @@
 """Losses over packed images: summed, so that the trainer can divide by the global number of images.
 
 In: logits `[B, E, classes]` and the batch. Out: `(sum, count)` as device scalars; images that are absent, failed or
-unlabelled
-count for nothing, and what stands in their slots never reaches a gradient.
+unlabelled count for nothing, and what stands in their slots never reaches a gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from navit_loader.batch import OK, PackedBatch
+from navit_loader.errors import ModelError
 
 
 def classification_loss(
@@ -33,8 +33,15 @@ def classification_loss(
 
     Returns:
         The sum over images with status `OK` and a label, and their number; both scalars on the device.
+
+    Raises:
+        ModelError: a label beyond the classes, where the batch lies on the host; `ClassificationTask` looks at every batch
+            there, before it goes to a device.
     """
     classes = logits.shape[-1]
+    on_host = batch.labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and batch.labels.numel() and (most := int(batch.labels.max())) >= classes:
+        raise ModelError(f"an image has the label {most}, but there are {classes} classes; mend the index")
     counts = (batch.status == OK) & (batch.labels[..., 0] >= 0)
     logits = logits.float().masked_fill(~counts[..., None], 0.0)
     if kind == "softmax":

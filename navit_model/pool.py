@@ -53,7 +53,7 @@ class AttentionPooling(nn.Module):
         sum_BED = member_BEL @ (v * weight_BLH[..., None].to(v.dtype)).flatten(2)
         # An absent image has neither tokens nor weight: 0/1.
         share = total_BEH.where(total_BEH > 0, 1.0).reciprocal().to(v.dtype)
-        y = self.out((sum_BED.unflatten(2, (self.heads, -1)) * share[..., None]).flatten(2))
+        y = self.out((sum_BED.view(*share.shape, -1) * share[..., None]).flatten(2))
         return y + self.mlp(self.norm(y))  # type: ignore[no-any-return]
 
     def _scores(self, x_BLD: Tensor) -> Tensor:
