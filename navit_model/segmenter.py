@@ -84,4 +84,4 @@ class Segmenter(nn.Module):
         masks_BLEK = torch.einsum("bld,bekd->blek", patch_BLD, class_SKD[image_BE])
         own_BL = batch.segment_ids.long().clamp_min(0)
         masks_BLK = masks_BLEK.gather(2, own_BL[..., None, None].expand(-1, -1, 1, K))[:, :, 0]
-        return self.mask_norm(masks_BLK)  # type: ignore[no-any-return]
+        return self.mask_norm(masks_BLK.to(self.mask_norm.weight.dtype)).float()  # type: ignore[no-any-return]

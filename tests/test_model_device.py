@@ -1,0 +1,148 @@
+"""The GPU path without a GPU: whole forward passes on PyTorch's fake CUDA tensors.
+
+They have shapes, dtypes and devices and no values, so a call that PyTorch's kernels do not take, a tensor left on the CPU, and
+any wait for the host (a value read, a shape that depends on one) are errors, as on the device itself. What they cannot tell
+is whether the numbers are right, nor can gradients be taken without a driver; tests marked `gpu` do both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from navit_loader.batch import PackedBatch
+from navit_loader.errors import ModelError
+from navit_model import NaViT, NaViTConfig
+from navit_model.attention import attention, segments
+from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
+from navit_model.dense import rasters
+from navit_model.losses import classification_loss
+from navit_model.owl import OwlHead
+from navit_model.segmenter import Segmenter
+from navit_model.text import TextConfig
+from navit_model.towers import ContrastiveConfig, TwoTowers
+
+from .packed import packed
+
+SMALL = NaViTConfig(width=128, depth=2, heads=2, patch_size=4, max_grid=12, classes=5)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one thing that PyTorch asks the driver for on the way: which GPU it is."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+
+def there(module: nn.Module) -> nn.Module:
+    """The module on a CUDA device that is not there; call it in a `FakeTensorMode`."""
+    for part in module.modules():
+        part._parameters |= {name: nn.Parameter(moved(p)) for name, p in part._parameters.items() if p is not None}
+        part._buffers |= {name: moved(b) for name, b in part._buffers.items() if b is not None}
+    return module.train()
+
+
+def moved(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="cuda")
+
+
+def batch_there(prefix: int = 0) -> PackedBatch:
+    host = packed([[(4, 5), (1, 1)], []], length=48, longest=24, images=6, prefix=prefix).to("cpu")
+    return replace(host, **{name: moved(value) for name, value in host.arrays().items()})
+
+
+def owl(net: NaViT, head: nn.Module, batch: PackedBatch) -> Tensor:
+    found = head(net.forward_features(batch), batch, torch.empty(3, 16, device="cuda"))
+    cells = rasters(found.logits, batch, 20)[0]
+    return found.boxes.sum() + cells.sum()  # type: ignore[no-any-return]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"rope": True, "positions": "resized_grid", "pool": "mean", "registers": 2, "drop_path": 0.2, "dropout": 0.1},
+    {
+        "positions": "fractional_fourier",
+        "pool": "class",
+        "class_token": True,
+        "distill_token": True,
+        "layer_scale": 0.1,
+    },
+    {"qk_norm": False, "checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(hopper: None, options: dict[str, Any], kind: Any) -> None:
+    net = NaViT(replace(SMALL, **options)).bfloat16()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there(net)
+        batch = batch_there(net.config.prefix_tokens)
+        logits = net(batch)
+        total, count = classification_loss(logits, batch, kind=kind)
+        assert logits.shape == (2, 6, 5) and {x.device.type for x in (logits, total, count)} == {"cuda"}
+
+
+HEADS: dict[str, Callable[[NaViT], tuple[nn.Module, Callable[[nn.Module, PackedBatch], Tensor]]]] = {
+    "segmenter": lambda net: (Segmenter(net, 3), lambda head, batch: head(batch).sum()),
+    "owl": lambda net: (OwlHead(128, 16), lambda head, batch: owl(net, head, batch)),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_on_a_gpu_read_nothing_on_the_host(hopper: None, name: str) -> None:
+    net = NaViT(SMALL)
+    head, step = HEADS[name](net)
+    both = nn.ModuleList([net, head]).bfloat16()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there(both)
+        assert step(head, batch_there()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_two_towers_on_a_gpu_read_nothing_on_the_host(hopper: None, causal: bool) -> None:
+    text = TextConfig(width=128, depth=1, heads=2, vocabulary=50, max_tokens=12, causal=causal, pool="map")
+    towers = TwoTowers(replace(SMALL, classes=0), text, ContrastiveConfig(width=32)).bfloat16()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there(towers)
+        batch = batch_there()
+        captions = {"text": (2, 30), "text_cu_seqlens": (15,)}
+        empty = {name: torch.empty(size, dtype=torch.int32, device="cuda") for name, size in captions.items()}
+        images, texts, scale, bias = towers(replace(batch, **empty))
+        assert images.shape == texts.shape == (2, 6, 32) and scale.device.type == "cuda" and bias is None
+
+
+@pytest.mark.parametrize("loss", [softmax_contrastive, sigmoid_contrastive])
+def test_contrastive_losses_on_a_gpu_read_nothing_on_the_host(loss: Any) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rows = [torch.empty(50, 16, device="cuda", requires_grad=True) for _ in range(2)]
+        extra = [
+            torch.empty((), device="cuda", requires_grad=True) for _ in range(2 if loss is sigmoid_contrastive else 1)
+        ]
+        total, count = loss(*rows, torch.empty(50, dtype=torch.bool, device="cuda"), *extra)
+        assert total.requires_grad and {total.device.type, count.device.type} == {"cuda"}
+
+
+def test_float32_without_autocast_is_refused_before_the_first_kernel(hopper: None) -> None:
+    net = NaViT(replace(SMALL, attention="torch_varlen"))
+    net.patch_embed.register_forward_hook(lambda *_: pytest.fail("a kernel ran first"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there(net)
+        with pytest.raises(ModelError, match="takes bfloat16 or float16, not torch.float32; use autocast"):
+            net(batch_there())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_pytorchs_kernel_takes_our_call(hopper: None, causal: bool) -> None:
+    """With strided values, as one slice of the joint projection, and with the mask of a causal text tower."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        qkv = torch.empty(80, 3, 2, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        offsets = torch.empty(9, device="cuda", dtype=torch.int32)
+        where = segments(offsets, 20, 80, "torch_varlen", causal=causal)
+        out = attention(*qkv.unbind(1), where)
+        assert out.shape == (80, 2, 64) and out.dtype == torch.bfloat16
