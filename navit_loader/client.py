@@ -49,6 +49,7 @@ class RemoteLoader(Decoding):
         device: str = "cpu",
         refresh: bool = False,
         agree: Agree | None = None,
+        ledger: str = "",
     ) -> None:
         """Connects and learns the plan.
 
@@ -73,7 +74,9 @@ class RemoteLoader(Decoding):
             device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
             refresh: at each epoch's start, ask the daemons whether their index was replaced (they need `data.refresh` too),
                 and read the epoch from the new one.
-            agree: as for `PackedLoader`; needed for `refresh` with several ranks.
+            agree: as for `PackedLoader`; needed for `refresh` and for `decode = "auto"` with several ranks.
+            ledger: path of the quarantine ledger (JSON lines) of what DALI cannot decode here; empty keeps it in memory
+                alone. What daemons decode is in their own.
 
         Raises:
             ServiceError: no daemon answers (each is named with the reason), one refuses, two disagree about the plan,
@@ -118,7 +121,7 @@ class RemoteLoader(Decoding):
         self._credits = max(1, min(prefetch, memory // nbytes))
         self._layouts: dict[int, Layout] = {}
         try:
-            self._choose(decode, device, {"memory_mb": memory_mb})
+            self._choose(decode, device, {"memory_mb": memory_mb, "ledger": ledger})
         except BaseException:
             self._connection.close()
             raise

@@ -30,6 +30,7 @@ Decode = Literal["auto", "cpu", "dali"]
 """`cpu`: pixels come from the engine; `dali`: DALI makes them here from encoded files; `auto`: whichever is faster."""
 
 _MEASURED_S = 1.0
+_WARM_BATCHES = 6
 _MEASURED_BATCHES = 16
 
 
@@ -38,7 +39,7 @@ class Decoding(Steps):
 
     Attributes:
         decode: the decoder in use, `cpu` or `dali`.
-        measured: images per second of each decoder where `auto` measured them, else empty.
+        measured: images per second of each decoder, over all ranks, where `auto` measured them; else empty.
     """
 
     decode: Literal["cpu", "dali"]
@@ -53,11 +54,16 @@ class Decoding(Steps):
             options: of `DaliRenderer`.
 
         Raises:
-            ConfigError: an unknown decoder, or `dali` where it cannot work.
+            ConfigError: an unknown decoder, `dali` where it cannot work, or `auto` where ranks could not agree.
         """
         if decode not in get_args(Decode):
             raise ConfigError(f"decode = {decode!r} is not allowed; choose one of {', '.join(get_args(Decode))}")
         self._auto = decode == "auto"
+        if self._auto and self._agree is None and self.world_size > 1:
+            raise ConfigError(
+                f"decode = 'auto' with world_size = {self.world_size} needs agree=FUNCTION, by which all ranks choose alike "
+                "(torch.distributed.all_gather_object does it); navit-model gives it by itself; or name 'cpu' or 'dali'"
+            )
         self._device, self._dali_options = device, options
         self._dali: DaliRenderer | None = None
         self._engine_render_id = self.render_id
@@ -80,32 +86,39 @@ class Decoding(Steps):
         self.decode = decode
 
     def _measure_both(self) -> None:
-        """Takes the first batches by both ways and goes on with the faster."""
+        """Takes the first batches by both ways and goes on with the faster; every rank with the same."""
+        mine, why = "", "the others say why"
         try:
             self._use("dali")
-            for decode in ("dali", "cpu"):
-                self.measured[decode] = self._rate(decode == "dali")
+            mine = f"{self._rate(True)} {self._rate(False)}"
         except NavitError as e:
-            self.measured.clear()
+            why = str(e)
+        said = [mine] if self._agree is None else list(self._agree(mine))
+        if "" in said:
             self._use("cpu")
-            log.info("decode = auto: cpu, since dali cannot be used: %s", e)
+            ranks = f" on {said.count('')} of {len(said)} ranks" if len(said) > 1 else ""
+            log.info("decode = auto: cpu, since dali could not be measured%s: %s", ranks, why)
             return
-        self._use("dali" if self.measured["dali"] > self.measured["cpu"] else "cpu")
-        rates = ", ".join(f"{decode} {rate:,.0f} images/s" for decode, rate in sorted(self.measured.items()))
-        log.info("decode = auto: %s (%s)", self.decode, rates)
+        # The same sums of the same numbers everywhere.
+        dali, cpu = (sum(map(float, rates)) for rates in zip(*map(str.split, said), strict=True))
+        self.measured = {"cpu": cpu, "dali": dali}
+        self._use("dali" if dali > cpu else "cpu")
+        log.info("decode = auto: %s (cpu %s images/s, dali %s)", self.decode, f"{cpu:,.0f}", f"{dali:,.0f}")
 
     def _rate(self, dali: bool) -> float:
-        """Images per second, behind a first batch that warms up."""
-        epoch = self._epoch
+        """Images per second, behind the first batches: what is made ahead of them would count for nothing."""
+        epoch, images = self._epoch, 0
+        taken = [(time.perf_counter(), 0)]
         with closing(self._rendered(epoch) if dali else self._ahead(epoch, False)) as found:
-            for _ in islice(found, 1):
-                pass
-            start, images = time.perf_counter(), 0
-            for batch, _ in islice(found, _MEASURED_BATCHES):
+            for batch, _ in islice(found, _WARM_BATCHES + _MEASURED_BATCHES):
                 images += batch.num_images
-                if time.perf_counter() - start > _MEASURED_S:
+                taken.append((time.perf_counter(), images))
+                if len(taken) > _WARM_BATCHES + 1 and taken[-1][0] - taken[_WARM_BATCHES][0] > _MEASURED_S:
                     break
-            return images / (time.perf_counter() - start)
+            if dali and self._dali is not None:
+                self._dali.settle()
+        before, seen = taken[_WARM_BATCHES if len(taken) > _WARM_BATCHES + 1 else 0]
+        return (images - seen) / (time.perf_counter() - before)
 
     def _renamed(self, plan_id: str, render_id: str) -> None:
         """The loader reads another index from here on; its decoder stays."""
@@ -183,6 +196,7 @@ class Decoding(Steps):
         name = identity.decoder_of(str(state.get("render_id", "")))
         if self._auto and name and not other_renderer:
             self._use("dali" if name.startswith("dali") else "cpu")
+            log.info("decode = auto: %s, as in the state", self.decode)
         super().load_state_dict(state, other_renderer=other_renderer)
 
     def failures(self) -> list[dict[str, Any]]:

@@ -52,8 +52,8 @@ class PackedLoader(Decoding):
             decode: `cpu`, the engine's decoder; `dali`, NVIDIA's (docs/dali.md); `auto`, the faster of them, measured
                 on the first batches.
             device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
-            agree: gives every rank the texts of all ranks, in their order; needed for `data.refresh` with several ranks,
-                which compare by it what they see when an epoch begins.
+            agree: gives every rank the texts of all ranks, in their order; with several ranks needed for `data.refresh`,
+                where they compare what they see when an epoch begins, and for `decode = "auto"`, where they choose alike.
 
         Raises:
             NavitError: see `Engine`, `rank_and_world` and `DaliRenderer`.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from navit_loader import PackedLoader, RemoteLoader
-from navit_loader.batch import PackedBatch
+from navit_loader.batch import PackedBatch, View
 from navit_loader.boundary import Agree
 from navit_loader.errors import ConfigError, NavitError
 
@@ -29,9 +30,9 @@ def open_loader(run: RunConfig, world: World) -> Loader:
     """The training loader: in process, or from `data.endpoints`.
 
     Raises:
-        ConfigError: neither an index nor endpoints are given.
+        ConfigError: neither an index nor endpoints are given, or `train.decode` cannot be.
     """
-    data = run.loader.data
+    data, render = run.loader.data, run.loader.render
     agree = world.comparer()
     loader: Loader
     if data.endpoints:
@@ -41,7 +42,10 @@ def open_loader(run: RunConfig, world: World) -> Loader:
             world_size=world.size,
             batch_size=data.batch_size,
             remainder=data.remainder,
-            prefetch=run.loader.render.prefetch,
+            prefetch=render.prefetch,
+            decode=run.train.decode,
+            device=str(world.device),
+            ledger=render.ledger,
             refresh=data.refresh,
             agree=agree,
         )
@@ -62,7 +66,15 @@ def _in_process(run: RunConfig, world: World, agree: Agree) -> PackedLoader:
         raise ConfigError(
             "data.index = '' is not allowed; give an index file, [[data.mixture]], or data.endpoints of running daemons"
         )
-    return PackedLoader(data.index or None, run.loader, rank=world.rank, world_size=world.size, agree=agree)
+    return PackedLoader(
+        data.index or None,
+        run.loader,
+        rank=world.rank,
+        world_size=world.size,
+        decode=run.train.decode,
+        device=str(world.device),
+        agree=agree,
+    )
 
 
 class Feed:
@@ -71,7 +83,8 @@ class Feed:
     Args:
         loader: where they come from.
         device: where they go.
-        check: called with each batch while it is still in numpy; raises what is wrong with it.
+        check: called with each batch in numpy; raises what is wrong with it. Of a batch that was decoded on a GPU the pixels
+            stay there, unseen.
 
     Attributes:
         waited: seconds that `take` waited since `waited` was last set to 0.
@@ -101,8 +114,8 @@ class Feed:
 
     @property
     def last(self) -> PackedBatch | None:
-        """The batch that last left the host, in numpy; for pictures."""
-        return self._checked.last
+        """The batch that last passed the check, in numpy; for pictures."""
+        return None if self._checked.last is None else _in_numpy(self._checked.last)
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's state behind the last batch that was taken."""
@@ -134,7 +147,7 @@ class _Checked:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         for batch in self._loader:
-            self._check(batch)
+            self._check(_in_numpy(batch, pixels=False))
             self.last = batch
             yield batch
 
@@ -149,3 +162,14 @@ class _Checked:
 
     def set_epoch(self, epoch: int) -> None:
         self._loader.set_epoch(epoch)
+
+
+def _in_numpy(batch: PackedBatch, pixels: bool = True) -> PackedBatch:
+    """The batch with its tensors on the host, in numpy, those of pixels only where they are wanted."""
+
+    def found(part: PackedBatch | View) -> dict[str, Any]:
+        values = {f.name: getattr(part, f.name) for f in fields(part) if pixels or f.name != "patches"}
+        return {name: v.cpu().numpy() for name, v in values.items() if isinstance(v, torch.Tensor)}
+
+    teacher = batch.teacher and replace(batch.teacher, **found(batch.teacher))
+    return replace(batch, **found(batch), teacher=teacher)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from navit_loader.batch import PackedBatch
-from navit_loader.errors import ModelError
+from navit_loader.errors import ModelError, StateError
 
 from . import checkpoint, report
 from .augment import augment
@@ -116,7 +116,14 @@ class Trainer:
             )
         start.restore(self.module, self.average, self.optimizer)
         other = self.run_config.train.allow_render_change
-        self.loader.load_state_dict(start.state["loader"], other_renderer=other)
+        state = start.state["loader"]
+        try:
+            self.loader.load_state_dict(state, other_renderer=other)
+        except StateError as e:
+            flag = (
+                "" if state["plan_id"] != self.loader.plan_id else "; for a run that is train.allow_render_change=true"
+            )
+            raise StateError(f"'{start.path}': {e}{flag}") from None
         self.step, self.images, self.tokens = start.step, start.state["images"], start.state["tokens"]
         self.flops = start.state["flops"]
 
@@ -126,6 +133,9 @@ class Trainer:
         journal = Journal(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         if self.step:
             journal.say(f"going on from step {self.step} of '{self.out}'")
+        if config.decode != "cpu":
+            rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.loader.measured.items())
+            journal.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
         scores: list[Row] = []
         feed = Feed(self.loader, self.world.device, self.task.check)
         try:

@@ -6,6 +6,7 @@ run's configuration.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from PIL import Image
 from navit_loader import build_index
 
 
-def write_index(root: Path) -> str:
-    """Writes the images and returns the path of their index."""
+def write_index(root: Path, kind: str = "png") -> str:
+    """Writes the images, files of one kind, and returns the path of their index."""
     rng = np.random.default_rng(0)
     for i in range(90):
         h, w = (int(v) for v in rng.integers(10, 30, 2))
@@ -27,7 +28,7 @@ def write_index(root: Path) -> str:
             pixels[:, : w // 2] += 45
         folder = root / "images" / f"class{i % 3}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.{kind}")
     build_index(root / "images", root / "shapes.arrow")
     return str(root / "shapes.arrow")
 
@@ -59,3 +60,18 @@ def table(index: str, out: Path, batch_size: int = 2, **train: Any) -> dict[str,
             **train,
         },
     }
+
+
+def write_toml(table: dict[str, Any], path: Path) -> Path:
+    """A configuration as a file; returns its path."""
+
+    def value(v: Any) -> str:
+        if isinstance(v, dict):
+            return "{" + ", ".join(f"{k} = {value(x)}" for k, x in v.items()) + "}"
+        return json.dumps(v)
+
+    lines = [
+        f"[{name}]\n" + "\n".join(f"{k} = {value(v)}" for k, v in section.items()) for name, section in table.items()
+    ]
+    path.write_text("\n".join(lines))
+    return path

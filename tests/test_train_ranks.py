@@ -27,7 +27,7 @@ from navit_model.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import seen, work
-from shapes import table, write_index
+from shapes import table, write_index, write_toml
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 
@@ -132,8 +132,7 @@ def test_killed_at_random_moments_the_losses_are_the_same_bit_for_bit(index: str
 def test_where_a_rank_dies_the_others_end_with_a_message_within_a_minute(index: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = table(index, out, 1, steps=1_000_000, checkpoint_every=0)
-    text = "\n".join(f"[{name}]\n{_toml(section)}" for name, section in settings.items())
-    (tmp_path / "run.toml").write_text(text)
+    write_toml(settings, tmp_path / "run.toml")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -159,12 +158,3 @@ def test_where_a_rank_dies_the_others_end_with_a_message_within_a_minute(index: 
     assert processes[0].returncode == 2, said
     assert "lost another rank" in said
     assert "Traceback" not in said
-
-
-def _toml(section: dict[str, Any]) -> str:
-    def value(v: Any) -> str:
-        if isinstance(v, dict):
-            return "{" + ", ".join(f"{k} = {value(x)}" for k, x in v.items()) + "}"
-        return json.dumps(v)
-
-    return "\n".join(f"{k} = {value(v)}" for k, v in section.items())

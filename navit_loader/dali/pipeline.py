@@ -127,7 +127,7 @@ class Runs:
         pipeline = dali.Pipeline(
             batch_size=MAX_IMAGES,
             num_threads=self._threads,
-            device_id=(self._device.index or 0) if on_gpu else None,
+            device_id=self._device.index if on_gpu else None,
             # With more, the first `schedule_run` would want that many batches at once. Runs overlap all the same.
             prefetch_queue_depth=1,
             exec_dynamic=True,

@@ -103,6 +103,8 @@ class DaliRenderer:
             raise ConfigError(f"device = '{device}' is not allowed; DALI renders on 'cpu' or 'cuda'")
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device = '{device}', but torch sees no CUDA device here; take 'cpu'")
+        if str(self.device) == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self._threads = threads or min(4, len(os.sched_getaffinity(0)))
         self._settings = RenderConfig(
             threads=self._threads, memory_mb=memory_mb, ledger=ledger, failure_limit=failure_limit
@@ -239,6 +241,11 @@ class DaliRenderer:
         for patches in decode.out:
             patches.record_stream(current)
         return packed.to(self.device, non_blocking=True)
+
+    def settle(self) -> None:
+        """Waits until the device has done all that it was told; at once on the CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start: images rendered, those among them by the CPU renderer, failed, pipelines built."""
