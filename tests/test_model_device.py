@@ -133,7 +133,7 @@ def test_float32_without_autocast_is_refused_before_the_first_kernel(hopper: Non
     net.patch_embed.register_forward_hook(lambda *_: pytest.fail("a kernel ran first"))
     with FakeTensorMode(allow_non_fake_inputs=True):
         there(net)
-        with pytest.raises(ModelError, match="takes bfloat16 or float16, not torch.float32; use autocast"):
+        with pytest.raises(ModelError, match=r"takes bfloat16 or float16, not torch\.float32; use autocast"):
             net(batch_there())
 
 
