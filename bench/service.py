@@ -282,12 +282,16 @@ def main() -> None:
         index = Path(work) / "bench.arrow"
         build_index(folder, index)
         config = Path(work) / "bench.toml"
-        config.write_text(CONFIG.format(index=index, threads=len(os.sched_getaffinity(0))))
+        threads = len(os.sched_getaffinity(0))
+        config.write_text(CONFIG.format(index=index, threads=threads, epoch=0))
+        # Transport alone has nothing to do with the end of an epoch, where nothing is asked for ahead.
+        long = Path(work) / "long.toml"
+        long.write_text(CONFIG.format(index=index, threads=threads, epoch=1_000_000))
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         if args.soak:
             soak(config, args.soak)
             return
-        transport(config, args.seconds, args.rounds)
+        transport(long, args.seconds, args.rounds)
         whole(config, sorted(map(str, folder.rglob("*.jpg"))), args.seconds, args.rounds)
         with_hostile_peers(config, args.seconds, args.rounds)
         many(config, args.clients, max(10.0, args.seconds))

@@ -40,7 +40,7 @@ memory_mb = 512
 sequence_length = 1024
 max_tokens = 256
 max_images = 64
-virtual_epoch = 0
+virtual_epoch = {epoch}
 block_images = 4096
 [plan.resolution]
 kind = "uniform"

@@ -111,14 +111,9 @@ class PackedBatch:
 
     def arrays(self) -> dict[str, Array]:
         """All array fields by name, those of the teacher's view as `teacher.<field>`; the order of the wire."""
-        found: dict[str, Array] = {}
-        for part, prefix in ((self, ""), (self.teacher, "teacher.")):
-            if part is None:
-                continue
-            for field in fields(part):
-                value = getattr(part, field.name)
-                if not isinstance(value, int | View) and value is not None:
-                    found[prefix + field.name] = value
+        found = {name: getattr(self, name) for name in _ARRAYS}
+        if self.teacher is not None:
+            found |= {"teacher." + name: getattr(self.teacher, name) for name in _VIEW_ARRAYS}
         return found
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
@@ -145,3 +140,7 @@ class PackedBatch:
 
         teacher = None if self.teacher is None else View(**moved(self.teacher))
         return replace(self, **moved(self), teacher=teacher)
+
+
+_VIEW_ARRAYS = tuple(f.name for f in fields(View) if f.type == "Array")
+_ARRAYS = tuple(f.name for f in fields(PackedBatch) if f.type == "Array")

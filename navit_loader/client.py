@@ -174,8 +174,11 @@ class RemoteLoader(Decoding):
         credits = self._prefetch if encoded else self._credits
         try:
             while True:
-                while len(ahead) < credits and (step := next(walk, None)) is not None:
-                    ahead.append((self._ask(epoch, step[0], encoded), step[1]))
+                # Each word to the daemon wakes threads on both sides. So where batches are here before they are wanted,
+                # the next are asked for several at a time.
+                if len(ahead) <= credits // 2 or not ahead[0][0].settled:
+                    while len(ahead) < credits and (step := next(walk, None)) is not None:
+                        ahead.append((self._ask(epoch, step[0], encoded), step[1]))
                 if not ahead:
                     break
                 want, behind = ahead[0]

@@ -26,8 +26,10 @@ from .encoded import EncodedBatch
 from .endpoint import Endpoint, Terms, Want
 from .errors import RenderError, ServiceError
 from .protocol import PlanInfo, Reply, Request
-from .security import ClientKeys
+from .security import ClientKeys, check_address
 from .shm import SUPPORTED
+
+_TURN_S = 0.01  # how long batches that are here may be handed out without a look at the others
 
 
 class Connection:
@@ -72,14 +74,14 @@ class Connection:
         if isinstance(addresses, str) or not addresses:
             raise ServiceError(f"endpoints = {addresses!r} must be a list of at least one tcp:// or ipc:// address")
         for address in addresses:
-            if not address.startswith(("tcp://", "ipc://")):
-                raise ServiceError(f"endpoint '{address}' is not allowed; use tcp://HOST:PORT or ipc://PATH")
+            check_address(address)
         self.starved_s = 0.0
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
         self._known: PlanInfo | None = None
         self._next_id = 1
         self._starved_us = 0
         self._wants: list[Want] = []
+        self._turned = 0.0  # when the last turn began
         self._context = zmq.Context()
         self._context.max_sockets = min(65535, 64 + 8 * len(addresses))
         self._poller = zmq.Poller()
@@ -192,14 +194,18 @@ class Connection:
     def _want(self, request: Request) -> Want:
         want = Want(request)
         self._wants.append(want)
-        self._dispatch(time.monotonic())
+        able = [e for e in self._endpoints if e.ready]
+        if able:
+            self._ask(min(able, key=lambda e: len(e.in_flight)), want, time.monotonic())
         return want
 
     def _wait(self, want: Want) -> Any:
         if self._context.closed:
             raise ServiceError("this loader is closed; make another")
         start = time.monotonic()
-        self._turn(0.0)
+        # One turn takes what has come for several wants; now and then one sees to the deadlines of the others.
+        if want.settled and start > self._turned + _TURN_S:
+            self._turn(0.0)
         while not want.settled:
             if time.monotonic() - start > self._timeout_s:
                 raise ServiceError(f"no answer within {self._timeout_s:g} s: {self._state()}")
@@ -220,7 +226,7 @@ class Connection:
 
     def _turn(self, until: float) -> None:
         """One turn: connect, ask, wait for news until the next thing is due, and take it."""
-        now = time.monotonic()
+        now = self._turned = time.monotonic()
         for endpoint in self._endpoints:
             if not endpoint.connected and now >= endpoint.retry:
                 endpoint.call(*(("", "") if self._known is None else (self._known.plan_id, self._known.render_id)))
@@ -247,10 +253,11 @@ class Connection:
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
-        request = replace(want.request, id=id)
-        if request.kind in ("batch", "encoded"):
-            request = replace(request, starved_us=min(self._starved_us, protocol.WIDE))
-            self._starved_us = 0
+        kind, starved = want.request.kind, 0
+        if kind in ("batch", "encoded"):
+            starved, self._starved_us = min(self._starved_us, protocol.WIDE), 0
+        freed = endpoint.freed() if kind == "batch" else ()
+        request = replace(want.request, id=id, starved_us=starved, ids=freed)
         want.asked[id] = endpoint
         want.since = now
         endpoint.in_flight[id] = want
@@ -314,11 +321,13 @@ class Connection:
     def _settle(self, endpoint: Endpoint, want: Want, reply: Reply, frames: list[Any]) -> None:
         try:
             if reply.kind == "batch":
-                if reply.slot >= 0:
-                    if endpoint.window is None:
-                        raise ServiceError("a batch in shared memory, which was never agreed on")
-                    frames = endpoint.window.open(reply.slot, self.info, reply.patch_size, want.request.count)
-                want.answer = protocol.read_batch(self.info, want.request, reply.patch_size, frames)
+                if reply.slot < 0:
+                    want.answer = protocol.read_batch(self.info, want.request, reply.patch_size, frames)
+                elif endpoint.window is None:
+                    raise ServiceError("a batch in shared memory, which was never agreed on")
+                else:
+                    slot = endpoint.window.open(reply.slot)
+                    want.answer = protocol.read_slot(self.info, want.request, reply.patch_size, slot)
             elif reply.kind == "encoded":
                 want.answer = protocol.read_encoded(self.info, want.request, reply.patch_size, frames)
             else:

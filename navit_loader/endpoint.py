@@ -32,6 +32,7 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _BACKOFF_S = (0.05, 1.0)
+_NOBLOCK = int(zmq.NOBLOCK)
 
 
 @dataclass(eq=False, slots=True)
@@ -160,18 +161,23 @@ class Endpoint:
         if self._socket is None:
             return
         try:
-            self._socket.send(protocol.encode_request(request), zmq.NOBLOCK)
+            self._socket.send(protocol.encode_request(request), _NOBLOCK)
         except zmq.Again:
             self.hang_up("it takes no more requests")
 
-    def give_back(self) -> None:
-        """Sends credits for the shared slots that the user has let go of."""
+    def freed(self) -> tuple[int, ...]:
+        """The shared slots that the user has let go of since the last call; the daemon is to hear of them."""
         if self.window is None or not self.window.returned:
-            return
+            return ()
         slots: list[int] = []
         while self.window.returned and len(slots) < protocol.MAX_IN_FLIGHT:
             slots.append(self.window.returned.popleft())
-        self.send(Request("credit", ids=tuple(slots)))
+        return tuple(slots)
+
+    def give_back(self) -> None:
+        """Sends credits for the shared slots that the user has let go of, where no request takes them along."""
+        if slots := self.freed():
+            self.send(Request("credit", ids=slots))
 
     def receive(self, ready: dict[Any, int]) -> Iterator[tuple[Reply, list[Any]]]:
         """The replies that have come, with their frames; a daemon that breaks the protocol is hung up on.
@@ -182,14 +188,17 @@ class Endpoint:
         if self._socket in ready:
             while self._socket is not None:
                 try:
-                    header, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                    frame = self._socket.recv(_NOBLOCK, copy=False)
                 except zmq.Again:
                     break
-                raw = header.buffer
+                raw, frames = frame.bytes, []
+                while frame.more:
+                    frame = self._socket.recv(_NOBLOCK, copy=False)
+                    frames.append(frame)
                 try:
                     reply = protocol.decode_reply(raw)
                 except ServiceError as e:
-                    if len(raw) > 3 and bytes(raw[:3]) == protocol.MAGIC and raw[3] != protocol.VERSION:
+                    if len(raw) > 3 and raw[:3] == protocol.MAGIC and raw[3] != protocol.VERSION:
                         raise ServiceError(f"{self.address}: {e}") from None
                     self.hang_up(f"it broke the protocol: {e}")
                     return

@@ -22,6 +22,8 @@ from .journal import Journal
 from .security import ServerKeys, allow_list, check_bind
 
 _EVENTS_PER_TURN = 256
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_COPY_BELOW = 1 << 16  # to hand over a frame without a copy costs more than to copy one of this size
 
 
 class Router:
@@ -50,7 +52,7 @@ class Router:
             for option, value in _options(serve).items():
                 self._socket.setsockopt(option, value)
             if keys is not None:
-                self._auth = allow_list(self._context, keys, journal.counts)
+                self._auth = allow_list(self._context, keys, journal)
                 keys.apply(self._socket)
             self._monitor = self._socket.get_monitor_socket(
                 zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -73,15 +75,22 @@ class Router:
         """The messages that have come, a bounded number a turn: (peer, frames)."""
         for _ in range(_EVENTS_PER_TURN if self._socket in ready else 0):
             try:
-                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            peer, frames = frame.bytes, []
+            while frame.more:
+                frame = self._socket.recv(_NOBLOCK, copy=False)
+                frames.append(frame.bytes)
             yield peer, frames
 
     def send(self, peer: bytes, frames: list[Any]) -> str:
-        """Hands a message to ZeroMQ without a copy, and never waits; why not, if it could not be, else empty."""
+        """Hands a message to ZeroMQ, large frames without a copy, and never waits; why not, if it could not be, else empty."""
         try:
-            self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
+            self._socket.send(peer, _MORE)
+            for frame in frames[:-1]:
+                self._socket.send(frame, _MORE, copy=len(frame) < _COPY_BELOW)
+            self._socket.send(frames[-1], _NOBLOCK, copy=len(frames[-1]) < _COPY_BELOW)
         except zmq.Again:
             self._journal.counts["overflow"] += 1
             return "reads none of its answers"

@@ -8,9 +8,9 @@ others.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import stat
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from .errors import ServiceError
+from .journal import Journal
 
 SERVER, CLIENT, ALLOW = "server", "client", "allow"
 
@@ -149,21 +150,37 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
 class _Listed:
     """What `ThreadAuthenticator` asks for each key."""
 
-    def __init__(self, allowed: frozenset[bytes], counts: Counter[str]) -> None:
-        self._allowed, self._counts = allowed, counts
+    def __init__(self, allowed: frozenset[bytes], journal: Journal) -> None:
+        self._allowed, self._journal = allowed, journal
 
     def callback(self, domain: str, key: bytes) -> bool:
         listed = key in self._allowed
-        self._counts["keys_accepted" if listed else "refused_key"] += 1
+        self._journal.counts["keys_accepted" if listed else "refused_key"] += 1
+        if not listed:
+            words = f"refused=key key={key.decode('ascii', 'replace')!r} is not on the allow-list"
+            self._journal.say("refused_key", words, logging.WARNING)
         return listed
 
 
-def allow_list(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys, counts: Counter[str]) -> ThreadAuthenticator:
+def allow_list(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys, journal: Journal) -> ThreadAuthenticator:
     """Starts the ZAP handler of `context`: the listed keys may connect, all others are refused, logged and counted."""
     auth = ThreadAuthenticator(context)
     auth.start()
-    auth.configure_curve_callback("navit", _Listed(keys.allowed, counts))
+    auth.configure_curve_callback("navit", _Listed(keys.allowed, journal))
     return auth
+
+
+def check_address(address: str) -> None:
+    """Refuses what is no address. ZeroMQ would take a port modulo 65,536.
+
+    Raises:
+        ServiceError: says what an address looks like.
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if address.startswith("tcp://") and host and port.isdecimal() and int(port) <= 65535:
+        return
+    if not address.startswith("ipc://") or address == "ipc://":
+        raise ServiceError(f"address '{address}' is not allowed; use tcp://HOST:PORT, ports to 65535, or ipc://PATH")
 
 
 def check_bind(address: str, keys: ServerKeys | None) -> None:
@@ -172,6 +189,7 @@ def check_bind(address: str, keys: ServerKeys | None) -> None:
     Raises:
         ServiceError: says how to make keys, or how to close the directory.
     """
+    check_address(address)
     if address.startswith("ipc://"):
         path = Path(address.removeprefix("ipc://"))
         if str(path).startswith("@"):

@@ -21,10 +21,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zmq
 
 from . import protocol
-from .batch import PackedBatch
+from .batch import OK, PackedBatch
 from .config import ServeConfig
 from .editions import Editions
 from .encoded import EncodedBatch
@@ -237,6 +238,8 @@ class Server:
             if asked != ours and not (key == "render_id" and request.kind == "layout"):
                 self._refuse(session.peer, request, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
                 return
+        if request.kind == "batch" and request.ids:
+            self._porter.take_back(session, request.ids)
         session.asked += 1
         session.starved += request.starved_us / 1e6
         if request.kind in ("layout", "encoded"):  # how much an encoded batch holds is known from its plan alone
@@ -360,7 +363,8 @@ class Server:
         session = job.session
         session.asked -= 1
         slots = batch.slots if isinstance(batch, EncodedBatch) else batch
-        for name, n in (("images", slots.num_images), ("tokens", slots.num_tokens), ("batches", 1)):
+        images, tokens = int(np.count_nonzero(slots.status == OK)), int(np.count_nonzero(slots.segment_ids >= 0))
+        for name, n in (("images", images), ("tokens", tokens), ("batches", 1)):
             self.counts[name] += n
             session.counts[name] += n
         self.counts["slots"] += slots.segment_ids.size

@@ -28,7 +28,6 @@ import numpy as np
 
 from .batch import PackedBatch
 from .errors import ServiceError
-from .protocol import PlanInfo, batch_fields
 
 if TYPE_CHECKING:
     from ._packer import Buffer
@@ -38,16 +37,10 @@ SUPPORTED = hasattr(os, "memfd_create") and hasattr(socket, "SCM_RIGHTS")
 
 MAX_SLOTS = 64
 ABANDON_S = 120.0
-_ALIGN = 64
 _ANNOUNCE = struct.Struct("<QQ")  # slot number, bytes; 0 bytes: it is withdrawn
 _TOKEN_BYTES = 32
 _F_SEAL_FUTURE_WRITE = 0x10
 _SEALS = 0x1 | 0x2 | 0x4 | _F_SEAL_FUTURE_WRITE  # no further seals, no shrinking, no growing, no other writer
-
-
-def slot_bytes(info: PlanInfo, patch_size: int, count: int) -> int:
-    """Bytes of a batch in a slot; every field starts at a multiple of 64."""
-    return sum(-(-f.nbytes // _ALIGN) * _ALIGN for f in batch_fields(info, patch_size, count))
 
 
 @dataclass(eq=False, slots=True)
@@ -197,7 +190,8 @@ class Window:
 
     def __init__(self, name: str, token: str, limit: int) -> None:
         self._limit = limit
-        self._maps: dict[int, tuple[mmap.mmap, int]] = {}
+        self._maps: dict[int, mmap.mmap] = {}
+        self._lent: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}  # whose death says that the slot is free
         self.returned: deque[int] = deque()
         """Slots that the user has let go of, to be given back to the daemon."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -209,24 +203,18 @@ class Window:
             self._socket.close()
             raise
 
-    def open(self, number: int, info: PlanInfo, patch_size: int, count: int) -> list[np.ndarray[Any, Any]]:
-        """The frames of the batch in a slot. When the last view of them dies, the slot is given back.
+    def open(self, number: int) -> np.ndarray[Any, Any]:
+        """All bytes of a slot, u8. When the last view of them dies, the slot is given back.
 
         Raises:
             ServiceError: a slot that was never announced, of a wrong size, or not sealed.
         """
         while number not in self._maps:
             self._receive()
-        memory, size = self._maps[number]
-        if patch_size not in info.patch_sizes or size < slot_bytes(info, patch_size, count):
-            raise ServiceError(f"shared slot {number} of {size} bytes is too small for its batch")
-        whole = np.frombuffer(memory, np.uint8)
-        weakref.finalize(whole, self.returned.append, number).atexit = False
-        frames, at = [], 0
-        for field in batch_fields(info, patch_size, count):
-            frames.append(whole[at : at + field.nbytes])
-            at += -(-field.nbytes // _ALIGN) * _ALIGN
-        return frames
+        whole = np.frombuffer(self._maps[number], np.uint8)
+        returned = self.returned
+        self._lent[number] = weakref.ref(whole, lambda _: returned.append(number))
+        return whole
 
     def _receive(self) -> None:
         try:
@@ -239,6 +227,7 @@ class Window:
             number, size = _ANNOUNCE.unpack(data)
             if size == 0:
                 self._maps.pop(number, None)
+                self._lent.pop(number, None)
                 return
             if len(fds) != 1 or len(self._maps) >= MAX_SLOTS:
                 raise ServiceError(f"shared slot {number} came with {len(fds)} descriptors beside {len(self._maps)}")
@@ -248,7 +237,7 @@ class Window:
             if fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ServiceError(f"shared slot {number} is not sealed")
             flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # all pages at once, not one fault each
-            self._maps[number] = (mmap.mmap(fds[0], size, flags, mmap.PROT_READ), size)
+            self._maps[number] = mmap.mmap(fds[0], size, flags, mmap.PROT_READ)
         finally:
             for fd in fds:
                 with contextlib.suppress(OSError):
@@ -256,5 +245,6 @@ class Window:
 
     def close(self) -> None:
         """Takes no more slots. What the user holds stays mapped until it is let go."""
+        self._lent.clear()
         self._maps.clear()
         self._socket.close()

@@ -25,6 +25,7 @@ requests = st.one_of(
         first=wide,
         count=st.integers(1, 65536),
         starved_us=wide,
+        ids=ids,
     ),
     st.builds(
         p.Request, st.just("encoded"), wide, first=wide, count=st.integers(1, 65536), limit=st.integers(1, p.WIDE)
@@ -77,19 +78,35 @@ def test_a_plan_comes_back_as_it_went(info: p.PlanInfo) -> None:
 @given(infos, st.integers(1, 4), st.randoms(use_true_random=False))
 def test_a_batch_comes_back_as_it_went_without_a_copy(info: p.PlanInfo, count: int, random) -> None:
     size = random.choice(info.patch_sizes)
-    sent = [random.randbytes(f.nbytes) for f in p.batch_fields(info, size, count)]
+    sent = [random.randbytes(f.nbytes) for f in p.batch_shape(info, size, count).fields]
     request = p.Request("batch", 1, epoch=5, first=7, count=count)
     batch = p.read_batch(info, request, size, sent)
-    assert list(batch.arrays()) == [f.name for f in p.batch_fields(info, size, count)]
+    assert list(batch.arrays()) == [f.name for f in p.batch_shape(info, size, count).fields]
     assert [bytes(f) for f in p.batch_frames(batch)] == sent
     assert (batch.epoch, batch.sequence, batch.patch_size) == (5, 7, size)
     assert np.shares_memory(batch.patches, np.frombuffer(sent[0], np.uint8))
     assert info.nbytes(count) >= sum(map(len, sent))
 
 
+@given(infos, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_batch_in_a_slot_is_read_where_it_lies(info: p.PlanInfo, count: int, random) -> None:
+    size = random.choice(info.patch_sizes)
+    shape = p.batch_shape(info, size, count)
+    slot = np.frombuffer(random.randbytes(shape.slot_bytes), np.uint8)
+    request = p.Request("batch", 1, epoch=5, first=7, count=count)
+    batch = p.read_slot(info, request, size, slot)
+    for array, field, offset in zip(batch.arrays().values(), shape.fields, shape.offsets, strict=True):
+        assert array.tobytes() == slot[offset : offset + field.nbytes].tobytes()
+        assert array.flags.aligned and array.base is slot  # so that the slot lives as long as any of them
+    with pytest.raises(ServiceError, match="too small for its batch"):
+        p.read_slot(info, request, size, slot[:-1])
+    with pytest.raises(ServiceError, match="patch size 500"):
+        p.read_slot(info, request, 500, slot)
+
+
 @given(infos, st.data())
 def test_a_batch_with_one_wrong_length_is_refused_by_name(info: p.PlanInfo, data) -> None:
-    fields = p.batch_fields(info, info.patch_sizes[0], 2)
+    fields = p.batch_shape(info, info.patch_sizes[0], 2).fields
     frames = [bytes(f.nbytes) for f in fields]
     wrong = data.draw(st.integers(0, len(frames) - 1))
     frames[wrong] += b"x"

@@ -2,7 +2,7 @@
 `messages` (headers), `plan` (what fixes a batch's shapes), `frames` (arrays). `docs/protocol.md` says the same in prose.
 """
 
-from .frames import batch_frames, error_of, error_reply, read_batch, read_counts, read_encoded
+from .frames import batch_frames, error_of, error_reply, read_batch, read_counts, read_encoded, read_slot
 from .messages import (
     MAGIC,
     MAX_IN_FLIGHT,
@@ -18,7 +18,7 @@ from .messages import (
     encode_reply,
     encode_request,
 )
-from .plan import Field, Limits, PlanInfo, batch_fields, encoded_fields
+from .plan import BatchShape, Field, Limits, PlanInfo, batch_shape, encoded_fields
 
 __all__ = [
     "MAGIC",
@@ -28,13 +28,14 @@ __all__ = [
     "MAX_REQUEST",
     "VERSION",
     "WIDE",
+    "BatchShape",
     "Field",
     "Limits",
     "PlanInfo",
     "Reply",
     "Request",
-    "batch_fields",
     "batch_frames",
+    "batch_shape",
     "decode_reply",
     "decode_request",
     "encode_reply",
@@ -45,4 +46,5 @@ __all__ = [
     "read_batch",
     "read_counts",
     "read_encoded",
+    "read_slot",
 ]

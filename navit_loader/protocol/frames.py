@@ -15,7 +15,7 @@ from ..batch import PackedBatch, View
 from ..encoded import EncodedBatch
 from ..errors import NavitError, RenderError, ServiceError, StateError
 from .messages import Reply, Request
-from .plan import Field, PlanInfo, batch_fields, encoded_fields
+from .plan import Field, PlanInfo, batch_shape, encoded_fields
 
 
 def batch_frames(batch: PackedBatch | EncodedBatch) -> list[memoryview]:
@@ -58,10 +58,33 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
         ServiceError: a patch size that the plan does not have, a frame too many or too few, or of a wrong length.
     """
     _check_patch_size(info, patch_size)
-    wanted = batch_fields(info, patch_size, request.count)
+    wanted = batch_shape(info, patch_size, request.count).fields
     if len(frames) != len(wanted):
         raise ServiceError(f"a batch of {len(frames)} frames where {len(wanted)} belong")
     return _batch(info, request, patch_size, _arrays(wanted, frames))
+
+
+def read_slot(info: PlanInfo, request: Request, patch_size: int, slot: np.ndarray[Any, Any]) -> PackedBatch:
+    """The batch that answers `request` and lies in a shared slot: numpy views of it, each with the slot as its base.
+
+    Args:
+        info: the plan's limits.
+        request: what was asked.
+        patch_size: P, from the reply's header.
+        slot: u8, all bytes of the slot.
+
+    Raises:
+        ServiceError: a patch size that the plan does not have, or a slot that is too small for its batch.
+    """
+    _check_patch_size(info, patch_size)
+    shape = batch_shape(info, patch_size, request.count)
+    if slot.size < shape.slot_bytes:
+        raise ServiceError(f"a shared slot of {slot.size} bytes is too small for its batch of {shape.slot_bytes}")
+    arrays = {
+        field.name: np.ndarray(field.shape, field.dtype, slot, offset)
+        for field, offset in zip(shape.fields, shape.offsets, strict=True)
+    }
+    return _batch(info, request, patch_size, arrays)
 
 
 def _check_patch_size(info: PlanInfo, patch_size: int) -> None:

@@ -48,7 +48,7 @@ class Request:
         count: sequences of the batch (B), or blocks.
         starved_us: microseconds that the trainer has waited for batches since its last request (`batch`, `encoded`).
         limit: bytes that the answer may have at most (`encoded`).
-        ids: requests no longer wanted (`cancel`), or shared slots given back (`credit`).
+        ids: requests no longer wanted (`cancel`), or shared slots given back (`credit`, `batch`).
     """
 
     kind: str
@@ -96,33 +96,40 @@ class Reply:
     door: tuple[str, ...] = ()
 
 
-# What may stand in each message: the key, then (low, high) of an integer or the longest string; `id` is in all of them.
-_BATCH = {"plan_id": 128, "render_id": 128, "epoch": NUMBER, "first": NUMBER, "count": (1, 65536), "starved_us": NUMBER}
+# What may stand in each message: the key, then (low, high) of an integer or the longest string.
+_ID = {"id": NUMBER}
+_IDS = _ID | {"ids": NUMBER}
+_NAME = _ID | {"plan_id": 128, "epoch": NUMBER, "first": NUMBER}
+_BATCH = _NAME | {"render_id": 128, "count": (1, 65536), "starved_us": NUMBER}
 _REQUESTS: dict[str, dict[str, Any]] = {
-    "hello": {"client": 200, "plan": 200, "shared": bool, "plan_id": 128, "render_id": 128},
-    "batch": _BATCH,
+    "hello": _ID | {"client": 200, "plan": 200, "shared": bool, "plan_id": 128, "render_id": 128},
+    "batch": _BATCH | {"ids": NUMBER},
     "encoded": _BATCH | {"limit": (1, WIDE)},
-    "layout": {"plan_id": 128, "epoch": NUMBER, "first": NUMBER, "count": (0, MAX_LAYOUT)},
-    "cancel": {"ids": NUMBER},
-    "credit": {"ids": NUMBER},
-    "bye": {},
+    "layout": _NAME | {"count": (0, MAX_LAYOUT)},
+    "cancel": _IDS,
+    "credit": _IDS,
+    "bye": _ID,
 }
 _REPLIES: dict[str, dict[str, Any]] = {
-    "hello": {"info": dict, "door": 200},
-    "batch": {"patch_size": (1, 512), "slot": (-1, WIDE)},
-    "encoded": {"patch_size": (1, 512)},
-    "layout": {"run": NUMBER, "num_blocks": NUMBER},
-    "error": {"error": 32, "message": 4000},
-    "beat": {},
+    "hello": _ID | {"info": dict, "door": 200},
+    "batch": _ID | {"patch_size": (1, 512), "slot": (-1, WIDE)},
+    "encoded": _ID | {"patch_size": (1, 512)},
+    "layout": _ID | {"run": NUMBER, "num_blocks": NUMBER},
+    "error": _ID | {"error": 32, "message": 4000},
+    "beat": _ID,
 }
 _LISTS = ("ids", "door")
+
+_START = MAGIC + bytes([VERSION])
 
 M = TypeVar("M", Request, Reply)
 
 
 def _encode(message: Request | Reply, kinds: dict[str, dict[str, Any]]) -> bytes:
-    keys = ("kind", "id", *kinds[message.kind])
-    return MAGIC + bytes([VERSION]) + bytes(msgpack.packb({k: getattr(message, k) for k in keys}))
+    table = {"kind": message.kind}
+    for key in kinds[message.kind]:
+        table[key] = getattr(message, key)
+    return _START + bytes(msgpack.packb(table))
 
 
 def encode_request(request: Request) -> bytes:
@@ -173,7 +180,7 @@ def _decode(
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise ServiceError(f"unknown kind {short(kind)}; allowed: {', '.join(kinds)}")
-    allowed = {"id": NUMBER, **kinds[kind]}
+    allowed = kinds[kind]
     if table.keys() != allowed.keys():
         odd = sorted(map(short, table.keys() ^ allowed.keys()))
         raise ServiceError(f"'{kind}' has keys that are unknown or missing: {', '.join(odd[:8])}")

@@ -17,6 +17,9 @@ from ..config import RENDER_KEYS, RenderConfig
 from ..errors import ConfigError, ServiceError
 from .messages import NUMBER, check, named, short
 
+SLOT_ALIGN = 64
+"""In shared memory every field starts at a multiple of this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -150,72 +153,93 @@ class PlanInfo:
 
     def nbytes(self, count: int) -> int:
         """Bytes of the largest batch of `count` sequences."""
-        return sum(f.nbytes for f in batch_fields(self, max(self.patch_sizes), count))
-
-    def largest_frame(self, count: int) -> int:
-        """Bytes of the largest frame of such a batch."""
-        return max(f.nbytes for f in batch_fields(self, max(self.patch_sizes), count))
+        return batch_shape(self, max(self.patch_sizes), count).nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One array of a batch: its name as in `PackedBatch.arrays()`, dtype and shape."""
+    """One array of a batch: its name as in `PackedBatch.arrays()`, dtype and shape; `nbytes` is the length of its frame."""
 
     name: str
-    dtype: str
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    nbytes: int
 
-    @property
-    def nbytes(self) -> int:
-        """Length of its frame."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    @classmethod
+    def of(cls, name: str, dtype: str, *shape: int) -> Field:
+        """A field of the given shape."""
+        kind = np.dtype(dtype)
+        return cls(name, kind, shape, math.prod(shape) * kind.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What one batch looks like.
+
+    Attributes:
+        fields: its arrays, in the order of the wire (that of `PackedBatch.arrays()`).
+        offsets: where each starts in a shared slot.
+        nbytes: bytes of all frames.
+        slot_bytes: bytes of a slot.
+    """
+
+    fields: tuple[Field, ...]
+    offsets: tuple[int, ...]
+    nbytes: int
+    slot_bytes: int
+
+
+def batch_shape(info: PlanInfo, patch_size: int, count: int) -> BatchShape:
+    """The shape of a batch of `count` sequences. Worked out once: it is asked for with every batch."""
+    return _shape(info.max_images, info.label_width, info.text_tokens, info.view, info.teacher, patch_size, count)
 
 
 @lru_cache(maxsize=256)
-def batch_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ...]:
-    """The arrays of a batch of `count` sequences, in the order of the wire (that of `PackedBatch.arrays()`)."""
-    e, t = info.max_images, info.text_tokens
-
+def _shape(e: int, k: int, t: int, own: Limits, teacher: Limits | None, patch_size: int, count: int) -> BatchShape:
     def view(limits: Limits, p: int, prefix: str) -> list[Field]:
         length = limits.sequence_length
         cuts = count * (e + -(-length // limits.max_tokens)) + 1
         return [
-            Field(prefix + "patches", "u1", (count, length, p * p * 3)),
-            Field(prefix + "positions", "<i2", (count, length, 2)),
-            Field(prefix + "segment_ids", "<i2", (count, length)),
-            Field(prefix + "cu_seqlens", "<i4", (cuts,)),
-            Field(prefix + "grids", "<i2", (count, e, 2)),
+            Field.of(prefix + "patches", "u1", count, length, p * p * 3),
+            Field.of(prefix + "positions", "<i2", count, length, 2),
+            Field.of(prefix + "segment_ids", "<i2", count, length),
+            Field.of(prefix + "cu_seqlens", "<i4", cuts),
+            Field.of(prefix + "grids", "<i2", count, e, 2),
         ]
 
-    found = view(info.view, patch_size, "")
+    found = view(own, patch_size, "")
     found += [
-        Field("status", "u1", (count, e)),
-        Field("labels", "<i8", (count, e, info.label_width)),
-        Field("image_ids", "<i8", (count, e)),
-        Field("source_ids", "<i2", (count, e)),
-        Field("sizes", "<i4", (count, e, 2)),
-        Field("crops", "<i4", (count, e, 4)),
-        Field("flips", "u1", (count, e)),
-        Field("text", "<i4", (count, t) if t else (0,)),
-        Field("text_cu_seqlens", "<i4", (count * (e + 1) + 1 if t else 0,)),
+        Field.of("status", "u1", count, e),
+        Field.of("labels", "<i8", count, e, k),
+        Field.of("image_ids", "<i8", count, e),
+        Field.of("source_ids", "<i2", count, e),
+        Field.of("sizes", "<i4", count, e, 2),
+        Field.of("crops", "<i4", count, e, 4),
+        Field.of("flips", "u1", count, e),
+        Field.of("text", "<i4", count, t) if t else Field.of("text", "<i4", 0),
+        Field.of("text_cu_seqlens", "<i4", count * (e + 1) + 1 if t else 0),
     ]
-    if info.teacher is not None:
-        found += view(info.teacher, info.teacher.patch_size, "teacher.")
-    return tuple(found)
+    if teacher is not None:
+        found += view(teacher, teacher.patch_size, "teacher.")
+    offsets, end = [], 0
+    for one in found:
+        offsets.append(end)
+        end += -(-one.nbytes // SLOT_ALIGN) * SLOT_ALIGN
+    return BatchShape(tuple(found), tuple(offsets), sum(f.nbytes for f in found), end)
 
 
 def encoded_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ...]:
     """The arrays of an encoded batch but its `data`, which has no fixed length and comes last."""
     e = info.max_images
     slots = (
-        replace(f, shape=(*f.shape[:2], 0)) if f.name.endswith("patches") else f
-        for f in batch_fields(info, patch_size, count)
+        replace(f, shape=(*f.shape[:2], 0), nbytes=0) if f.name.endswith("patches") else f
+        for f in batch_shape(info, patch_size, count).fields
     )
     return (
         *slots,
-        Field("keys", "<i8", (count, e)),
-        Field("orientations", "u1", (count, e)),
-        Field("spans", "<i8", (count, e, 2)),
-        Field("uri_spans", "<i8", (count, e, 2)),
-        Field("file_offsets", "<i8", (count, e)),
+        Field.of("keys", "<i8", count, e),
+        Field.of("orientations", "u1", count, e),
+        Field.of("spans", "<i8", count, e, 2),
+        Field.of("uri_spans", "<i8", count, e, 2),
+        Field.of("file_offsets", "<i8", count, e),
     )
