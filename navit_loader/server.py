@@ -198,10 +198,12 @@ class Server:
                 self._refuse(peer, request, "hello", "say hello first")
             return
         session.heard = time.monotonic()
+        if request.kind in ("credit", "batch") and request.ids:
+            self._porter.take_back(session, request.ids)
+        if request.kind == "credit":
+            return
         if request.kind == "bye":
             self._forget(session, "said goodbye")
-        elif request.kind == "credit":
-            self._porter.take_back(session, request.ids)
         elif request.kind == "cancel":
             self._cancel(session, set(request.ids))
         elif self._stopping:
@@ -238,8 +240,6 @@ class Server:
             if asked != ours and not (key == "render_id" and request.kind == "layout"):
                 self._refuse(session.peer, request, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
                 return
-        if request.kind == "batch" and request.ids:
-            self._porter.take_back(session, request.ids)
         session.asked += 1
         session.starved += request.starved_us / 1e6
         if request.kind in ("layout", "encoded"):  # how much an encoded batch holds is known from its plan alone

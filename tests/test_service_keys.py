@@ -81,6 +81,18 @@ def test_what_others_can_reach_needs_keys(address: str) -> None:
         check_bind(address, None)
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:65536", "tcp://127.0.0.1", "tcp://:5", "tcp://127.0.0.1:x", "ipc://", "udp://1.2.3.4:5"],
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    # ZeroMQ would listen at port 0 for the first.
+    with pytest.raises(ServiceError, match=f"'{address}' is not allowed"):
+        check_bind(address, None)
+    with pytest.raises(ServiceError, match=f"'{address}' is not allowed"):
+        RemoteLoader([address])
+
+
 def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger"
     make_keys(stranger, ["eve"])
@@ -106,4 +118,4 @@ def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:
     log = "".join(daemon.log)
     assert 'navit_refused_total{reason="key"}' in text
     assert 'navit_refused_total{reason="handshake"}' in text
-    assert "refused" in log
+    assert f"refused=key key={ClientKeys.read(stranger / 'eve').public.decode()!r}" in log
