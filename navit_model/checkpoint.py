@@ -209,7 +209,10 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
         _sync(folder)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(draft, ignore_errors=True)
-        raise ModelError(f"step {step} could not be saved to '{target}': {e}; earlier checkpoints are whole") from None
+        raise ModelError(
+            f"step {step} could not be saved to '{target}': {e}; earlier checkpoints are whole; "
+            "make room and go on with --resume"
+        ) from None
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -60,7 +60,8 @@ class Journal:
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
         draft.replace(path)
-        self._log = path.open("a", encoding="utf-8")
+        # Without a buffer: an entry is in the file at once, and nothing is left to fail when the log is closed.
+        self._log = path.open("ab", buffering=0)
         self.console = Console()
         self._bar = Progress(
             TextColumn("[bold]train"),
@@ -77,8 +78,7 @@ class Journal:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds one entry to the log."""
         if self.speak:
-            self._log.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self._log.flush()
+            self._log.write((json.dumps({"kind": kind, "step": step, **values}) + "\n").encode())
         if self._board is not None:
             budget = f"{values['tokens']}/" if kind == "eval" and "tokens" in values else ""
             for name, value in values.items():

@@ -6,6 +6,7 @@ In: a `RunConfig`. Out: a run's folder with log, checkpoints, report, and scores
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,6 +57,10 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
         try:
             with open_loader(run, world) as loader:
                 return Trainer(run, loader, world, found, begin).run()
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise ModelError(f"'{out}' cannot be written: {e.strerror}; make room and go on with --resume") from None
         except RuntimeError as e:
             if not world.lost(e):
                 raise

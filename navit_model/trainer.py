@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,10 @@ class Trainer:
         for section in ("model", "text", "contrastive", "distillation", "train", *local):
             before, now = (c.to_dict()[section] for c in (saved, self.run_config))
             for key in FIXED if section == "train" else before:
-                if before[key] != now[key]:
+                if (found := _difference(f"{section}.{key}", before[key], now[key])) is not None:
+                    name, old, new = found
                     raise ModelError(
-                        f"'{start.path}' was saved with {section}.{key} = {before[key]!r}, the run now says {now[key]!r}; "
+                        f"'{start.path}' was saved with {name} = {old!r}, the run now says {new!r}; "
                         "resume with the same value, or start another run"
                     )
         if start.classes != self.classes:
@@ -246,7 +248,9 @@ class Trainer:
             journal.write("not_finite", meter.bad_step + 1, batches=which)
             raise ModelError(
                 f"the loss of step {meter.bad_step + 1} is not finite; its batches (epoch, first sequence) {which} are "
-                f"named in '{self.out / 'log.jsonl'}'; lower train.learning_rate, or resume from the last checkpoint"
+                f"named in '{self.out / 'log.jsonl'}', and 'navit-loader preview INDEX CONFIG --epoch E --first S "
+                f"--sequences {self.run_config.loader.data.batch_size}' renders one again; lower train.learning_rate, "
+                "or resume from the last checkpoint"
             )
         # Of all ranks, so that a run resumed onto another number of them counts on.
         self.images += values.pop("images")
@@ -287,6 +291,16 @@ class Trainer:
             journal.write("eval", self.step, **row.to_dict())
             journal.say(f"step {self.step}: {row}")
         return rows
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    """The first key in which two values differ, tables looked into, with both of its values; None where they are equal."""
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = (_difference(f"{name}.{key}", before.get(key), now.get(key)) for key in before | now)
+        return next(found for found in inner if found is not None)
+    return name, before, now
 
 
 def _key(seed: int, step: int, rank: int) -> int:

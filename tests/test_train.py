@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from navit_loader import build_index
+from navit_loader import PackedLoader, build_index
+from navit_loader.engine import Engine
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import checkpoint, tensors
 from navit_model.evaluate import evaluate
@@ -96,25 +98,29 @@ def test_the_model_learns_and_the_score_counts_every_image(index: str, tmp_path:
     assert f"{score.accuracy:.2%}" in page
 
 
-def test_an_earlier_checkpoint_stays_whole_where_saving_fails(
-    index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_earlier_checkpoint_stays_whole_where_saving_fails(index: str, tmp_path: Path) -> None:
     run = config(index, tmp_path, steps=8, checkpoint_every=4)
-    real = checkpoint.tensors.save_file
-    files = []
-
-    def full(tensors: Any, path: Path) -> None:
-        files.append(path)
-        if len(files) > 4:
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    monkeypatch.setattr(checkpoint.tensors, "save_file", full)
-    with pytest.raises(ModelError, match="No space left"):
-        train(run)
+    world = World.join("cpu")
+    with open_loader(run, world) as loader:
+        trainer = Trainer(run, loader, world, None)
+        trainer.stop_after = 4
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    saved = checkpoint.open_checkpoint(tmp_path)
+    weights = saved.read("model")
+    largest = max(file.stat().st_size for file in saved.path.iterdir())
+    # A real limit of the system's, as a full disk is: no file may grow to the size that the largest needs.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, before[1]))
+    try:
+        with pytest.raises(ModelError, match=r"step 8 could not be saved.*--resume"):
+            train(run, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpoint.open_checkpoint(tmp_path).step == 4
+    again = checkpoint.open_checkpoint(tmp_path).read("model")
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
     assert not list((tmp_path / "checkpoints").glob(".*"))
-    monkeypatch.undo()
     train(run, resume=True)
     assert checkpoint.open_checkpoint(tmp_path).step == 8
 
@@ -124,7 +130,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_batch(index: str,
     with pytest.raises(ModelError, match="not finite"):
         train(run)
     (entry,) = [e for e in read_log(tmp_path) if e["kind"] == "not_finite"]
-    assert entry["batches"]
+    ((epoch, first),) = entry["batches"]
+    with PackedLoader(index, run.loader) as loader:
+        loader.set_epoch(epoch)
+        batches = list(itertools.islice(loader, entry["step"]))
+    # What the entry names is the batch of that step, and it can be rendered by itself.
+    assert (batches[-1].epoch, batches[-1].sequence) == (epoch, first)
+    with Engine(run.loader, index) as engine:
+        again = engine.submit(epoch, first, run.loader.data.batch_size).wait()
+    assert again is not None and (again.patches == batches[-1].patches).all()
     found = checkpoint.find(tmp_path)
     assert found is None or found.step < entry["step"]
 
@@ -136,6 +150,10 @@ def test_a_run_is_never_overwritten_nor_continued_with_other_settings(index: str
         train(run)
     with pytest.raises(ModelError, match=r"train\.learning_rate"):
         train(config(index, tmp_path, steps=2, learning_rate=0.5), resume=True)
+    other = table(index, tmp_path, steps=2, ema=0.9)
+    other["plan"]["drop"]["rate"] = 0.25
+    with pytest.raises(ModelError, match=r"plan\.drop\.rate = 0\.4, the run now says 0\.25"):
+        train(RunConfig.from_dict(other), resume=True)
     wider = replace(run, model=replace(run.model, width=32))
     with pytest.raises(ModelError, match=r"model\.width = 16"):
         train(wider, resume=True)

@@ -19,14 +19,15 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "preview",
         help="draw real packed sequences",
-        description="Renders the first sequences of an epoch and draws them, as the model sees them, and beneath them "
-        "each image put together again; dropped patches stay grey.",
+        description="Renders sequences of an epoch and draws them, as the model sees them, and beneath them each image put "
+        "together again; dropped patches stay grey. A trainer that stops at a bad batch names its epoch and first sequence.",
     )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("config", metavar="CONFIG", help="a TOML file")
     parser.add_argument("-o", "--output", required=True, metavar="FILE.png")
     parser.add_argument("--epoch", type=int, default=0, metavar="N")
-    parser.add_argument("--sequences", type=int, default=4, metavar="N")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first sequence of the epoch to draw (0)")
+    parser.add_argument("--sequences", type=int, default=4, metavar="N", help="how many (4)")
     parser.set_defaults(run=run)
 
 
@@ -36,10 +37,16 @@ def run(args: argparse.Namespace) -> int:
     from ..engine import Engine
     from ..errors import ConfigError, RenderError
 
-    if args.epoch < 0 or not 1 <= args.sequences <= 64:
-        raise ConfigError(f"--epoch {args.epoch} --sequences {args.sequences}: at least 0, and between 1 and 64")
+    if args.epoch < 0 or args.first < 0 or not 1 <= args.sequences <= 64:
+        raise ConfigError(
+            f"--epoch {args.epoch} --first {args.first} --sequences {args.sequences}: "
+            "at least 0, at least 0, and between 1 and 64"
+        )
     with Engine(LoaderConfig.from_toml(args.config), args.index) as engine:
-        batch = engine.submit(args.epoch, 0, args.sequences).wait()
+        layout = engine.layout(args.epoch)
+        batch = engine.submit(args.epoch, args.first, args.sequences).wait()
+        if args.first and layout.num_sequences is not None and args.first >= layout.num_sequences:
+            raise ConfigError(f"--first {args.first}: epoch {args.epoch} has {layout.num_sequences} sequences")
     assert batch is not None, "without a timeout there is a batch or an error"
     try:
         draw(batch).save(args.output)
