@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from corpus import make
+from corpus import write
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -205,9 +205,7 @@ def main() -> None:
         folder = args.folder
         if folder is None:
             folder = Path(temporary) / "images"
-            (folder / "all").mkdir(parents=True)
-            for n, data in enumerate(make(args.count, 0.2, 0.35)):
-                (folder / "all" / f"{n:06d}.jpg").write_bytes(data)
+            write(folder / "all", args.count)
         measure(folder, Path(temporary) / "bench.arrow", args.repeat, args.json)
 
 
