@@ -2,7 +2,7 @@
 
 In: encoded tokens `[B, L, D]`, their batch, and one embedding a query, such as those of class names by a text tower. Out: for
 each token a box and a logit for each query. Nothing is pooled: every patch proposes one object, at first one of its own size
-at its own place.
+at its own place. What it learns from is in `navit_model.detection`.
 
 Shapes: B sequences · L tokens · Q queries · D width.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,8 @@ from navit_loader.config import PlanConfig, Resolution
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
 from navit_model.dense import grids, pixels, rasters
-from navit_model.owl import OwlHead, detections, in_source
+from navit_model.detection import Objects, detection_loss
+from navit_model.owl import OwlHead, Proposals, detections, in_source
 from navit_model.segmenter import Segmenter
 
 from .packed import Grid, packed
@@ -188,32 +190,19 @@ def test_boxes_return_to_the_source() -> None:
 def test_a_detector_learns_boxes_and_their_names() -> None:
     images, boxes, kinds = pictures(16)
     batch = pack_images(images, LOADER).to("cpu")
+    rows = batch.image_ids[batch.status == OK].tolist()
+    objects = [Objects(torch.tensor([boxes[row]]), torch.tensor([kinds[row]])) for row in rows]
     torch.manual_seed(0)
     net, head, queries = NaViT(SMALL), OwlHead(24, 8), torch.eye(2, 8)
-    # The patches whose centre lies in the box answer for it.
-    target, hot = torch.zeros(*batch.segment_ids.shape, 4), torch.zeros(*batch.segment_ids.shape, 2)
-    for b, t in ((batch.segment_ids >= 0).nonzero()).tolist():
-        row = int(batch.image_ids[b, batch.segment_ids[b, t]])
-        h, w = images[row].shape[:2]
-        y, x = (batch.positions[b, t].float() * 4 + 2).tolist()
-        left, top, right, bottom = boxes[row]
-        if left <= x < right and top <= y < bottom:
-            hot[b, t, kinds[row]] = 1
-            target[b, t] = torch.tensor(
-                [(left + right) / 2 / w, (top + bottom) / 2 / h, (right - left) / w, (bottom - top) / h]
-            )
-    inside = hot.sum(-1) > 0
     optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=3e-3)
     for _ in range(150):
-        found = head(net.forward_features(batch), batch, queries)
-        named = F.binary_cross_entropy_with_logits(found.logits[found.there], hot[found.there])
-        loss = named + 5 * (found.boxes[inside] - target[inside]).abs().mean()
+        total, count = detection_loss(head(net.forward_features(batch), batch, queries), batch, objects)
+        assert int(count) == 16
         optimizer.zero_grad()
-        loss.backward()
+        (total / count).backward()
         optimizer.step()
     with torch.no_grad():
-        result = detections(head(net.forward_features(batch), batch, queries), batch, 0.3)
-    rows = batch.image_ids[batch.status == OK].tolist()
+        result = detections(head(net.forward_features(batch), batch, queries), batch, 0.1)
     overlaps = []
     for row, each in zip(rows, result, strict=True):
         assert int(each["queries"][0]) == kinds[row]
@@ -223,3 +212,100 @@ def test_a_detector_learns_boxes_and_their_names() -> None:
         overlaps.append(cut / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - cut))
         assert each["scores"].diff().le(0).all()
     assert np.mean(overlaps) > 0.6, overlaps
+
+
+def proposals(batch: PackedBatch, seed: int = 0) -> Proposals:
+    """Random ones, with NaN wherever there is no patch."""
+    there = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(*there.shape, 4, generator=generator) * 0.5 + 0.2
+    logits = torch.randn(*there.shape, 3, generator=generator)
+    boxes, logits = (x.masked_fill(~there[..., None], torch.nan).requires_grad_() for x in (boxes, logits))
+    return Proposals(boxes, logits, there)
+
+
+def written_out(boxes: torch.Tensor, logits: torch.Tensor, wanted: torch.Tensor, names: list[int]) -> float:
+    """The loss of one image over the best of all matchings, in the plainest form; boxes as shares."""
+
+    def corners(box: torch.Tensor) -> tuple[float, float, float, float]:
+        x, y, w, h = box.tolist()
+        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+    def pair(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        (a0, a1, a2, a3), (b0, b1, b2, b3) = corners(ours), corners(theirs)
+        both = max(min(a2, b2) - max(a0, b0), 0) * max(min(a3, b3) - max(a1, b1), 0)
+        either = (a2 - a0) * (a3 - a1) + (b2 - b0) * (b3 - b1) - both
+        around = (max(a2, b2) - min(a0, b0)) * (max(a3, b3) - min(a1, b1))
+        return 5 * float((ours - theirs).abs().sum()) + 2 * (1 - both / either + (around - either) / around)
+
+    chance = logits.sigmoid()
+    yes, no = -0.25 * (1 - chance) ** 2 * chance.log(), -0.75 * chance**2 * (1 - chance).log()
+    best = float("inf")
+    for chosen in itertools.permutations(range(len(boxes)), len(names)):
+        total = 2 * float(no.sum())
+        for t, name, target in zip(chosen, names, wanted, strict=True):
+            total += 2 * float(yes[t, name] - no[t, name]) + pair(boxes[t], target)
+        best = min(best, total)
+    return best
+
+
+@settings(max_examples=20, deadline=None)
+@given(numbers=st.lists(st.integers(0, 3), min_size=3, max_size=3), unknown=st.booleans(), seed=st.integers(0, 99))
+def test_the_detection_loss_is_that_of_the_best_matching(numbers: list[int], unknown: bool, seed: int) -> None:
+    """Unequal numbers of objects, none among them; images that are not labelled; NaN where there is no patch."""
+    layout: list[list[Grid]] = [[(2, 2), (1, 5)], [(2, 3)]]
+    batch = batch_of(layout, prefix=1)
+    # Crops of 100 × 100 pixels: shares are hundredths.
+    batch = replace(batch, crops=torch.tensor([0, 0, 100, 100], dtype=torch.int32).expand(2, 5, 4))
+    rng = np.random.default_rng(seed)
+    wanted = [torch.from_numpy(rng.integers([10, 10, 60, 60], [50, 50, 100, 100], (n, 4))).float() for n in numbers]
+    names = [rng.integers(0, 3, n) for n in numbers]
+    objects = [Objects(b, torch.from_numpy(n)) for b, n in zip(wanted, names, strict=True)]
+    found = proposals(batch, seed)
+    given_objects: list[Objects | None] = [None if unknown and i == 1 else each for i, each in enumerate(objects)]
+    total, count = detection_loss(found, batch, given_objects)
+    expected, images = 0.0, [(0, 0), (0, 1), (1, 0)]
+    for i, (b, e) in enumerate(images):
+        if given_objects[i] is not None:
+            own = found.there[b] & (batch.segment_ids[b] == e)
+            shares = (
+                torch.cat([(wanted[i][:, :2] + wanted[i][:, 2:]) / 2, wanted[i][:, 2:] - wanted[i][:, :2]], 1) / 100
+            )
+            expected += written_out(
+                found.boxes[b][own].detach(), found.logits[b][own].detach(), shares, names[i].tolist()
+            )
+    assert abs(total.item() - expected) < 1e-4 * max(expected, 1)
+    assert int(count) == sum(n for i, n in enumerate(numbers) if given_objects[i] is not None)
+    total.backward()
+    for x in (found.boxes, found.logits):
+        assert x.grad is not None and torch.isfinite(x.grad).all() and not x.grad[~found.there].any()
+        if unknown:
+            assert not x.grad[0, batch.segment_ids[0] == 1].any()
+
+
+def test_objects_are_seen_through_crop_and_mirror_and_bad_ones_are_named() -> None:
+    batch = batch_of([[(2, 3)]])
+    crops = torch.tensor([10, 20, 40, 60], dtype=torch.int32).expand(1, 5, 4)
+    batch = replace(batch, crops=crops, flips=torch.ones(1, 5, dtype=torch.uint8))
+    boxes = torch.tensor([[30.0, 12.0, 44.0, 30.0], [0.0, 0.0, 19.0, 9.0], [10.0, 20.0, 50.0, 100.0]])
+    found = proposals(batch)
+    # The second lies outside; the third is cut at left and bottom.
+    visible = torch.tensor([[30.0, 12.0, 44.0, 30.0], [20.0, 20.0, 50.0, 50.0]])
+    x = 1 - (visible[:, [2, 0]] - 20) / 60
+    y = (visible[:, [1, 3]] - 10) / 40
+    exact = torch.stack([x.mean(1), y.mean(1), x[:, 1] - x[:, 0], y[:, 1] - y[:, 0]], 1)
+    with torch.no_grad():
+        found.boxes[0, :2] = exact
+        found.logits[0, :6] = -20.0
+        found.logits[0, 0, 2] = found.logits[0, 1, 1] = 20.0
+    total, count = detection_loss(found, batch, [Objects(boxes, torch.tensor([2, 0, 1]))])
+    assert int(count) == 2 and total.item() < 1e-4
+    bad: list[tuple[str, list[Objects | None]]] = [
+        ("objects of 0 images, but 1 have status OK", []),
+        ("the query 3 or below 0, but there are 3", [Objects(boxes[:1], torch.tensor([3]))]),
+        ("a box without extent", [Objects(boxes[:1, [2, 1, 0, 3]], torch.tensor([0]))]),
+        ("boxes of shape \\[3, 4\\] for 1 queries", [Objects(boxes, torch.tensor([0]))]),
+    ]
+    for words, objects in bad:
+        with pytest.raises(ModelError, match=words):
+            detection_loss(found, batch, objects)
