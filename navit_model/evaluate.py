@@ -1,8 +1,8 @@
 """How good a model is, at one or several token budgets.
 
 In: a model, an index, the run's configuration. Out: a `Score` per budget: accuracy, calibration, throughput. Each image is
-seen once over all ranks, in order, at the most patches that fit the budget, with nothing dropped and nothing random
-(NaViT, section 3.4). An image that could not be read counts as wrong.
+seen once over all ranks, in order, at the most patches that fit the budget, with nothing dropped and nothing random.
+An image that could not be read counts as wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .pool import members
 from .world import World, halved
 
 BINS = 30
-"""Bins of the expected calibration error (NaViT, section 3.6)."""
+"""Bins of the expected calibration error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,8 @@ class Inference(nn.Module):
             images: paths, bytes of image files, PIL images, or u8 `[H, W, 3]` or `[H, W]` arrays.
             tokens: patches of an image at most, to which it is scaled up or down, aspect ratio kept. None keeps its own
                 size: nothing is resampled where both sides divide by P and the model's position table is not exceeded.
-                Several rising budgets are a cascade (NaViT, section 3.6): the first for all images, each further one
-                for those that the last left unsure.
+                Several rising budgets are a cascade: the first for all images, each further one for those that the last left
+                unsure.
             normalized: images are float `[3, H, W]` tensors or arrays, already normalised.
             sure: of a cascade: the chance of the likeliest class from which on an image is settled.
             sigmoid: of a cascade: chances are one sigmoid a class, as the model was trained, in place of a softmax.

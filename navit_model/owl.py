@@ -75,7 +75,7 @@ class OwlHead(nn.Module):
 
     @staticmethod
     def _start(batch: PackedBatch | View) -> Tensor:
-        """The patch's own box before the sigmoid, f32 `[B, L, 4]`: a centred start learns faster (section 3.1)."""
+        """The patch's own box before the sigmoid, f32 `[B, L, 4]`: a start at its own place learns faster."""
         index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
         h_w = batch.grids.long().gather(1, index).clamp_min(1).float()
         centre = (batch.positions.clamp_min(0).float() + 0.5) / h_w

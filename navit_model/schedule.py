@@ -14,7 +14,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of the optimiser step number `step` (from 0).
 
     A linear warm-up reaches the peak after `warmup` steps. Then `cosine` falls to 0 at `steps`; `rsqrt` is
-    peak·√(warmup/step) (Zhai et al. 2022, section 3.4; NaViT, appendix B.1) and `constant` stays, both with a linear
+    peak·√(warmup/step) (arXiv 2106.04560; NaViT) and `constant` stays, both with a linear
     descent to 0 over the last `cooldown` steps.
     """
     warmup = max(config.warmup, 1)

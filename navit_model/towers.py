@@ -76,7 +76,7 @@ class TwoTowers(nn.Module):
             text: shape of the text tower, with a vocabulary.
             config: what joins them.
             loss: what they will be trained with. It sets the first temperature and bias: 0.07 (CLIP, section 2.5), or
-                s = 10 and b = −10, at which the many wrong pairs cost next to nothing (SigLIP, arXiv 2303.15343, section 3.3).
+                s = 10 and b = −10, at which the many wrong pairs cost next to nothing (SigLIP, arXiv 2303.15343, section 3.2).
 
         Raises:
             ModelError: the vocabulary is not known.
