@@ -87,6 +87,16 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16)
     return name
 
 
+def check_traceable(name: str, device: torch.device) -> None:
+    """Refuses what `torch.compile` cannot trace.
+
+    Raises:
+        ModelError: the backend that `name` means on this device reads lengths on the host.
+    """
+    if choose(name, device) == "segments":
+        raise ModelError("attention = 'segments' cannot be traced; set attention = 'dense' to compile on a CPU")
+
+
 def choose_for(name: str, x: Tensor) -> Backend:
     """As `choose`, for tokens `x` as they will reach the kernel: autocast changes their dtype."""
     kind = x.device.type

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from navit_loader.batch import PackedBatch, View
 from navit_loader.errors import ModelError
 
-from .attention import choose, choose_for, number_of, segments
+from .attention import check_traceable, choose_for, number_of, segments
 from .check import check_batch
 from .config import NaViTConfig
 from .embed import PatchEmbedding
@@ -219,9 +219,7 @@ class NaViT(Inference, Saved):
         Raises:
             ModelError: the backend of attention cannot be traced.
         """
-        device = self.patch_embed.proj.weight.device
-        if choose(self.config.attention, device) == "segments":
-            raise ModelError("attention = 'segments' cannot be traced; set attention = 'dense' to compile on a CPU")
+        check_traceable(self.config.attention, self.patch_embed.proj.weight.device)
         options = {"fullgraph": True, "dynamic": False, **options}
         # Dynamo gives up after eight shapes; FlexiViT has ten patch sizes.
         limit = torch._dynamo.config.recompile_limit

@@ -13,7 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .attention import check_traceable
 from .encoder import Block
+from .model import NaViT
+from .text import TextTower
 from .world import World
 
 
@@ -24,7 +27,12 @@ def shard(module: nn.Module, world: World, *, compiled: bool) -> None:
         module: on the world's device, the same on every rank.
         world: the ranks.
         compiled: run each block through `torch.compile`; a graph cannot hold the exchange between blocks.
+
+    Raises:
+        ModelError: a tower's attention cannot be compiled.
     """
+    for tower in [m for m in module.modules() if compiled and isinstance(m, NaViT | TextTower)]:
+        check_traceable(tower.config.attention, world.device)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in [m for m in module.modules() if isinstance(m, Block)]:
         if compiled:

@@ -13,8 +13,9 @@ import torch
 from navit_loader.batch import PackedBatch
 from navit_model.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
 from navit_model.config import NaViTConfig
-from navit_model.flops import batch_flops
+from navit_model.flops import batch_flops, text_flops
 from navit_model.model import NaViT
+from navit_model.text import TextConfig, TextTower, pack_captions
 
 sys.path.insert(0, str(Path(__file__).parent))
 from packed import packed
@@ -114,3 +115,15 @@ def test_counted_operations_are_those_that_torch_counts(pool: str) -> None:
         model(batch)
     # Torch leaves out what is no matrix product by name; segment sums are products in our code, but no arithmetic of ViT.
     assert float(batch_flops(config, batch)) == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+@pytest.mark.parametrize("pool", ["map", "last"])
+def test_the_text_tower_s_operations_are_those_that_torch_counts(pool: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = TextConfig(width=64, depth=4, heads=2, vocabulary=50, max_tokens=40, pool=pool)  # type: ignore[arg-type]
+    captions = pack_captions([list(range(40))])
+    tower = TextTower(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tower(captions)
+    assert float(text_flops(config, captions)) == pytest.approx(counter.get_total_flops(), rel=0.03)

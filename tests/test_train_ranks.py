@@ -60,13 +60,15 @@ def test_two_ranks_give_the_losses_of_one_with_the_doubled_batch(index: str, tmp
         {"table": run("fsdp", 2, parallel="fsdp")},
         {"table": run("ddp2", 1, accumulate=2)},
         {"table": run("fsdp2", 1, accumulate=2, parallel="fsdp")},
+        {"table": run("fsdpc", 2, parallel="fsdp", compile=True)},
     ]
+    two[-1]["table"]["model"]["attention"] = "dense"
     torchrun(2, two, tmp_path)
     one = losses(tmp_path / "one")
     assert len(one) == 50
     assert one[50] < 0.8 * one[1]
     first = checkpoint.open_checkpoint(tmp_path / "one")
-    for name in ("ddp", "fsdp"):
+    for name in ("ddp", "fsdp", "fsdpc"):
         # A checkpoint does not tell how many ranks wrote it.
         assert losses(tmp_path / name) == pytest.approx(one, abs=1e-4), name
         other = checkpoint.open_checkpoint(tmp_path / name)

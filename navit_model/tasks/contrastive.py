@@ -19,9 +19,11 @@ from navit_loader.errors import ConfigError, ModelError
 
 from ..contrastive import sigmoid_contrastive, softmax_contrastive
 from ..feed import Loader
+from ..flops import batch_flops, text_flops
 from ..model import NaViT
 from ..retrieval import evaluate_retrieval, retrieval_table
 from ..settings import RunConfig
+from ..text import Captions
 from ..towers import TwoTowers, pairs
 from . import Row, Task, take_over
 
@@ -100,6 +102,19 @@ class Contrastive(Task):
         else:
             total, _ = sigmoid_contrastive(images, texts, pairs(batch), scale, bias)
         return total
+
+    def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """Both towers, their projections, and this rank's images against the texts of all ranks.
+
+        A locked image tower has its forward pass alone; of the ranks this one is taken for the mean.
+        """
+        assert isinstance(module, TwoTowers)
+        width, passes = module.config.width, 1 if module.config.locked else 3
+        count = pairs(batch).sum().double()
+        joined = 2 * width * (module.image.config.width + module.text.config.width) * count
+        compared = 2 * width * self.world.size * count.square()
+        text = text_flops(module.text.config, Captions.of(batch))
+        return passes * batch_flops(module.image.config, batch) + 3 * (text + joined + compared)
 
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A `RetrievalScore` for each of `train.eval_tokens` on `data.eval_index`."""

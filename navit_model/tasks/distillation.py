@@ -17,6 +17,7 @@ from navit_loader.errors import ConfigError, ModelError
 from ..check import check_batch
 from ..distillation import distillation_loss
 from ..feed import Loader
+from ..flops import batch_flops
 from ..losses import classification_loss
 from ..model import NaViT
 from ..settings import RunConfig
@@ -114,6 +115,11 @@ class Distillation(Classification):
             return total
         labelled, _ = classification_loss(by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing)
         return labelled * (1 - config.weight) + total * config.weight
+
+    def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """The student's step, and the teacher's forward pass over its own view."""
+        assert batch.teacher is not None
+        return super().flops(module, batch) + batch_flops(self.teacher.config, batch.teacher)
 
     def evaluate(self, module: nn.Module) -> list[Row]:
         """As classification, of the model alone."""
