@@ -99,6 +99,7 @@ def ours(case: Case, **options: object) -> Callable[[], None]:
             if (batch["status"] == 2).any():
                 raise SystemExit(f"an image of the corpus failed: {renderer.failures()[:1]}")
         run.stats = renderer.stats()  # type: ignore[attr-defined]
+        run.last = batch  # type: ignore[attr-defined]
 
     return run
 

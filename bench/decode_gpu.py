@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 from corpus import write
 
-from navit_loader import LoaderConfig, PackedLoader, build_index
+from navit_loader import LoaderConfig, PackedLoader, RemoteLoader, build_index
 from navit_loader.errors import ConfigError
 
 try:
@@ -70,6 +72,7 @@ class Bench:
 
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
         self.args = args
+        self.daemon: subprocess.Popen[str] | None = None
         self.index = folder / "files.arrow"
         self.config = LoaderConfig.from_dict(
             {
@@ -102,6 +105,26 @@ class Bench:
     def encoded(self) -> Way:
         loader = self.loader("cpu")
         return lambda: sum(b.slots.num_images for b in loader.encoded())
+
+    def from_daemon(self) -> Way:
+        """From a daemon on this host; its own CPU time is not counted here."""
+        config = self.index.with_suffix(".toml")
+        args = self.args
+        config.write_text(
+            f'[data]\nindex = "{self.index}"\nbatch_size = 16\n[render]\nthreads = {args.threads}\n'
+            "[plan]\nsequence_length = 1024\nmax_tokens = 256\nmax_images = 16\n"
+            '[plan.resolution]\nkind = "fixed"\nlow = 256\nhigh = 256\n'
+        )
+        command = [sys.executable, "-m", "navit_loader", "serve", str(config), "--bind", "tcp://127.0.0.1:0"]
+        self.daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.daemon.stdout is not None
+        loader = RemoteLoader([self.daemon.stdout.readline().split()[-1]])
+        return lambda: sum(b.slots.num_images for b in loader.encoded())
+
+    def close(self) -> None:
+        if self.daemon is not None:
+            self.daemon.kill()
+            self.daemon.wait()
 
     def in_memory(self) -> Way:
         renderer = DaliRenderer(self.args.device, threads=self.args.threads)
@@ -284,6 +307,7 @@ def main() -> None:
         made: dict[str, Callable[[], Way]] = {
             "CPU renderer, whole loader": bench.by_cpu,
             "encoded delivery alone": bench.encoded,
+            "encoded delivery from a daemon": bench.from_daemon,
             DALI.format(args.device): bench.in_memory,
             WHOLE.format(args.device): bench.whole,
         }
@@ -296,6 +320,7 @@ def main() -> None:
             for name, way in ways.items():
                 if name not in failed and (found := attempt(name, lambda way=way: timed(way, args.device), failed)):
                     results[name].append(found)
+        bench.close()
         patches = attempt("patch pass", lambda: patch_pass(args.device, args.repeat), failed) or {}
         learnt = (
             attempt("ViT-S", lambda: starved(bench, steps, not args.no_compile and on_gpu), failed) if steps else None

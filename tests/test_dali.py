@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from navit_loader import LoaderConfig, PackedLoader, build_index
 from navit_loader.batch import FAILED, OK
 from navit_loader.errors import ConfigError, RenderError
 
@@ -25,6 +27,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip ins
 from dataclasses import replace
 
 from navit_loader.dali import DaliRenderer
+from navit_loader.dali.pipeline import Chunk, Runs
 
 SIZE = (130, 150)
 DEVICES = [
@@ -44,9 +47,13 @@ def alpha(mode: str) -> Image.Image:
 OTHERS = {
     "jpeg cmyk": lambda o: encode(photo(150, 130).convert("CMYK"), "JPEG", o),
     "png": lambda o: encode(photo(150, 130), "PNG", o),
+    "png 16 bits": lambda o: encode(
+        Image.fromarray(np.asarray(photo(150, 130).convert("L")).astype(np.uint16) * 257), "PNG", o
+    ),
     "png palette": lambda o: encode(photo(150, 130).quantize(60), "PNG", o),
     "png alpha": lambda o: encode(alpha("RGB"), "PNG", o),
     "webp": lambda o: encode(photo(150, 130), "WEBP", o, quality=80),
+    "webp lossless": lambda o: encode(photo(150, 130), "WEBP", o, lossless=True),
     "webp alpha": lambda o: encode(alpha("RGB"), "WEBP", o, lossless=True),
     "gif": lambda o: encode(photo(150, 130).quantize(60), "GIF"),
     "bmp": lambda o: encode(photo(150, 130), "BMP"),
@@ -124,6 +131,26 @@ def test_other_formats_give_the_cpu_renderers_pixels(name: str, device: str) -> 
     assert all(np.array_equal(a, b) for a, b in zip(pixels(got), pixels(want), strict=True))
 
 
+def test_formats_that_pillow_reads_give_the_cpu_renderers_pixels(tmp_path: Path) -> None:
+    """Through helper processes, beside a JPEG for DALI."""
+    (tmp_path / "images").mkdir()
+    for n, (suffix, kind) in enumerate((("jp2", "JPEG2000"), ("avif", "AVIF"), ("ppm", "PPM"), ("jpg", "JPEG"))):
+        photo(150, 130, n + 1).convert("L" if kind == "JPEG" else "RGB").save(tmp_path / f"images/{n}.{suffix}", kind)
+    build_index(tmp_path / "images", tmp_path / "index.arrow")
+    config = LoaderConfig.from_dict({"data": {"batch_size": 1}, "plan": {"sequence_length": 256, "max_tokens": 64}})
+    with (
+        PackedLoader(tmp_path / "index.arrow", config) as cpu,
+        PackedLoader(tmp_path / "index.arrow", config, decode="dali") as loader,
+    ):
+        (want,), (got,) = list(cpu), list(loader)
+        same_but_pixels(got, want)
+        assert (want.status == OK).sum() == 4 and loader._dali is not None
+        assert loader._dali.stats() == {"images": 4, "by_cpu": 3, "failed": 0, "pipelines": 1}
+    (jpeg_at,) = np.flatnonzero(want.image_ids[0] == 3)
+    others = want.segment_ids != jpeg_at
+    assert np.array_equal(got.patches[others], want.patches[others])
+
+
 @pytest.mark.parametrize("filter", ["bicubic", "bilinear", "lanczos"])
 @pytest.mark.parametrize("grid", [(2, 3), (9, 11)])
 def test_filters_equal_up_and_down(filter: str, grid: tuple[int, int]) -> None:
@@ -154,8 +181,10 @@ BAD = {
     "impossible table": impossible_table,
     "an early end": lambda data: data[:-400] + b"\xff\xd9" + data[-398:],
     "one byte": lambda data: b"\xff",
+    "png cut": lambda data: cut(encode(photo(150, 130), "PNG")),
+    "webp cut": lambda data: cut(encode(photo(150, 130), "WEBP", quality=80)),
 }
-"""All of it fails in the Rust renderer too; the third last passes the check of its markers and fails in DALI."""
+"""All of it fails in the Rust renderer too; an impossible table passes the check of the markers and fails in DALI."""
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -258,6 +287,53 @@ def test_batches_under_way_come_back_in_order_and_closing_ends_all() -> None:
     with pytest.raises(RenderError, match="closed"):
         dali(found[0][1])
     assert not [t for t in threading.enumerate() if t.name.startswith("navit-dali")]
+
+
+def until(done: Any) -> None:
+    late = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < late
+        time.sleep(0.005)
+
+
+def test_the_next_batch_is_decoded_while_this_one_is_used(tmp_path: Path) -> None:
+    """Nobody waits for it: the caller does something else until it is there."""
+    (tmp_path / "images").mkdir()
+    for n in range(24):
+        (tmp_path / f"images/{n:02d}.jpg").write_bytes(jpeg(seed=n + 1))
+    build_index(tmp_path / "images", tmp_path / "index.arrow")
+    config = LoaderConfig.from_dict({"data": {"batch_size": 1}, "plan": {"sequence_length": 256, "max_tokens": 64}})
+    with PackedLoader(tmp_path / "index.arrow", config, decode="dali") as loader:
+        batches = loader._rendered(0)
+        next(batches)
+        ahead = [rendering for rendering, _ in batches.gi_frame.f_locals["ahead"]]  # type: ignore[union-attr]
+        assert ahead
+        until(lambda: all(rendering.ready for rendering in ahead))
+        batches.close()
+
+
+def test_pixels_stay_where_dali_put_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DLPack hands over addresses, for as long as a tensor lives; nothing is copied between DALI and the patch pass."""
+    runs = Runs(torch.device("cpu"), "bicubic", 2, 1)
+    files = [np.frombuffer(jpeg(seed=n + 1), np.uint8) for n in range(3)]
+    crops = np.array([[0, 0, 130, 150]] * 3, np.float32)
+    chunk = Chunk(files, crops, [np.full((3, 2), side, np.float32) for side in (64, 32)])
+    runs.start(chunk)
+    share, addresses = runs._pipeline.share_outputs, []
+
+    def noting(**options: Any) -> Any:
+        outputs = share(**options)
+        addresses.extend([output[n].data_ptr() for n in range(3)] for output in outputs)
+        return outputs
+
+    monkeypatch.setattr(runs._pipeline, "share_outputs", noting)
+    images = runs.take()
+    assert [[image.data_ptr() for image in view] for view in images] == addresses
+    kept = [image.clone() for image in images[0]]
+    for _ in range(3):  # later runs write elsewhere
+        runs.start(replace(chunk, files=files[::-1]))
+        runs.take()
+    assert all(torch.equal(a, b) for a, b in zip(images[0], kept, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,11 @@ class Rendering:
     ) -> None:
         self._owner, self._batch, self._places, self._decode, self._others = owner, batch, places, decode, others
 
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` would return at once, but for images that DALI failed on."""
+        return self._decode.done.done() and self._others.done()
+
     def wait(self) -> PackedBatch:
         """The batch.
 
