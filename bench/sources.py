@@ -1,9 +1,11 @@
-"""How fast images are found: files a second, tar bytes a second, and what it costs to open a large index.
+"""How fast images are found and rendered, whatever they lie in: the table of sources.
 
-In: files and tars that it writes to a scratch folder. Out: one line for each question, with the goal beside it. The page
-cache is warm, since each build runs once before it is timed.
+In: files, tars, Parquet and a web server that it makes in a scratch folder. Out: a Markdown table, a row for each question with
+the goal beside it. The page cache is warm, since everything runs once before it is timed. Rendering is measured in rounds that
+go through all sources; what counts is the median of the rounds' ratios, of elapsed time and of processor time. On a machine
+where others work too, only the latter means anything.
 
-    python bench/sources.py [--files 100000] [--tar-mb 1024] [--rows 10000000] [--scratch DIR] [--repeat 3]
+    python bench/sources.py [--files 100000] [--tar-mb 1024] [--rows 10000000] [--images 8192] [--scratch DIR] [--repeat 3]
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import sources_kit
 from PIL import Image
 
 from navit_loader import _packer, build_index
@@ -28,6 +31,8 @@ from navit_loader.sources.rows import make_rows, single_labels
 from navit_loader.sources.tokens import TokenFacts
 from navit_loader.sources.write import survey, write_index
 
+LATE_MS = 20
+"""How late the server answers each request."""
 NO_TOKENS = TokenFacts("", 0, -1)
 
 OPEN = """
@@ -80,7 +85,7 @@ def folder(scratch: Path, count: int, repeat: int) -> None:
         (path / f"{i:08d}.{('jpg', 'png')[i % 2]}").write_bytes(samples[i % 64])
     for threads in (1, len(os.sched_getaffinity(0))):
         rate = count / best([scratch / "files"], scratch / "files.arrow", threads, repeat)
-        print(f"folder of {count:,} files, {threads} thread(s): {rate:,.0f} files/s (goal: 20,000 a core)")
+        row(f"index of {count:,} files, {threads} thread(s)", f"{rate:,.0f} files/s", "20,000 a core")
 
 
 def tars(scratch: Path, megabytes: int, repeat: int) -> None:
@@ -98,7 +103,7 @@ def tars(scratch: Path, megabytes: int, repeat: int) -> None:
                     tar.addfile(info, io.BytesIO(data))
         size += paths[-1].stat().st_size
     seconds = best(paths, scratch / "tars.arrow", 1, repeat)
-    print(f"{size / 1e9:.1f} GB of tar, {key:,} images, 1 thread: {size / 1e9 / seconds:.1f} GB/s (goal: 1)")
+    row(f"index of {size / 1e9:.1f} GB of tar, {key:,} images, 1 thread", f"{size / 1e9 / seconds:.1f} GB/s", "1 GB/s")
 
 
 def opening(scratch: Path, rows: int, repeat: int) -> None:
@@ -131,10 +136,55 @@ def opening(scratch: Path, rows: int, repeat: int) -> None:
         runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     opened, ready, resident, count = min(runs)
     size = (scratch / "big.arrow").stat().st_size / 1e6
-    print(
-        f"open {count:,} rows ({size:,.0f} MB): {opened:.1f} ms, with all columns {ready:.1f} ms, "
-        f"{resident:.1f} MB more resident (goal: 50 ms, 50 MB)"
+    row(
+        f"open {count:,} rows ({size:,.0f} MB)",
+        f"{opened:.1f} ms, with all columns {ready:.1f} ms; {resident:.1f} MB more resident",
+        "50 ms, 50 MB",
     )
+
+
+def rendering(scratch: Path, count: int, repeat: int) -> None:
+    """Each source beside files in the same order; the server beside the same tar on disk."""
+    indexes = sources_kit.write(scratch, count)
+    plain = [("files", "permutation"), ("x.tar", "permutation"), ("none.parquet", "permutation")]
+    blocks = [("files", "blocks"), ("x.tar", "blocks"), ("snappy.parquet", "blocks")]
+    with sources_kit.late_nginx(scratch, LATE_MS) as server:
+        pid = 0
+        if server is not None:
+            address, pid = server
+            for name in ("x.tar", "snappy.parquet"):
+                indexes[f"server {name}"] = scratch / f"server-{name}.arrow"
+                build_index(f"{address}/{name}", indexes[f"server {name}"])
+                blocks.append((f"server {name}", "blocks"))
+        runs: dict[tuple[str, str], list[sources_kit.Run]] = {}
+        for _ in range(repeat + 1):
+            for name, order in plain + blocks:
+                found = sources_kit.render(indexes[name], order, pid if name.startswith("server") else 0)
+                runs.setdefault((name, order), []).append(found)
+    for name, order in plain + blocks:
+        if name == "files":
+            own = runs[name, order][1:]
+            row(f"render from files, {order}", f"{max(run.images / run.seconds for run in own):,.0f} images/s", "")
+            continue
+        base = runs[name.removeprefix("server ") if name.startswith("server") else "files", order][1:]
+        own = runs[name, order][1:]
+        # What the server computes, it takes from the cores that render.
+        cores = os.cpu_count() or 1
+        ratios = [(b.seconds / (o.seconds - o.served / cores), b.cpu / o.cpu) for b, o in zip(base, own, strict=True)]
+        wall, cpu = (float(np.median(column)) for column in zip(*ratios, strict=True))
+        said = f"{wall:.2f} (processor time {cpu:.2f})"
+        if name.startswith("server"):
+            served = float(np.median([run.served / run.seconds for run in own]))
+            said += f"; the server takes {served:.1%} of a core, subtracted"
+            row(f"render from {name}, {LATE_MS} ms late, {order}, of the same on disk", said, "0.9")
+        else:
+            row(f"render from {name}, {order}, of files", said, "0.95")
+    if server is None:
+        row("render from a server", "not measured: no nginx, or no libnginx-mod-http-echo", "0.9")
+
+
+def row(what: str, found: str, goal: str) -> None:
+    print(f"| {what} | {found} | {goal} |", flush=True)
 
 
 def main() -> None:
@@ -142,16 +192,19 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--tar-mb", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--images", type=int, default=8192, help="photographs of 70 KB to render, in each container")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="folder for the data (default: the system's)")
     args = parser.parse_args()
     if _packer.BUILD_PROFILE != "release":
         sys.exit("bench/sources.py: this is a debug build; run `make build` first")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    print("| what | measured | goal |\n|---|---|---|")
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder(Path(scratch), args.files, args.repeat)
         tars(Path(scratch), args.tar_mb, args.repeat)
         opening(Path(scratch), args.rows, args.repeat)
+        rendering(Path(scratch) / "render", args.images, args.repeat)
 
 
 if __name__ == "__main__":

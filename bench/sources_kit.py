@@ -29,6 +29,8 @@ from navit_loader.config import Order
 
 UNIQUE = 400
 """Photographs that differ; the data set repeats them."""
+GROUP = 100
+"""Rows of a row group, as Hugging Face's `datasets` writes images; each is one page."""
 MODULE = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
 
 
@@ -67,8 +69,8 @@ def write(folder: Path, count: int) -> dict[str, Path]:
         with pq.ParquetWriter(
             folder / f"{kind}.parquet", pa.schema([("image", image)]), compression=kind, use_dictionary=False
         ) as writer:
-            for start in range(0, count, 1000):
-                part = slice(start, start + 1000)
+            for start in range(0, count, GROUP):
+                part = slice(start, start + GROUP)
                 rows = [{"bytes": d, "path": n} for d, n in zip(data[part], names[part], strict=True)]
                 writer.write_table(pa.table({"image": pa.array(rows, image)}))
     found = {}

@@ -1,6 +1,7 @@
 //! Locator → bytes. In: a row of an index. Out: the image's encoded bytes in a buffer that is used again, or a fault that says
 //! whether it may pass. Files in folders and members of container files; anything remote comes through `navit_loader.sources`.
 
+mod budget;
 mod containers;
 mod spans;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use crate::columns::{Captions, Chunk, Column, Locations};
 use crate::ledger::{Failure, Fault};
 use crate::remote::is_remote;
+use budget::Budget;
 use containers::Containers;
 pub use spans::Read;
 use spans::Spans;
@@ -32,28 +34,41 @@ pub struct Source {
     pub captions: Captions,
     /// The bytes themselves, row by row, where they are in memory already.
     pub memory: Vec<Chunk<u8>>,
-    containers: Containers,
-    spans: Spans,
+    containers: Arc<Containers>,
+    spans: Arc<Spans>,
+    budget: Arc<Budget>,
 }
 
 impl Source {
     /// A source over these columns.
     pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, captions: Captions) -> Self {
-        Self {
-            width,
-            height,
-            locations,
-            captions,
-            memory: Vec::new(),
-            containers: Containers::default(),
-            spans: Spans::new(0),
-        }
+        let budget = Arc::<Budget>::default();
+        let spans = Arc::new(Spans::new(0, budget.clone()));
+        let containers = Arc::new(Containers::new(budget.clone(), spans.clone()));
+        Self { width, height, locations, captions, memory: Vec::new(), containers, spans, budget }
     }
 
     /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
     pub fn with_spans(mut self, size: u64) -> Self {
-        self.spans = Spans::new(size);
+        self.spans = Arc::new(Spans::new(size, self.budget.clone()));
+        self.containers = Arc::new(Containers::new(self.budget.clone(), self.spans.clone()));
         self
+    }
+
+    /// Whether it holds parts of containers in memory: spans of remote objects, or pages of Parquet.
+    pub fn holds_parts(&self) -> bool {
+        let in_pages = |shard: &str| shard.to_ascii_lowercase().ends_with(".parquet");
+        self.memory.is_empty() && self.locations.shards.iter().any(|shard| is_remote(shard) || in_pages(shard))
+    }
+
+    /// How many bytes of such parts it may hold.
+    pub fn allow_parts(&self, bytes: usize) {
+        self.budget.allow(bytes);
+    }
+
+    /// Bytes of such parts at hand or on their way.
+    pub fn parts_held(&self) -> usize {
+        self.budget.used()
     }
 
     /// A source whose encoded images are in memory; its locations name them for messages alone.
@@ -119,8 +134,16 @@ impl Source {
     /// Starts to fetch what `row` will need, where that takes long; what comes back keeps it at hand.
     pub fn foresee(&self, row: usize) -> Vec<Arc<Read>> {
         let l = &self.locations;
-        if !self.memory.is_empty() || !is_remote(self.shard(row)) || l.offset.get(row) == IN_PAGES {
+        if !self.memory.is_empty() || !is_remote(self.shard(row)) {
             return Vec::new();
+        }
+        if l.offset.get(row) == IN_PAGES {
+            let here = self.spans.coalesce();
+            return if here {
+                self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row))
+            } else {
+                Vec::new()
+            };
         }
         match self.remote_place(row) {
             Ok((url, range, whole)) => self.spans.foresee(l.shard.get(row), &url, &range, whole),

@@ -185,8 +185,23 @@ impl Pages {
         }
     }
 
+    /// Whether the pages of a row's group are known, so that `page_of` reads nothing.
+    pub fn knows(&self, leaf: usize, row: u64) -> bool {
+        let group = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
+        lock(&self.tables).contains_key(&(leaf, group))
+    }
+
+    /// Where a page lies in the file.
+    pub fn range_of(&self, (leaf, group, page): PageKey) -> Result<std::ops::Range<u64>> {
+        let place = &self.table(leaf, group)?[page];
+        match (u64::try_from(place.offset), u64::try_from(place.compressed_page_size)) {
+            (Ok(start), Ok(bytes)) => Ok(start..start.saturating_add(bytes).min(self.length)),
+            _ => broken("a page that lies nowhere"),
+        }
+    }
+
     /// All values of a page; null where there is none.
-    pub fn read(&self, key: PageKey) -> Result<Vec<Option<Bytes>>> {
+    pub fn read(&self, key: PageKey) -> Result<Vec<Option<ByteArray>>> {
         Ok(self.values(key, &self.input())?.into_iter().map(|(value, _)| value).collect())
     }
 
@@ -195,7 +210,7 @@ impl Pages {
         for group in 0..self.metadata.num_row_groups() {
             for page in 0..self.table(leaf, group)?.len() {
                 for (value, place) in self.values((leaf, group, page), &self.input())? {
-                    each(value.as_deref(), place);
+                    each(value.as_ref().map(ByteArray::data), place);
                 }
             }
         }
@@ -248,7 +263,12 @@ impl Pages {
         Ok(found)
     }
 
-    fn values(&self, (leaf, group, page): PageKey, input: &Arc<Input>) -> Result<Vec<(Option<Bytes>, Option<u64>)>> {
+    /// Values share the memory of their page.
+    fn values(
+        &self,
+        (leaf, group, page): PageKey,
+        input: &Arc<Input>,
+    ) -> Result<Vec<(Option<ByteArray>, Option<u64>)>> {
         let table = self.table(leaf, group)?;
         let rows = self.group_rows(group);
         let first = table[page].first_row_index as usize;
@@ -268,7 +288,7 @@ impl Pages {
             let as_is = chunk.compression() == Compression::UNCOMPRESSED;
             let mut values = found.into_iter().map(|value| {
                 let place = if as_is { input.place_of(value.data()) } else { None };
-                (Some(Bytes::copy_from_slice(value.data())), place)
+                (Some(value), place)
             });
             Ok(match most {
                 0 => values.collect(),

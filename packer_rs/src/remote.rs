@@ -27,6 +27,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Where the environment does not say otherwise.
 const DEFAULTS: [(&str, ClientConfigKey, &str); 2] =
     [("TIMEOUT", ClientConfigKey::Timeout, "30s"), ("CONNECT_TIMEOUT", ClientConfigKey::ConnectTimeout, "5s")];
+const TIMED_OUT: &str = "no whole answer in the time allowed (30 s, of which 5 s to connect; AWS_TIMEOUT, GOOGLE_TIMEOUT, \
+                         AZURE_TIMEOUT, HTTP_TIMEOUT and … _CONNECT_TIMEOUT set it)";
 /// Bytes fetched at once by `ReadAt`, and how many such blocks it keeps.
 const BLOCK: u64 = 4 << 20;
 const BLOCKS: usize = 3;
@@ -77,6 +79,12 @@ fn runtime() -> io::Result<Arc<Runtime>> {
 /// Runs a task in the background.
 pub fn spawn(task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     runtime()?.spawn(task);
+    Ok(())
+}
+
+/// Runs what may wait for requests in the background.
+pub fn spawn_blocking(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    runtime()?.spawn_blocking(task);
     Ok(())
 }
 
@@ -133,8 +141,9 @@ fn build(origin: &str) -> Result<Arc<dyn ObjectStore>, Error> {
         }
         "http" | "https" => {
             let mut builder = HttpBuilder::new().with_url(origin).with_retry(retry);
-            for (_, key, value) in DEFAULTS {
-                builder = builder.with_config(key, value);
+            for (name, key, value) in DEFAULTS {
+                let told = std::env::var(format!("HTTP_{name}"));
+                builder = builder.with_config(key, told.as_deref().unwrap_or(value));
             }
             Arc::new(builder.with_config(ClientConfigKey::AllowHttp, "true").build()?)
         }
@@ -150,6 +159,9 @@ fn reason(error: &Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
+    }
+    if cause.to_string().contains("timed out") {
+        return TIMED_OUT.into();
     }
     match (cause.to_string(), error) {
         (said, Error::Generic { .. }) => said,

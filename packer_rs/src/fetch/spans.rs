@@ -2,40 +2,82 @@
 //! batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
 //!
 //! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once; in any other
-//! order just the image. Spans at hand are bounded in bytes; those of submitted batches are kept whatever the bound says.
+//! order just the image. All of it counts against one budget: where a span does not fit, just the image is fetched, and where that
+//! does not fit either, it is fetched when it is wanted.
 
-use std::collections::VecDeque;
-use std::io;
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use super::budget::{Budget, Counted};
 use super::fault;
 use crate::ledger::{Failure, Fault};
+use crate::probe::ReadAt;
 use crate::remote::{Expect, Object, spawn};
 
 /// Requests under way at once.
 const REQUESTS: usize = 64;
-/// Bytes at hand.
-const KEPT: usize = 256 << 20;
 
 type Key = (i32, u64, u64);
+
+/// One remote object as a file, read by spans.
+pub struct Spanned {
+    /// Of its source.
+    pub spans: Arc<Spans>,
+    /// Its number in the source.
+    pub shard: i32,
+    /// Its address.
+    pub url: String,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl ReadAt for Spanned {
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        let end = offset.saturating_add(into.len() as u64).min(self.length);
+        if offset >= end {
+            return Ok(0);
+        }
+        let mut found = Vec::with_capacity((end - offset) as usize);
+        match self.spans.fetch(self.shard, &self.url, &(offset..end), false, &mut found) {
+            Ok(()) => {}
+            Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
+            // The kinds that `fault` makes these failures of.
+            Err(Fault::Failed(f)) if f.reason == "missing" => {
+                return Err(io::Error::new(ErrorKind::NotFound, f.detail));
+            }
+            Err(Fault::Failed(f)) => return Err(io::Error::new(ErrorKind::UnexpectedEof, f.detail)),
+        }
+        into[..found.len()].copy_from_slice(&found);
+        Ok(found.len())
+    }
+}
 
 /// One request, and its answer.
 pub struct Read {
     answer: Mutex<Option<Result<Bytes, Fault>>>,
     done: Condvar,
-    length: usize,
+    _counted: Counted,
 }
 
 /// See the module.
 pub struct Spans {
-    held: Mutex<VecDeque<(Key, Arc<Read>)>>,
+    held: Mutex<Held>,
     requests: Arc<Semaphore>,
+    budget: Arc<Budget>,
     /// Bytes of a span; 0 to fetch just what is wanted.
     size: u64,
+}
+
+/// Requests by what they are for, and the order in which they were made.
+#[derive(Default)]
+struct Held {
+    reads: HashMap<Key, Arc<Read>>,
+    order: VecDeque<Key>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,16 +101,49 @@ impl Read {
     }
 }
 
+impl Held {
+    /// Counts bytes, letting go of the oldest that no submitted batch wants, until they fit. None if they do not even then.
+    fn room(&mut self, bytes: usize, budget: &Arc<Budget>) -> Option<Counted> {
+        let mut wanted = VecDeque::new();
+        let counted = loop {
+            if let Some(counted) = budget.take(bytes) {
+                break Some(counted);
+            }
+            let Some(key) = self.order.pop_front() else { break None };
+            match self.reads.get(&key) {
+                // Held here alone.
+                Some(read) if Arc::strong_count(read) == 1 => drop(self.reads.remove(&key)),
+                Some(_) => wanted.push_back(key),
+                None => {}
+            }
+        };
+        wanted.append(&mut self.order);
+        self.order = wanted;
+        counted
+    }
+}
+
 impl Spans {
     /// Spans of this many bytes; 0 fetches just what is wanted.
-    pub fn new(size: u64) -> Self {
-        Self { held: Mutex::default(), requests: Arc::new(Semaphore::new(REQUESTS)), size }
+    pub fn new(size: u64, budget: Arc<Budget>) -> Self {
+        Self { held: Mutex::default(), requests: Arc::new(Semaphore::new(REQUESTS)), budget, size }
     }
 
-    /// Starts what `range` of a container needs, or of an object that is this range and nothing else.
+    /// Whether containers are read by spans.
+    pub fn coalesce(&self) -> bool {
+        self.size > 0
+    }
+
+    /// Starts what `range` of a container needs, or of an object that is this range and nothing else, as far as there is room.
     pub fn foresee(&self, shard: i32, url: &str, range: &Range<u64>, whole: bool) -> Vec<Arc<Read>> {
+        let spans: Vec<_> = self.parts(range, whole).collect();
         // What is wrong is said when the bytes are wanted.
-        self.parts(range, whole).map_while(|part| self.start(shard, url, part, whole).ok()).collect()
+        let start = |parts: &[Range<u64>], size| -> Vec<Arc<Read>> {
+            let reads = parts.iter().map_while(|part| self.start(shard, url, part, whole, size, false).ok().flatten());
+            reads.collect()
+        };
+        let found = start(&spans, self.size);
+        if found.len() == spans.len() { found } else { start(std::slice::from_ref(range), 0) }
     }
 
     /// Waits for the bytes and appends them to `out`.
@@ -80,9 +155,16 @@ impl Spans {
         whole: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), Fault> {
-        for part in self.parts(range, whole) {
-            let read = self.start(shard, url, part.clone(), whole).map_err(|e| fault(&e))?;
-            let bytes = read.wait().inspect_err(|_| self.forget(&read))?;
+        let mut spans: Vec<_> = self.parts(range, whole).collect();
+        let mut size = self.size;
+        let at_hand = |part: &Range<u64>| lock(&self.held).reads.contains_key(&(shard, part.start, part.end));
+        if size > 0 && !spans.iter().all(at_hand) && self.crowded() {
+            (spans, size) = (vec![range.clone()], 0);
+        }
+        for part in spans {
+            let read = self.start(shard, url, &part, whole, size, true).map_err(|e| fault(&e))?;
+            let Some(read) = read else { return Err(Fault::Passing("no room for it".into())) };
+            let bytes = read.wait().inspect_err(|_| self.forget(&(shard, part.start, part.end), &read))?;
             let (from, to) = (range.start.max(part.start) - part.start, range.end.min(part.end) - part.start);
             match bytes.get(from as usize..to as usize) {
                 Some(bytes) => out.extend_from_slice(bytes),
@@ -95,6 +177,22 @@ impl Spans {
         Ok(())
     }
 
+    /// Lets go of the spans that lie in a range, which is not wanted any more.
+    pub fn let_go(&self, shard: i32, range: &Range<u64>) {
+        let mut held = lock(&self.held);
+        for part in self.parts(range, false).filter(|part| range.start <= part.start && part.end <= range.end) {
+            let key = (shard, part.start, part.end);
+            if held.reads.remove(&key).is_some() {
+                held.order.retain(|other| *other != key);
+            }
+        }
+    }
+
+    /// Whether a span finds no room now.
+    fn crowded(&self) -> bool {
+        lock(&self.held).room(self.size as usize, &self.budget).is_none()
+    }
+
     fn parts(&self, range: &Range<u64>, whole: bool) -> impl Iterator<Item = Range<u64>> + use<> {
         let size = if whole { 0 } else { self.size };
         // Without spans there is one part, the range itself.
@@ -104,32 +202,41 @@ impl Spans {
         (first..=last).map(move |n| if size == 0 { range.clone() } else { n * size..(n + 1) * size })
     }
 
-    /// The request for a part, started here unless it is under way or answered.
-    fn start(&self, shard: i32, url: &str, part: Range<u64>, whole: bool) -> io::Result<Arc<Read>> {
+    /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one of, 0 for
+    /// just what is wanted; None where there is no room for it and it is not `needed` now.
+    fn start(
+        &self,
+        shard: i32,
+        url: &str,
+        part: &Range<u64>,
+        whole: bool,
+        size: u64,
+        needed: bool,
+    ) -> io::Result<Option<Arc<Read>>> {
         let key = (shard, part.start, part.end);
         let read = {
             let mut held = lock(&self.held);
-            if let Some(at) = held.iter().rposition(|(k, _)| *k == key) {
-                return Ok(held[at].1.clone());
+            if let Some(read) = held.reads.get(&key) {
+                return Ok(Some(read.clone()));
             }
-            let length = (part.end - part.start) as usize;
-            let mut bytes: usize = held.iter().map(|(_, read)| read.length).sum::<usize>() + length;
-            while bytes > KEPT
-                && let Some((_, oldest)) = held.pop_front()
-            {
-                bytes -= oldest.length;
-            }
-            let read = Arc::new(Read { answer: Mutex::new(None), done: Condvar::new(), length });
-            held.push_back((key, read.clone()));
+            let bytes = (part.end - part.start) as usize;
+            let counted = match held.room(bytes, &self.budget) {
+                Some(counted) => counted,
+                None if needed => self.budget.need(bytes),
+                None => return Ok(None),
+            };
+            let read = Arc::new(Read { answer: Mutex::new(None), done: Condvar::new(), _counted: counted });
+            held.reads.insert(key, read.clone());
+            held.order.push_back(key);
             read
         };
-        let expect = match (whole, self.size) {
+        let expect = match (whole, size) {
             (true, _) => Expect::Whole,
             (false, 0) => Expect::Range,
             (false, _) => Expect::UpTo,
         };
         let started = Object::new(url).and_then(|object| {
-            let (answer, requests) = (read.clone(), self.requests.clone());
+            let (answer, requests, part) = (read.clone(), self.requests.clone(), part.clone());
             spawn(async move {
                 let _place = requests.acquire().await;
                 answer.answer(object.read(part, expect).await.map_err(|e| fault(&e)));
@@ -137,13 +244,17 @@ impl Spans {
         });
         started.inspect_err(|e| {
             read.answer(Err(fault(e)));
-            self.forget(&read);
+            self.forget(&key, &read);
         })?;
-        Ok(read)
+        Ok(Some(read))
     }
 
     /// Drops an answer that is no use to anybody else.
-    fn forget(&self, read: &Arc<Read>) {
-        lock(&self.held).retain(|(_, held)| !Arc::ptr_eq(held, read));
+    fn forget(&self, key: &Key, read: &Arc<Read>) {
+        let mut held = lock(&self.held);
+        if held.reads.get(key).is_some_and(|found| Arc::ptr_eq(found, read)) {
+            held.reads.remove(key);
+            held.order.retain(|other| other != key);
+        }
     }
 }

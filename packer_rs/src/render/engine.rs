@@ -47,6 +47,8 @@ pub struct Stats {
     pub profiles: u64,
     /// Bytes of batches started and not yet taken.
     pub bytes_in_flight: usize,
+    /// Bytes of containers at hand or on their way: spans of remote objects, pages of Parquet.
+    pub bytes_of_parts: usize,
     /// Seconds over all threads: fetch, decode, resize, patches, wait.
     pub seconds: [f64; 5],
 }
@@ -88,10 +90,16 @@ impl Renderer {
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         let (decoders, fetchers) = (settings.decoders(), settings.fetch_threads);
+        let holding = sources.iter().filter(|source| source.holds_parts()).count();
+        let parts = if holding > 0 { settings.memory_for_parts() } else { 0 };
+        for source in &sources {
+            source.allow_parts(parts.checked_div(holding).unwrap_or(0));
+        }
+        let memory = settings.memory() - parts;
         let shared = Arc::new(Shared {
-            queue: Queue::new(settings.memory(), decoders, fetchers),
+            queue: Queue::new(memory, decoders, fetchers),
             ledger: Ledger::new(&settings.ledger, settings.failure_limit)?,
-            pool: Pool::new(settings.memory(), shared),
+            pool: Pool::new(memory, shared),
             settings,
             limits,
             sources,
@@ -187,6 +195,7 @@ impl Renderer {
             failed: s.failed.load(Ordering::Relaxed),
             profiles: s.profiles.load(Ordering::Relaxed),
             bytes_in_flight: s.queue.in_flight(),
+            bytes_of_parts: s.sources.iter().map(Source::parts_held).sum(),
             seconds: [&c.fetch, &c.decode, &c.resize, &c.patches, &c.wait]
                 .map(|n| n.load(Ordering::Relaxed) as f64 / 1e9),
         })

@@ -51,4 +51,9 @@ impl RenderSettings {
     pub fn memory(&self) -> usize {
         self.memory_mb.saturating_mul(1 << 20)
     }
+
+    /// What parts of containers may take of it, where a source holds any: enough for the windows of block order.
+    pub fn memory_for_parts(&self) -> usize {
+        self.memory() / 4
+    }
 }
