@@ -173,9 +173,10 @@ class TextTower(nn.Module):
         x_TD = F.embedding(text_T.clamp_min(0), self.tokens) + F.embedding(place_T, self.places)
         x_TD = self.dropout(x_TD)
 
-        # Padding may be longer than any caption.
+        # Padding may be longer than any caption, but not than a sequence: kernels start a block for every place up to it.
+        longest = captions.text.shape[1]
         backend = choose_for(self.config.attention, x_TD)
-        where = segments(cu_seqlens, len(text_T), len(text_T), backend, causal=self.config.causal)
+        where = segments(cu_seqlens, longest, len(text_T), backend, causal=self.config.causal)
         order = where.order
         if order is not None:
             x_TD, where, segment_T = x_TD[order], replace(where, order=None), segment_T[order]

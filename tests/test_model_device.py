@@ -7,6 +7,7 @@ is whether the numbers are right, nor can gradients be taken without a driver; t
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
-from navit_model.attention import attention, segments
+from navit_model.attention import attention, choose, segments
 from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
 from navit_model.dense import rasters
 from navit_model.losses import classification_loss
@@ -135,6 +136,13 @@ def test_float32_without_autocast_is_refused_before_the_first_kernel(hopper: Non
         there(net)
         with pytest.raises(ModelError, match=r"takes bfloat16 or float16, not torch\.float32; use autocast"):
             net(batch_there())
+
+
+def test_a_kernel_that_is_not_installed_is_named() -> None:
+    if importlib.util.find_spec("flash_attn") or importlib.util.find_spec("flash_attn_interface"):
+        pytest.skip("flash-attn is installed here")
+    with pytest.raises(ModelError, match="no flash-attn is installed; install it or use 'torch_varlen'"):
+        choose("flash_attn", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("causal", [False, True])
