@@ -82,8 +82,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16)
             raise ModelError(f"attention = '{name}' needs a CUDA device, not {device.type}; use 'auto'")
         if dtype not in HALF:
             raise ModelError(f"attention = '{name}' takes bfloat16 or float16, not {dtype}; use autocast, or 'dense'")
-        if name == "flash_attn" and _flash_module() is None:
-            raise ModelError("attention = 'flash_attn': no flash-attn is installed; install it or use 'torch_varlen'")
+        for causal in (False, True):
+            _kernel(name, causal)
     return name
 
 
@@ -102,13 +102,6 @@ def choose_for(name: str, x: Tensor) -> Backend:
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     return choose(name, x.device, dtype)
-
-
-def _flash_module() -> str | None:
-    """The module of the newest flash-attn that is installed; version 3 runs on Hopper alone."""
-    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-    names = ("flash_attn_interface", "flash_attn") if hopper else ("flash_attn",)
-    return next((name for name in names if importlib.util.find_spec(name)), None)
 
 
 def _by_length(cu_seqlens: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor]:
@@ -180,25 +173,44 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     return torch.cat(parts)
 
 
-def _kernel(backend: str, causal: bool) -> Callable[..., Tensor]:
-    """The varlen kernel of a backend, `(q, k, v, cu_q, cu_k, max_q, max_k)`.
+Kernel = Callable[..., Tensor]
+_kernels: dict[tuple[Backend, bool], Kernel] = {}
 
-    Without `causal`, neither `is_causal` nor `window_size` is passed: PyTorch's signature changed there between 2.10 and
-    2.12, so with it, the signature says which one there is.
+
+def _kernel(backend: Backend, causal: bool) -> Kernel:
+    """The varlen kernel of a backend, `(q, k, v, cu_q, cu_k, max_q, max_k)`, found once, by `choose` before a trace."""
+    found = _kernels.get((backend, causal))
+    if found is None:
+        found = _varlen(causal) if backend == "torch_varlen" else _flash(causal)
+        _kernels[backend, causal] = found
+    return found
+
+
+def _varlen(causal: bool) -> Kernel:
+    """PyTorch's. Without `causal`, neither `is_causal` nor `window_size` is passed: the signature changed there between 2.10
+    and 2.12, so with it, the signature says which one there is.
     """
-    if backend == "torch_varlen":
-        from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn
 
-        if causal:
-            old = "is_causal" in inspect.signature(varlen_attn).parameters
-            how: dict[str, Any] = {"is_causal": True} if old else {"window_size": (-1, 0)}
-            return cast(Callable[..., Tensor], partial(varlen_attn, **how))
-        return cast(Callable[..., Tensor], varlen_attn)
-    module: Any = importlib.import_module(_flash_module() or "flash_attn")
+    if not causal:
+        return cast(Kernel, varlen_attn)
+    old = "is_causal" in inspect.signature(varlen_attn).parameters
+    how: dict[str, Any] = {"is_causal": True} if old else {"window_size": (-1, 0)}
+    return partial(cast(Kernel, varlen_attn), **how)
+
+
+def _flash(causal: bool) -> Kernel:
+    """That of the newest flash-attn that is installed; version 3 runs on Hopper alone."""
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    names = ("flash_attn_interface", "flash_attn") if hopper else ("flash_attn",)
+    name = next((name for name in names if importlib.util.find_spec(name)), None)
+    if name is None:
+        raise ModelError("attention = 'flash_attn': no flash-attn is installed; install it or use 'torch_varlen'")
+    function: Any = importlib.import_module(name).flash_attn_varlen_func
 
     def flash(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
         # flash-attn 2 fails at a bound of 1 beside empty segments; any larger bound is as good.
-        found = module.flash_attn_varlen_func(q, k, v, cu_q, cu_k, max(max_q, 2), max(max_k, 2), causal=causal)
+        found = function(q, k, v, cu_q, cu_k, max(max_q, 2), max(max_k, 2), causal=causal)
         return cast(Tensor, found[0] if isinstance(found, tuple) else found)
 
     return flash

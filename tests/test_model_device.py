@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
-from navit_model.attention import attention, choose, segments
+from navit_model.attention import _kernel, attention, choose, segments
 from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
 from navit_model.dense import rasters
 from navit_model.losses import classification_loss
@@ -143,6 +143,19 @@ def test_a_kernel_that_is_not_installed_is_named() -> None:
         pytest.skip("flash-attn is installed here")
     with pytest.raises(ModelError, match="no flash-attn is installed; install it or use 'torch_varlen'"):
         choose("flash_attn", torch.device("cuda"))
+
+
+def test_kernels_are_found_before_a_trace_begins(hopper: None) -> None:
+    """`fullgraph` would stop at an import or at a look at a signature."""
+    device = torch.device("cuda")
+    assert choose("auto", device) in ("torch_varlen", "flash_attn")
+
+    def inside(x: Tensor) -> Tensor:
+        where = [segments(x, 20, 80, choose("torch_varlen", device), causal=causal) for causal in (False, True)]
+        return x + sum(callable(_kernel(w.backend, w.causal)) for w in where)
+
+    torch._dynamo.reset()
+    assert torch.compile(inside, backend="eager", fullgraph=True)(torch.ones(1)).item() == 3
 
 
 @pytest.mark.parametrize("causal", [False, True])
