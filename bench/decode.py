@@ -2,7 +2,7 @@
 
 In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision: medians over
 interleaved repetitions, since a shared machine drifts. Each peer makes the same u8 patches of 16 × 16 pixels from the
-same files at the same target sizes; every ratio is taken within one repetition.
+same files at the same target sizes (datago at its own, see there); every ratio is taken within one repetition.
 
     python bench/decode.py [--count 300] [--repeat 7] [--pillow-simd DIR]
 
@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +30,9 @@ import numpy as np
 P = 16
 Case = tuple[list[bytes], list[tuple[int, int]], list[tuple[int, int]]]
 """Files, their (height, width), and their target grids."""
+
+Peer = Callable[[Case], Callable[[], None] | None]
+"""Makes a way over the files of a case; None where the peer cannot do it."""
 
 
 def grids(
@@ -164,6 +168,70 @@ def libjpeg_turbo_alone(case: Case) -> Callable[[], None]:
     return _each(case, lambda data, h, w: simplejpeg.decode_jpeg(data, "RGB"))
 
 
+def dali_on_cpu(case: Case) -> Callable[[], None]:
+    """One of its threads; runs of 64 files, which it reads where they are."""
+    from nvidia import dali
+    from nvidia.dali import fn, types
+
+    files, _, targets = case
+    encoded = [np.frombuffer(data, np.uint8) for data in files]
+    sizes = np.array(targets, np.float32) * P
+    pipeline = dali.Pipeline(64, num_threads=1, device_id=None, exec_dynamic=True, prefetch_queue_depth=1)
+    with pipeline:
+        given = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
+        image = fn.decoders.image(given, device="cpu", output_type=types.RGB)
+        size = fn.external_source(name="sizes", dtype=types.FLOAT, ndim=1)
+        pipeline.set_outputs(fn.resize(image, size=size, interp_type=types.INTERP_CUBIC, antialias=True))
+    pipeline.build()
+
+    def run() -> None:
+        for n in range(0, len(files), 64):
+            pipeline.feed_input("files", encoded[n : n + 64])
+            pipeline.feed_input("sizes", sizes[n : n + 64])
+            for pixels, (h, w) in zip(pipeline.run()[0], targets[n : n + 64], strict=True):
+                _patches(np.asarray(pixels), h, w)
+
+    return run
+
+
+def datago(case: Case) -> Callable[[], None] | None:
+    """From files in memory (/dev/shm), since it takes no bytes; it crops to the nearest of its own sizes of about 256 tokens.
+    They are the same for all images, so there is no row where sides are drawn."""
+    from datago import DatagoClient
+
+    files, _, targets = case
+    if min(h * w for h, w in targets) < 200:
+        return None
+    folder = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    for n, data in enumerate(files):
+        (Path(folder.name) / f"{n:06d}.jpg").write_bytes(data)
+    config = {
+        "source_type": "file",
+        "source_config": {"root_path": folder.name, "rank": 0, "world_size": 1},
+        "image_config": {
+            "crop_and_resize": True,
+            "default_image_size": 256,
+            "downsampling_ratio": P,
+            "min_aspect_ratio": 0.5,
+            "max_aspect_ratio": 2.0,
+            "image_to_rgb8": True,
+        },
+        "prefetch_buffer_size": 64,
+        "samples_buffer_size": 64,
+        "limit": len(files),
+    }
+
+    def run() -> None:
+        assert folder  # kept as long as its reader
+        client = DatagoClient(json.dumps(config))
+        for _ in files:
+            pixels = np.asarray(client.get_sample().image)
+            _patches(pixels, pixels.shape[0] // P, pixels.shape[1] // P)
+        client.stop()
+
+    return run
+
+
 class Elsewhere:
     """A peer in a process of its own: one line in, seconds out."""
 
@@ -203,6 +271,14 @@ def _write(table: dict[str, Case], folder: Path) -> None:
     (folder / "cases.json").write_text(json.dumps(names))
 
 
+def installed(module: str) -> bool:
+    """Whether a peer is there."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=300)
@@ -218,24 +294,24 @@ def main() -> None:
         serve(args.serve)
         return
     table = cases(args.count)
-    peers: dict[str, Callable[[Case], Callable[[], None]]] = {"navit": ours, "torchvision": torchvision}
-    wanted: Iterable[tuple[str, str, Callable[[Case], Callable[[], None]]]] = (
+    peers: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
+    wanted: Iterable[tuple[str, str, Peer]] = (
         ("navit, full-size DCT", "numpy", lambda case: ours(case, dct_scaling=False)),
         ("Pillow", "PIL", pillow),
         ("simplejpeg + OpenCV area", "cv2", simplejpeg_opencv),
+        ("DALI on the CPU", "nvidia.dali", dali_on_cpu),
+        ("datago, from /dev/shm", "datago", datago),
         ("libjpeg-turbo, decode alone", "simplejpeg", libjpeg_turbo_alone),
     )
     for name, module, peer in wanted:
         if args.only and name not in args.only.split(","):
             continue
-        if importlib.util.find_spec(module) is None:
+        if not installed(module):
             print(f"{name}: not installed, left out")
         else:
             peers[name] = peer
     elsewhere = None
     if args.pillow_simd:
-        import tempfile
-
         folder = tempfile.TemporaryDirectory()
         _write(table, Path(folder.name))
         elsewhere = Elsewhere(args.pillow_simd, Path(folder.name), args.core)
@@ -243,7 +319,7 @@ def main() -> None:
         print("pillow-simd: not given (--pillow-simd DIR), left out")
     figures: dict[str, dict[str, float]] = {}
     for name, case in table.items():
-        runs = {peer: make(case) for peer, make in peers.items()}
+        runs = {peer: run for peer, make in peers.items() if (run := make(case)) is not None}
         for run in runs.values():
             run()
         times: dict[str, list[float]] = {peer: [] for peer in runs}

@@ -7,6 +7,7 @@ cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's 
 timm packs nothing: it draws one length for a whole batch from the squares 4² to 16², keeps aspect ratios, and pads each
 image to that length; its rows are taken as u8, before it normalises them. datago, where it is installed, does another job: it
 crops and resizes every image to about 256 × 256 and hands out Pillow images, neither cut into patches nor packed.
+DALI, where it is installed, reads, draws, decodes and resizes on its own two threads; patches and first-fit are made here.
 Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
 
     python bench/loader.py [--folder DIR] [--count 2000] [--repeat 5] [--json FILE]
@@ -15,7 +16,6 @@ Padding counts sequences that hold an image: an epoch's last batch is filled wit
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torchvision
 from corpus import write
+from decode import installed
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -48,6 +49,7 @@ Counts = tuple[int, int, int]
 OURS, ALONE = "navit PackedLoader, two cores", "navit PackedLoader, one core"
 THEIRS, TIMM = "torch DataLoader + torchvision, two workers", "timm NaFlex loader, two workers"
 DATAGO = "datago, all at 256 tokens, unpacked"
+DALI = "DALI on the CPU + first-fit, two threads"
 
 
 class Patches(Dataset[torch.Tensor]):
@@ -181,6 +183,41 @@ def datagos(folder: Path, images: int) -> Counts:
     return images, tokens, tokens
 
 
+def dalis(files: list[str]) -> Callable[[], Counts]:
+    """DALI as its users set it up: its reader, decoder and resize on two threads, the same draws; patches, first-fit here."""
+    from nvidia import dali
+    from nvidia.dali import fn, math, types
+
+    pipeline = dali.Pipeline(COLLATE, num_threads=WORKERS, device_id=None, exec_dynamic=True, prefetch_queue_depth=2)
+    with pipeline:
+        encoded, _ = fn.readers.file(files=files, random_shuffle=True, name="reader")
+        shape = fn.cast(fn.peek_image_shape(encoded), dtype=types.FLOAT)
+        height, width = shape[0], shape[1]
+        side = math.min(fn.random.uniform(range=[LOW, HIGH]), math.sqrt(height * width))
+        rows = math.max(1.0, math.floor(side * math.sqrt(height / width) / P)) * P
+        columns = math.max(1.0, math.floor(side * math.sqrt(width / height) / P)) * P
+        image = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+        size = fn.stack(rows, columns)
+        pipeline.set_outputs(fn.resize(image, size=size, interp_type=types.INTERP_CUBIC, antialias=True))
+    pipeline.build()
+
+    def epoch() -> Counts:
+        images = tokens = slots = 0
+        while images < len(files):
+            items = []
+            for sample in pipeline.run()[0]:
+                pixels = torch.from_numpy(np.asarray(sample))
+                h, w = pixels.shape[0] // P, pixels.shape[1] // P
+                items.append(pixels.reshape(h, P, w, P, 3).permute(0, 2, 1, 3, 4).reshape(h * w, P * P * 3))
+            _, ids = first_fit(items)
+            images += len(items)
+            tokens += int((ids >= 0).sum())
+            slots += ids.numel()
+        return images, tokens, slots
+
+    return epoch
+
+
 @contextmanager
 def one_core() -> Iterator[None]:
     """This thread, and those that it starts meanwhile, on one core."""
@@ -244,10 +281,14 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
             THEIRS: lambda: theirs(peer, len(files)),
             TIMM: lambda: timms(flexible),
         }
-        if importlib.util.find_spec("datago"):
+        if installed("datago"):
             peers[DATAGO] = lambda: datagos(folder, len(files))
         else:
             print("datago: not installed, left out")
+        if installed("nvidia.dali"):
+            peers[DALI] = dalis(files)
+        else:
+            print("DALI: not installed (pip install 'navit[dali]'), left out")
         for epoch in peers.values():
             epoch()  # threads, workers, page cache
         rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
