@@ -182,6 +182,9 @@ def test_bad_input_is_named() -> None:
     tall = pack_images([np.zeros((8 * 20, 8, 3), np.uint8)], LOADER).to("cpu")
     with pytest.raises(ModelError, match="max_grid"):
         model()(tall)
+    labelled = pack_images(pictures(1), LOADER, labels=[7]).to("cpu")
+    with pytest.raises(ModelError, match="the label 7, but there are 7 classes"):
+        classification_loss(torch.zeros(*labelled.status.shape, 7), labelled)
 
 
 def test_presets_have_their_published_sizes() -> None:
