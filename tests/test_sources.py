@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
-from navit_loader.errors import IndexFileError
+from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.sources import expand_braces
 from navit_loader.sources.subset import split_rows, write_subset
 
@@ -198,6 +198,30 @@ def test_manifests_over_one_folder(place: Path, tmp_path: Path) -> None:
     # A folder that the manifest says nothing of may lie beside its images.
     write_tree(tmp_path / "extra", {"c0/1.png": encode("PNG", 9, 9)})
     assert build_index([train, tmp_path / "extra"], tmp_path / "x.arrow").rows == 41
+
+
+def test_a_mixture_of_different_class_tables_is_refused(tmp_path: Path) -> None:
+    png = encode("PNG", 30, 30)
+    for name, classes in (("train", "ab"), ("val", "b"), ("other", "bc")):
+        write_tree(tmp_path / name, {f"{c}/1.png": png for c in classes})
+        build_index(tmp_path / name, tmp_path / f"{name}.arrow")
+
+    def mixed(*names: str) -> PackedLoader:
+        table = [{"index": str(tmp_path / f"{name}.arrow")} for name in names]
+        return PackedLoader(config=LoaderConfig.from_dict({"data": {"mixture": table}, "plan": {"virtual_epoch": 60}}))
+
+    for other in ("val", "other"):
+        with pytest.raises(
+            ConfigError, match=rf"train\.arrow and .*{other}\.arrow have different class tables.*--classes"
+        ):
+            mixed("train", other)
+    build_index(tmp_path / "val", tmp_path / "val.arrow", classes=tmp_path / "train.arrow")
+    with mixed("train", "val") as loader:
+        found = set()
+        for batch in loader:
+            ok = batch.status == 1
+            found |= set(zip(batch.source_ids[ok].tolist(), batch.labels[ok][:, 0].tolist(), strict=True))
+        assert loader.classes == ["a", "b"] and found == {(0, 0), (0, 1), (1, 1)}
 
 
 def test_brace_patterns() -> None:

@@ -191,4 +191,7 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _need_path(path: str, names: Any) -> None:
     if "path" not in names:
-        raise IndexFileError(f"manifest '{path}' has no column 'path'; its columns: {', '.join(names) or 'none'}")
+        images = ", and none that holds images" if path.lower().endswith(".parquet") else ""
+        raise IndexFileError(
+            f"manifest '{path}' has no column 'path'{images}; its columns: {', '.join(names) or 'none'}"
+        )
