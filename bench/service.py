@@ -276,9 +276,7 @@ def main() -> None:
             import corpus
 
             folder = Path(work) / "images"
-            (folder / "photographs").mkdir(parents=True)
-            for i, data in enumerate(corpus.make(args.count, 0.2, 0.35)):
-                (folder / "photographs" / f"{i:05}.jpg").write_bytes(data)
+            corpus.write(folder / "photographs", args.count)
         index = Path(work) / "bench.arrow"
         build_index(folder, index)
         config = Path(work) / "bench.toml"
