@@ -61,7 +61,6 @@ def overhead(run: Path, rounds: int) -> tuple[float, float]:
     with open_loader(config, world) as loader:
         trainer = Trainer(config, loader, world, None)
         batches = [batch.to("cpu") for batch in itertools.islice(loader, BATCHES)]
-        trainer.forward.train()
         bare = type(trainer.task).build(trainer.run_config).train()
         optimizer, average = adamw(bare, config.train), Average(bare, config.train.ema)
 

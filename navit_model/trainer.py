@@ -88,6 +88,8 @@ class Trainer:
         self.flops = 0.0
         if start is not None:
             self._take_up(start)
+        # Once: evaluation has a module of its own.
+        self.module.train()
         self.forward: nn.Module = self.module
         if not spread:
             if run.train.compile:
@@ -201,7 +203,6 @@ class Trainer:
         images, asked = world.sum(torch.stack([mine, asked])).unbind()
         count = images.clamp(min=1)
         self._asked = Later(asked)
-        self.forward.train()
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(group):
             with self._exchange(i + 1 == len(group)):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from navit_loader.errors import ConfigError
+from navit_loader.errors import ConfigError, ModelError
 
 TIMEOUT = timedelta(seconds=60)
 """A rank that waits longer than this for another within a step stops with an error."""
@@ -73,6 +73,7 @@ class World:
 
         Raises:
             ConfigError: CUDA was asked for and there is none.
+            ModelError: the other processes do not come, or leave at once.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("train.device = 'cuda' is not possible: torch sees no CUDA device; use 'cpu' or 'auto'")
@@ -83,10 +84,29 @@ class World:
             torch.cuda.set_device(place)
         if size == 1:
             return cls(0, 1, place)
-        torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
-        # On the hosts' own sockets, which break at once when a process dies, so its patience costs nothing.
-        hosts = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        try:
+            torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+            # Making the patient group waits as long as its patience: first see that all are still there.
+            torch.distributed.barrier()
+            # On the hosts' own sockets, which break at once when a process dies, so its patience costs nothing.
+            hosts = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        except RuntimeError as e:
+            _leave()
+            reason = str(e).splitlines()[0][:200]
+            rank = os.environ.get("RANK", "?")
+            raise ModelError(f"rank {rank} of {size} did not find all others ({reason}); start them all anew") from None
         return cls(torch.distributed.get_rank(), size, place, hosts)
+
+    @classmethod
+    def alone(cls, device: str = "auto") -> World:
+        """For what one process does by itself.
+
+        Raises:
+            ConfigError: there are several, or CUDA was asked for and there is none.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("this command runs in one process; start it without torchrun")
+        return cls.join(device)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over all ranks, in place; a no-op for a run alone."""
@@ -135,7 +155,13 @@ class World:
 
     def leave(self) -> None:
         """Leaves the group; harmless for a run alone."""
-        if self.size > 1 and torch.distributed.is_initialized():
-            # What wraps a model holds the group in reference cycles; threads of the group must not outlive Python.
-            gc.collect()
-            torch.distributed.destroy_process_group()
+        if self.size > 1:
+            _leave()
+
+
+def _leave() -> None:
+    """Ends the group, however far it came: its threads must not outlive Python, which would abort."""
+    if torch.distributed.is_initialized():
+        # What wraps a model holds the group in reference cycles.
+        gc.collect()
+        torch.distributed.destroy_process_group()

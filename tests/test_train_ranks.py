@@ -160,3 +160,30 @@ def test_where_a_rank_dies_the_others_end_with_a_message_within_a_minute(index: 
     assert processes[0].returncode == 2, said
     assert "lost another rank" in said
     assert "Traceback" not in said
+
+
+def test_where_a_rank_leaves_while_they_meet_the_others_say_so(index: str, tmp_path: Path) -> None:
+    write_toml(table(index, tmp_path / "run", 2), tmp_path / "run.toml")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # The second rank joins, and is gone before the first message of the run.
+    gone = "import os, torch.distributed as d; d.init_process_group('gloo'); os._exit(1)"
+    lines = ([sys.executable, "-m", "navit_model", "train", str(tmp_path / "run.toml")], [sys.executable, "-c", gone])
+    processes = []
+    for rank, line in enumerate(lines):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(
+            subprocess.Popen(line, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        )
+    try:
+        _, said = processes[0].communicate(timeout=100)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    # Neither a stack of Python's nor an abort of threads that outlived it.
+    assert processes[0].returncode == 2, said
+    assert "did not find all others" in said
+    assert "Traceback" not in said

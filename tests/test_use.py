@@ -237,6 +237,14 @@ def test_weights_of_transformers_are_found_by_their_folder(tmp_path: Path) -> No
         load(f"transformers:{tmp_path}", {})
 
 
+def test_one_process_commands_refuse_to_run_several_times(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["embed", str(root / "run"), str(root / "x.arrow"), "-o", str(root / "x.npy")]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
 def test_what_is_no_model_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (("predict", root, root / "images"), ("embed", root, root / "shapes.arrow", "-o", root / "e.npy")):
         _, err = call(capsys, *words, status=2)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ..vectors import export
     from ..world import World
 
-    usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
+    usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     with ProgressLine("embedding") as line:
         failed = export(
             usable,

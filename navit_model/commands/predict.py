@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from ..world import World
 
     require(args.top >= 1, "--top", args.top, "at least 1")
-    usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
+    usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     if args.labels:
         usable = usable.told(args.labels, args.template, args.tokenizer)
     bad = 0

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     require(all(k >= 1 for k in args.shots), "--shots", args.shots, "at least 1")
     require(args.draws >= 1, "--draws", args.draws, "at least 1")
-    usable = open_model(args.model, World.join(args.device).device, raw=args.raw)
+    usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     found = []
     for shots in args.shots:
         shot = probe(
