@@ -4,6 +4,7 @@
 //! Formats are told by their first bytes, never by a file's name. What no decoder here reads goes to a helper process, if there
 //! is one (`foreign`), and is a failure of reason `unsupported` otherwise. Whatever a header claims is checked against the index and the pixel cap before anything is allocated.
 
+mod baseline;
 mod jpeg;
 mod others;
 mod png;
@@ -125,7 +126,23 @@ pub struct Decoder {
 impl Decoder {
     /// Decoders with empty buffers; `helpers` read what they cannot.
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new()?, helpers, scratch: Vec::new(), foreign_profile: false })
+        Ok(Self {
+            jpeg: jpeg::Jpeg::new(Some(baseline::Baseline::default()))?,
+            helpers,
+            scratch: Vec::new(),
+            foreign_profile: false,
+        })
+    }
+
+    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file.
+    pub fn reference() -> Result<Self, Failure> {
+        Ok(Self { jpeg: jpeg::Jpeg::new(None)?, ..Self::new(Arc::default())? })
+    }
+
+    /// Decoders to compare with: our own of JPEG files in its plain form.
+    pub fn plain() -> Result<Self, Failure> {
+        let own = baseline::Baseline::new(false);
+        Ok(Self { jpeg: jpeg::Jpeg::new(Some(own))?, ..Self::new(Arc::default())? })
     }
 
     /// Decodes `bytes` into `out`.

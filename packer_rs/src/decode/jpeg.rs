@@ -2,6 +2,9 @@
 //! the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a usual one it
 //! stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted to RGB.
 //!
+//! Plain baseline files, by far the most, are decoded by `baseline`, which gives the same samples sooner; libjpeg-turbo gets all
+//! that it turns away, and alone says what is wrong with a file.
+//!
 //! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other is
 //! `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF version.
 
@@ -9,14 +12,16 @@ use std::ffi::CStr;
 
 use turbojpeg_sys as tj;
 
+use super::baseline::Baseline;
 use super::{Colours, OUT_OF_MEMORY, Pixels, Plane, Wanted, check_size, fail, room};
 use crate::ledger::Failure;
 
 /// Scans of a progressive file; a real encoder writes some ten, a hostile file thousands.
 const MAX_SCANS: i32 = 500;
 
-/// A decompressor of libjpeg-turbo.
+/// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
 pub struct Jpeg {
+    own: Option<Baseline>,
     handle: tj::tjhandle,
     /// Whether a file went through the handle.
     used: bool,
@@ -35,8 +40,9 @@ impl Drop for Jpeg {
 }
 
 impl Jpeg {
-    pub fn new() -> Result<Self, Failure> {
-        let mut jpeg = Self { handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
+    /// Without our `own` decoder libjpeg-turbo gets all files.
+    pub fn new(own: Option<Baseline>) -> Result<Self, Failure> {
+        let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
     }
@@ -71,6 +77,12 @@ impl Jpeg {
     }
 
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        if let Some(own) = &mut self.own {
+            let denominator = if wanted.dct_scaling { scale(wanted) } else { 1 };
+            if own.decode(bytes, wanted, denominator as u32, out).is_some() {
+                return Ok(());
+            }
+        }
         // A handle keeps the tables of the file before, and a file that lacks its own would be decoded with those: to
         // other pixels than elsewhere. A new one costs about a microsecond.
         if self.used {

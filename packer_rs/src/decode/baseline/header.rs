@@ -1,0 +1,149 @@
+//! A JPEG file up to its scan. In: the whole file. Out: what decoding the scan needs, or None for a file that is not of the
+//! plain kind or has anything odd about it: libjpeg-turbo then judges it.
+
+/// One colour component.
+#[derive(Clone, Copy, Debug)]
+pub struct Component {
+    /// Blocks of the MCU across and down.
+    pub sampling: (u32, u32),
+    /// Its divisors, in zigzag order.
+    pub divisors: [u8; 64],
+    /// Which Huffman tables it uses, DC and AC.
+    pub tables: (usize, usize),
+}
+
+/// What a plain file says before its scan.
+#[derive(Clone, Debug)]
+pub struct Header<'a> {
+    /// Width and height.
+    pub size: (u32, u32),
+    /// One component of grey, or Y, Cb and Cr.
+    pub components: [Component; 3],
+    /// How many of them there are.
+    pub count: usize,
+    /// Definitions of Huffman tables, DC and AC: 16 counts, then the symbols. Empty where there is none.
+    pub tables: [[&'a [u8]; 4]; 2],
+    /// MCUs between restart markers, 0 for none.
+    pub restart: u32,
+    /// Where the scan's data begin.
+    pub scan: usize,
+}
+
+/// As in libjpeg-turbo.
+const MAX_SIDE: u32 = 65_500;
+
+/// What lies between the start of the file and the scan.
+#[derive(Default)]
+struct Segments<'a> {
+    divisors: [Option<&'a [u8; 64]>; 4],
+    tables: [[&'a [u8]; 4]; 2],
+    frame: Option<&'a [u8]>,
+    restart: u32,
+    jfif: bool,
+    adobe: Option<u8>,
+}
+
+/// Reads the segments of a plain file.
+pub fn parse(data: &[u8]) -> Option<Header<'_>> {
+    if !data.starts_with(&[0xFF, 0xD8]) {
+        return None;
+    }
+    let (mut at, mut found) = (2, Segments::default());
+    loop {
+        let &[0xFF, code] = data.get(at..at + 2)? else { return None };
+        let length = usize::from(u16::from_be_bytes([*data.get(at + 2)?, *data.get(at + 3)?]));
+        let body = data.get(at + 4..at + 2 + length)?;
+        at += 2 + length;
+        match code {
+            // Application data and comments.
+            0xE0..=0xEF | 0xFE => found.application(code, body)?,
+            0xDB => found.quantisation(body)?,
+            0xC4 => found.huffman(body)?,
+            // Baseline, and extended with 8 bits.
+            0xC0 | 0xC1 if found.frame.is_none() => found.frame = Some(body),
+            0xDD => {
+                let &[high, low] = body else { return None };
+                found.restart = u32::from(u16::from_be_bytes([high, low]));
+            }
+            0xDA => return found.scan(body, at),
+            _ => return None,
+        }
+    }
+}
+
+impl<'a> Segments<'a> {
+    fn application(&mut self, code: u8, body: &[u8]) -> Option<()> {
+        if code == 0xE0 && body.starts_with(b"JFIF\0") && body.len() >= 14 {
+            // Another major version is a matter for a warning.
+            (body[5] == 1).then_some(())?;
+            self.jfif = true;
+        }
+        if code == 0xEE && body.starts_with(b"Adobe") && body.len() >= 12 {
+            self.adobe = Some(body[11]);
+        }
+        Some(())
+    }
+
+    fn quantisation(&mut self, mut body: &'a [u8]) -> Option<()> {
+        while let Some((&which, rest)) = body.split_first() {
+            let (divisors, rest) = rest.split_first_chunk::<64>()?;
+            // Divisors of 16 bits have a high nibble of 1, and are no table of this array.
+            *self.divisors.get_mut(usize::from(which))? = Some(divisors);
+            body = rest;
+        }
+        Some(())
+    }
+
+    fn huffman(&mut self, mut body: &'a [u8]) -> Option<()> {
+        while let Some((&which, rest)) = body.split_first() {
+            let counts = rest.get(..16)?;
+            let symbols: usize = counts.iter().map(|&n| usize::from(n)).sum();
+            if symbols > 256 {
+                return None;
+            }
+            let table = rest.get(..16 + symbols)?;
+            *self.tables.get_mut(usize::from(which >> 4))?.get_mut(usize::from(which & 15))? = table;
+            body = &rest[16 + symbols..];
+        }
+        Some(())
+    }
+
+    fn scan(self, body: &[u8], at: usize) -> Option<Header<'a>> {
+        let &[8, h1, h0, w1, w0, count, ref frame @ ..] = self.frame? else { return None };
+        let size = (u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0])));
+        let (&count_in_scan, scan) = body.split_first()?;
+        let count = usize::from(count);
+        let sides = 1..=MAX_SIDE;
+        if !sides.contains(&size.0)
+            || !sides.contains(&size.1)
+            || !matches!(count, 1 | 3)
+            || usize::from(count_in_scan) != count
+            || frame.len() != 3 * count
+            || scan.len() != 2 * count + 3
+            || scan[2 * count..] != [0, 63, 0]
+        {
+            return None;
+        }
+        let mut components = [Component { sampling: (0, 0), divisors: [0; 64], tables: (0, 0) }; 3];
+        for (n, to) in components[..count].iter_mut().enumerate() {
+            let &[id, sampling, divisors] = frame.get(3 * n..3 * n + 3)? else { return None };
+            let &[id_in_scan, tables] = scan.get(2 * n..2 * n + 2)? else { return None };
+            if id != id_in_scan || frame[..3 * n].iter().step_by(3).any(|&other| other == id) {
+                return None;
+            }
+            to.sampling = (u32::from(sampling >> 4), u32::from(sampling & 15));
+            to.divisors = *(*self.divisors.get(usize::from(divisors))?)?;
+            to.tables = (usize::from(tables >> 4), usize::from(tables & 15));
+        }
+        let named = [0, 3, 6].map(|n| frame.get(n).copied().unwrap_or(0));
+        match (count, components.map(|c| c.sampling)) {
+            // A single component's blocks stand one after the other, whatever its sampling says.
+            (1, [(1..=4, 1..=4), ..]) => components[0].sampling = (1, 1),
+            // Y, Cb, Cr as JFIF says, or Adobe, or by the usual names.
+            (3, [(1 | 2, 1 | 2) | (4, 1) | (1, 4), (1, 1), (1, 1)])
+                if self.jfif || self.adobe == Some(1) || self.adobe.is_none() && named == [1, 2, 3] => {}
+            _ => return None,
+        }
+        Some(Header { size, components, count, tables: self.tables, restart: self.restart, scan: at })
+    }
+}

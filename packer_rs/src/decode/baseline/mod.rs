@@ -1,0 +1,233 @@
+//! Our own JPEG decoder, for the plain case alone: baseline, one scan, grey or Y, Cb, Cr of a usual sampling. In: a whole file.
+//! Out: the same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind or with anything odd about
+//! it, however small. Such a file goes to libjpeg-turbo from the start, so faults are judged and named in one place.
+//!
+//! ```text
+//! header ─► stream ─► huffman, block ─► idct, avx2
+//! segments   no stuffing   coefficients     samples
+//! ```
+//!
+//! It stands here because the entropy decoder bounds the whole loader. One look-up for two symbols and their values, bits
+//! refilled without a branch, and no marker in the way: that takes about half the time.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod block;
+mod header;
+mod huffman;
+mod idct;
+mod stream;
+
+use self::block::{Bits, Block, PLACES};
+use self::header::Header;
+use self::huffman::{AcTable, Cache, DcTable};
+use self::stream::Stream;
+use super::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, room};
+
+/// The decoder of one thread.
+pub struct Baseline {
+    fast: bool,
+    stream: Stream,
+    dc: Cache<DcTable>,
+    ac: Cache<AcTable>,
+}
+
+/// What decoding the blocks of one component takes.
+struct Part<'a> {
+    dc: &'a DcTable,
+    ac: &'a AcTable,
+    divisors: idct::Divisors,
+    /// Blocks of an MCU across and down.
+    blocks: (usize, usize),
+    /// First byte and bytes from row to row of its plane.
+    start: usize,
+    stride: usize,
+}
+
+/// One scan.
+struct Scan<'a> {
+    stream: &'a Stream,
+    parts: [Option<Part<'a>>; 3],
+    /// MCUs across and down, and between restarts (0: none).
+    mcus: (usize, usize),
+    restart: usize,
+    /// Samples per side of a block.
+    side: usize,
+}
+
+impl Default for Baseline {
+    fn default() -> Self {
+        Self::new(fast())
+    }
+}
+
+impl Baseline {
+    /// A decoder in its fast form or its plain one.
+    pub fn new(fast: bool) -> Self {
+        Self { fast, stream: Stream::default(), dc: Cache::default(), ac: Cache::default() }
+    }
+
+    /// Decodes a plain file at the DCT scale 1/`denominator`. None leaves `out` in any state, and the file to libjpeg-turbo.
+    pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, denominator: u32, out: &mut Pixels) -> Option<()> {
+        let header = header::parse(bytes)?;
+        let (width, height) = header.size;
+        if header.size != wanted.size || u64::from(width) * u64::from(height) > wanted.max_pixels {
+            return None;
+        }
+        self.stream.take(self.fast, &bytes[header.scan..])?;
+        (self.dc.next(), self.ac.next());
+        let mut tables = [(0, 0); 3];
+        for (component, to) in header.components[..header.count].iter().zip(&mut tables) {
+            let definition = |kind: usize, n: usize| header.tables[kind].get(n).copied().filter(|d| !d.is_empty());
+            to.0 = self.dc.find(definition(0, component.tables.0)?)?;
+            to.1 = self.ac.find(definition(1, component.tables.1)?)?;
+        }
+        let mcus = lay_out(&header, denominator, out);
+        let mut parts: [Option<Part<'_>>; 3] = [None, None, None];
+        for (n, (component, part)) in header.components[..header.count].iter().zip(&mut parts).enumerate() {
+            let mut divisors = [0; 64];
+            for (&place, &divisor) in PLACES.iter().zip(&component.divisors) {
+                divisors[usize::from(place)] = i16::from(divisor);
+            }
+            *part = Some(Part {
+                dc: self.dc.get(tables[n].0),
+                ac: self.ac.get(tables[n].1),
+                divisors,
+                blocks: (component.sampling.0 as usize, component.sampling.1 as usize),
+                start: out.planes[n].start,
+                stride: out.planes[n].stride,
+            });
+        }
+        let side = 8 / denominator as usize;
+        let scan = Scan { stream: &self.stream, parts, mcus, restart: header.restart as usize, side };
+        let done = scan.run(self.fast, &mut out.data);
+        if self.stream.data.len() > KEEP_BYTES {
+            self.stream = Stream::default();
+        }
+        done
+    }
+}
+
+/// Whether the fast form can be used on this machine.
+fn fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("bmi2")
+            && std::arch::is_x86_feature_detected!("movbe")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Planes of whole MCUs, one after the other, and room for them. Returns the MCUs across and down.
+fn lay_out(header: &Header<'_>, denominator: u32, out: &mut Pixels) -> (usize, usize) {
+    let (across, down) = header.components[0].sampling;
+    let (width, height) = header.size;
+    let mcus = (width.div_ceil(8 * across), height.div_ceil(8 * down));
+    let scaled = (width.div_ceil(denominator), height.div_ceil(denominator));
+    let (mut start, side) = (0, 8 / denominator);
+    for (component, plane) in header.components[..header.count].iter().zip(&mut out.planes) {
+        let (h, v) = component.sampling;
+        let (sub_x, sub_y) = (across / h, down / v);
+        let scale = f64::from(denominator);
+        let stride = (mcus.0 * h * side) as usize;
+        *plane = Plane {
+            start,
+            stride,
+            width: scaled.0.div_ceil(sub_x),
+            height: scaled.1.div_ceil(sub_y),
+            scale: (1.0 / (scale * f64::from(sub_x)), 1.0 / (scale * f64::from(sub_y))),
+        };
+        start += stride * (mcus.1 * v * side) as usize;
+    }
+    out.colours = if header.count == 1 { Colours::Grey } else { Colours::Ycc };
+    room(&mut out.data, start);
+    (mcus.0 as usize, mcus.1 as usize)
+}
+
+impl Scan<'_> {
+    fn run(&self, fast: bool, out: &mut [u8]) -> Option<()> {
+        #[cfg(target_arch = "x86_64")]
+        if fast {
+            // SAFETY: `fast` is only true where these features were found.
+            return unsafe { self.run_fast(out) };
+        }
+        let _ = fast;
+        self.blocks(out, idct::full, idct::half, idct::quarter)
+    }
+
+    /// # Safety
+    /// The features.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    unsafe fn run_fast(&self, out: &mut [u8]) -> Option<()> {
+        self.blocks(
+            out,
+            // SAFETY: AVX2 is there, since this function runs.
+            |b, d, o, s| unsafe { avx2::full(b, d, o, s) },
+            // SAFETY: as above.
+            |b, d, o, s| unsafe { avx2::half(b, d, o, s) },
+            // SAFETY: as above.
+            |b, d, o, s| unsafe { avx2::quarter(b, d, o, s) },
+        )
+    }
+
+    #[inline(always)]
+    fn blocks(
+        &self,
+        out: &mut [u8],
+        full: impl Fn(&Block, &idct::Divisors, &mut [u8], usize),
+        half: impl Fn(&Block, &idct::Divisors, &mut [u8], usize),
+        quarter: impl Fn(&Block, &idct::Divisors, &mut [u8], usize),
+    ) -> Option<()> {
+        let total = self.mcus.0 * self.mcus.1;
+        let interval = if self.restart == 0 { total } else { self.restart };
+        if self.stream.ends.len() != total.div_ceil(interval) {
+            return None;
+        }
+        let mut bits = Bits::new(&self.stream.data, 0);
+        let (mut ends, mut end, mut left) = (self.stream.ends.iter(), 0, 0);
+        let mut dc = [0i16; 3];
+        let mut block: Block = [0; 256];
+        for row in 0..self.mcus.1 {
+            for column in 0..self.mcus.0 {
+                if left == 0 {
+                    // The interval before must end with the last of its bits, but for less than a byte.
+                    if bits.read().div_ceil(8) != end {
+                        return None;
+                    }
+                    bits = Bits::new(&self.stream.data, end);
+                    (end, left, dc) = (*ends.next()?, interval, [0; 3]);
+                }
+                left -= 1;
+                for (part, dc) in self.parts.iter().zip(&mut dc) {
+                    let Some(part) = part else { break };
+                    for n in 0..part.blocks.0 * part.blocks.1 {
+                        let (y, x) = (n / part.blocks.0, n % part.blocks.0);
+                        block[..64].fill(0);
+                        *dc = dc.wrapping_add(block::dc(&mut bits, part.dc)? as i16);
+                        block[0] = *dc;
+                        block::ac(&mut bits, part.ac, &mut block)?;
+                        let line = (row * part.blocks.1 + y) * self.side * part.stride;
+                        let at = part.start + line + (column * part.blocks.0 + x) * self.side;
+                        let to = &mut out[at..];
+                        match self.side {
+                            8 => full(&block, &part.divisors, to, part.stride),
+                            4 => half(&block, &part.divisors, to, part.stride),
+                            2 => quarter(&block, &part.divisors, to, part.stride),
+                            _ => to[0] = idct::eighth(block[0], part.divisors[0]),
+                        }
+                    }
+                }
+                if bits.read() > end * 8 {
+                    return None;
+                }
+            }
+        }
+        (bits.read().div_ceil(8) == end).then_some(())
+    }
+}

@@ -1,0 +1,175 @@
+//! Our own JPEG decoder beside libjpeg-turbo: whatever the file, both decoders agree on the verdict, its words, and every sample.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Style, encode};
+use navit_packer::decode::{Colours, Decoder, Pixels, Wanted};
+use navit_packer::slots::Crop;
+use proptest::prelude::*;
+use turbojpeg_sys as tj;
+
+const SAMPLINGS: [tj::TJSAMP; 7] = [
+    tj::TJSAMP_TJSAMP_444,
+    tj::TJSAMP_TJSAMP_422,
+    tj::TJSAMP_TJSAMP_420,
+    tj::TJSAMP_TJSAMP_GRAY,
+    tj::TJSAMP_TJSAMP_440,
+    tj::TJSAMP_TJSAMP_411,
+    tj::TJSAMP_TJSAMP_441,
+];
+
+/// The decoders that must agree: the default one, the plain form of our own, and libjpeg-turbo.
+struct Decoders {
+    all: [Decoder; 3],
+    pixels: [Pixels; 3],
+}
+
+fn decoders() -> Decoders {
+    let all = [Decoder::new(Arc::default()), Decoder::plain(), Decoder::reference()];
+    Decoders { all: all.map(|d| d.unwrap_or_else(|e| panic!("{}", e.detail))), pixels: Default::default() }
+}
+
+/// What can be seen of an image, or why there is none.
+type Seen = Result<Vec<(u32, u32, (f64, f64), Vec<u8>)>, (&'static str, String)>;
+
+fn seen(pixels: &Pixels) -> Vec<(u32, u32, (f64, f64), Vec<u8>)> {
+    let channels = if pixels.colours == Colours::Rgb { 3 } else { 1 };
+    let count = if pixels.colours == Colours::Ycc { 3 } else { 1 };
+    let planes = pixels.planes[..count].iter();
+    planes
+        .map(|p| {
+            let row = |y: usize| &pixels.data[p.start + y * p.stride..][..p.width as usize * channels];
+            (p.width, p.height, p.scale, (0..p.height as usize).flat_map(row).copied().collect())
+        })
+        .collect()
+}
+
+impl Decoders {
+    /// What all of them say of `data` at the scale 1/`shrink`.
+    fn agree(&mut self, data: &[u8], (width, height): (u32, u32), shrink: u32) -> Seen {
+        let crop = Crop { top: 0, left: 0, height: height as i32, width: width as i32 };
+        let target = ((width / shrink).max(1), (height / shrink).max(1));
+        let wanted = Wanted {
+            size: (width, height),
+            crop,
+            target,
+            dct_scaling: true,
+            background: [255; 3],
+            max_pixels: 1 << 20,
+        };
+        let outcomes: Vec<Seen> = (self.all.iter_mut().zip(&mut self.pixels))
+            .map(|(decoder, pixels)| match decoder.decode(data, &wanted, pixels) {
+                Ok(()) => Ok(seen(pixels)),
+                Err(e) => Err((e.reason, e.detail)),
+            })
+            .collect();
+        assert!(
+            outcomes.iter().all(|o| *o == outcomes[2]),
+            "{:?}",
+            outcomes.iter().map(|o| o.as_ref().err()).collect::<Vec<_>>()
+        );
+        outcomes.into_iter().next().expect("three of them")
+    }
+}
+
+prop_compose! {
+    fn style()(
+        width in 1usize..150, height in 1usize..120, quality in 1i32..=100, sampling in 0usize..7,
+        restart in prop_oneof![2 => Just(0i32), 1 => 1i32..12], optimised: bool, noise in 0u32..256, seed: u64,
+    ) -> Style {
+        Style { width, height, quality, sampling: SAMPLINGS[sampling], restart, optimised, progressive: false, noise, seed }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn plain_files_give_the_same_samples(style in style()) {
+        let (data, mut decoders) = (encode(&style), decoders());
+        for shrink in [1, 2, 4, 8] {
+            prop_assert!(decoders.agree(&data, (style.width as u32, style.height as u32), shrink).is_ok());
+        }
+    }
+
+    #[test]
+    fn damage_is_judged_alike(
+        style in style(),
+        hits in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..7, any::<u8>(), any::<bool>()), 1..4),
+        shrink in 0u32..4,
+    ) {
+        let mut data = encode(&style);
+        let scan = data.windows(2).position(|w| w == [0xFF, 0xDA]).expect("a scan");
+        for (at, kind, value, early) in hits {
+            let at = at.index(if early { scan + 12 } else { data.len() }).min(data.len() - 1);
+            match kind {
+                0 => data[at] = value,
+                1 => data[at] ^= 1 << (value % 8),
+                2 => data.insert(at, value),
+                3 => drop(data.remove(at)),
+                4 => data[at] = [0xFF, 0x00, 0xD9, 0xD0, 0xD1, 0xD7, 0x7F, 0x80][usize::from(value % 8)],
+                // Divisors so large that everything runs over.
+                5 => data[25.min(at)..scan.min(89)].fill(value | 0xF0),
+                _ => data.truncate(at.max(3)),
+            }
+        }
+        let _ = decoders().agree(&data, (style.width as u32, style.height as u32), 1 << shrink);
+    }
+}
+
+#[test]
+fn every_cut_is_judged_alike() {
+    let mut decoders = decoders();
+    for restart in [0, 2] {
+        let style = Style { restart, ..Style::default() };
+        let data = encode(&style);
+        for n in 2..data.len() {
+            assert!(decoders.agree(&data[..n], (style.width as u32, style.height as u32), 1).is_err(), "{n}");
+        }
+    }
+}
+
+#[test]
+fn other_kinds_of_files_take_the_other_way() {
+    let mut decoders = decoders();
+    let plain = Style::default();
+    let size = (plain.width as u32, plain.height as u32);
+    let encoded = encode(&plain);
+    // Stray bytes before the end: a warning that is let pass, so the file is good for either decoder.
+    let mut stray = encoded.clone();
+    stray.splice(encoded.len() - 2..encoded.len() - 2, [1, 2, 3]);
+    let mut trailing = encoded.clone();
+    trailing.extend_from_slice(b"a video, say");
+    let progressive = encode(&Style { progressive: true, ..plain });
+    for file in [encoded, stray, trailing, progressive] {
+        assert!(decoders.agree(&file, size, 1).is_ok());
+    }
+}
+
+#[test]
+fn a_decoder_remembers_nothing_of_the_file_before() {
+    // More tables than are kept, in turns, and a file without any in between.
+    let mut reused = decoders();
+    let files: Vec<_> = (0..12)
+        .map(|n| {
+            let style = Style {
+                width: 40 + n,
+                seed: n as u64,
+                optimised: true,
+                quality: 20 + 6 * n as i32,
+                ..Style::default()
+            };
+            ((style.width as u32, style.height as u32), encode(&style))
+        })
+        .collect();
+    for n in 0..60 {
+        let (size, data) = &files[n * 7 % files.len()];
+        assert_eq!(reused.agree(data, *size, 1), decoders().agree(data, *size, 1));
+        let start = data.windows(2).position(|w| w == [0xFF, 0xC4]).expect("tables");
+        let scan = data.windows(2).position(|w| w == [0xFF, 0xDA]).expect("a scan");
+        let bare = [&data[..start], &data[scan..]].concat();
+        let _ = reused.agree(&bare, *size, 1);
+    }
+}
