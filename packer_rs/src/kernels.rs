@@ -1,5 +1,6 @@
 //! The inner loops of rendering, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
-//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file.
+//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file, but for
+//! the inverse transforms of JPEG (`decode/baseline/avx2.rs`).
 
 use crate::decode::Colours;
 use crate::taps::{BITS, GROUP, LANES, Taps};

@@ -75,7 +75,8 @@ impl Baseline {
             return None;
         }
         self.stream.take(self.fast, &bytes[header.scan..])?;
-        (self.dc.next(), self.ac.next());
+        self.dc.next();
+        self.ac.next();
         let mut tables = [(0, 0); 3];
         for (component, to) in header.components[..header.count].iter().zip(&mut tables) {
             let definition = |kind: usize, n: usize| header.tables[kind].get(n).copied().filter(|d| !d.is_empty());
@@ -160,19 +161,14 @@ impl Scan<'_> {
         self.blocks(out, idct::full, idct::half, idct::quarter)
     }
 
-    /// # Safety
-    /// The features.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
-    unsafe fn run_fast(&self, out: &mut [u8]) -> Option<()> {
+    fn run_fast(&self, out: &mut [u8]) -> Option<()> {
         self.blocks(
             out,
-            // SAFETY: AVX2 is there, since this function runs.
-            |b, d, o, s| unsafe { avx2::full(b, d, o, s) },
-            // SAFETY: as above.
-            |b, d, o, s| unsafe { avx2::half(b, d, o, s) },
-            // SAFETY: as above.
-            |b, d, o, s| unsafe { avx2::quarter(b, d, o, s) },
+            |b, d, o, s| avx2::full(b, d, o, s),
+            |b, d, o, s| avx2::half(b, d, o, s),
+            |b, d, o, s| avx2::quarter(b, d, o, s),
         )
     }
 
