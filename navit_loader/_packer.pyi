@@ -221,8 +221,14 @@ class Plan:
         """Independently planned blocks of one epoch."""
     def limits(self, label_width: int) -> dict[str, Any]:
         """The limits that fix a batch's shapes, as `Renderer` takes them."""
-    def layout(self, epoch: int) -> Layout:
-        """How an epoch's sequences fall into batches. Raises StateError for an epoch out of range."""
+    def layout(self, epoch: int, block: int = 0, before: int = 0) -> Layout:
+        """How an epoch's sequences fall into batches. Raises StateError for an epoch or block out of range.
+
+        Args:
+            epoch: epoch.
+            block: the first block that is known; what lies before it is not.
+            before: sequences before that block.
+        """
 
 @final
 class Layout:
@@ -239,7 +245,7 @@ class Layout:
         """Blocks of the epoch."""
     @property
     def known(self) -> int:
-        """Leading blocks whose count of sequences is known."""
+        """Leading blocks whose count of sequences is known, those before the layout's first block included."""
     @property
     def num_sequences(self) -> int | None:
         """Sequences of the epoch; None while blocks are unknown."""
@@ -247,6 +253,8 @@ class Layout:
         """Adds the counts of the next blocks (remote), or restores all from the first on (local)."""
     def counts(self, start: int, stop: int) -> NDArray[np.uint32]:
         """Sequences of the blocks `start..stop`, planning what is missing with the lock released."""
+    def place(self, first: int) -> tuple[int, int] | None:
+        """The known block that holds sequence `first`, or the last one beyond the epoch's end, and the sequences before it."""
     def next(self, first: int, batch_size: int) -> int | None:
         """Where the batch after the one at `first` starts; None where a remote layout needs more counts."""
     def steps(self, first: int, batch_size: int, world_size: int, drop: bool) -> int:

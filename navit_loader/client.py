@@ -192,10 +192,12 @@ class RemoteLoader(Decoding):
             self._connection.forget([want for want, _ in ahead])
 
     def _ask(self, epoch: int, first: int, encoded: bool) -> Want:
+        place = self._layout(epoch).place(first)
         if encoded:
             # All that are asked for at once may be as large as this.
-            return self._connection.want_encoded(epoch, first, self.batch_size, self._memory // self._prefetch)
-        return self._connection.want_batch(epoch, first, self.batch_size)
+            limit = self._memory // self._prefetch
+            return self._connection.want_encoded(epoch, first, self.batch_size, limit, place)
+        return self._connection.want_batch(epoch, first, self.batch_size, place)
 
     def close(self) -> None:
         """Says goodbye to the daemons. Safe to call twice."""

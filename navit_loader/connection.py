@@ -125,16 +125,38 @@ class Connection:
 
     # --- wants -----------------------------------------------------------------------------------------------------
 
-    def want_batch(self, epoch: int, first: int, count: int) -> Want:
-        """Asks for a batch; returns at once."""
-        return self._want(
-            Request("batch", 0, "", "", False, self.info.plan_id, self.info.render_id, epoch, first, count)
-        )
+    def want_batch(self, epoch: int, first: int, count: int, place: tuple[int, int] | None = None) -> Want:
+        """Asks for a batch; returns at once.
 
-    def want_encoded(self, epoch: int, first: int, count: int, limit: int) -> Want:
-        """Asks for a batch with its encoded files in place of pixels, of `limit` bytes at most; returns at once."""
-        request = Request("encoded", epoch=epoch, first=first, count=count, limit=limit)
-        return self._want(replace(request, plan_id=self.info.plan_id, render_id=self.info.render_id))
+        Args:
+            epoch: its epoch.
+            first: its first sequence.
+            count: its sequences.
+            place: the block that holds `first` and the sequences before it, so that no daemon has to count them.
+        """
+        return self._want(self._request("batch", epoch, first, count, place, 0))
+
+    def want_encoded(
+        self, epoch: int, first: int, count: int, limit: int, place: tuple[int, int] | None = None
+    ) -> Want:
+        """As `want_batch`, with encoded files in place of pixels, of `limit` bytes at most."""
+        return self._want(self._request("encoded", epoch, first, count, place, limit))
+
+    def _request(
+        self, kind: str, epoch: int, first: int, count: int, place: tuple[int, int] | None, limit: int
+    ) -> Request:
+        block, before = place or (-1, 0)
+        return Request(
+            kind,
+            plan_id=self.info.plan_id,
+            render_id=self.info.render_id,
+            epoch=epoch,
+            first=first,
+            count=count,
+            block=block,
+            before=before,
+            limit=limit,
+        )
 
     def batch(self, want: Want) -> PackedBatch | EncodedBatch:
         """Waits for a batch of either kind; its arrays are views of the frames that arrived.

@@ -53,6 +53,14 @@ class Layouts:
             layout.extend(counts)
         return layout
 
+    def near(self, epoch: int, block: int, before: int) -> _packer.Layout:
+        """A layout that begins at a block, which `before` sequences precede, and knows nothing of what lies before.
+
+        Raises:
+            StateError: an epoch or block out of range.
+        """
+        return self._plan.layout(epoch, block, before)
+
     def get(self, epoch: int) -> _packer.Layout:
         """The layout of an epoch, the same object for whoever asks, while it is one of the last four.
 

@@ -2,7 +2,9 @@
 
 In: requests whose plan is not at hand. Out: planned batches, and counts of sequences. One thread works in slices of a
 few blocks, one client after the other, so that a client that asks for the end of a large epoch, or for many epochs,
-delays itself and nobody else. Each client keeps the counts of its last two epochs, so it cannot crowd out another's.
+delays itself and nobody else. A client that has counted says where in the epoch its batch lies: then its block alone is
+planned, and a daemon that starts late in an epoch answers at once. Such a word is believed for that client's batch
+alone. Each client keeps the counts of its last two epochs, so it cannot crowd out another's.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Task:
         job: the batch's.
         planned: the planned batch.
         nbytes: bytes of an encoded batch.
+        near: a layout that begins where counts are asked for.
         run, num_blocks, counts: sequences per run, blocks of the epoch, and the counts asked for (u32).
         error: why there is none.
     """
@@ -57,6 +60,7 @@ class Task:
     epoch: _Epoch
     job: Job | None = None
     planned: PlannedBatch | None = None
+    near: Layout | None = None
     nbytes: int = 0
     run: int = 0
     num_blocks: int = 0
@@ -191,9 +195,12 @@ def _plan(task: Task) -> bool:
     task.begun = task.begun or time.monotonic()
     if request.kind != "layout":
         if not layout.reaches(request.first, request.count):
-            _count(task, layout, layout.num_blocks)
-            if not layout.reaches(request.first, request.count):
-                return False
+            if request.block >= 0:
+                layout = _at(epoch, request)
+            else:
+                _count(task, layout, layout.num_blocks)
+                if not layout.reaches(request.first, request.count):
+                    return False
         planned = layout.batch(request.first, request.count)
         if task.job is None:
             task.nbytes = epoch.engine.encoded_bytes(planned)
@@ -203,6 +210,9 @@ def _plan(task: Task) -> bool:
     first, wanted = request.first, min(request.first + request.count, layout.num_blocks)
     if first > layout.num_blocks:
         raise ServiceError(f"block {first} was asked for; there are {layout.num_blocks}")
+    if layout.known < first:
+        # Blocks are planned each for itself: what lies before need not be counted.
+        task.near = layout = task.near or epoch.engine.layouts.near(epoch.epoch, first, 0)
     if layout.known < wanted:
         _count(task, layout, wanted)
     late = layout.known > first and time.monotonic() > task.begun + _PARTIAL_S
@@ -213,8 +223,20 @@ def _plan(task: Task) -> bool:
     return True
 
 
+def _at(epoch: _Epoch, request: Request) -> Layout:
+    """A layout from the block on in which the client says that its batch lies; checked by planning that block."""
+    layout = epoch.engine.layouts.near(epoch.epoch, request.block, request.before)
+    layout.counts(request.block, request.block + 1)
+    if layout.place(request.first) != (request.block, request.before):
+        raise ServiceError(
+            f"sequence {request.first} is not in block {request.block} with {request.before} sequences before it"
+        )
+    return layout
+
+
 def _count(task: Task, layout: Layout, stop: int) -> None:
     """Counts the next blocks: one at first, which then is at hand, and more each time, on all cores."""
-    layout.counts(0, min(layout.known + task.blocks, stop))
+    layout.counts(layout.known, min(layout.known + task.blocks, stop))
     task.blocks = min(2 * task.blocks, _BLOCKS_AT_ONCE)
-    task.epoch.engine.layouts.keep(task.epoch.epoch, layout)
+    if layout is task.epoch.layout:
+        task.epoch.engine.layouts.keep(task.epoch.epoch, layout)

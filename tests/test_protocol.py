@@ -24,6 +24,8 @@ requests = st.one_of(
         epoch=wide,
         first=wide,
         count=st.integers(1, 65536),
+        block=st.integers(-1, p.WIDE),
+        before=wide,
         starved_us=wide,
         ids=ids,
     ),

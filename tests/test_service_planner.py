@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import zmq
 
 from navit_loader import PackedLoader, RemoteLoader, build_index, layouts, protocol
 from navit_loader.engine import Engine
+from navit_loader.errors import ServiceError, StateError
 
 from .service_kit import PLAN, Daemon, digest, load, make_config, make_images
 
@@ -47,22 +49,36 @@ def test_a_client_that_asks_for_the_end_of_a_large_epoch_delays_nobody(config: P
         peer.send(protocol.encode_request(protocol.Request("hello", 1, client="greedy")))
         assert protocol.decode_reply(peer.recv()).kind == "hello"
         for number, epoch in enumerate((0, 7)):
-            for kind, first in (("batch", 2**40), ("layout", 10**7)):
-                request = protocol.Request(
-                    kind,
-                    2 + number,
-                    plan_id=loader.plan_id,
-                    render_id=loader.render_id,
-                    epoch=epoch,
-                    first=first,
-                    count=4,
-                )
+            ids = {"plan_id": loader.plan_id, "render_id": loader.render_id, "epoch": epoch}
+            for kind, limit in (("batch", 0), ("encoded", 2**30)):
+                request = protocol.Request(kind, 2 + number, **ids, first=2**40, count=4, limit=limit)
                 peer.send(protocol.encode_request(request))
         found = [digest(batch) for batch, _ in zip(loader, range(30), strict=False)]
         assert found == expected
         assert not peer.poll(0), "the greedy one still waits"
         daemon.signal(15)
         assert daemon.wait() == 0  # and ends no later for it
+
+
+def test_a_fresh_daemon_answers_from_the_middle_of_a_large_epoch_at_once(config: Path) -> None:
+    with Engine(load(config)) as engine:
+        block, before = engine.plan.num_blocks // 2, 2**32  # so many sequences might precede it
+        layout = engine.layouts.near(0, block, before)
+        counts = layout.counts(block, block + 40)
+    with Daemon(config) as daemon, RemoteLoader([daemon.endpoint], deadline_s=60) as loader:
+        connection = loader._connection
+        start = time.monotonic()
+        assert np.array_equal(connection.layout(0, block, 40)[2], counts)
+        found = connection.batch(connection.want_batch(0, before + 5, 4, (block, before)))
+        assert time.monotonic() - start < 5
+        with pytest.raises(ServiceError, match="is not in block"):
+            connection.batch(connection.want_batch(0, before + int(counts[0]), 4, (block, before)))
+        with pytest.raises(StateError, match="block 99999999999 was asked for"):
+            connection.batch(connection.want_batch(0, 5, 4, (99999999999, 0)))
+        assert found.num_images > 0
+    with Engine(load(config)) as engine:
+        planned = engine.layouts.near(0, block, before).batch(before + 5, 4)
+        assert digest(engine.submit_planned(planned).wait()) == digest(found)
 
 
 def test_clients_that_name_many_epochs_leave_no_threads_files_or_memory(

@@ -46,6 +46,8 @@ class Request:
         epoch: epoch (`batch`, `layout`).
         first: the batch's first sequence, or the first block.
         count: sequences of the batch (B), or blocks.
+        block: the planning block that holds `first`, where the client knows it; −1 otherwise (`batch`, `encoded`).
+        before: sequences before that block (`batch`, `encoded`).
         starved_us: microseconds that the trainer has waited for batches since its last request (`batch`, `encoded`).
         limit: bytes that the answer may have at most (`encoded`).
         ids: requests no longer wanted (`cancel`), or shared slots given back (`credit`, `batch`).
@@ -61,6 +63,8 @@ class Request:
     epoch: int = 0
     first: int = 0
     count: int = 0
+    block: int = -1
+    before: int = 0
     starved_us: int = 0
     limit: int = 0
     ids: tuple[int, ...] = ()
@@ -100,7 +104,7 @@ class Reply:
 _ID = {"id": NUMBER}
 _IDS = _ID | {"ids": NUMBER}
 _NAME = _ID | {"plan_id": 128, "epoch": NUMBER, "first": NUMBER}
-_BATCH = _NAME | {"render_id": 128, "count": (1, 65536), "starved_us": NUMBER}
+_BATCH = _NAME | {"render_id": 128, "count": (1, 65536), "block": (-1, WIDE), "before": NUMBER, "starved_us": NUMBER}
 _REQUESTS: dict[str, dict[str, Any]] = {
     "hello": _ID | {"client": 200, "plan": 200, "shared": bool, "plan_id": 128, "render_id": 128},
     "batch": _BATCH | {"ids": NUMBER},

@@ -17,6 +17,8 @@ pub struct Table {
     pub run: u64,
     /// Blocks of the epoch.
     pub num_blocks: u64,
+    /// The first block whose count is known; 0 but for tables that begin inside an epoch.
+    pub first_block: u64,
     /// Sequences before each known block, and before the first unknown one.
     before: Vec<u64>,
 }
@@ -24,12 +26,17 @@ pub struct Table {
 impl Table {
     /// A table that knows no block yet.
     pub fn new(run: u64, num_blocks: u64) -> Self {
-        Self { run, num_blocks, before: vec![0] }
+        Self::from_block(run, num_blocks, 0, 0)
     }
 
-    /// Leading blocks whose count is known.
+    /// A table that begins at a block, which `before` sequences precede.
+    pub fn from_block(run: u64, num_blocks: u64, first_block: u64, before: u64) -> Self {
+        Self { run, num_blocks, first_block, before: vec![before] }
+    }
+
+    /// The first block whose count is not known, behind those that are.
     pub fn known(&self) -> u64 {
-        self.before.len() as u64 - 1
+        self.first_block + self.before.len() as u64 - 1
     }
 
     /// Adds the counts of the next blocks.
@@ -55,16 +62,26 @@ impl Table {
 
     /// Sequences of a known block.
     pub fn count(&self, block: u64) -> u32 {
-        (self.before[block as usize + 1] - self.before[block as usize]) as u32
+        let at = (block - self.first_block) as usize;
+        (self.before[at + 1] - self.before[at]) as u32
     }
 
     /// The known block that holds a sequence and the sequence's number in it.
     pub fn locate(&self, sequence: u64) -> Option<(u64, u64)> {
-        if sequence >= self.known_sequences() {
+        if sequence < self.before[0] || sequence >= self.known_sequences() {
             return None;
         }
-        let block = self.before.partition_point(|&b| b <= sequence) - 1;
-        Some((block as u64, sequence - self.before[block]))
+        let at = self.before.partition_point(|&b| b <= sequence) - 1;
+        Some((self.first_block + at as u64, sequence - self.before[at]))
+    }
+
+    /// The known block that holds a sequence, or the last one beyond the epoch's end, and the sequences before it.
+    pub fn place(&self, sequence: u64) -> Option<(u64, u64)> {
+        if let Some((block, within)) = self.locate(sequence) {
+            return Some((block, sequence - within));
+        }
+        let last = self.before.len().checked_sub(2)?;
+        (sequence >= self.num_sequences()?).then(|| (self.num_blocks - 1, self.before[last]))
     }
 
     /// Where the batch after the one that starts at `first` starts: a batch never straddles two runs. At the epoch's
@@ -84,7 +101,7 @@ impl Table {
         }
         let (block, within) = self.locate(first)?;
         let end = ((within / self.run + 1) * self.run).min(u64::from(self.count(block)));
-        Some(wish.min(self.before[block as usize] + end))
+        Some(wish.min(first - within + end))
     }
 
     /// Batches from `first` to the end of the epoch; with `whole`, and one patch size, only full ones.
@@ -127,7 +144,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Epoch {
     /// An epoch of a plan; nothing is planned yet.
     pub fn new(plan: Arc<Plan>, epoch: u64) -> Self {
-        let table = Table::new(plan.run(), plan.num_blocks());
+        Self::from_block(plan, epoch, 0, 0)
+    }
+
+    /// An epoch from a block on, which `before` sequences precede.
+    pub fn from_block(plan: Arc<Plan>, epoch: u64, block: u64, before: u64) -> Self {
+        let table = Table::from_block(plan.run(), plan.num_blocks(), block, before);
         Self { plan, epoch, table: Mutex::new(table) }
     }
 

@@ -210,11 +210,16 @@ impl Plan {
     }
 
     /// How an epoch's sequences fall into batches.
-    fn layout(&self, epoch: u64) -> PyResult<Layout> {
+    #[pyo3(signature = (epoch, block = 0, before = 0))]
+    fn layout(&self, epoch: u64, block: u64, before: u64) -> PyResult<Layout> {
         if epoch.checked_add(1).and_then(|e| e.checked_mul(self.inner.epoch_images())).is_none() {
             return Err(to_py(Error::new(Kind::State, format!("epoch {epoch} is out of range"))));
         }
-        Ok(Layout { inner: Inside::Local(Arc::new(Epoch::new(self.inner.clone(), epoch))) })
+        if block > 0 && block >= self.inner.num_blocks() {
+            let message = format!("block {block} was asked for; there are {}", self.inner.num_blocks());
+            return Err(to_py(Error::new(Kind::State, message)));
+        }
+        Ok(Layout { inner: Inside::Local(Arc::new(Epoch::from_block(self.inner.clone(), epoch, block, before))) })
     }
 }
 
@@ -296,8 +301,9 @@ impl Layout {
 
     /// Sequences of the blocks `start..stop`, planning what is missing.
     fn counts<'py>(&self, py: Python<'py>, start: u64, stop: u64) -> PyResult<Bound<'py, PyArray1<u32>>> {
-        if start > stop || stop > self.num_blocks() {
-            let message = format!("blocks {start}..{stop} were asked for; there are {}", self.num_blocks());
+        let from = self.table(|t| t.first_block);
+        if start < from || start > stop || stop > self.num_blocks() {
+            let message = format!("blocks {start}..{stop} were asked for; there are {from}..{}", self.num_blocks());
             return Err(to_py(Error::new(Kind::State, message)));
         }
         if let Inside::Local(epoch) = &self.inner {
@@ -309,6 +315,11 @@ impl Layout {
         }
         let counts: Vec<u32> = self.table(|t| (start..stop).map(|b| t.count(b)).collect());
         Ok(PyArray1::from_vec(py, counts))
+    }
+
+    /// The known block that holds sequence `first`, or the last one beyond the end, and the sequences before it.
+    fn place(&self, first: u64) -> Option<(u64, u64)> {
+        self.table(|t| t.place(first))
     }
 
     /// Where the batch after the one at `first` starts; None where a remote layout needs more counts.
