@@ -169,13 +169,11 @@ class Daemon:
 
 
 NURSERY = """
-import contextlib, os, signal, sys
+import os, signal, sys
 # What takes long to load; nothing here has threads or sockets.
 import zmq.auth.thread
 import navit_loader.engine, navit_loader.metrics, navit_loader.server
 from navit_loader.cli import main
-with contextlib.suppress(ImportError):
-    import pandas  # where it is installed, pyarrow loads it with the first index
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     out, err, *args = line.rstrip("\\n").split("\\t")

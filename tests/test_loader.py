@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -319,3 +321,12 @@ def test_pack_images_takes_what_datasets_give(data: Path) -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_loader_starts_without_pandas(data: Path) -> None:
+    """pyarrow loads pandas, where it is installed, for a conversion that can be had without: a second at each start."""
+    code = (
+        "import sys; from navit_loader import PackedLoader; loader = PackedLoader(sys.argv[1]); next(iter(loader)); "
+        "loader.close(); sys.exit('pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(data / "b.arrow")]).returncode == 0

@@ -122,16 +122,16 @@ class Index:
         numeric = ("width", "height", "offset", "length", "orientation")
         captions, ids = "caption" in self._schema.names, "caption_ids" in self._schema.names
         return {
-            **{name: [batch[name].to_numpy() for batch in batches] for name in numeric},
-            "caption_tokens": [batch["caption_tokens"].to_numpy() for batch in batches] if captions else [],
+            **{name: [_numbers(batch[name]) for batch in batches] for name in numeric},
+            "caption_tokens": [_numbers(batch["caption_tokens"]) for batch in batches] if captions else [],
             "caption": [_text_chunk(batch["caption"]) for batch in batches] if captions else [],
             "caption_ids": [_list_chunk(batch["caption_ids"]) for batch in batches] if ids else [],
             "text_end": self.tokens.end,
-            "shard": [batch["shard"].indices.to_numpy() for batch in batches],
+            "shard": [_numbers(batch["shard"].indices) for batch in batches],
             "shards": self.shards,
             "name": [_text_chunk(batch["name"]) for batch in batches],
             "labels": [
-                (batch["label"] if self.label_width == 1 else batch["label"].flatten()).to_numpy() for batch in batches
+                _numbers(batch["label"] if self.label_width == 1 else batch["label"].flatten()) for batch in batches
             ],
             "label_width": self.label_width,
         }
@@ -251,7 +251,7 @@ def _lists(labels: pa.Array, k: int) -> pa.ListArray:
 def _list_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """(i64 offsets, i32 values) of a large_list column."""
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
-    return offsets, column.values.to_numpy()
+    return offsets, _numbers(column.values)
 
 
 def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -260,3 +260,14 @@ def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     start = column.offset
     text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
     return np.frombuffer(offsets, np.int64)[start : start + len(column) + 1], text
+
+
+def _numbers(column: pa.Array) -> Any:
+    """A column of integers as numpy, over the same memory. `to_numpy` would load pandas, which takes a second."""
+    if column.null_count:
+        raise pa.ArrowInvalid(f"{column.null_count} of {len(column)} values are missing")
+    dtype = np.dtype(str(column.type))
+    if not len(column):
+        return np.zeros(0, dtype)
+    values = np.frombuffer(column.buffers()[1], dtype, column.offset + len(column))
+    return values[column.offset :]
