@@ -43,6 +43,8 @@ from navit_loader._packer import BUILD_PROFILE
 
 P, L, LOW, HIGH, TOKENS, WORKERS, COLLATE = 16, 1024, 64, 256, 256, 2, 128
 SQUARES = tuple(side * side for side in range(LOW // P, HIGH // P + 1))
+REST = 1.5
+"""Seconds between two epochs: what a loader makes ahead for its next one must not run on into another's time."""
 Counts = tuple[int, int, int]
 """Images, tokens, slots."""
 
@@ -299,6 +301,7 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
                     images, tokens, slots = epoch()
                     seconds = time.perf_counter() - start
                 rows[name].append((images / seconds, tokens / seconds, 1 - tokens / slots))
+                time.sleep(REST)
     base = rows[THEIRS]
     print(
         f"{len(files):,} files, {repeat} repetitions, {WORKERS} threads or workers, {os.cpu_count()} cores "
