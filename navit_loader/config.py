@@ -48,7 +48,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """`[plan.resolution]`: the size at which an image is seen (NaViT, section 2.2 and appendix B.2).
+    """`[plan.resolution]`: the size at which an image is seen (NaViT, sections 2.2 and 3.2).
 
     Attributes:
         kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's
@@ -90,7 +90,7 @@ class Schedule:
 
     Attributes:
         kind: `constant` leaves `plan.drop.rate` alone; `linear` goes from `start` to `end` over `images`; `sigmoid` is
-            ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix B.4) between `start` and `end`,
+            ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix A.5) between `start` and `end`,
             decreasing where end < start.
         start: mean rate at n = 0 (linear) or n → −∞ (sigmoid).
         end: mean rate at and after n = `images` (linear) or n → ∞ (sigmoid).
@@ -116,7 +116,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """`[plan.drop]`: which share of an image's tokens is dropped (NaViT, section 2.2 and appendix B.3–B.4).
+    """`[plan.drop]`: which share of an image's tokens is dropped (NaViT, section 2.2, appendices A.4 and A.5).
 
     Attributes:
         kind: `none`; `constant` (PatchDropout); `beta`: d = u·max_rate with u ~ Beta of mean rate/max_rate and variance

@@ -32,7 +32,7 @@ def pack(
         lengths: tokens of each item, whole numbers of at least 1, one dimension.
         capacity: tokens of a sequence.
         algorithm: `exact`, head-first exact fill: the oldest item first, then in order, then the subset of the next
-            `lookahead` items that fills the sequence best. `first_fit` (NaViT, section 2.1), `best_fit`,
+            `lookahead` items that fills the sequence best. `first_fit` (NaViT, appendix A.3), `best_fit`,
             `best_fit_decreasing`, `spfhp` (Krell et al. 2021, offline on the histogram), `next_fit` (the baseline).
         lookahead: candidates for closing a sequence, for `exact`.
         max_items: items of a sequence at most; None means no limit.

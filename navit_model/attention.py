@@ -7,8 +7,8 @@ to its own segment alone. What a backend needs besides (`Segments`) is made once
 |---|---|---|
 | `dense` | anywhere | one masked softmax over all T tokens: the oracle, and what can be traced on a CPU |
 | `segments` | CPU | one call per length of segment; reads the offsets on the host |
-| `torch_varlen` | CUDA, half precision | PyTorch's own kernel |
-| `flash_attn` | CUDA, half precision | flash-attn 3 on Hopper where it is installed, else 2 |
+| `torch_varlen` | CUDA, half precision, heads of 8, 16, … 256 channels | PyTorch's own kernel |
+| `flash_attn` | the same | flash-attn 3 on Hopper where it is installed, else 2 |
 
 Shapes: T = B·L tokens · S segments · H heads · K = D/H channels of a head.
 """
@@ -31,6 +31,8 @@ from navit_loader.errors import ModelError
 Backend = Literal["dense", "segments", "torch_varlen", "flash_attn"]
 BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn")
 HALF = (torch.float16, torch.bfloat16)
+STEP, WIDEST = 8, 256
+"""Channels of a head that the varlen kernels take: multiples of the one, up to the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,19 @@ class Segments:
     causal: bool = False
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Backend:
+def choose(
+    name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16, channels: int | None = None
+) -> Backend:
     """The backend for a device; `auto` takes the fastest that is there.
 
     Args:
         name: `auto` or one of `BACKENDS`.
         device: where the batch lies.
         dtype: of queries, keys and values.
+        channels: K of a head; None where it is not known yet.
 
     Raises:
-        ModelError: a backend that is not there on this device, or does not take this dtype.
+        ModelError: a backend that is not there on this device, or does not take this dtype or heads of this width.
     """
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("float16 is not supported on a CPU; use float32 or bfloat16 there")
@@ -82,6 +87,11 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16)
             raise ModelError(f"attention = '{name}' needs a CUDA device, not {device.type}; use 'auto'")
         if dtype not in HALF:
             raise ModelError(f"attention = '{name}' takes bfloat16 or float16, not {dtype}; use autocast, or 'dense'")
+        if channels is not None and (channels % STEP or channels > WIDEST):
+            raise ModelError(
+                f"attention = '{name}' takes heads of a multiple of {STEP} channels, {WIDEST} at most; width / heads is "
+                f"{channels}: change heads, or take attention = 'dense'"
+            )
         for causal in (False, True):
             _kernel(name, causal)
     return name
@@ -97,11 +107,11 @@ def check_traceable(name: str, device: torch.device) -> None:
         raise ModelError("attention = 'segments' cannot be traced; set attention = 'dense' to compile on a CPU")
 
 
-def choose_for(name: str, x: Tensor) -> Backend:
-    """As `choose`, for tokens `x` as they will reach the kernel: autocast changes their dtype."""
+def choose_for(name: str, x: Tensor, channels: int) -> Backend:
+    """As `choose`, for tokens `x` as they will reach the kernel: autocast changes their dtype; `channels` is K."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return choose(name, x.device, dtype)
+    return choose(name, x.device, dtype, channels)
 
 
 def _by_length(cu_seqlens: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor]:

@@ -1,8 +1,8 @@
 """A cascade over token budgets: answer at few tokens where the model is sure, look again at more where it is not.
 
 In: the answers of one model at rising budgets. Out: accuracy against tokens spent, for thresholds from never looking again
-to always (NaViT: cascades over budgets are Pareto-optimal). Nothing is computed anew: an image's answers at all budgets are
-known, and a threshold only says which of them counts.
+to always (NaViT, appendix D: cascades over budgets are Pareto-optimal). Nothing is computed anew: an image's answers at all
+budgets are known, and a threshold only says which of them counts.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class NaViTConfig:
-    """The shape of a NaViT. Defaults follow the paper where it speaks (arXiv 2307.06304, section 2.1).
+    """The shape of a NaViT. Defaults follow the paper where it speaks (arXiv 2307.06304, sections 2.1 and 3).
 
     Attributes:
         width: D.
@@ -37,18 +37,18 @@ class NaViTConfig:
         patch_filter: filter of that resize: `bilinear` without antialias (big_vision), `bicubic` with it (timm).
         mean: mean of each channel in 0..1, subtracted on the device.
         std: standard deviation of each channel in 0..1.
-        positions: position embedding: the ten rows of Table 3, FlexiViT's `resized_grid`, NaFlexViT's `resized_axes`,
-            or `none`; see `navit_model.positions`.
+        positions: position embedding: the ten rows of the paper's Table 3, FlexiViT's `resized_grid`, NaFlexViT's
+            `resized_axes`, or `none`; see `navit_model.positions`.
         max_grid: rows of each position table: patches per side at most (NaViT, section 2.1).
         position_grid: rows and columns of the base table of `resized_grid` and `resized_axes`.
         position_filter: filter of its resize: `bilinear` (big_vision, SigLIP 2) or `bicubic` (timm).
         position_antialias: whether that filter widens where the table shrinks; transformers' ViT and DINOv2 do not.
         fraction: what fractional and resized positions are divided by: `each` axis by its own count, or both by the
-            `longer` one, which keeps the aspect ratio (Figure 17).
+            `longer` one, which keeps the aspect ratio (Figure 16).
         rope: rotate queries and keys by their (y, x), beside any position embedding.
         rope_base: base of the rotation's wavelengths.
         embed_norm: LayerNorm between embedding and first block (CLIP, arXiv 2103.00020).
-        qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442, section 2).
+        qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442).
         qkv_bias: biases in the query, key and value projections; the paper has none.
         norm_bias: biases in LayerNorm; the paper has none.
         norm_pooled: apply the last LayerNorm to the pooled image in place of its tokens (timm's `fc_norm`).

@@ -27,8 +27,8 @@ class DistillationConfig:
         kind: `soft` or `hard`; see `distillation_loss`.
         temperature: τ of `soft`.
         weight: share of this loss; the rest is that against labels. FlexiViT: 1; DeiT, with `model.distill_token`: ½.
-        from_teacher: the student starts from the teacher's weights, its patch embedding resized to its own base (FlexiViT,
-            section 3.5).
+        from_teacher: the student starts from the teacher's weights, its patch embedding resized to its own base
+            (FlexiViT).
     """
 
     teacher: str = ""
@@ -54,7 +54,7 @@ def distillation_loss(
     """How far the student is from its teacher, summed over images.
 
     `soft`: τ²·KL(softmax(teacher/τ) ‖ softmax(student/τ)) (DeiT, arXiv 2012.12877, section 4, equation 2; FlexiViT, arXiv
-    2212.08013, section 3.5, with τ = 1). `hard`: cross-entropy against the teacher's likeliest class (DeiT, equation 3).
+    2212.08013, with τ = 1). `hard`: cross-entropy against the teacher's likeliest class (DeiT, equation 3).
 
     Args:
         student: `[B, E, classes]`, float.

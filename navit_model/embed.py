@@ -23,7 +23,7 @@ def resize_matrix(source: int, target: int, filter: str, antialias: bool) -> Ten
 
 
 def pi_resize_matrix(source: int, target: int, filter: str) -> Tensor:
-    """Q of the pseudo-inverse resize of one axis, `[target, source]` (FlexiViT, arXiv 2212.08013, section 3.4).
+    """Q of the pseudo-inverse resize of one axis, `[target, source]` (FlexiViT, arXiv 2212.08013).
 
     With B = R⊗R the resize of patches, ŵ = (Bᵀ)⁺w = (Q⊗Q)w for Q = (Rᵀ)⁺, so no matrix of P²×P² is ever made.
 

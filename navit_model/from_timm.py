@@ -18,6 +18,8 @@ from .convert import Source, Weights, kernel, need, query
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 POOLS = {"token": "class", "avg": "mean", "map": "map"}
+LACKING = {"Eva": "rotary positions", "VisionTransformerRelPos": "relative positions", "Beit": "relative positions"}
+"""Transformers of timm that are asked for often, and what of them a NaViT does not have."""
 CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "NaFlexVit")
 
 
@@ -32,7 +34,8 @@ def convert(model: Any) -> tuple[NaViTConfig, Weights]:
     """
     name = type(model).__name__
     if name not in CLASSES:
-        raise ModelError(f"from_timm takes {', '.join(CLASSES)}, not {name}")
+        why = f" with its {LACKING[name]}" if name in LACKING else ""
+        raise ModelError(f"from_timm takes {', '.join(CLASSES)}, not {name}{why}")
     flex = name == "NaFlexVit"
     embed = model.embeds if flex else model.patch_embed
     block = model.blocks[0]

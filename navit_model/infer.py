@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,7 @@ class Inference(nn.Module):
         """
         if self.config.classes == 0:
             raise ModelError("the model has no classifier; use embed(), or give it one with reset_classifier()")
-        budgets = list(tokens) if isinstance(tokens, Sequence) else [tokens]
-        rising = all(isinstance(b, int) for b in budgets) and all(a < b for a, b in pairwise(budgets))  # type: ignore[operator]
-        if budgets != [None] and not (budgets and rising):
-            raise ModelError(f"tokens = {tokens} is not allowed; it must be None, a budget, or several that rise")
+        budgets = _budgets(tokens)
         logits = self._outputs(images, budgets[0], normalized, pre_logits=False)
         for budget in budgets[1:]:
             chance = logits.sigmoid() if sigmoid else logits.softmax(-1)
@@ -82,15 +80,16 @@ class Inference(nn.Module):
 
     def embed(self, images: Sequence[Any], tokens: int | None = None, normalized: bool = False) -> Tensor:
         """Pooled features of images of any size, f32 `[N, D]`; arguments and errors as for `classify`."""
-        return self._outputs(images, tokens, normalized, pre_logits=True)
+        budgets = _budgets(tokens)
+        if len(budgets) > 1:
+            raise ModelError(f"tokens = {tokens!r} is not allowed; embed takes one budget, cascades are for classify")
+        return self._outputs(images, budgets[0], normalized, pre_logits=True)
 
     @torch.no_grad()
     def _outputs(self, images: Sequence[Any], tokens: int | None, normalized: bool, *, pre_logits: bool) -> Tensor:
         """Logits or pooled features; the model runs in evaluation mode and is left in the mode that it had."""
         if isinstance(images, str | bytes) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) != 4:
             raise ModelError(f"images is of type {type(images).__name__}; give a list of images, one image as [image]")
-        if tokens is not None and tokens < 1:
-            raise ModelError(f"tokens = {tokens} is not allowed; it must be at least 1")
         weight = next(self.parameters())
         width = self.config.width if pre_logits else self.config.classes
         found = torch.zeros(len(images), width, device=weight.device)
@@ -112,6 +111,21 @@ class Inference(nn.Module):
         finally:
             self.train(training)
         return found
+
+
+def _budgets(tokens: Any) -> list[int | None]:
+    """What `classify` calls `tokens`, as a list."""
+    if tokens is None:
+        return [None]
+    try:
+        found = [index(t) for t in (tokens if isinstance(tokens, Sequence) else [tokens])]
+    except TypeError:
+        found = []
+    if not found or found[0] < 1 or any(a >= b for a, b in pairwise(found)):
+        raise ModelError(
+            f"tokens = {tokens!r} is not allowed; it must be None, a whole number of at least 1, or several that rise"
+        )
+    return list(found)
 
 
 def _portions(

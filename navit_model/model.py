@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from navit_loader.batch import PackedBatch, View
 from navit_loader.errors import ModelError
 
-from .attention import check_traceable, choose_for, number_of, segments
+from .attention import Backend, check_traceable, choose_for, number_of, segments
 from .check import check_batch
 from .config import NaViTConfig
 from .embed import PatchEmbedding
@@ -86,14 +86,22 @@ class NaViT(Inference, Saved):
         x_BLD = self.forward_features(batch)
         return self.head(self._pool(x_BLD, batch)).float(), self._distilled(x_BLD, batch)
 
-    def forward_intermediates(self, batch: PackedBatch | View, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self, batch: PackedBatch | View, indices: int | Sequence[int] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Encoded tokens `[B, L, D]`, and the tokens after each of the blocks named, in the order of the blocks.
 
         Args:
             batch: the images.
-            indices: numbers of blocks; negative ones count from the end.
+            indices: numbers of blocks, negative ones counted from the end; one number means that many of the last
+                blocks, None all of them (as in timm).
+
+        Raises:
+            ModelError: a block that there is not, or a batch that the model does not take.
         """
         depth = len(self.blocks)
+        if indices is None or isinstance(indices, int):
+            indices = range(-(depth if indices is None else indices), 0)
         if not all(-depth <= n < depth for n in indices):
             raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
         return self._encode(self._embed(batch), batch, tuple(n % depth for n in indices))
@@ -123,7 +131,7 @@ class NaViT(Inference, Saved):
             x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
         x_TD = self.embed_norm(self.dropout(x_TD))
 
-        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, choose_for(self.config.attention, x_TD))
+        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
         draws = self.training and self.config.drop_path > 0
         segment_T = number_of(batch.cu_seqlens, B * L) if draws else None
         order = where.order
@@ -176,8 +184,21 @@ class NaViT(Inference, Saved):
 
     def check(self, batch: PackedBatch | View) -> None:
         """Refuses a batch or backend that the model does not take, before any kernel; `forward` calls it itself."""
+        if not isinstance(getattr(batch, "patches", None), Tensor):
+            raise ModelError(
+                f"a model takes a PackedBatch with tensors, not {_kind(batch)}; batch.to(device) moves one there, "
+                "pack_images() makes one of images, and classify() takes images themselves"
+            )
         check_batch(self.config, batch)
-        choose_for(self.config.attention, self.patch_embed.proj.weight)
+        weight = self.patch_embed.proj.weight
+        if batch.patches.device != weight.device:
+            raise ModelError(
+                f"the batch lies on {batch.patches.device}, the model on {weight.device}; move one of them with .to()"
+            )
+        self._backend(weight)
+
+    def _backend(self, x: Tensor) -> Backend:
+        return choose_for(self.config.attention, x, self.config.width // self.config.heads)
 
     @property
     def num_features(self) -> int:
@@ -193,9 +214,9 @@ class NaViT(Inference, Saved):
         """The classifier: a linear layer, or an identity where there are no classes."""
         return self.head
 
-    def reset_classifier(self, classes: int) -> None:
+    def reset_classifier(self, num_classes: int) -> None:
         """A fresh classifier with this many classes; 0 leaves the pooled features as they are."""
-        self.config = replace(self.config, classes=classes)
+        self.config = replace(self.config, classes=num_classes)
         like = self.patch_embed.proj.weight
         self.head = _classifier(self.config).to(like.device, like.dtype)
         if self.distill_head is not None:
@@ -227,6 +248,11 @@ class NaViT(Inference, Saved):
         for part, name in ((self.patch_embed, "project"), (self, "_encode"), (self, "forward_head")):
             # Bound anew, so that a copy of the model runs its own weights.
             setattr(part, name, MethodType(torch.compile(getattr(type(part), name), **options), part))
+
+
+def _kind(batch: object) -> str:
+    name = type(batch).__name__
+    return f"one with {type(batch.patches).__name__}s" if hasattr(batch, "patches") else f"a {name}"
 
 
 def _classifier(config: NaViTConfig) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Where a patch stands: the position embeddings of the paper's Table 3, FlexiViT's resized grid, and 2D rotation.
+"""Where a patch stands: NaViT's position embeddings (arXiv 2307.06304, Table 3), FlexiViT's resized grid, and 2D rotation.
 
 In: (y, x) of each token and the (h, w) of its image. Out: one vector a token, or the angles of the rotation. Every variant
 is a gather from tables that are separable by axis, so there is no loop over images and every shape is static. Apart,

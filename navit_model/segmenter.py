@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for each patch, by the mask transformer of Segmenter (arXiv 2105.05633, section 3.2).
+"""Semantic segmentation: a class for each patch, by the mask transformer of Segmenter (arXiv 2105.05633).
 
 In: a NaViT and a packed batch. Out: logits of each token, `[B, L, K]`; `dense.pixels` enlarges them to the image. Each image's
 segment is lengthened by K learned class tokens, so that a few more blocks let patches and classes look at each other; images
@@ -53,6 +53,7 @@ class Segmenter(nn.Module):
         # What stands in padding would be harmless but for NaN.
         x_TD = x_TD.masked_fill((batch.segment_ids < 0).flatten()[:, None], 0.0)
         B, L = batch.segment_ids.shape
+        config = self.model.config
         K, S, cu_seqlens = len(self.classes), len(batch.cu_seqlens) - 1, batch.cu_seqlens
         number_T = number_of(cu_seqlens, B * L)
         # Segment s is K tokens longer: patches move back by s·K, and its classes stand at its end.
@@ -63,7 +64,7 @@ class Segmenter(nn.Module):
         all_TD = all_TD.index_copy(0, patch_T, x_TD)
         all_TD = all_TD.index_copy(0, class_SK.flatten(), self.classes.to(x_TD.dtype).repeat(S, 1))
         longer = (cu_seqlens + steps * K).to(cu_seqlens.dtype)
-        backend = choose_for(self.model.config.attention, all_TD)
+        backend = choose_for(config.attention, all_TD, config.width // config.heads)
         where = segments(longer, batch.max_seqlen + K, len(all_TD), backend)
         order = where.order
         if order is not None:

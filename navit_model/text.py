@@ -1,7 +1,7 @@
 """The text tower: a transformer over packed captions, of the same blocks and the same attention as the images'.
 
 In: `Captions`: token ids of whole captions laid end to end, as a batch carries them or as `pack_captions` makes them. Out:
-one vector a caption, `[B, E, D]`. Captions are packed as images are (NaViT, arXiv 2307.06304, section 2.1 and appendix B), so
+one vector a caption, `[B, E, D]`. Captions are packed as images are (NaViT, arXiv 2307.06304, section 3 and appendix A.2), so
 no slot is spent on the difference between a short caption and the longest.
 
 Shapes: B sequences · Lt text tokens of a sequence · T = B·Lt · E captions of a sequence at most · D width.
@@ -175,7 +175,7 @@ class TextTower(nn.Module):
 
         # Padding may be longer than any caption, but not than a sequence: kernels start a block for every place up to it.
         longest = captions.text.shape[1]
-        backend = choose_for(self.config.attention, x_TD)
+        backend = choose_for(self.config.attention, x_TD, self.config.width // self.config.heads)
         where = segments(cu_seqlens, longest, len(text_T), backend, causal=self.config.causal)
         order = where.order
         if order is not None:

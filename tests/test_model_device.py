@@ -138,6 +138,35 @@ def test_float32_without_autocast_is_refused_before_the_first_kernel(hopper: Non
             net(batch_there())
 
 
+def test_heads_that_no_kernel_takes_are_refused_before_the_first_one(hopper: None) -> None:
+    for channels, ok in ((8, True), (64, True), (256, True), (18, False), (4, False), (264, False)):
+        if ok:
+            assert choose("auto", torch.device("cuda"), torch.bfloat16, channels) != "segments"
+        else:
+            with pytest.raises(ModelError, match=rf"multiple of 8 channels, 256 at most; width / heads is {channels}"):
+                choose("auto", torch.device("cuda"), torch.bfloat16, channels)
+    assert choose("dense", torch.device("cuda"), torch.float32, 18) == "dense"
+    assert choose("auto", torch.device("cpu"), torch.float32, 18) == "segments"
+
+    def nothing(*_: Any) -> None:
+        pytest.fail("a kernel ran first")
+
+    net = NaViT(NaViTConfig(width=36, depth=1, heads=2, patch_size=4)).bfloat16()
+    net.patch_embed.register_forward_hook(nothing)
+    text = TextConfig(width=36, depth=1, heads=2, vocabulary=50, max_tokens=12)
+    towers = TwoTowers(NaViTConfig(width=32, depth=1, heads=2, patch_size=4), text, ContrastiveConfig(width=32))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batch = batch_there()
+        with pytest.raises(ModelError, match="width / heads is 18"):
+            there(net)(batch)
+        captions = {
+            name: torch.empty(size, dtype=torch.int32, device="cuda")
+            for name, size in {"text": (2, 30), "text_cu_seqlens": (15,)}.items()
+        }
+        with pytest.raises(ModelError, match="width / heads is 18"):
+            there(towers.bfloat16())(replace(batch, **captions))
+
+
 def test_a_kernel_that_is_not_installed_is_named() -> None:
     if importlib.util.find_spec("flash_attn") or importlib.util.find_spec("flash_attn_interface"):
         pytest.skip("flash-attn is installed here")

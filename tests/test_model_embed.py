@@ -28,7 +28,7 @@ def resized(x: torch.Tensor, target: int, filter: str) -> torch.Tensor:
 @settings(max_examples=25, deadline=None)
 @given(base=st.integers(2, 12), more=st.integers(0, 12), filter=st.sampled_from(["bilinear", "bicubic"]))
 def test_upsized_patches_give_the_same_tokens(base: int, more: int, filter: str) -> None:
-    """⟨x, w⟩ = ⟨Bx, ŵ⟩ (FlexiViT, section 3.4)."""
+    """⟨x, w⟩ = ⟨Bx, ŵ⟩ (FlexiViT)."""
     embed = embedding(base, filter)
     x = torch.randn(5, base, base, 3, dtype=torch.float64)
     bigger = resized(x, base + more, filter)

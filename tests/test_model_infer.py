@@ -68,6 +68,7 @@ def test_every_kind_of_image_at_its_own_size(net: NaViT, tmp_path: Path) -> None
     assert net.embed(mixed).shape == (6, 32)
     assert torch.allclose(net.head(net.embed(mixed)), found, atol=1e-5)
     assert net.classify([]).shape == (0, 6)
+    assert torch.equal(net.classify(images, np.int64(9)), net.classify(images, 9))
 
 
 def test_portions_change_nothing(net: NaViT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +151,9 @@ def test_bad_images_are_named(net: NaViT, tmp_path: Path) -> None:
     for error, words, arguments in cases:
         with pytest.raises(error, match=words):
             net.classify(**arguments)
+    for tokens, words in (((4, 9), "embed takes one budget"), ("9", "tokens = '9'"), (2.5, "tokens = 2.5")):
+        with pytest.raises(ModelError, match=words):
+            net.embed([good], tokens)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no classifier"):
         NaViT(NaViTConfig(width=32, depth=1, heads=2)).classify([good])
 

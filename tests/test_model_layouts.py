@@ -199,18 +199,23 @@ def test_intermediates_are_the_tokens_on_the_way() -> None:
         last, found = net.forward_intermediates(some, [0, -1])
         assert len(found) == 2 and torch.equal(net.norm(found[1]), last)
         assert torch.equal(last, net.forward_features(some))
+        for more, count in ((None, 2), (1, 1)):
+            some_found = net.forward_intermediates(some, more)[1]
+            assert len(some_found) == count and torch.equal(some_found[-1], found[1])
         net.config = replace(net.config, attention="dense")
         for a, b in zip(found, net.forward_intermediates(some, [0, 1])[1], strict=True):
             assert torch.allclose(a, b, atol=1e-5)
     with pytest.raises(ModelError, match="2 blocks"):
         net.forward_intermediates(some, [2])
+    with pytest.raises(ModelError, match="2 blocks"):
+        net.forward_intermediates(some, 3)
 
 
 def test_classifiers_come_and_go() -> None:
     net = model(classes=0)
     some = batch(FULL)
     assert net(some).shape == (3, IMAGES, 24)
-    net.reset_classifier(9)
+    net.reset_classifier(num_classes=9)
     assert net(some).shape == (3, IMAGES, 9)
     names = dict(net.named_parameters())
     assert net.no_weight_decay() <= names.keys() and "pool.query" in net.no_weight_decay()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers.mlp import SwiGLU
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -226,6 +228,8 @@ def test_what_cannot_be_taken_over_is_named() -> None:
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("VisionTransformer, .* not Linear", lambda: NaViT.from_timm(nn.Linear(2, 2))),
         ("Siglip2VisionModel, .* not Linear", lambda: NaViT.from_transformers(nn.Linear(2, 2))),
+        ("not Eva with its rotary positions", lambda: NaViT.from_timm(Eva(img_size=16, **SMALL))),
+        ("MLP = 'SwiGLU'", lambda: NaViT.from_timm(vit(mlp_layer=SwiGLU))),
         ("global_pool = 'max'", lambda: NaViT.from_timm(vit(global_pool="max"))),
         ("pool_include_prefix = True", lambda: NaViT.from_timm(vit(global_pool="avg", pool_include_prefix=True))),
         ("act_layer = 'ReLU'", lambda: NaViT.from_timm(vit(act_layer="relu"))),

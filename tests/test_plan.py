@@ -272,7 +272,7 @@ def test_evaluation_draws_nothing() -> None:
 
 
 def test_budget_takes_the_most_patches_that_fit() -> None:
-    """Pix2Struct, section 3: aspect ratio kept, as many patches as the budget holds."""
+    """Pix2Struct, section 2.2: aspect ratio kept, as many patches as the budget holds."""
     config = PlanConfig(resolution=Resolution(kind="budget", upscale=True), max_tokens=256)
     sizes = {"width": [np.array([640, 300, 4000, 8], np.int32)], "height": [np.array([640, 900, 16, 8], np.int32)]}
     grids = {}
@@ -305,7 +305,7 @@ ALARM = 2.7
 @pytest.mark.parametrize("unit", ["side", "area"])
 @pytest.mark.parametrize("kind", ["uniform", "truncated_normal"])
 def test_resolution_follows_its_distribution(kind: str, unit: str) -> None:
-    """NaViT, section 2.2 and appendix B.2. One-pixel patches make the grid the drawn side itself."""
+    """NaViT, section 3.2. One-pixel patches make the grid the drawn side itself."""
     config = PlanConfig(
         patch_sizes=(1,),
         max_grid=32767,

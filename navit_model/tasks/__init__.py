@@ -132,8 +132,8 @@ def task_of(run: RunConfig) -> type[Task]:
 def take_over(model: NaViT, path: str) -> None:
     """Gives a model the weights of the image model at `path`, the classifier only where it has the same classes.
 
-    A patch embedding of another base size is resized, as FlexiViT's student gets its teacher's (arXiv 2212.08013, section
-    3.5); all else must have the same shape.
+    A patch embedding of another base size is resized, as FlexiViT's student gets its teacher's (arXiv 2212.08013);
+    all else must have the same shape.
 
     Raises:
         ModelError: there is no checkpoint, or it is of another shape; names the difference.

@@ -2,7 +2,7 @@
 //! and its size in pixels. Out: a `Drawn`, independent of the patch size, and from it the grid and the kept tokens for a
 //! patch size.
 //!
-//! Sources: NaViT (arXiv 2307.06304) section 2.2 and appendix B; Pix2Struct (arXiv 2210.03347) section 3 for `budget`.
+//! Sources: NaViT (arXiv 2307.06304) sections 2.2, 3.2 and appendix A; Pix2Struct (arXiv 2210.03347) section 2.2 for `budget`.
 
 use crate::config::{CropKind, DropKind, Fit, PlanConfig, ResolutionKind, ScheduleKind, Unit};
 use crate::quantiles::{Betas, TruncatedNormal};
@@ -15,7 +15,7 @@ const FLIP_AND_SIZE: u32 = 2;
 const KEEP: u32 = 3;
 const PERMUTE: u32 = 4;
 
-/// α + β of the beta draw: its variance is 0.3·m·(1 − m) (NaViT, appendix B.3).
+/// α + β of the beta draw: its variance is 0.3·m·(1 − m) (NaViT, appendix A.4).
 const CONCENTRATION: f64 = 1.0 / 0.3 - 1.0;
 
 /// What was drawn for one image, before a patch size is known.
@@ -113,7 +113,7 @@ impl Draws {
         Crop { top, left, height: h, width: w }
     }
 
-    /// Side of the target area (NaViT, section 2.2 and Table of appendix B.2: sampling the side, biased low, is best).
+    /// Side of the target area (NaViT, section 3.2 and Figure 7: sampling the side, biased low, is best).
     fn side(&self, u: f64, crop: Crop) -> f64 {
         let r = &self.config.resolution;
         let (low, high) = (f64::from(r.low), f64::from(r.high));
@@ -132,7 +132,7 @@ impl Draws {
         if r.upscale { side } else { side.min(own) }
     }
 
-    /// The scheduled mean drop rate, None where the configured one stands (NaViT, appendix B.4).
+    /// The scheduled mean drop rate, None where the configured one stands (NaViT, appendix A.5).
     fn scheduled(&self, seen: u64) -> Option<f64> {
         let s = &self.config.drop.schedule;
         let n = seen as f64;

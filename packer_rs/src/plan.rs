@@ -340,7 +340,7 @@ impl<'a> BlockPlanner<'a> {
     }
 
     /// Closes a sequence exactly by moving one image: a chosen one grows, or a waiting one is cut or grown to the gap,
-    /// whichever moves the fewest tokens (NaViT, section 2.1: "the last image's resolution or token dropping rate").
+    /// whichever moves the fewest tokens (NaViT, section 2.3: "the last image's resolution or token dropping rate").
     fn fit(&mut self, chosen: &mut Vec<u32>, used: Used, end: usize) {
         let c = &self.plan.config;
         let cap = c.max_tokens - c.prefix_tokens;

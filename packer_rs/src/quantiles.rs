@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn betas_have_the_mean_and_the_variance_of_the_paper() {
-        // NaViT, appendix B.3: variance 0.3·m·(1 − m) makes α + β = 7/3.
+        // NaViT (arXiv 2307.06304), appendix A.4: variance 0.3·m·(1 − m) makes α + β = 7/3.
         let betas = Betas::new(7.0 / 3.0, 0.05, 0.95);
         for m in [0.05, 0.1, 0.33, 0.5, 0.625, 0.9, 0.95] {
             let n = 200_000;

@@ -23,7 +23,7 @@ pub fn next_fit(loads: &[Load], limits: &Limits) -> Packing {
 }
 
 /// Shortest-pack-first histogram packing (Krell et al., *Efficient sequence packing without cross-contamination*,
-/// arXiv 2107.02027, section 3.1): lengths from long to short; all items of one length go at once onto the open packs
+/// arXiv 2107.02027): lengths from long to short; all items of one length go at once onto the open packs
 /// with the most room, a pack class being a multiset of lengths with a count. Offline: it needs the whole histogram.
 ///
 /// The second capacity is not part of that algorithm: loads other than the first are refused by `navit_loader.pack`.
