@@ -14,7 +14,6 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ class Connection:
     # --- wants -----------------------------------------------------------------------------------------------------
 
     def want_batch(self, epoch: int, first: int, count: int, place: tuple[int, int] | None = None) -> Want:
-        """Asks for a batch; returns at once.
+        """Asks for a batch; returns at once. The words go out with the next wait: together, since each wakes a daemon.
 
         Args:
             epoch: its epoch.
@@ -195,10 +194,7 @@ class Connection:
             want.asked.clear()
         for endpoint, ids in gone.items():
             endpoint.send(Request("cancel", ids=tuple(ids)))
-
-    def turn(self) -> None:
-        """Takes what has arrived and asks for what is due, without waiting."""
-        self._turn(0.0)
+            endpoint.flush()
 
     def close(self) -> None:
         """Says goodbye to all daemons and closes every socket. A second call does nothing."""
@@ -207,6 +203,7 @@ class Connection:
         for endpoint in self._endpoints:
             if endpoint.ready:
                 endpoint.send(Request("bye"))
+                endpoint.flush()
             endpoint.hang_up("closed", linger=200)
         self._context.term()
 
@@ -225,6 +222,8 @@ class Connection:
         if self._context.closed:
             raise ServiceError("this loader is closed; make another")
         start = time.monotonic()
+        for endpoint in self._endpoints:
+            endpoint.flush()
         # One turn takes what has come for several wants; now and then one sees to the deadlines of the others.
         if want.settled and start > self._turned + _TURN_S:
             self._turn(0.0)
@@ -254,6 +253,8 @@ class Connection:
                 endpoint.call(*(("", "") if self._known is None else (self._known.plan_id, self._known.render_id)))
             endpoint.give_back()
         self._dispatch(now)
+        for endpoint in self._endpoints:
+            endpoint.flush()
         due = [until, *(e.retry for e in self._endpoints if not e.connected)]
         due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
         wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
@@ -261,6 +262,8 @@ class Connection:
         for endpoint in self._endpoints:
             self._take(endpoint, ready)
         self._dispatch(time.monotonic())
+        for endpoint in self._endpoints:
+            endpoint.flush()
 
     def _dispatch(self, now: float) -> None:
         able = [e for e in self._endpoints if e.ready]
@@ -279,11 +282,10 @@ class Connection:
         if kind in ("batch", "encoded"):
             starved, self._starved_us = min(self._starved_us, protocol.WIDE), 0
         freed = endpoint.freed() if kind == "batch" else ()
-        request = replace(want.request, id=id, starved_us=starved, ids=freed)
         want.asked[id] = endpoint
         want.since = now
         endpoint.in_flight[id] = want
-        endpoint.send(request)
+        endpoint.send(want.request, id=id, starved_us=starved, ids=freed)
 
     # --- answers ---------------------------------------------------------------------------------------------------
 

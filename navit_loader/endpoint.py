@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
@@ -100,6 +100,7 @@ class Endpoint:
         self.in_flight: dict[int, Want] = {}
         self._terms = terms
         self._backoff = _BACKOFF_S[0]
+        self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
 
@@ -146,7 +147,8 @@ class Endpoint:
             self.hang_up(f"cannot connect: {e.strerror}")
             raise ServiceError(f"endpoint '{self.address}' is not allowed: {e.strerror}") from None
         hello = Request("hello", client=terms.client, plan=terms.plan, shared=terms.shared)
-        self.send(replace(hello, plan_id=plan_id, render_id=render_id))
+        self.send(hello, plan_id=plan_id, render_id=render_id)
+        self.flush()
 
     def welcome(self, door: tuple[str, ...]) -> None:
         """The daemon's hello is there: it can be asked, through its `door` to shared memory where that opens."""
@@ -154,14 +156,26 @@ class Endpoint:
             # Being on the same host means that this succeeds.
             with contextlib.suppress(OSError):
                 self.window = Window(*door, self._terms.memory)
+                self._terms.poller.register(self.window.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
 
-    def send(self, request: Request) -> None:
-        """Sends a request, where there is a connection; one that takes no more ends."""
+    def send(self, request: Request, **now: Any) -> None:
+        """Puts a request where `flush` takes it, with the values of `now` as its own."""
         if self._socket is None:
             return
+        self._outbox.append(protocol.encode_request(request, **now))
+        if len(self._outbox) >= protocol.MAX_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what waits, in one message, where there is a connection; one that takes no more ends."""
+        if not self._outbox or self._socket is None:
+            return
+        requests, self._outbox = self._outbox, []
+        if self.window is not None and self.window.say(requests):
+            return
         try:
-            self._socket.send(protocol.encode_request(request), _NOBLOCK)
+            self._socket.send_multipart(requests, _NOBLOCK)
         except zmq.Again:
             self.hang_up("it takes no more requests")
 
@@ -195,17 +209,34 @@ class Endpoint:
                 while frame.more:
                     frame = self._socket.recv(_NOBLOCK, copy=False)
                     frames.append(frame)
-                try:
-                    reply = protocol.decode_reply(raw)
-                except ServiceError as e:
-                    if len(raw) > 3 and raw[:3] == protocol.MAGIC and raw[3] != protocol.VERSION:
-                        raise ServiceError(f"{self.address}: {e}") from None
-                    self.hang_up(f"it broke the protocol: {e}")
+                if (reply := self._decode(raw)) is None:
                     return
                 yield reply, frames
+        if self.window is not None and self.window.fileno() in ready:
+            yield from self._through_window()
         # What the daemon sent before it went is taken first.
         if self._monitor is not None and self._monitor in ready:
             self._watch()
+
+    def _through_window(self) -> Iterator[tuple[Reply, list[Any]]]:
+        while self.window is not None:
+            try:
+                raw = self.window.hear()
+            except ServiceError as e:
+                self.hang_up(str(e))
+                return
+            if raw is None or (reply := self._decode(raw)) is None:
+                return
+            yield reply, []
+
+    def _decode(self, raw: bytes) -> Reply | None:
+        try:
+            return protocol.decode_reply(raw)
+        except ServiceError as e:
+            if len(raw) > 3 and raw[:3] == protocol.MAGIC and raw[3] != protocol.VERSION:
+                raise ServiceError(f"{self.address}: {e}") from None
+            self.hang_up(f"it broke the protocol: {e}")
+            return None
 
     def hang_up(self, why: str, linger: int = 0) -> None:
         """Drops the connection; what was asked there is to be asked again."""
@@ -214,12 +245,14 @@ class Endpoint:
         if self.ready:
             log.info("endpoint=%s lost: %s", self.address, why)
         self._socket.disable_monitor()
+        self._outbox.clear()
         for old in (self._socket, self._monitor):
             if old is not None:
                 self._terms.poller.unregister(old)
                 old.close(linger=linger)
         self._socket = self._monitor = None
         if self.window is not None:
+            self._terms.poller.unregister(self.window.fileno())
             self.window.close()
             self.window = None
         self.ready, self.draining, self.why = False, False, why

@@ -1,17 +1,18 @@
 """Hands shared memory to the clients of this host: who knocks at the door, and which slots each has been lent.
 
-In: callers at the abstract Unix socket, batches for clients, credits. Out: slot numbers for their replies. Apart from
+In: callers at the abstract Unix socket, batches for clients, credits. Out: slots in replies, requests. Apart from
 the server, since this is another socket with its own ways of failing; where it fails, batches go over ZeroMQ.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from .errors import ServiceError
 from .fair import FairShare
 from .journal import Journal
 from .session import Job, Session
@@ -20,6 +21,8 @@ from .shm import SUPPORTED, Door, Shelf
 if TYPE_CHECKING:
     from ._packer import Buffer
     from .batch import PackedBatch
+
+_PACKETS_PER_TURN = 16
 
 
 class Porter:
@@ -48,13 +51,28 @@ class Porter:
         self._tokens[session.token] = session
         return (self._door.name, session.token)
 
-    def attend(self, ready: dict[Any, int], gone: Callable[[Session, str], None]) -> None:
-        """Lets callers in, and calls `gone` for clients whose process has ended."""
+    def receive(
+        self, ready: dict[Any, int], gone: Callable[[Session, str], None]
+    ) -> Iterator[tuple[bytes, list[bytes]]]:
+        """The requests of clients that have shared memory, a bounded number of each a turn, as `Router.receive` gives them.
+
+        Lets callers in, and calls `gone` for clients whose process has ended.
+        """
         if self._door is None:
             return
-        for fd in [fd for fd in self._owners if fd in ready]:
-            if fd in self._owners:  # it has nothing to say there: this is its end
-                gone(self._owners[fd], "its process ended")
+        for fd, session in [(fd, session) for fd, session in self._owners.items() if fd in ready]:
+            for _ in range(_PACKETS_PER_TURN):
+                # What it says may end its session, here or by a hello of the same name.
+                if self._owners.get(fd) is not session or session.shelf is None:
+                    break
+                try:
+                    requests = session.shelf.hear()
+                except ServiceError as e:
+                    gone(session, str(e))
+                    break
+                if requests is None:
+                    break
+                yield session.peer, requests
         for fd in [fd for fd in self._callers if fd in ready]:
             self._callers.discard(fd)
             self._poller.unregister(fd)

@@ -18,7 +18,6 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,7 +107,8 @@ class Server:
             self._router.watch(ready)
             for peer, frames in self._router.receive(ready):
                 self._handle(peer, frames)
-            self._porter.attend(ready, self._forget)
+            for peer, frames in self._porter.receive(ready, self._forget):
+                self._handle(peer, frames)
             while self._freed:
                 self._unsent -= 1
                 self.share.release(*self._freed.popleft())
@@ -178,13 +178,19 @@ class Server:
     # --- requests --------------------------------------------------------------------------------------------------
 
     def _handle(self, peer: bytes, frames: list[bytes]) -> None:
+        if len(frames) > protocol.MAX_TOGETHER:
+            why = f"{len(frames)} frames in one message; at most {protocol.MAX_TOGETHER} requests may travel together"
+            self._refuse(peer, Request("bye"), "request", why)
+            return
+        for frame in frames:
+            self._handle_one(peer, frame)
+
+    def _handle_one(self, peer: bytes, frame: bytes) -> None:
         if self._refusals.get(peer, 0) >= MAX_REFUSALS:
             self.counts["refused_flood"] += 1
             return
         try:
-            if len(frames) != 1:
-                raise ServiceError(f"a request of {len(frames)} frames; one belongs")
-            request = protocol.decode_request(frames[0])
+            request = protocol.decode_request(frame)
         except ServiceError as e:
             self._refuse(peer, Request("bye"), "request", str(e))
             return
@@ -368,10 +374,11 @@ class Server:
             self.counts[name] += n
             session.counts[name] += n
         self.counts["slots"] += slots.segment_ids.size
-        reply = Reply(job.request.kind, job.request.id, patch_size=slots.patch_size)
         if isinstance(batch, PackedBatch) and (slot := self._porter.lend(session, batch, job.nbytes)) >= 0:
             self.counts["batches_shared"] += 1
-            self._send(session.peer, replace(reply, slot=slot))
+            reply = Reply("batch", job.request.id, patch_size=slots.patch_size, slot=slot)
+            if session.shelf is None or not session.shelf.say(protocol.encode_reply(reply)):
+                self._send(session.peer, reply)
             return
         frames: list[Any] = protocol.batch_frames(batch)
         # The largest array as a fresh view: when ZeroMQ has sent it and lets go, its finaliser gives the bytes back.
@@ -382,7 +389,7 @@ class Server:
         frames[at] = memoryview(view).cast("B") if view.size else b""
         self.counts["bytes_sent"] += sum(memoryview(f).nbytes for f in frames)
         del view, large
-        self._send(session.peer, reply, frames)
+        self._send(session.peer, Reply(job.request.kind, job.request.id, patch_size=slots.patch_size), frames)
 
     def _release(self, session: Session, nbytes: int) -> None:
         # In ZeroMQ's own thread, or wherever the last view dies.

@@ -6,6 +6,9 @@ shows the token of its hello is on the same host. Each slot is one memfd without
 growing and other writers, so nothing is left behind when either process is killed. A slot is written again only after
 the client gave it back; one that stays away too long is abandoned for ever. Where a client has been lent as much as it
 may, its batches travel over ZeroMQ instead.
+
+Requests and the replies that name slots go through the same socket, as packets: through ZeroMQ every word wakes a thread
+on either side, which costs as much as the copy of a megabyte. What it does not take goes over ZeroMQ.
 """
 
 from __future__ import annotations
@@ -37,8 +40,13 @@ SUPPORTED = hasattr(os, "memfd_create") and hasattr(socket, "SCM_RIGHTS")
 
 MAX_SLOTS = 64
 ABANDON_S = 120.0
+_PATIENCE_S = 2.0
 _ANNOUNCE = struct.Struct("<QQ")  # slot number, bytes; 0 bytes: it is withdrawn
 _TOKEN_BYTES = 32
+_CONTROL_BYTES = 64  # beside a packet: a few descriptors
+_PACKET_BYTES = 4096  # of one packet to the client at most: a slot, or a reply that names one
+_TOGETHER_BYTES = 1 << 16  # of one packet to the daemon at most: requests, each behind its length
+_LENGTH = struct.Struct("<I")
 _F_SEAL_FUTURE_WRITE = 0x10
 _SEALS = 0x1 | 0x2 | 0x4 | _F_SEAL_FUTURE_WRITE  # no further seals, no shrinking, no growing, no other writer
 
@@ -89,6 +97,37 @@ class Shelf:
         self._lent[number] = _Loan(memory, batch, nbytes, time.monotonic())
         return number
 
+    def say(self, reply: bytes) -> bool:
+        """Sends a reply that names a slot; False where the client takes nothing."""
+        try:
+            self.connection.send(reply)
+        except OSError:
+            return False
+        return True
+
+    def hear(self) -> list[bytes] | None:
+        """The requests of the client's next packet; None if there is none.
+
+        Raises:
+            ServiceError: the client is gone, or sent something else.
+        """
+        try:
+            packet = self.connection.recv(_TOGETHER_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            packet = b""
+        if not packet:
+            raise ServiceError("its process ended")
+        requests, at = [], 0
+        while at < len(packet):
+            end = at + _LENGTH.size
+            if end > len(packet) or (length := _LENGTH.unpack_from(packet, at)[0]) > len(packet) - end:
+                raise ServiceError("it broke the protocol beside shared memory")
+            requests.append(packet[end : end + length])
+            at = end + length
+        return requests
+
     def take_back(self, numbers: Iterable[int]) -> Iterator[int]:
         """The client has let go of slots: the bytes of each. Numbers that are not lent are ignored."""
         for number in numbers:
@@ -121,7 +160,8 @@ class Door:
 
     def __init__(self) -> None:
         self.name = f"navit-{os.getpid()}-{secrets.token_hex(8)}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        self._socket = socket.socket(socket.AF_UNIX, kind)
         self._socket.bind("\0" + self.name)
         self._socket.listen(64)
         self._callers: dict[int, tuple[socket.socket, float]] = {}
@@ -153,7 +193,7 @@ class Door:
         """What a caller says: its socket and token; None if it is no longer there."""
         caller, _ = self._callers.pop(fd)
         try:
-            token = caller.recv(_TOKEN_BYTES).decode("ascii", "replace")
+            token = caller.recv(_TOKEN_BYTES + 1).decode("ascii", "replace")
         except OSError:
             token = ""
         if len(token) != _TOKEN_BYTES:
@@ -194,14 +234,39 @@ class Window:
         self._lent: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}  # whose death says that the slot is free
         self.returned: deque[int] = deque()
         """Slots that the user has let go of, to be given back to the daemon."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._replies: deque[bytes] = deque()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            self._socket.settimeout(2)
+            self._socket.settimeout(_PATIENCE_S)
             self._socket.connect("\0" + name)
-            self._socket.sendall(token.encode())
+            self._socket.send(token.encode())
+            self._socket.setblocking(False)
         except OSError:
             self._socket.close()
             raise
+
+    def fileno(self) -> int:
+        """Readable when the daemon has said something, or is gone."""
+        return self._socket.fileno()
+
+    def say(self, requests: Iterable[bytes]) -> bool:
+        """Sends requests in one packet; False where the daemon does not take it."""
+        packet = b"".join(_LENGTH.pack(len(one)) + one for one in requests)
+        try:
+            return len(packet) <= _TOGETHER_BYTES and self._socket.send(packet) > 0
+        except OSError:
+            return False
+
+    def hear(self) -> bytes | None:
+        """The next reply; None if there is none.
+
+        Raises:
+            ServiceError: the daemon is gone, or a slot is not as it has to be.
+        """
+        while not self._replies:
+            if not self._receive():
+                return None
+        return self._replies.popleft()
 
     def open(self, number: int) -> np.ndarray[Any, Any]:
         """All bytes of a slot, u8. When the last view of them dies, the slot is given back.
@@ -209,26 +274,44 @@ class Window:
         Raises:
             ServiceError: a slot that was never announced, of a wrong size, or not sealed.
         """
+        until = time.monotonic() + _PATIENCE_S
         while number not in self._maps:
-            self._receive()
+            # Its announcement was sent before the reply that names it; that one may have overtaken it over ZeroMQ.
+            if not self._receive():
+                if time.monotonic() > until:
+                    raise ServiceError(f"shared slot {number} did not arrive within {_PATIENCE_S:g} s")
+                time.sleep(0.001)
         whole = np.frombuffer(self._maps[number], np.uint8)
         returned = self.returned
         self._lent[number] = weakref.ref(whole, lambda _: returned.append(number))
         return whole
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Takes one packet; False where there is none."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _ANNOUNCE.size, 4, socket.MSG_WAITALL)
+            data, extra, flags, _ = self._socket.recvmsg(_PACKET_BYTES, _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
         except OSError as e:
             raise ServiceError(f"shared memory did not arrive: {e}") from None
+        fds = [fd for _, _, raw in extra for (fd,) in struct.iter_unpack("i", raw)]
         try:
-            if len(data) != _ANNOUNCE.size:
+            if not data:
                 raise ServiceError("the daemon closed its shared memory")
+            if flags & socket.MSG_TRUNC or (fds and len(data) != _ANNOUNCE.size):
+                raise ServiceError(
+                    f"a packet of {len(data)} bytes and {len(fds)} descriptors, which is no shared memory"
+                )
+            if len(data) != _ANNOUNCE.size:
+                self._replies.append(data)
+                return True
             number, size = _ANNOUNCE.unpack(data)
             if size == 0:
                 self._maps.pop(number, None)
-                self._lent.pop(number, None)
-                return
+                # Where a reply came by ZeroMQ this word may be older than the loan, whose end must still be told.
+                if (lent := self._lent.get(number)) is not None and lent() is None:
+                    del self._lent[number]
+                return True
             if len(fds) != 1 or len(self._maps) >= MAX_SLOTS:
                 raise ServiceError(f"shared slot {number} came with {len(fds)} descriptors beside {len(self._maps)}")
             if not 0 < size <= self._limit or os.fstat(fds[0]).st_size != size:
@@ -238,6 +321,7 @@ class Window:
                 raise ServiceError(f"shared slot {number} is not sealed")
             flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # all pages at once, not one fault each
             self._maps[number] = mmap.mmap(fds[0], size, flags, mmap.PROT_READ)
+            return True
         finally:
             for fd in fds:
                 with contextlib.suppress(OSError):

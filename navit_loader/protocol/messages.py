@@ -24,6 +24,8 @@ MAX_REPLY = 16 * 1024 * 1024
 """Bytes of a reply's header at most (class names travel in it)."""
 MAX_IN_FLIGHT = 1024
 """Requests that one client may have outstanding."""
+MAX_TOGETHER = 64
+"""Requests in one message at most."""
 MAX_LAYOUT = 65536
 """Block counts in one answer at most."""
 WIDE = 2**63 - 1
@@ -129,21 +131,26 @@ _START = MAGIC + bytes([VERSION])
 M = TypeVar("M", Request, Reply)
 
 
-def _encode(message: Request | Reply, kinds: dict[str, dict[str, Any]]) -> bytes:
+def _encode(message: Request | Reply, kinds: dict[str, dict[str, Any]], now: dict[str, Any]) -> bytes:
     table = {"kind": message.kind}
     for key in kinds[message.kind]:
-        table[key] = getattr(message, key)
+        table[key] = now[key] if key in now else getattr(message, key)
     return _START + bytes(msgpack.packb(table))
 
 
-def encode_request(request: Request) -> bytes:
-    """The header frame of a request."""
-    return _encode(request, _REQUESTS)
+def encode_request(request: Request, **now: Any) -> bytes:
+    """The header frame of a request.
+
+    Args:
+        request: what is asked.
+        now: values of fields that are settled when it is sent, in place of the request's own.
+    """
+    return _encode(request, _REQUESTS, now)
 
 
 def encode_reply(reply: Reply) -> bytes:
     """The header frame of a reply."""
-    return _encode(reply, _REPLIES)
+    return _encode(reply, _REPLIES, {})
 
 
 def decode_request(raw: bytes | memoryview) -> Request:
@@ -189,7 +196,10 @@ def _decode(
         odd = sorted(map(short, table.keys() ^ allowed.keys()))
         raise ServiceError(f"'{kind}' has keys that are unknown or missing: {', '.join(odd[:8])}")
     for key, rule in allowed.items():
-        check(key, table[key], rule)
+        value = table[key]
+        # Most values are integers in their range, and most time would go into asking `check` about them.
+        if type(rule) is not tuple or type(value) is not int or not rule[0] <= value <= rule[1] or key in _LISTS:
+            check(key, value, rule)
     return cls(kind=kind, **table)
 
 

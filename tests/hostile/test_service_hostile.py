@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
@@ -20,6 +21,7 @@ import zmq
 
 from navit_loader import PackedLoader, RemoteLoader, protocol
 from navit_loader.errors import ServiceError
+from navit_loader.shm import Window
 
 from ..service_kit import Daemon, digest, load, make_config
 
@@ -252,13 +254,69 @@ def test_the_door_to_shared_memory_admits_nobody_without_a_token(daemon: Daemon,
         peer.send(protocol.encode_request(protocol.Request("hello", 1, client="door", shared=True)))
         name, token = protocol.decode_reply(peer.recv()).door
         for words in (b"", b"short", os.urandom(32), b"0" * 32, token.encode()[:-1] + b"x"):
-            with socket.socket(socket.AF_UNIX) as caller:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
                 caller.connect("\0" + name)
                 caller.sendall(words)
                 caller.settimeout(7)
                 if words:
                     assert caller.recv(1) == b""  # sent away
     honest(daemon, expected)
+
+
+def test_words_through_the_door_are_believed_no_more_than_others(daemon: Daemon, expected: Any) -> None:
+    beat = protocol.encode_request(protocol.Request("credit", ids=(7, 8)))
+    good = struct.pack("<I", len(beat)) + beat
+    rng = random.Random(4)
+    packets = [
+        b"x",
+        struct.pack("<I", 2**32 - 1),
+        struct.pack("<I", len(beat) + 1) + beat,
+        good + good[:3],
+        rng.randbytes(60_000),
+    ]
+    for number, packet in enumerate([*packets, good + struct.pack("<I", 4) + b"what"]):
+        with dealer(daemon) as peer:
+            hello = protocol.Request("hello", 1, client=f"caller {number}", shared=True)
+            peer.send(protocol.encode_request(hello))
+            name, token = protocol.decode_reply(peer.recv()).door
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+                caller.settimeout(7)
+                caller.connect("\0" + name)
+                caller.sendall(token.encode())
+                caller.sendall(good)
+                caller.sendall(packet)
+                if packet in packets:
+                    assert caller.recv(1) == b""  # sent away
+                else:  # a packet that can be read, with a request that cannot: an answer, as over ZeroMQ
+                    assert "NVT" in protocol.decode_reply(peer.recv()).message
+    honest(daemon, expected)
+
+
+@pytest.mark.parametrize("lie", ["no seal", "another size", "two descriptors", "words with a descriptor", "no memory"])
+def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> None:
+    name = f"navit-test-{os.getpid()}-{lie}"
+    before = len(os.listdir("/proc/self/fd"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        door.bind("\0" + name)
+        door.listen()
+        window = Window(name, "0" * 32, 2**20)
+        caller, _ = door.accept()
+        with caller:
+            assert caller.recv(64) == b"0" * 32
+            memory = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+            os.truncate(memory, 4096)
+            if lie != "no seal":
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, 0x1 | 0x2 | 0x4 | 0x10)
+            words = struct.pack("<QQ", 3, 8192 if lie == "another size" else 4096)
+            if lie == "words with a descriptor":
+                words = protocol.encode_reply(protocol.Reply("batch", 1, patch_size=4, slot=3))
+            copies = {"two descriptors": 2, "no memory": 0}.get(lie, 1)
+            socket.send_fds(caller, [words], [memory] * copies)
+            os.close(memory)
+            with pytest.raises(ServiceError, match=r"shared (slot 3|memory)"):
+                window.open(3)
+            window.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_daemon_that_lies_about_a_batch_is_not_believed(config: Path) -> None:
@@ -275,16 +333,16 @@ def test_a_daemon_that_lies_about_a_batch_is_not_believed(config: Path) -> None:
             while not over.is_set():
                 if not router.poll(50):
                     continue
-                who, words = router.recv_multipart()
-                request = protocol.decode_request(words)
-                if request.kind == "hello":
-                    router.send_multipart([who, hello])
-                elif request.kind == "layout":
-                    reply = protocol.Reply("layout", request.id, run=8, num_blocks=1)
-                    router.send_multipart([who, protocol.encode_reply(reply), struct.pack("<I", 8)])
-                elif request.kind == "batch":
-                    reply = protocol.Reply("batch", request.id, patch_size=4)
-                    router.send_multipart([who, protocol.encode_reply(reply), *[bytes(next(sizes))] * 14])
+                who, *words = router.recv_multipart()
+                for request in map(protocol.decode_request, words):
+                    if request.kind == "hello":
+                        router.send_multipart([who, hello])
+                    elif request.kind == "layout":
+                        reply = protocol.Reply("layout", request.id, run=8, num_blocks=1)
+                        router.send_multipart([who, protocol.encode_reply(reply), struct.pack("<I", 8)])
+                    elif request.kind == "batch":
+                        reply = protocol.Reply("batch", request.id, patch_size=4)
+                        router.send_multipart([who, protocol.encode_reply(reply), *[bytes(next(sizes))] * 14])
 
         thread = threading.Thread(target=lie)
         thread.start()
