@@ -25,7 +25,9 @@ try:
     from nvidia import dali
     from nvidia.dali import fn, types
 except ImportError as e:
-    raise SystemExit(f"decode_formats.py: NVIDIA DALI cannot be loaded here ({e}); pip install 'navit[dali]'") from None
+    raise SystemExit(
+        f"decode_formats.py: NVIDIA DALI cannot be loaded here ({e}); pip install nvidia-dali-cuda130"
+    ) from None
 
 WIDTH, HEIGHT, GRID, COUNT = 640, 427, (13, 20), 16
 

@@ -290,7 +290,7 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         if installed("nvidia.dali"):
             peers[DALI] = dalis(files)
         else:
-            print("DALI: not installed (pip install 'navit[dali]'), left out")
+            print("DALI: not installed (pip install nvidia-dali-cuda130), left out")
         for epoch in peers.values():
             epoch()  # threads, workers, page cache
         rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}

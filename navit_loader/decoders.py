@@ -117,7 +117,10 @@ class Decoding(Steps):
                     break
             if dali and self._dali is not None:
                 self._dali.settle()
-        before, seen = taken[_WARM_BATCHES if len(taken) > _WARM_BATCHES + 1 else 0]
+        # An epoch that ends soon after them shows no steady state: then its batches were all made ahead, and all count.
+        ended_early = len(taken) <= 2 * _WARM_BATCHES
+        steady = len(taken) > _WARM_BATCHES and taken[-1][0] - taken[_WARM_BATCHES][0] > _MEASURED_S
+        before, seen = taken[0 if ended_early and not steady else _WARM_BATCHES]
         return (images - seen) / (time.perf_counter() - before)
 
     def _renamed(self, plan_id: str, render_id: str) -> None:

@@ -27,7 +27,7 @@ from navit_model.world import World
 from .service_kit import Daemon
 from .shapes import table, write_index, write_toml
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'navit[dali]'")
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install nvidia-dali-cuda130")
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -1,6 +1,6 @@
 """Decoding with NVIDIA DALI: the same plan, filled by another decoder, on a GPU or on the CPU.
 
-In: `EncodedBatch`. Out: `PackedBatch` on a device. Needs `pip install "navit[dali]"`, which the rest of navit does not.
+In: `EncodedBatch`. Out: `PackedBatch` on a device. Needs the extra `dali`, which the rest of navit does not.
 
     renderer   batches in, batches out; what goes which way
     decoding   the thread that keeps DALI busy
@@ -17,7 +17,7 @@ try:
 except ImportError as e:
     raise ConfigError(
         f"decode = 'dali' needs NVIDIA DALI, which cannot be loaded here ({e}); "
-        "pip install 'navit[dali]', or take decode = 'cpu'"
+        "pip install nvidia-dali-cuda130 (our extra 'dali'), or take decode = 'cpu'"
     ) from None
 
 from .renderer import DaliRenderer, Rendering, decoder_name

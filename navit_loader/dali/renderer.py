@@ -103,9 +103,9 @@ class DaliRenderer:
         ledger: str = "",
         failure_limit: float = 0.2,
     ) -> None:
-        self.device = torch.device(device)
-        if self.device.type not in ("cpu", "cuda"):
+        if str(device).partition(":")[0] not in ("cpu", "cuda"):
             raise ConfigError(f"device = '{device}' is not allowed; DALI renders on 'cpu' or 'cuda'")
+        self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device = '{device}', but torch sees no CUDA device here; take 'cpu'")
         if str(self.device) == "cuda":

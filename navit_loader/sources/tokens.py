@@ -73,7 +73,8 @@ def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
         import tokenizers
     except ImportError:
         raise IndexFileError(
-            "a tokenizer.json needs the package 'tokenizers': pip install 'navit[captions]', or index without it, by bytes"
+            "a tokenizer.json needs the package 'tokenizers': pip install tokenizers (our extra 'captions'), or index without "
+            "it, by bytes"
         ) from None
     try:
         tokenizer = tokenizers.Tokenizer.from_str(content.decode())
