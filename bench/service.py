@@ -5,7 +5,7 @@ plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of th
 torch's DataLoader with torchvision; images/s with hostile peers; shares and memory of 64 clients. Measurements are interleaved,
 and ratios are medians of those within one round, since a shared machine drifts.
 
-    python bench/service.py [--images FOLDER] [--seconds 2] [--rounds 5] [--soak MINUTES]
+    python bench/service.py [--images FOLDER] [--seconds 2] [--rounds 5] [--plain-malloc] [--soak MINUTES]
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from serving import AHEAD, CONFIG, SET, RenderedEngine, cpu_seconds, daemon, hos
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index
 from navit_loader._packer import BUILD_PROFILE
 from navit_loader.security import make_keys
+
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+"""What docs/service.md advises where batches come over TCP: large blocks are kept, not taken page by page each time."""
 
 
 def forever(loader: Any) -> Iterator[PackedBatch]:
@@ -240,23 +243,32 @@ def many(config: Path, clients: int, seconds: float) -> None:
     )
 
 
+def held(pid: int) -> list[float]:
+    """What a process holds: resident MiB, descriptors, threads."""
+    return [memory_mb(pid), *(float(len(os.listdir(f"/proc/{pid}/{what}"))) for what in ("fd", "task"))]
+
+
 def soak(config: Path, minutes: float) -> None:
-    print("\n| minute | images | daemon MiB | descriptors | threads | trainer MiB |\n|---|---|---|---|---|---|")
+    """Serves for so long, with a row a minute, and says whether what the two processes hold still grows at the end."""
+    print("\n| minute | images | daemon: MiB | descriptors | threads | trainer: MiB | descriptors | threads |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    rows: list[list[float]] = []
     with daemon(config) as (address, process), RemoteLoader([address]) as loader:
-        batches, images = forever(loader), 0
-        before = time.monotonic()
-        last = -1
-        while (passed := (time.monotonic() - before) / 60) < minutes:
+        batches, images, start = forever(loader), 0, time.monotonic()
+        while (passed := (time.monotonic() - start) / 60) < minutes or len(rows) <= minutes:
             images += next(batches).num_images
-            if int(passed) > last:
-                last = int(passed)
-                folder = f"/proc/{process.pid}"
-                fds, tasks = len(os.listdir(f"{folder}/fd")), len(os.listdir(f"{folder}/task"))
-                own = memory_mb(os.getpid())
-                print(
-                    f"| {last} | {images:,} | {memory_mb(process.pid):,.0f} | {fds} | {tasks} | {own:,.0f} |",
-                    flush=True,
-                )
+            if passed >= len(rows):
+                rows.append([*held(process.pid), *held(os.getpid())])
+                values = " | ".join(f"{value:,.0f}" for value in rows[-1])
+                print(f"| {len(rows) - 1} | {images:,} | {values} |", flush=True)
+    # What is filled once, such as buffers and caches, is full after the first half.
+    late = np.array(rows[len(rows) // 2 :])
+    names = [f"{who} {what}" for who in ("daemon", "trainer") for what in ("MiB", "descriptors", "threads")]
+    words = []
+    for name, values in zip(names, late.T, strict=True):
+        slope = np.polyfit(np.arange(len(values)), values, 1)[0] if len(values) > 1 else 0.0
+        words.append(f"{name} {values.min():,.0f} to {values.max():,.0f}, {slope:+.2f} a minute")
+    print(f"\nover the last {len(late)} rows: " + "; ".join(words))
 
 
 def main() -> None:
@@ -266,10 +278,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is repeated")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument(
+        "--plain-malloc", action="store_true", help="without the setting of malloc that the docs advise"
+    )
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="only this: serve for so long")
     args = parser.parse_args()
     if BUILD_PROFILE != "release":
         raise SystemExit(f"the engine is a {BUILD_PROFILE} build; measure a release build: make build")
+    if not args.plain_malloc and not MALLOC.items() <= os.environ.items():
+        # It is read where a process starts. The peers in this process and torch's workers have it too.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
     with tempfile.TemporaryDirectory() as work:
         folder = args.images
         if folder is None:
@@ -285,7 +303,9 @@ def main() -> None:
         # Transport alone has nothing to do with the end of an epoch, where nothing is asked for ahead.
         long = Path(work) / "long.toml"
         long.write_text(CONFIG.format(index=index, threads=threads, epoch=1_000_000))
-        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, malloc {'plain' if args.plain_malloc else 'as advised'}"
+        )
         if args.soak:
             soak(config, args.soak)
             return

@@ -104,7 +104,8 @@ def daemon_main(config: str, bind: str, keys: str, rendered: bool) -> None:
 def daemon(config: Path, bind: str = "tcp://127.0.0.1:0", keys: str = "", rendered: bool = False) -> Iterator[Any]:
     """A daemon as a process of its own; yields its address and process."""
     command = [sys.executable, __file__, "daemon", str(config), bind, keys, "rendered" if rendered else ""]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}  # advised for trainers
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=plain)
     assert process.stdout is not None
     try:
         yield process.stdout.readline().strip(), process

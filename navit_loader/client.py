@@ -8,7 +8,7 @@ computed here from the counts of its planning blocks, which are asked for as the
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from .decoders import Decode, Decoding
 from .endpoint import Want
 from .errors import ConfigError, ServiceError
 from .security import ClientKeys
+
+_KEEP_LAYOUTS = 4  # of the epochs that were asked for last
 
 
 class RemoteLoader(Decoding):
@@ -119,7 +121,7 @@ class RemoteLoader(Decoding):
                 f"serve.memory_mb {info.memory:,} at the daemon: raise them or lower batch_size"
             )
         self._credits = max(1, min(prefetch, memory // nbytes))
-        self._layouts: dict[int, Layout] = {}
+        self._layouts: OrderedDict[int, Layout] = OrderedDict()
         try:
             self._choose(decode, device, {"memory_mb": memory_mb, "ledger": ledger})
         except BaseException:
@@ -149,6 +151,9 @@ class RemoteLoader(Decoding):
             layout = Layout.remote(run, num_blocks)
             layout.extend(counts)
             self._layouts[epoch] = layout
+            if len(self._layouts) > _KEEP_LAYOUTS:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(epoch)
         return layout
 
     def _extend(self, layout: Layout, blocks: int) -> None:

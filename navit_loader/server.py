@@ -17,7 +17,7 @@ import signal
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,8 +91,12 @@ class Server:
 
     # --- life ------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serves until `stop`, then finishes what is being rendered, hands it over, and returns."""
+    def run(self, draining: Callable[[], None] = lambda: None) -> None:
+        """Serves until `stop`, then finishes what is being rendered, hands it over, and returns.
+
+        Args:
+            draining: called where that begins.
+        """
         self._poller.register(self._wake_fd, zmq.POLLIN)
         for engine in self.plans.values():
             self._attend(engine)
@@ -123,6 +127,7 @@ class Server:
             self._lost.clear()
             if self._stopping and deadline == float("inf"):
                 deadline = time.monotonic() + DRAIN_S
+                draining()
                 self._refuse_waiting()
             if self._stopping and (not (self._rendering or self._unsent) or time.monotonic() > deadline):
                 return

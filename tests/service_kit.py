@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,18 @@ class NurseryDaemon:
 
 
 class Proxy:
-    """A TCP proxy in a thread. It can cut all connections, also in the middle of a frame, or hold all bytes back."""
+    """A TCP proxy in a thread. It can cut all connections, also in the middle of a frame, delay all bytes, or hold them back.
+
+    Args:
+        endpoint: the daemon.
+        cut_after: after how many bytes of the daemon each connection is cut.
+
+    Attributes:
+        hold: while set, connections stay open and nothing passes: a partition.
+        hold_after: so many bytes of the daemon pass until `hold` is set; None for never.
+        delay: seconds that bytes are on their way, in each direction; they do not wait for one another.
+        cuts: connections that were cut.
+    """
 
     def __init__(self, endpoint: str, *, cut_after: Iterator[int] | None = None) -> None:
         host, port = endpoint.removeprefix("tcp://").split(":")
@@ -270,52 +282,101 @@ class Proxy:
         self._cut_after = cut_after
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.hold = threading.Event()  # partition: connections stay, nothing passes
+        self.hold = threading.Event()
+        self.hold_after: int | None = None
         self.delay = 0.0
         self.cuts = 0
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._far: set[socket.socket] = set()
+        self._budget: dict[socket.socket, int] = {}
+        self._ways: dict[
+            socket.socket, deque[tuple[float, bytes]]
+        ] = {}  # to each socket: when due, what; nothing: the end
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        pairs: dict[socket.socket, socket.socket] = {}
-        budget: dict[socket.socket, int] = {}
-
-        def drop(a: socket.socket) -> None:
-            b = pairs.pop(a)
-            pairs.pop(b, None)
-            for s in (a, b):
-                budget.pop(s, None)
-                s.close()
-
         while not self._closing.is_set():
-            ready, _, _ = select.select([self._listener, *([] if self.hold.is_set() else pairs)], [], [], 0.02)
+            held = self.hold.is_set()
+            reading = [] if held else [s for s, other in self._pairs.items() if len(self._ways[other]) < 256]
+            now = time.monotonic()
+            writing = [] if held else [s for s, way in self._ways.items() if way and way[0][0] <= now]
+            due = min((way[0][0] - now for way in self._ways.values() if way), default=0.02)
+            ready, free, _ = select.select([self._listener, *reading], writing, [], min(0.02, max(0.0, due)))
             for s in ready:
-                if s is self._listener:
-                    near = self._listener.accept()[0]
-                    try:
-                        far = socket.create_connection(self._target, 1)
-                    except OSError:
-                        near.close()
-                        continue
-                    pairs[near], pairs[far] = far, near
-                    if self._cut_after is not None:
-                        budget[far] = next(self._cut_after)
-                elif s in pairs:
-                    try:
-                        data = s.recv(65536)
-                        if self.delay:
-                            time.sleep(self.delay)
-                        if s in budget:
-                            data, budget[s] = data[: budget[s]], budget[s] - len(data)
-                        if data:
-                            pairs[s].sendall(data)
-                        if not data or budget.get(s, 1) <= 0:
-                            self.cuts += budget.get(s, 1) <= 0
-                            drop(s)
-                    except OSError:
-                        drop(s)
-        for s in list(pairs):
+                try:
+                    if s is self._listener:
+                        self._accept()
+                    elif s in self._pairs:
+                        self._read(s)
+                except OSError:
+                    self._drop(s)
+            for s in free:
+                try:
+                    while s in self._ways and not self.hold.is_set() and self._write(s):
+                        pass
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._drop(s)
+        for s in list(self._pairs):
+            s.close()
+
+    def _accept(self) -> None:
+        near = self._listener.accept()[0]
+        try:
+            far = socket.create_connection(self._target, 1)
+        except OSError:
+            near.close()
+            return
+        for s, other in ((near, far), (far, near)):
+            s.setblocking(False)
+            self._pairs[s] = other
+            self._ways[s] = deque()
+        self._far.add(far)
+        if self._cut_after is not None:
+            self._budget[far] = next(self._cut_after)
+
+    def _read(self, s: socket.socket) -> None:
+        data = s.recv(65536)
+        way, due = self._ways[self._pairs[s]], time.monotonic() + self.delay
+        way.append((due, data[: self._budget.get(s)]))
+        if s in self._budget:
+            self._budget[s] -= len(data)
+            if self._budget[s] <= 0:
+                self.cuts += 1
+                self._budget[s] = 1 << 62  # once
+                way.append((due, b""))
+
+    def _write(self, s: socket.socket) -> bool:
+        """Passes on what is due; whether there may be more."""
+        way = self._ways[s]
+        if not way or way[0][0] > time.monotonic():
+            return False
+        due, data = way[0]
+        if not data:
+            self._drop(s)
+            return False
+        counted = self.hold_after is not None and self._pairs[s] in self._far
+        sent = s.send(data[: self.hold_after] if counted else data)
+        if sent == len(data):
+            way.popleft()
+        else:
+            way[0] = (due, data[sent:])
+        if counted and self.hold_after is not None:
+            self.hold_after -= sent
+            if self.hold_after <= 0:
+                self.hold_after = None
+                self.hold.set()
+        return True
+
+    def _drop(self, a: socket.socket) -> None:
+        for s in (a, self._pairs.get(a, a)):
+            self._pairs.pop(s, None)
+            self._ways.pop(s, None)
+            self._budget.pop(s, None)
+            self._far.discard(s)
             s.close()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
-from navit_loader import PackedBatch, PackedLoader, RemoteLoader
+from navit_loader import PackedBatch, PackedLoader, RemoteLoader, protocol
 from navit_loader.batch import FAILED
 from navit_loader.commands.top import read
 from navit_loader.errors import ConfigError, RenderError, ServiceError, StateError
@@ -299,6 +301,40 @@ def test_sigterm_drains_and_ends_with_status_0(config: Path, expected: list[tupl
                         daemon.signal(signal.SIGTERM)
         assert found == expected
         assert daemon.wait() == 0
+
+
+def test_a_second_sigterm_ends_a_drain_at_once(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes nothing holds the drain up. The supervisor hears of the drain when it begins."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, ExitStack() as stack:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        daemon = stack.enter_context(Daemon(config, args=("--metrics", "127.0.0.1:0")))
+        assert supervisor.recv(64) == b"READY=1"
+        context = stack.enter_context(zmq.Context())
+        peer = stack.enter_context(context.socket(zmq.DEALER))
+        for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 8192), (zmq.LINGER, 0)):
+            peer.setsockopt(option, value)
+        peer.connect(daemon.endpoint)
+        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="takes nothing")))
+        info = protocol.PlanInfo.from_table(protocol.decode_reply(peer.recv()).info or {})
+        ids = {"plan_id": info.plan_id, "render_id": info.render_id}
+        for number in range(12):  # 6 MB each, mostly padding
+            peer.send(protocol.encode_request(protocol.Request("batch", 2 + number, **ids, count=512)))
+        assert daemon.metrics is not None
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if sum(value for (name, _), value in read(daemon.metrics).items() if name == "navit_batches_total") == 12:
+                break
+            time.sleep(0.05)
+        daemon.signal(signal.SIGTERM)
+        assert supervisor.recv(64) == b"STOPPING=1"
+        time.sleep(0.3)
+        assert daemon.process is not None and daemon.process.poll() is None
+        before = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 128 + signal.SIGTERM
+        assert time.monotonic() - before < 2
 
 
 def test_nothing_is_left_behind_after_kill_9(config: Path) -> None:

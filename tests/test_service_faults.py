@@ -143,16 +143,58 @@ def test_connections_that_are_cut_in_the_middle_of_a_frame(config: Path, expecte
             read_until(loader, expected, lambda: proxy.cuts >= 20)
 
 
-def test_a_partition_and_a_slow_network(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
+def test_a_slow_network(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
+    """50 ms in each direction: requests must be under way together, or the epoch takes a round trip a batch."""
     with Daemon(config) as daemon, Proxy(daemon.endpoint) as proxy:
-        with RemoteLoader([proxy.endpoint], shared=False, heartbeat_s=0.1, timeout_s=30) as loader:
-            proxy.delay = 0.005
+        proxy.delay = 0.05
+        with RemoteLoader([proxy.endpoint], shared=False, prefetch=8, heartbeat_s=0.2, timeout_s=30) as loader:
             batches = iter(loader)
-            found = [digest(next(batches)) for _ in range(3)]
-            proxy.hold.set()
-            threading.Timer(1.0, proxy.hold.clear).start()
+            found = [digest(next(batches))]
+            before = time.monotonic()
             found += [digest(b) for b in batches]
             assert found == expected[0]
+            assert time.monotonic() - before < 0.1 * len(found)
+
+
+@pytest.mark.parametrize("pause", [0.1, 1.0])
+def test_a_partition_in_the_middle_of_a_batch_that_heals(
+    config: Path, expected: list[list[tuple[Any, ...]]], pause: float
+) -> None:
+    """Bytes stop within a frame while the connection stays open: for less than three heartbeats, and for more."""
+    rng = random.Random(pause)
+    held = 0
+    with Daemon(config) as daemon, Proxy(daemon.endpoint) as proxy:
+
+        def trouble(over: threading.Event) -> None:
+            nonlocal held
+            while held < 4 and not over.is_set():
+                proxy.hold_after = rng.randint(1, 150_000)
+                if proxy.hold.wait(5):
+                    held += 1
+                    time.sleep(pause)
+                    proxy.hold.clear()
+
+        with (
+            RemoteLoader([proxy.endpoint], shared=False, heartbeat_s=0.1, timeout_s=30) as loader,
+            in_background(trouble) as ended,
+        ):
+            read_until(loader, expected, ended.is_set)
+    assert held == 4
+
+
+def test_a_partition_in_the_middle_of_a_batch_that_lasts(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
+    """The connection stays open for ever, half a batch has come: the other daemon gives all of it."""
+    with Daemon(config) as cut, Daemon(config) as good, Proxy(cut.endpoint) as proxy:
+        addresses = [proxy.endpoint, good.endpoint]
+        with RemoteLoader(addresses, shared=False, heartbeat_s=0.1, timeout_s=30) as loader:
+            batches = iter(loader)
+            found = [digest(next(batches))]
+            proxy.hold_after = 50_000
+            before = time.monotonic()
+            found += [digest(b) for b in batches]
+            assert proxy.hold.is_set()
+            assert found == expected[0]
+            assert time.monotonic() - before < 10
 
 
 def test_a_daemon_that_never_comes_back_is_an_error_that_names_it(config: Path) -> None:

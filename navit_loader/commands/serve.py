@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
         plans = ", ".join(f"{name} {engine.plan_id[:16]}" for name, engine in engines.items())
         print(f"navit-loader: serving plan {plans} on {server.endpoint}", flush=True)
         _tell_supervisor("READY=1")
-        server.run()
-        _tell_supervisor("STOPPING=1")
+        server.run(draining=lambda: _tell_supervisor("STOPPING=1"))
     return 0
 
 
