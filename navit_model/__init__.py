@@ -1,6 +1,23 @@
-"""navit's model: a compact NaViT over packed batches, with training, evaluation and inference."""
+"""navit's model: a compact NaViT over packed batches, with training, evaluation and inference.
 
-from .config import NaViTConfig
-from .model import NaViT
+In: nothing. Out: the two public names, which load torch when they are first used; so `navit-model --help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import NaViTConfig
+    from .model import NaViT
 
 __all__ = ["NaViT", "NaViTConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .config import NaViTConfig
+    from .model import NaViT
+
+    return {"NaViT": NaViT, "NaViTConfig": NaViTConfig}[name]

@@ -77,7 +77,7 @@ def _from_timm(name: str) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=not file, checkpoint_path=file)
     except Exception as e:  # timm and the hub raise what they like
-        raise ModelError(f"timm's '{name}' cannot be had: {str(e).splitlines()[0]}") from None
+        raise ModelError(f"timm's '{name}' cannot be had: {_said(e)}") from None
     return model
 
 
@@ -89,5 +89,11 @@ def _from_transformers(name: str) -> nn.Module:
     try:
         model: nn.Module = AutoModel.from_pretrained(name)
     except Exception as e:  # transformers and the hub raise what they like
-        raise ModelError(f"transformers' '{name}' cannot be had: {str(e).splitlines()[0]}") from None
+        raise ModelError(f"transformers' '{name}' cannot be had: {_said(e)}") from None
     return model
+
+
+def _said(error: Exception) -> str:
+    """What a library said, in one line: its first words, and of a long list the first lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:3]) + (" …" if len(lines) > 3 else "")

@@ -32,7 +32,8 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .two{margin-bottom:18px}svg{width:100%;height:auto;display:block}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
-th:first-child,td:first-child{text-align:left}
+th:first-child,td:first-child{text-align:left;white-space:nowrap}
+.scroll{overflow-x:auto}
 """
 
 
@@ -75,7 +76,7 @@ def write(
         charts += _card(f"Held-out {name} against tokens of one image", _accuracy_chart(curve, name, baselines or {}))
     charts += _card("Share of the time in which a step waits for data", _starved_chart(steps))
     if last:
-        charts += _card("Scores", _table(last, baselines or {}))
+        charts += _card("Scores", f'<div class="scroll">{_table(last, baselines or {})}</div>')
     packed = out / "packed.svg"
     picture = ""
     if packed.exists():
@@ -140,14 +141,16 @@ def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) 
 
 
 def _retrieval_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    ways = {"image_to_text": "image to text", "text_to_image": "text to image"}
+    # A row for each way: six recalls side by side are wider than half a page.
+    ways = {"image_to_text": "image → text", "text_to_image": "text → image"}
     rows = "".join(
-        f"<tr><td>navit, {e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td>"
-        + "".join(f"<td>{share:.2%}</td>" for way in ways for share in e[way].values())
+        f"<tr><td>{e['tokens']} tokens, {name}{' (outside training)' if e['outside'] else ''}</td>"
+        + "".join(f"<td>{share:.2%}</td>" for share in e[way].values())
         + f"<td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
         for e in scores
+        for way, name in ways.items()
     )
-    names = [f"{name} R@{k}" for way, name in ways.items() for k in scores[0][way]]
+    names = [f"R@{k}" for k in scores[0]["image_to_text"]]
     head = "".join(f"<th>{name}</th>" for name in ("", *names, "images", "failed"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 

@@ -6,6 +6,7 @@ In: one small run, trained once. Everything goes through the real commands' `mai
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -218,6 +219,10 @@ train = {{ out = "{tmp_path / "run"}", steps = 2, device = "cpu", threads = 1, l
     assert checkpoint.open_checkpoint(tmp_path / "second").step == 2
     _, err = call(capsys, "finetune", "timm:no_such_model", tmp_path / "run.toml", status=2)
     assert "no_such_model" in err
+    # Weights of another shape: which weight, and both shapes.
+    torch.save({"cls_token": torch.zeros(1, 1, 7)}, tmp_path / "other.pth")
+    _, err = call(capsys, "finetune", f"timm:{name}@{tmp_path / 'other.pth'}", tmp_path / "run.toml", status=2)
+    assert "Missing key" in err and "pos_embed" in err
     _, err = call(capsys, "finetune", tmp_path / "nothing", tmp_path / "run.toml", status=2)
     assert "no checkpoint" in err
 
@@ -251,3 +256,17 @@ def test_what_is_no_model_is_one_line(root: Path, capsys: pytest.CaptureFixture[
         assert "no checkpoint" in err and len(err.strip().splitlines()) == 1
     _, err = call(capsys, "eval", root / "run", root / "shapes.arrow", "--cascade", status=2)
     assert "--tokens" in err
+
+
+def test_help_does_not_load_torch() -> None:
+    code = """
+import subprocess
+import sys
+from navit_model.cli import main
+try:
+    main(["embed", "--help"])
+finally:
+    print([name for name in ("torch", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
