@@ -261,13 +261,13 @@ def soak(config: Path, minutes: float) -> None:
                 rows.append([*held(process.pid), *held(os.getpid())])
                 values = " | ".join(f"{value:,.0f}" for value in rows[-1])
                 print(f"| {len(rows) - 1} | {images:,} | {values} |", flush=True)
-    # What is filled once, such as buffers and caches, is full after the first half.
+    # What is filled once, such as buffers and the 64 MiB of planned blocks, is full after the first half of a long run.
     late = np.array(rows[len(rows) // 2 :])
     names = [f"{who} {what}" for who in ("daemon", "trainer") for what in ("MiB", "descriptors", "threads")]
     words = []
     for name, values in zip(names, late.T, strict=True):
         slope = np.polyfit(np.arange(len(values)), values, 1)[0] if len(values) > 1 else 0.0
-        words.append(f"{name} {values.min():,.0f} to {values.max():,.0f}, {slope:+.2f} a minute")
+        words.append(f"{name} {values.min():,.0f} to {values.max():,.0f}, {round(slope, 2) + 0.0:+.2f} a minute")
     print(f"\nover the last {len(late)} rows: " + "; ".join(words))
 
 
