@@ -1,14 +1,15 @@
-//! The inner loops of rendering, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
-//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file, but for
-//! the inverse transforms of JPEG (`decode/baseline/avx2.rs`).
+//! The inner loops of resizing, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
+//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file, in
+//! `triples` (colours) and in `decode/baseline/avx2.rs` (the inverse transforms of JPEG).
 
-use crate::decode::Colours;
-use crate::taps::{BITS, GROUP, LANES, Taps};
+use crate::taps::{BITS, GROUP, Taps};
 
 /// Bits that the values between the two passes have after the point.
 const BETWEEN: u32 = 6;
 /// Bytes that may be read beyond the end of a row of pixels, and columns that are written beyond it.
 pub const SLACK: usize = 64;
+/// Rows that are turned at once.
+pub const ROWS: usize = 16;
 
 /// Whether the fast forms can be used on this machine.
 pub fn fast() -> bool {
@@ -40,91 +41,68 @@ pub fn down(fast: bool, rows: &[u8], stride: usize, weights: &[i16], len: usize,
     }
 }
 
-/// Weighted sums along two rows at once: pixel i of each output row = Σ weights of i · row[starts of i − skip + k].
+/// Rows of values turned, so that sums along rows become sums of whole vectors: of each row, pixels 2 n and 2 n + 1 of channel c
+/// go side by side to `out[((n · channels + c) · ROWS + row) · 2]`, for at least `pixels` of them.
 ///
-/// Each row is long enough for every start plus `taps.width`; the outputs hold a multiple of `GROUP` pixels.
-pub fn across(fast: bool, rows: [&[i16]; 2], taps: &Taps, skip: usize, out: [&mut [u8]; 2]) {
-    let padded = taps.starts.len();
-    let reach = taps.span.1 - skip + taps.width;
-    assert!(rows[0].len() >= reach && rows[1].len() >= reach && out[0].len() >= padded && out[1].len() >= padded);
-    assert!(
-        padded.is_multiple_of(GROUP) && taps.width.is_multiple_of(LANES) && taps.weights.len() >= padded * taps.width
-    );
-    assert!(skip <= taps.span.0);
-    #[cfg(target_arch = "x86_64")]
-    if fast {
-        // SAFETY: `fast` is only true where AVX2 was found; every start lies in `taps.span`, and the lengths were checked.
-        unsafe { avx2::across(rows, taps, skip, out) };
-        return;
-    }
-    let _ = fast;
-    for (row, out) in rows.into_iter().zip(out) {
-        for (i, to) in out[..padded].iter_mut().enumerate() {
-            let seen = &row[taps.starts[i] as usize - skip..];
-            let sum: i32 = taps.of(i).iter().zip(seen).map(|(&w, &v)| i32::from(w) * i32::from(v)).sum();
-            *to = ((sum + (1 << (BITS + BETWEEN - 1))) >> (BITS + BETWEEN)).clamp(0, 255) as u8;
-        }
-    }
-}
-
-/// Triples of values, taken apart: value 3 i + c of `row` goes to value i of `out[c]`, for `pixels` of them.
-///
-/// `row` holds `SLACK` values and each of `out` `SLACK` values more than that needs.
-pub fn apart(fast: bool, row: &[i16], pixels: usize, out: [&mut [i16]; 3]) {
-    assert!(row.len() >= 3 * pixels + SLACK && out.iter().all(|part| part.len() >= pixels + SLACK));
+/// Each row of `strip` has `pitch` values, channels innermost, `SLACK` more than that needs; so has `out`, for all rows.
+pub fn turn(fast: bool, strip: &[i16], pitch: usize, pixels: usize, channels: usize, out: &mut [i16]) {
+    assert!(matches!(channels, 1 | 3) && pixels * channels + SLACK <= pitch);
+    assert!(strip.len() >= ROWS * pitch && out.len() >= ROWS * (pixels * channels + SLACK));
     #[cfg(target_arch = "x86_64")]
     if fast {
         // SAFETY: `fast` is only true where AVX2 was found; the lengths were checked above.
-        unsafe { avx2::apart(row, pixels, out) };
+        unsafe { avx2::turn(strip, pitch, pixels, channels, out) };
         return;
     }
     let _ = fast;
-    for (c, part) in out.into_iter().enumerate() {
-        for (to, v) in part[..pixels].iter_mut().zip(row.chunks_exact(3)) {
-            *to = v[c];
+    for (row, values) in strip.chunks_exact(pitch).take(ROWS).enumerate() {
+        for (x, pixel) in values.chunks_exact(channels).take(pixels.next_multiple_of(2)).enumerate() {
+            for (c, &v) in pixel.iter().enumerate() {
+                out[((x / 2 * channels + c) * ROWS + row) * 2 + x % 2] = v;
+            }
         }
     }
 }
 
-/// One line of pixels from its planes to R, G, B triples. The planes hold at least `out.len() / 3` rounded up to 16 bytes.
-pub fn triples(fast: bool, colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
-    let pixels = out.len() / 3;
-    let planes = planes.map(|p| &p[..pixels.next_multiple_of(16)]);
+/// Weighted sums along turned rows of `channels`: pixel i of channel c in row y, `out[y · stride + i]`, =
+/// Σ weights of i · value starts of i − skip + k of it, for `height` rows, at most `ROWS`.
+///
+/// `turned` is long enough for every start plus `taps.width`; `stride` is as long as `taps.starts`, a multiple of `GROUP`.
+pub fn across(
+    fast: bool,
+    turned: &[i16],
+    (channels, c): (usize, usize),
+    taps: &Taps,
+    skip: usize,
+    (height, stride): (usize, usize),
+    out: &mut [u8],
+) {
+    assert!(c < channels && skip <= taps.span.0 && skip.is_multiple_of(2) && taps.width.is_multiple_of(2));
+    assert!(turned.len() >= (taps.span.1 - skip + taps.width) * channels * ROWS && taps.used <= taps.width);
+    assert!(stride == taps.starts.len() && stride.is_multiple_of(GROUP) && taps.weights.len() >= stride * taps.width);
+    assert!(height <= ROWS && out.len() >= height * stride);
     #[cfg(target_arch = "x86_64")]
     if fast {
-        // SAFETY: `fast` is only true where AVX2 was found; the planes were cut to whole vectors above.
-        unsafe { avx2::triples(colours, planes, out) };
+        // SAFETY: `fast` is only true where AVX2 was found; every start lies in `taps.span`, and the lengths were checked.
+        unsafe { avx2::across(turned, (channels, c), taps, skip, (height, stride), out) };
         return;
     }
     let _ = fast;
-    for (i, to) in out.chunks_exact_mut(3).enumerate() {
-        let [a, b, c] = planes.map(|p| p[i]);
-        to.copy_from_slice(&match colours {
-            Colours::Grey => [a; 3],
-            Colours::Rgb => [a, b, c],
-            Colours::Ycc => rgb_of(a, b, c),
-        });
+    for (y, line) in out.chunks_exact_mut(stride).take(height).enumerate() {
+        for (i, to) in line.iter_mut().enumerate() {
+            let seen =
+                (taps.starts[i] as usize - skip..).map(|x| turned[((x / 2 * channels + c) * ROWS + y) * 2 + x % 2]);
+            let sum: i32 = taps.of(i).iter().zip(seen).map(|(&w, v)| i32::from(w) * i32::from(v)).sum();
+            *to = ((sum + (1 << (BITS + BETWEEN - 1))) >> (BITS + BETWEEN)).clamp(0, 255) as u8;
+        }
     }
-}
-
-// JFIF's conversion; factors in 14 bits after the point.
-const R_CR: i16 = 22_970;
-const G_CB: i16 = -5_638;
-const G_CR: i16 = -11_700;
-const B_CB: i16 = 29_032;
-
-fn rgb_of(y: u8, cb: u8, cr: u8) -> [u8; 3] {
-    let part = |c: u8, factor: i16| ((i32::from(c) - 128) * 128 * i32::from(factor) + (1 << 14)) >> 15;
-    let y = i32::from(y) << BETWEEN;
-    [y + part(cr, R_CR), y + part(cb, G_CB) + part(cr, G_CR), y + part(cb, B_CB)]
-        .map(|v| ((v + 32) >> BETWEEN).clamp(0, 255) as u8)
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{B_CB, BETWEEN, BITS, Colours, G_CB, G_CR, GROUP, LANES, R_CR, Taps};
+    use super::{BETWEEN, BITS, GROUP, ROWS, Taps};
 
     /// # Safety
     /// AVX2; the lengths that `super::down` checks.
@@ -166,157 +144,123 @@ mod avx2 {
     }
 
     /// # Safety
-    /// AVX2; the lengths that `super::across` checks.
+    /// AVX2; the lengths that `super::turn` checks.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn across(rows: [&[i16]; 2], taps: &Taps, skip: usize, out: [&mut [u8]; 2]) {
-        let round = _mm256_set1_epi32(1 << (BITS + BETWEEN - 1));
-        let [upper, lower] = rows.map(<[i16]>::as_ptr);
-        let chunks = taps.used.div_ceil(LANES);
-        for (group, starts) in taps.starts.chunks_exact(GROUP).enumerate() {
-            let first = group * GROUP;
-            let mut sums = [_mm256_setzero_si256(); GROUP];
-            for (j, sum) in sums.iter_mut().enumerate() {
-                let start = starts[j] as usize - skip;
-                // SAFETY: a start plus the padded width lies inside each row, and the weights are padded to it too.
+    pub unsafe fn turn(strip: &[i16], pitch: usize, pixels: usize, channels: usize, out: &mut [i16]) {
+        let values = pixels * channels;
+        let mut x = 0;
+        while x < values {
+            for half in 0..2 {
+                // SAFETY: sixteen values from x on lie inside each row, and sixteen turned pairs of sixteen rows inside `out`.
                 unsafe {
-                    let mut weights = taps.weights.as_ptr().add((first + j) * taps.width);
-                    let (mut u, mut l) = (upper.add(start), lower.add(start));
-                    for _ in 0..chunks {
-                        let w = _mm256_broadcastsi128_si256(_mm_loadu_si128(weights.cast()));
-                        let v = _mm256_inserti128_si256::<1>(
-                            _mm256_castsi128_si256(_mm_loadu_si128(u.cast())),
-                            _mm_loadu_si128(l.cast()),
-                        );
-                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(v, w));
-                        (weights, u, l) = (weights.add(LANES), u.add(LANES), l.add(LANES));
+                    let from = strip.as_ptr().add(8 * half * pitch + x);
+                    let rows = [0, 1, 2, 3, 4, 5, 6, 7].map(|row| _mm256_loadu_si256(from.add(row * pitch).cast()));
+                    let to = out.as_mut_ptr().add(x * ROWS + 16 * half);
+                    for (n, v) in pairs(rows).into_iter().enumerate() {
+                        _mm256_storeu_si256(to.add(n * 2 * ROWS).cast(), v);
                     }
                 }
             }
-            let ab = _mm256_hadd_epi32(sums[0], sums[1]);
-            let cd = _mm256_hadd_epi32(sums[2], sums[3]);
-            let all = _mm256_add_epi32(_mm256_hadd_epi32(ab, cd), round);
-            let all = _mm256_srai_epi32::<{ (BITS + BETWEEN) as i32 }>(all);
-            let bytes = _mm256_packus_epi16(_mm256_packs_epi32(all, all), all);
-            let (u, l) = (_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes));
-            out[0][first..first + GROUP].copy_from_slice(&u.to_le_bytes());
-            out[1][first..first + GROUP].copy_from_slice(&l.to_le_bytes());
+            x += 16;
         }
+        if channels == 1 {
+            return;
+        }
+        // Pairs (r, g) (b, R) (G, B) of two pixels become (r, R) (g, G) (b, B).
+        for six in out[..values.next_multiple_of(6) * ROWS].chunks_exact_mut(6 * ROWS) {
+            for eight in 0..2 {
+                // SAFETY: a chunk holds six vectors.
+                unsafe {
+                    let at = six.as_mut_ptr().cast::<__m256i>().add(eight);
+                    let [rg, br, gb] = [0, 2, 4].map(|n| _mm256_loadu_si256(at.add(n)));
+                    _mm256_storeu_si256(at, _mm256_blend_epi16::<0xAA>(rg, br));
+                    let g = _mm256_blend_epi16::<0xAA>(_mm256_srli_epi32::<16>(rg), _mm256_slli_epi32::<16>(gb));
+                    _mm256_storeu_si256(at.add(2), g);
+                    _mm256_storeu_si256(at.add(4), _mm256_blend_epi16::<0xAA>(br, gb));
+                }
+            }
+        }
+    }
+
+    /// Eight rows of eight pairs, turned.
+    #[target_feature(enable = "avx2")]
+    fn pairs(r: [__m256i; 8]) -> [__m256i; 8] {
+        let two = [0, 2, 4, 6].map(|n| (_mm256_unpacklo_epi32(r[n], r[n + 1]), _mm256_unpackhi_epi32(r[n], r[n + 1])));
+        let four = [0, 2].map(|n| {
+            let ((a, b), (c, d)) = (two[n], two[n + 1]);
+            [
+                _mm256_unpacklo_epi64(a, c),
+                _mm256_unpackhi_epi64(a, c),
+                _mm256_unpacklo_epi64(b, d),
+                _mm256_unpackhi_epi64(b, d),
+            ]
+        });
+        let near = [0, 1, 2, 3].map(|n| _mm256_permute2x128_si256::<0x20>(four[0][n], four[1][n]));
+        let far = [0, 1, 2, 3].map(|n| _mm256_permute2x128_si256::<0x31>(four[0][n], four[1][n]));
+        [near[0], near[1], near[2], near[3], far[0], far[1], far[2], far[3]]
     }
 
     /// # Safety
-    /// AVX2; the lengths that `super::apart` checks.
+    /// AVX2; the lengths that `super::across` checks.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn apart(row: &[i16], pixels: usize, mut out: [&mut [i16]; 3]) {
-        // Value n of colour c among eight pixels is value 3 n + c of 24, which lie in three vectors; −1 gives zero.
-        const fn mask(part: usize, colour: usize) -> [i8; 16] {
-            let mut m = [-1; 16];
-            let mut n = 0;
-            while n < 8 {
-                let at = 3 * n + colour;
-                if at / 8 == part {
-                    m[2 * n] = (at % 8 * 2) as i8;
-                    m[2 * n + 1] = (at % 8 * 2 + 1) as i8;
+    pub unsafe fn across(
+        turned: &[i16],
+        (channels, c): (usize, usize),
+        taps: &Taps,
+        skip: usize,
+        (height, stride): (usize, usize),
+        out: &mut [u8],
+    ) {
+        let (round, step) = (_mm256_set1_epi32(1 << (BITS + BETWEEN - 1)), channels * 2 * ROWS);
+        // Four pixels of four rows in each lane, taken together row by row.
+        let by_row = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+        for (group, starts) in taps.starts.chunks_exact(GROUP).enumerate() {
+            let mut bytes = [[_mm256_setzero_si256(); 4]; 2];
+            for quarter in 0..4 {
+                let [mut above, mut below] = [[round; 4]; 2];
+                for (j, (to_above, to_below)) in above.iter_mut().zip(&mut below).enumerate() {
+                    let i = 4 * quarter + j;
+                    let (mut upper, mut lower) = (round, round);
+                    // SAFETY: a start plus the window's width lies inside, and the weights are padded to it.
+                    unsafe {
+                        let mut weights = taps.weights.as_ptr().add((group * GROUP + i) * taps.width).cast::<i32>();
+                        let mut at = turned.as_ptr().add(((starts[i] as usize - skip) / 2 * channels + c) * 2 * ROWS);
+                        for _ in 0..taps.used / 2 {
+                            let w = _mm256_set1_epi32(weights.read_unaligned());
+                            let (u, l) = (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(ROWS).cast()));
+                            upper = _mm256_add_epi32(upper, _mm256_madd_epi16(u, w));
+                            lower = _mm256_add_epi32(lower, _mm256_madd_epi16(l, w));
+                            (weights, at) = (weights.add(1), at.wrapping_add(step));
+                        }
+                    }
+                    *to_above = _mm256_srai_epi32::<{ (BITS + BETWEEN) as i32 }>(upper);
+                    *to_below = _mm256_srai_epi32::<{ (BITS + BETWEEN) as i32 }>(lower);
                 }
-                n += 1;
+                for (to, [a, b, c, d]) in bytes.iter_mut().zip([above, below]) {
+                    let all = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                    to[quarter] = _mm256_shuffle_epi8(all, by_row);
+                }
             }
-            m
-        }
-        const MASKS: [[[i8; 16]; 3]; 3] = [
-            [mask(0, 0), mask(1, 0), mask(2, 0)],
-            [mask(0, 1), mask(1, 1), mask(2, 1)],
-            [mask(0, 2), mask(1, 2), mask(2, 2)],
-        ];
-        let mut x = 0;
-        while x < pixels {
-            // SAFETY: eight pixels from here on lie inside the slack of `row` and of each part of `out`.
-            unsafe {
-                let from = row.as_ptr().add(3 * x).cast::<__m128i>();
-                let parts = [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1)), _mm_loadu_si128(from.add(2))];
-                for (to, masks) in out.iter_mut().zip(&MASKS) {
-                    let [a, b, c] = [0, 1, 2].map(|n| {
-                        let mask: __m128i = _mm_loadu_si128(masks[n].as_ptr().cast());
-                        _mm_shuffle_epi8(parts[n], mask)
-                    });
-                    let to = to.as_mut_ptr().add(x);
-                    _mm_storeu_si128(to.cast(), _mm_or_si128(_mm_or_si128(a, b), c));
+            let mut lines = [_mm_setzero_si128(); ROWS];
+            for (half, [a, b, c, d]) in bytes.into_iter().enumerate() {
+                let (ab, ab2) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+                let (cd, cd2) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+                let rows = [
+                    _mm256_unpacklo_epi64(ab, cd),
+                    _mm256_unpackhi_epi64(ab, cd),
+                    _mm256_unpacklo_epi64(ab2, cd2),
+                    _mm256_unpackhi_epi64(ab2, cd2),
+                ];
+                for (n, both) in rows.into_iter().enumerate() {
+                    lines[8 * half + n] = _mm256_castsi256_si128(both);
+                    lines[8 * half + n + 4] = _mm256_extracti128_si256::<1>(both);
                 }
             }
-            x += 8;
-        }
-    }
-
-    /// # Safety
-    /// AVX2; each plane holds as many pixels as `out`, rounded up to 16.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn triples(colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
-        for (n, to) in out.chunks_mut(48).enumerate() {
-            // SAFETY: the planes hold whole vectors.
-            let [a, b, c] = planes.map(|p| unsafe { _mm_loadu_si128(p.as_ptr().add(n * 16).cast()) });
-            let (r, g, b) = match colours {
-                Colours::Grey => (a, a, a),
-                Colours::Rgb => (a, b, c),
-                Colours::Ycc => convert(a, b, c),
-            };
-            let shuffled = interleave(r, g, b);
-            if to.len() == 48 {
-                for (part, v) in to.chunks_exact_mut(16).zip(shuffled) {
-                    // SAFETY: the chunk has 16 bytes.
-                    unsafe { _mm_storeu_si128(part.as_mut_ptr().cast(), v) };
-                }
-            } else {
-                let mut whole = [0u8; 48];
-                for (part, v) in whole.chunks_exact_mut(16).zip(shuffled) {
-                    // SAFETY: the chunk has 16 bytes.
-                    unsafe { _mm_storeu_si128(part.as_mut_ptr().cast(), v) };
-                }
-                to.copy_from_slice(&whole[..to.len()]);
+            for (line, to) in lines.into_iter().zip(out.chunks_exact_mut(stride)).take(height) {
+                let to = &mut to[group * GROUP..][..GROUP];
+                // SAFETY: sixteen bytes.
+                unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), line) };
             }
         }
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn convert(y: __m128i, cb: __m128i, cr: __m128i) -> (__m128i, __m128i, __m128i) {
-        let centred = |v| _mm256_slli_epi16::<7>(_mm256_sub_epi16(_mm256_cvtepu8_epi16(v), _mm256_set1_epi16(128)));
-        let y = _mm256_add_epi16(_mm256_slli_epi16::<6>(_mm256_cvtepu8_epi16(y)), _mm256_set1_epi16(32));
-        let (cb, cr) = (centred(cb), centred(cr));
-        let part = |c, factor| _mm256_mulhrs_epi16(c, _mm256_set1_epi16(factor));
-        let bytes = |v| {
-            let v = _mm256_srai_epi16::<6>(v);
-            _mm_packus_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
-        };
-        (
-            bytes(_mm256_add_epi16(y, part(cr, R_CR))),
-            bytes(_mm256_add_epi16(y, _mm256_add_epi16(part(cb, G_CB), part(cr, G_CR)))),
-            bytes(_mm256_add_epi16(y, part(cb, B_CB))),
-        )
-    }
-
-    /// Sixteen pixels of three planes as 48 bytes of triples.
-    #[target_feature(enable = "avx2")]
-    fn interleave(r: __m128i, g: __m128i, b: __m128i) -> [__m128i; 3] {
-        // Byte n of part p is colour (16 p + n) % 3 of pixel (16 p + n) / 3; −1 leaves it to another colour.
-        const fn mask(part: usize, colour: usize) -> [i8; 16] {
-            let mut m = [-1; 16];
-            let mut n = 0;
-            while n < 16 {
-                if (16 * part + n) % 3 == colour {
-                    m[n] = ((16 * part + n) / 3) as i8;
-                }
-                n += 1;
-            }
-            m
-        }
-        const MASKS: [[[i8; 16]; 3]; 3] = [
-            [mask(0, 0), mask(0, 1), mask(0, 2)],
-            [mask(1, 0), mask(1, 1), mask(1, 2)],
-            [mask(2, 0), mask(2, 1), mask(2, 2)],
-        ];
-        MASKS.map(|[mr, mg, mb]| {
-            // SAFETY: a mask has 16 bytes.
-            let load = |m: [i8; 16]| unsafe { _mm_loadu_si128(m.as_ptr().cast()) };
-            let (r, g, b) =
-                (_mm_shuffle_epi8(r, load(mr)), _mm_shuffle_epi8(g, load(mg)), _mm_shuffle_epi8(b, load(mb)));
-            _mm_or_si128(_mm_or_si128(r, g), b)
-        })
     }
 }

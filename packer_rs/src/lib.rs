@@ -38,3 +38,4 @@ pub mod resize;
 pub mod slots;
 pub mod streams;
 pub mod taps;
+pub mod triples;

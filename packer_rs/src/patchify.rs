@@ -2,9 +2,10 @@
 //! oriented grid. Out: P·P·3 bytes a token, row-major, channels last. Orientation and flip happen here, on the few pixels that
 //! are kept, and so does the conversion from Y, Cb, Cr.
 
-use crate::kernels::{fast, triples};
+use crate::kernels::fast;
 use crate::orient::Frame;
 use crate::resize::Small;
+use crate::triples::triples;
 
 /// Writes one patch for each of `tokens` (indices in an oriented grid `grid_width` wide) to `out`, in their order.
 ///

@@ -3,12 +3,13 @@
 //!
 //! As in Pillow's `resize(box=…)`, a filter at the crop's edge sees the pixels beyond it, down to the image's own edge. Since
 //! each plane knows its scale, the same crop serves planes at any DCT scale and sampling, fractions of a pixel included.
-//! Two target rows at a time: first down the columns into a pair of rows that stays in the nearest cache, then along them. So
-//! one form of the second pass serves grey, Y, Cb, Cr, and RGB, which is taken apart between the two. Values between the passes
+//! Sixteen target rows at a time: first down the columns into a strip of as many rows, which stays in a near cache. The strip is then
+//! turned, so that the second pass, too, adds up whole vectors, one value of each row in them, with few instructions for few
+//! taps. RGB is taken apart in turning, so one form of that pass serves grey, Y, Cb, Cr and RGB. Values between the passes
 //! keep six bits after the point and are not clipped, unlike Pillow's.
 
 use crate::decode::{Colours, Pixels, Plane, room};
-use crate::kernels::{SLACK, across, apart, down, fast};
+use crate::kernels::{ROWS, SLACK, across, down, fast, turn};
 use crate::slots::Crop;
 use crate::taps::{Axis, Filter, GROUP, Taps};
 
@@ -39,13 +40,14 @@ pub struct Resizer {
     fast: bool,
     /// Weights down and across, for the first plane and for the others: chroma planes share theirs.
     taps: [(Taps, Taps); 2],
-    rows: [Vec<i16>; 2],
-    apart: [Vec<i16>; 6],
+    /// Some rows between the two passes, and the same turned.
+    strip: Vec<i16>,
+    turned: Vec<i16>,
 }
 
 impl Default for Resizer {
     fn default() -> Self {
-        Self { fast: fast(), taps: Default::default(), rows: Default::default(), apart: Default::default() }
+        Self { fast: fast(), taps: Default::default(), strip: Vec::new(), turned: Vec::new() }
     }
 }
 
@@ -67,8 +69,8 @@ impl Resizer {
         let (width, height) = (width as usize, height as usize);
         let stride = width.next_multiple_of(GROUP);
         let planes = if pixels.colours == Colours::Grey { 1 } else { 3 };
-        // Kernels read and write a little beyond the last row.
-        room(&mut out.data, stride * (height + 1) * planes + SLACK);
+        // Kernels read a little beyond the last row.
+        room(&mut out.data, stride * height * planes);
         (out.colours, out.width, out.height, out.stride) = (pixels.colours, width, height, stride);
         let stored = if pixels.colours == Colours::Rgb { 1 } else { planes };
         for (c, plane) in pixels.planes[..stored].iter().enumerate() {
@@ -95,59 +97,37 @@ impl Resizer {
         let channels = if pixels.colours == Colours::Rgb { 3 } else { 1 };
         let (from, to) = span(crop.top, crop.height, plane.scale.1, plane.height);
         let (vertical, horizontal) = &mut self.taps[which];
-        vertical.set(Axis { source: plane.height as usize, from, to, target: height, filter });
+        vertical.set(Axis { source: plane.height as usize, from, to, target: height, filter, even: false });
         let (from, to) = span(crop.left, crop.width, plane.scale.0, plane.width);
-        horizontal.set(Axis { source: plane.width as usize, from, to, target: width, filter });
+        horizontal.set(Axis { source: plane.width as usize, from, to, target: width, filter, even: true });
         let (vertical, horizontal) = (&*vertical, &*horizontal);
         let (first, last) = horizontal.span;
         let (skip, len) = (first * channels, (last - first) * channels);
-        for row in &mut self.rows {
-            wide(row, len + horizontal.width + SLACK);
-        }
-        if channels == 3 {
-            for part in &mut self.apart {
-                wide(part, last - first + horizontal.width + SLACK);
-            }
-        }
+        // An odd number of cache lines, so that rows do not crowd into the same places of the cache.
+        let pitch = (len + SLACK).next_multiple_of(64) + 32;
+        wide(&mut self.strip, ROWS * pitch);
+        wide(&mut self.turned, ROWS * (len + horizontal.width * channels + SLACK));
         let data = &pixels.data[plane.start..];
-        for y in (0..height).step_by(2) {
-            // An odd last row is done twice, the second time into the row below the image.
-            for (n, row) in self.rows.iter_mut().enumerate() {
-                let target = (y + n).min(height - 1);
+        for y in (0..height).step_by(ROWS) {
+            let rows = ROWS.min(height - y);
+            for (target, row) in (y..y + rows).zip(self.strip.chunks_exact_mut(pitch)) {
                 let start = vertical.starts[target] as usize;
                 let weights = vertical.of(target);
                 // A window that would end below the image has zeros there: they are not read.
                 let weights = &weights[..weights.len().min(plane.height as usize - start)];
                 down(self.fast, &data[start * plane.stride + skip..], plane.stride, weights, len, row);
             }
-            if channels == 1 {
-                let (upper, lower) = out[y * stride..].split_at_mut(stride);
-                let rows = [self.rows[0].as_slice(), self.rows[1].as_slice()];
-                across(self.fast, rows, horizontal, first, [upper, &mut lower[..stride]]);
-                continue;
-            }
-            for (n, row) in self.rows.iter().enumerate() {
-                let [r, g, b] = &mut self.apart[n * 3..n * 3 + 3] else { continue };
-                apart(self.fast, row, last - first, [r, g, b]);
-            }
-            for c in 0..3 {
-                // Below the last row of plane c lies plane c + 1, whose first row is done already: the spare row takes it.
-                let (upper, lower) = out[(c * height + y) * stride..].split_at_mut(stride);
-                let rows = [self.apart[c].as_slice(), self.apart[c + 3].as_slice()];
-                if y + 1 < height {
-                    across(self.fast, rows, horizontal, first, [upper, &mut lower[..stride]]);
-                } else {
-                    let spare = (3 - c) * height * stride - y * stride - stride;
-                    let last = &mut lower[spare..spare + stride];
-                    across(self.fast, rows, horizontal, first, [upper, last]);
-                }
+            turn(self.fast, &self.strip, pitch, last - first, channels, &mut self.turned);
+            for c in 0..channels {
+                let to = &mut out[(c * height + y) * stride..];
+                across(self.fast, &self.turned, (channels, c), horizontal, first, (rows, stride), to);
             }
         }
     }
 }
 
-fn wide(row: &mut Vec<i16>, len: usize) {
-    if row.len() < len {
-        row.resize(len, 0);
+fn wide(values: &mut Vec<i16>, len: usize) {
+    if values.len() < len {
+        values.resize(len, 0);
     }
 }

@@ -5,10 +5,8 @@
 
 /// Bits after the point.
 pub const BITS: u32 = 14;
-/// Weights of one target pixel are padded with zeros to a multiple of this.
-pub const LANES: usize = 8;
 /// Target pixels are padded, with weights of zero, to a multiple of this.
-pub const GROUP: usize = 4;
+pub const GROUP: usize = 16;
 
 /// `[render] filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -80,6 +78,8 @@ pub struct Axis {
     pub target: usize,
     /// Filter.
     pub filter: Filter,
+    /// Whether windows begin at even pixels and hold an even number of them, with weights of zero where they would not.
+    pub even: bool,
 }
 
 /// Weights along one axis; computed again only for another axis.
@@ -90,7 +90,7 @@ pub struct Taps {
     pub starts: Vec<u32>,
     /// Weights of each target pixel, `width` apiece.
     pub weights: Vec<i16>,
-    /// Weights per target pixel, a multiple of `LANES`.
+    /// Weights per target pixel, those of zero included.
     pub width: usize,
     /// Weights per target pixel that may differ from zero.
     pub used: usize,
@@ -106,12 +106,13 @@ impl Taps {
             return;
         }
         self.axis = axis;
-        let Axis { source, from, to, target, filter } = axis;
+        let Axis { source, from, to, target, filter, even } = axis;
         let scale = (to - from) / target as f64;
         let widened = scale.max(1.0);
         let (support, narrow) = (filter.support() * widened, 1.0 / widened);
         let most = (support.ceil() as usize * 2 + 1).min(source);
-        self.width = most.next_multiple_of(LANES);
+        let unit = if even { 2 } else { 1 };
+        self.width = (most + unit - 1).next_multiple_of(unit);
         self.used = 1;
         self.span = (source, 0);
         if self.exact.len() < most {
@@ -133,7 +134,9 @@ impl Taps {
             let seen = &exact[begin..end];
             let sum: f64 = seen.iter().sum();
             let factor = f64::from(1 << BITS) / if sum == 0.0 { 1.0 } else { sum };
-            let to = &mut self.weights[i * self.width..][..seen.len()];
+            // Pixels before the first one that counts.
+            let lead = (first + begin) % unit;
+            let to = &mut self.weights[i * self.width + lead..][..seen.len()];
             let (mut left, mut heaviest) = (1 << BITS, 0);
             for (n, (to, &w)) in to.iter_mut().zip(seen).enumerate() {
                 // Rounds to nearest; `f64::round` is a call where the target lacks SSE 4.1.
@@ -145,11 +148,12 @@ impl Taps {
             }
             // What rounding lost goes to the heaviest, so that a flat image stays flat.
             to[heaviest] = (i32::from(to[heaviest]) + left) as i16;
-            self.starts[i] = (first + begin) as u32;
-            self.used = self.used.max(seen.len());
-            self.span = (self.span.0.min(first + begin), self.span.1.max(first + end));
+            let start = first + begin - lead;
+            self.starts[i] = start as u32;
+            self.used = self.used.max((lead + seen.len()).next_multiple_of(unit));
+            self.span = (self.span.0.min(start), self.span.1.max(first + end));
         }
-        // A start keeps its whole padded window inside the span plus `width`.
+        // A start keeps its whole window inside the span plus `width`.
         self.starts[target..].fill(self.span.0 as u32);
     }
 

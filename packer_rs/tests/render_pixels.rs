@@ -100,11 +100,11 @@ proptest! {
 
     #[test]
     fn weights_sum_to_one_and_stay_inside(
-        source in 1usize..3000, target in 1usize..300, from in 0.0f64..1.0, to in 0.0f64..1.0, filter in 0usize..4
+        source in 1usize..3000, target in 1usize..300, from in 0.0f64..1.0, to in 0.0f64..1.0, filter in 0usize..4, even: bool
     ) {
         let (from, to) = (from.min(to) * source as f64 * 0.99, (from.max(to) * source as f64).max(0.01));
         let mut taps = Taps::default();
-        taps.set(Axis { source, from, to: to.max(from + 0.01).min(source as f64), target, filter: FILTERS[filter] });
+        taps.set(Axis { source, from, to: to.max(from + 0.01).min(source as f64), target, filter: FILTERS[filter], even });
         for i in 0..target {
             let whole: i32 = taps.of(i).iter().map(|&w| i32::from(w)).sum();
             prop_assert_eq!(whole, 1 << BITS);
