@@ -2,8 +2,10 @@
 timm's NaFlex loader, and ours again on one core, to see what the second one brings.
 
 In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding: medians over
-interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. All draw sides from U(64, 256) and
-cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's collate does so too, first-fit over 128 images.
+interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. Two loaders of one core each, in
+processes that share nothing, show what a second core is worth on the machine: caches, memory and the clock are shared. All
+draw sides from U(64, 256) and cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's collate does so
+too, first-fit over 128 images.
 timm packs nothing: it draws one length for a whole batch from the squares 4² to 16², keeps aspect ratios, and pads each
 image to that length; its rows are taken as u8, before it normalises them. datago, where it is installed, does another job: it
 crops and resizes every image to about 256 × 256 and hands out Pillow images, neither cut into patches nor packed.
@@ -23,6 +25,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,6 +53,7 @@ Counts = tuple[int, int, int]
 """Images, tokens, slots."""
 
 OURS, ALONE = "navit PackedLoader, two cores", "navit PackedLoader, one core"
+APART = "navit PackedLoader, two processes of one core each"
 THEIRS, TIMM = "torch DataLoader + torchvision, two workers", "timm NaFlex loader, two workers"
 DATAGO = "datago, all at 256 tokens, unpacked"
 DALI = "DALI on the CPU + first-fit, two threads"
@@ -109,6 +114,42 @@ def theirs(loader: DataLoader[Any], images: int) -> Counts:
         tokens += int((ids >= 0).sum())
         slots += ids.numel()
     return images, tokens, slots
+
+
+def serve_epochs(index: Path, settings: dict[str, Any], core: int, ask: Connection) -> None:
+    """A process of one core that gives an epoch's counts for each word it is sent, until it is sent none."""
+    os.sched_setaffinity(0, {core})
+    with PackedLoader(index, LoaderConfig.from_dict(settings)) as loader:
+        while ask.recv():
+            ask.send(ours(loader))
+
+
+@contextmanager
+def apart(index: Path, settings: dict[str, Any]) -> Iterator[Callable[[], Counts]]:
+    """Two of them; an epoch is one of each, at once."""
+    context = get_context("spawn")
+    pipes = [context.Pipe() for _ in range(2)]
+    cores = sorted(os.sched_getaffinity(0))[-2:]
+    processes = [
+        context.Process(target=serve_epochs, args=(index, settings, core, there), daemon=True)
+        for core, (_, there) in zip(cores, pipes, strict=True)
+    ]
+    for process in processes:
+        process.start()
+
+    def epoch() -> Counts:
+        for here, _ in pipes:
+            here.send(True)
+        images, tokens, slots = (sum(counts) for counts in zip(*(here.recv() for here, _ in pipes), strict=True))
+        return images, tokens, slots
+
+    try:
+        yield epoch
+    finally:
+        for here, _ in pipes:
+            here.send(False)
+        for process in processes:
+            process.join()
 
 
 class Pictures(Dataset[tuple[Image.Image, int]]):
@@ -263,7 +304,7 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         "render": {"threads": WORKERS},
     }
     config = LoaderConfig.from_dict(settings)
-    alone = LoaderConfig.from_dict(settings | {"render": {"threads": 1, "fetch_threads": 0}})
+    lone = settings | {"render": {"threads": 1, "fetch_threads": 0}}
     peer = DataLoader(
         Patches(files),
         COLLATE,
@@ -274,12 +315,13 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         prefetch_factor=4,
     )
     with one_core():
-        single = PackedLoader(index, alone)
+        single = PackedLoader(index, LoaderConfig.from_dict(lone))
     flexible = naflex(files)
-    with single, PackedLoader(index, config) as loader:
+    with single, PackedLoader(index, config) as loader, apart(index, lone) as both:
         peers: dict[str, Callable[[], Counts]] = {
             OURS: lambda: ours(loader),
             ALONE: lambda: ours(single),
+            APART: both,
             THEIRS: lambda: theirs(peer, len(files)),
             TIMM: lambda: timms(flexible),
         }
@@ -314,9 +356,10 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
         images, tokens, padding = (float(np.median([f[i] for f in found])) for i in range(3))
         print(f"| {name} | {images:,.0f} | {tokens:,.0f} | {padding:.2%} | {ratio:.2f} |")
     print()
-    for other in (name for name in rows if name != OURS):
-        ratio = median(a[0] / b[0] for a, b in zip(rows[OURS], rows[other], strict=True))
-        print(f"{OURS}: {ratio:.2f} × {other}")
+    pairs = [(OURS, other) for other in rows if other != OURS] + [(APART, ALONE)]
+    for one, other in pairs:
+        ratio = median(a[0] / b[0] for a, b in zip(rows[one], rows[other], strict=True))
+        print(f"{one}: {ratio:.2f} × {other}")
     if out:
         out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
