@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::block::BlockPlan;
 use crate::error::{Error, Kind, Result};
-use crate::plan::{BlockPlan, Plan};
+use crate::plan::Plan;
 use crate::slots::PlannedBatch;
 
 /// Sequence counts of the leading blocks, and what follows from them.

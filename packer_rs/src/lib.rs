@@ -8,6 +8,7 @@
 //! Everything up to [`plan`] needs only image sizes, so it is a pure function of index, configuration, seed and epoch.
 //! Everything after it fills the slots that the plan gave.
 
+pub mod block;
 pub mod buffers;
 pub mod columns;
 pub mod config;

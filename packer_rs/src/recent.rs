@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::plan::BlockPlan;
+use crate::block::BlockPlan;
 use crate::slots::PlannedImage;
 
 /// Bytes of planned blocks kept: sixteen blocks of 65,536 images.

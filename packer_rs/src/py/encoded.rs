@@ -18,7 +18,7 @@ use crate::py::batch::{entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::batch_limits;
-use crate::py::plan::PlannedBatch;
+use crate::py::planned::PlannedBatch;
 use crate::render::{Input, RenderSettings, render_in_place};
 use crate::slots::Crop;
 

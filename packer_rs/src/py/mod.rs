@@ -6,9 +6,11 @@ mod encoded;
 mod errors;
 mod foreign;
 mod given;
+mod layout;
 mod notify;
 mod pack;
 mod plan;
+mod planned;
 mod probe;
 mod render;
 
@@ -23,6 +25,8 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     foreign::register(m)?;
     pack::register(m)?;
     plan::register(m)?;
+    layout::register(m)?;
+    planned::register(m)?;
     probe::register(m)?;
     render::register(m)?;
     encoded::register(m)?;

@@ -16,7 +16,7 @@ use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::{bad, batch_limits, chunk_of_bytes, source};
 use crate::py::notify::Signal;
-use crate::py::plan::PlannedBatch;
+use crate::py::planned::PlannedBatch;
 use crate::render::{Input, RenderSettings, Renderer as Engine, Ticket, render_in_place};
 
 /// Signals of the interpreter (Ctrl-C) are looked at this often while a batch is awaited.
