@@ -14,6 +14,7 @@ __all__ = [
     "FORMAT_BROKEN",
     "FORMAT_NAMES",
     "FORMAT_UNCHANGED",
+    "Ahead",
     "Buffer",
     "Helpers",
     "Layout",
@@ -311,6 +312,12 @@ class Renderer:
             batch: what to render.
             encoded: deliver the files in place of pixels; see `navit_loader.encoded`.
         """
+    def foresee(self, batch: PlannedBatch) -> Ahead:
+        """Starts to fetch from remote storage what a batch will need that is to be submitted later, as far as there is room.
+
+        Raises:
+            RenderError: in a forked child.
+        """
     def encoded_bytes(self, batch: PlannedBatch) -> int:
         """Bytes that the batch takes in memory as an encoded one. Raises RenderError where that is too much."""
     @property
@@ -322,6 +329,17 @@ class Renderer:
         """The quarantine ledger so far."""
     def close(self) -> None:
         """Stops the threads; pending batches fail. Safe to call twice."""
+
+@final
+class Ahead:
+    """What a later batch needs of remote storage, on its way or at hand while this is held."""
+
+    @property
+    def images(self) -> int:
+        """Images of the batch."""
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to be started: there was room, and it was known where everything lies."""
 
 @final
 class Pending:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,13 @@ from .selection import streams_of
 
 SPAN_BYTES = 2 << 20
 """What is fetched at once of a remote container in block order."""
+
+
+FORESEEN = 2048
+"""Images ahead of those submitted for which remote storage is asked: a window of the block order."""
+
+Step = tuple[int, int]
+"""First sequence of a batch, and what belongs to it."""
 
 
 class Engine:
@@ -118,6 +126,42 @@ class Engine:
     def submit(self, epoch: int, first: int, batch_size: int) -> Pending:
         """Asks for a batch: sequences from `first` to the end of its run, the rest masked. Does not wait for pixels."""
         return Pending(self._renderer.submit(self.layout(epoch).batch(first, batch_size)))
+
+    def foreseen(self, steps: Iterable[Step], epoch: int, batch_size: int) -> Iterator[Step]:
+        """The same steps, while what the following ones need of remote storage is on its way.
+
+        In block order the images that follow one another come from all over a window, so a window's first batches need
+        nearly all of its bytes: they are asked for while the window before is rendered.
+
+        Args:
+            steps: first sequences of batches, in order, with whatever belongs to them.
+            epoch: of which they are.
+            batch_size: B.
+        """
+        remote = any(index.remote for index in self.indexes)
+        if not remote or self.config.plan.order.kind == "permutation":
+            yield from steps
+            return
+        rest, layout = iter(steps), self.layout(epoch)
+        coming: deque[tuple[Step, _packer.PlannedBatch, _packer.Ahead]] = deque()
+        while True:
+            # Strictly in order: what is wanted later takes no room from what is wanted sooner.
+            if coming and not coming[-1][2].complete:
+                step, planned, _ = coming.pop()
+                coming.append((step, planned, self._renderer.foresee(planned)))
+            while (
+                (not coming or coming[-1][2].complete)
+                and sum(ahead.images for *_, ahead in coming) < FORESEEN
+                and (following := next(rest, None)) is not None
+            ):
+                planned = layout.batch(following[0], batch_size)
+                coming.append((following, planned, self._renderer.foresee(planned)))
+            if not coming:
+                return
+            now = coming.popleft()
+            yield now[0]
+            # Submitted: the batch holds on to what it needs.
+            del now
 
     def submit_encoded(self, epoch: int, first: int, batch_size: int) -> PendingEncoded:
         """Asks for the same batch with its encoded files in place of pixels.

@@ -111,7 +111,7 @@ class PackedLoader(Decoding):
 
     def _ahead(self, epoch: int, encoded: bool) -> Generator[tuple[Any, int], None, None]:
         layout = self._layout(epoch)
-        walk = self._walk(layout, self._start)
+        walk = self.engine.foreseen(self._walk(layout, self._start), epoch, self.batch_size)
         submit = self.engine.submit_encoded if encoded else self.engine.submit
         ahead: deque[tuple[Pending | PendingEncoded, int]] = deque()
         try:

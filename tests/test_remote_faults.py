@@ -21,7 +21,7 @@ import pytest
 from navit_loader import PackedLoader, build_index, open_index
 from navit_loader.errors import IndexFileError, RenderError
 
-from .remote_kit import Faulty, authority, gcs_server, post
+from .remote_kit import Faulty, authority, gcs_server, nginx, post
 from .source_kit import encode, sample_files, write_tar, write_tree
 from .test_parquet import hugging_face
 from .test_remote import batches, config
@@ -123,6 +123,51 @@ def test_googles_api(tmp_path: Path) -> None:
         assert batches(tmp_path / "x.arrow", "blocks") == batches(tmp_path / "local.arrow", "blocks")
         with pytest.raises(IndexFileError, match=r"nothing\.tar' cannot be read"):
             build_index("gs://navit/nothing.tar", tmp_path / "y.arrow")
+
+
+def test_azure_reads_where_its_environment_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a blob is plain HTTP with ranges, which nginx answers; it neither checks signatures nor lists."""
+    (tmp_path / "box").mkdir()
+    write_tar(tmp_path / "box" / "x.tar", FILES)
+    build_index(tmp_path / "box" / "x.tar", tmp_path / "local.arrow")
+    with nginx(tmp_path) as address:
+        for key, value in {"ACCOUNT_NAME": "acc", "ACCOUNT_KEY": "a2V5", "ENDPOINT": address}.items():
+            monkeypatch.setenv(f"AZURE_STORAGE_{key}", value)
+        monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+        assert build_index("az://box/x.tar", tmp_path / "x.arrow").rows == len(FILES)
+        assert batches(tmp_path / "x.arrow", "blocks") == batches(tmp_path / "local.arrow", "blocks")
+        with pytest.raises(IndexFileError, match=r"az://box/nothing\.tar' cannot be read: .*not found"):
+            build_index("az://box/nothing.tar", tmp_path / "y.arrow")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
+    with pytest.raises(IndexFileError, match=r"az://other/x\.tar' cannot be read: .*Account must be specified"):
+        build_index("az://other/x.tar", tmp_path / "y.arrow")
+
+
+@pytest.mark.parametrize("what", ["x.tar", "x.parquet"])
+def test_what_comes_after_the_submitted_batches_is_asked_for_ahead(faulty: Faulty, tmp_path: Path, what: str) -> None:
+    """12 MB in the order of the file: one batch is submitted, of a few images, and all of the file is on its way."""
+    images = [encode("BMP", 300, 220 + i % 9, seed=i) for i in range(60)]
+    if what == "x.tar":
+        write_tar(faulty.root / what, {f"{i:04d}.bmp": image for i, image in enumerate(images)})
+    else:
+        hugging_face(faulty.root / what, list(images), [0] * 60, compression="snappy", row_group_size=5)
+    build_index(f"{faulty.url}/{what}", tmp_path / "x.arrow")
+    one = config("sequential", prefetch=1)
+    one = replace(one, data=replace(one.data, batch_size=1), plan=replace(one.plan, patch_sizes=(16,)))
+    before = faulty.gets
+    with PackedLoader(tmp_path / "x.arrow", one) as loader:
+        first = iter(loader)
+        assert next(first).num_images < 20
+        everything = (faulty.root / what).stat().st_size // (2 << 20) if what == "x.tar" else 60 // 5
+        until = time.monotonic() + 20
+        while faulty.gets - before < everything and time.monotonic() < until:
+            # A Parquet file's footer is known after the first batch; then the next one asks for the rest.
+            time.sleep(0.05)
+            if what == "x.parquet" and faulty.gets - before < everything // 2:
+                next(first, None)
+        assert everything <= faulty.gets - before <= 2 * everything + 3, "each span once"
+        rest = sum(batch.num_images for batch in first)
+        assert 0 < rest < 60 and not loader.failures()
 
 
 @pytest.mark.parametrize("what", ["x.tar", "x.parquet"])

@@ -16,8 +16,8 @@ use crate::ledger::{Failure, Fault};
 use crate::remote::is_remote;
 use budget::Budget;
 use containers::Containers;
-pub use spans::Read;
-use spans::Spans;
+use spans::{Cut, Spans};
+pub use spans::{Foreseen, Read};
 
 /// The offset of a value that does not lie in its container as it is: it is decoded from a page of Parquet.
 pub const IN_PAGES: i64 = -1;
@@ -36,39 +36,48 @@ pub struct Source {
     pub memory: Vec<Chunk<u8>>,
     containers: Arc<Containers>,
     spans: Arc<Spans>,
-    budget: Arc<Budget>,
+    /// Of spans of remote objects, and of decoded pages: apart, since pages at hand must not keep out what comes next.
+    budgets: [Arc<Budget>; 2],
 }
 
 impl Source {
     /// A source over these columns.
     pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, captions: Captions) -> Self {
-        let budget = Arc::<Budget>::default();
-        let spans = Arc::new(Spans::new(0, budget.clone()));
-        let containers = Arc::new(Containers::new(budget.clone(), spans.clone()));
-        Self { width, height, locations, captions, memory: Vec::new(), containers, spans, budget }
+        let budgets: [Arc<Budget>; 2] = Default::default();
+        let spans = Arc::new(Spans::new(0, budgets[0].clone()));
+        let containers = Arc::new(Containers::new(budgets[1].clone(), spans.clone()));
+        Self { width, height, locations, captions, memory: Vec::new(), containers, spans, budgets }
     }
 
     /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
     pub fn with_spans(mut self, size: u64) -> Self {
-        self.spans = Arc::new(Spans::new(size, self.budget.clone()));
-        self.containers = Arc::new(Containers::new(self.budget.clone(), self.spans.clone()));
+        self.spans = Arc::new(Spans::new(size, self.budgets[0].clone()));
+        self.containers = Arc::new(Containers::new(self.budgets[1].clone(), self.spans.clone()));
         self
     }
 
-    /// Whether it holds parts of containers in memory: spans of remote objects, or pages of Parquet.
-    pub fn holds_parts(&self) -> bool {
-        let in_pages = |shard: &str| shard.to_ascii_lowercase().ends_with(".parquet");
-        self.memory.is_empty() && self.locations.shards.iter().any(|shard| is_remote(shard) || in_pages(shard))
+    /// Which parts of containers it holds in memory: spans of remote objects, pages of Parquet.
+    pub fn holds_parts(&self) -> (bool, bool) {
+        let in_pages = |shard: &String| shard.to_ascii_lowercase().ends_with(".parquet");
+        let shards = if self.memory.is_empty() { &self.locations.shards[..] } else { &[] };
+        (shards.iter().any(|shard| is_remote(shard)), shards.iter().any(in_pages))
     }
 
     /// How many bytes of such parts it may hold.
     pub fn allow_parts(&self, bytes: usize) {
-        self.budget.allow(bytes);
+        let [spans, pages] = match self.holds_parts() {
+            (true, true) => [bytes / 2; 2],
+            (true, false) => [bytes, 0],
+            _ => [0, bytes],
+        };
+        self.budgets[0].allow(spans);
+        self.budgets[1].allow(pages);
+        self.containers.keep(pages / 8);
     }
 
     /// Bytes of such parts at hand or on their way.
     pub fn parts_held(&self) -> usize {
-        self.budget.used()
+        self.budgets.iter().map(|budget| budget.used()).sum()
     }
 
     /// A source whose encoded images are in memory; its locations name them for messages alone.
@@ -118,8 +127,8 @@ impl Source {
         self.memory.get(row).map(Chunk::as_slice)
     }
 
-    /// URL and range of a row in remote storage, and whether the range is the whole object.
-    fn remote_place(&self, row: usize) -> Result<(String, Range<u64>, bool), Fault> {
+    /// URL and range of a row in remote storage, and how its object is cut.
+    fn remote_place(&self, row: usize) -> Result<(String, Range<u64>, Cut), Fault> {
         let l = &self.locations;
         let (offset, length) = (l.offset.get(row), l.length.get(row));
         let (Ok(start), Ok(length)) = (u64::try_from(offset), u64::try_from(length)) else {
@@ -127,27 +136,28 @@ impl Source {
         };
         let end = start.checked_add(length).filter(|_| length > 0).ok_or_else(|| damaged("length", length as i64))?;
         let shard = self.shard(row);
-        let whole = shard.ends_with('/');
-        Ok((if whole { format!("{shard}{}", l.name.get(row)) } else { shard.to_owned() }, start..end, whole))
+        Ok(if shard.ends_with('/') {
+            (format!("{shard}{}", l.name.get(row)), start..end, Cut::Whole)
+        } else {
+            (shard.to_owned(), start..end, Cut::From(0..u64::MAX))
+        })
     }
 
-    /// Starts to fetch what `row` will need, where that takes long; what comes back keeps it at hand.
-    pub fn foresee(&self, row: usize) -> Vec<Arc<Read>> {
+    /// Starts to fetch what `row` will need, where that takes long.
+    pub fn foresee(&self, row: usize) -> Foreseen {
         let l = &self.locations;
         if !self.memory.is_empty() || !is_remote(self.shard(row)) {
-            return Vec::new();
+            return Foreseen::NOTHING;
         }
         if l.offset.get(row) == IN_PAGES {
-            let here = self.spans.coalesce();
-            return if here {
-                self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row))
-            } else {
-                Vec::new()
-            };
+            if !self.spans.coalesce() {
+                return Foreseen::NOTHING;
+            }
+            return self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row));
         }
         match self.remote_place(row) {
-            Ok((url, range, whole)) => self.spans.foresee(l.shard.get(row), &url, &range, whole),
-            Err(_) => Vec::new(),
+            Ok((url, range, cut)) => self.spans.foresee(l.shard.get(row), &url, &range, &cut),
+            Err(_) => Foreseen::NOTHING,
         }
     }
 
@@ -164,9 +174,9 @@ impl Source {
         path.clear();
         path.push_str(shard);
         if is_remote(shard) && l.offset.get(row) != IN_PAGES {
-            let (url, range, whole) = self.remote_place(row)?;
+            let (url, range, cut) = self.remote_place(row)?;
             out.reserve(length);
-            return self.spans.fetch(l.shard.get(row), &url, &range, whole, out);
+            return self.spans.each(l.shard.get(row), &url, &range, &cut, |bytes| out.extend_from_slice(bytes));
         }
         if shard.ends_with('/') {
             path.push_str(l.name.get(row));

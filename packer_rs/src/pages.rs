@@ -2,11 +2,16 @@
 //! they lie in the file as they are, if they do. Apart, since it alone knows of row groups and pages.
 //!
 //! Values of uncompressed pages lie in the file as they are, so an index points at them as into a tar. Those of compressed pages
-//! are read page by page: a page is the least that can be decompressed, and holds few images.
+//! are read page by page: a page is the least that can be decompressed, and holds few images. Where pages lie is read from the file's
+//! own index of them if it has one, and else from their headers.
+
+mod buffers;
+mod unpack;
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,12 +22,14 @@ use parquet::column::page::PageReader;
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use crate::probe::ReadAt;
+pub use buffers::Buffers;
+use unpack::Unpacked;
 
 /// What goes wrong with a Parquet file: a fault of the system, or of the file.
 #[derive(Debug)]
@@ -59,6 +66,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Input {
     source: Arc<dyn ReadAt + Send + Sync>,
     length: u64,
+    buffers: Arc<Buffers>,
     /// Where the page header read last starts.
     header: AtomicU64,
     /// The pages read last and where they start. They are kept alive, so that no later allocation can be taken for them.
@@ -66,6 +74,10 @@ struct Input {
 }
 
 impl Input {
+    fn new(source: Arc<dyn ReadAt + Send + Sync>, length: u64, buffers: Arc<Buffers>) -> Self {
+        Self { source, length, buffers, header: AtomicU64::new(0), pages: Mutex::default() }
+    }
+
     /// Where these bytes lie in the file, if they are part of a page as it was read.
     fn place_of(&self, value: &[u8]) -> Option<u64> {
         lock(&self.pages).iter().find_map(|(page, start)| {
@@ -94,12 +106,12 @@ impl ChunkReader for Input {
         if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} of a file of {}", self.length)));
         }
-        let mut page = vec![0; length];
+        let mut page = self.buffers.take(length);
         let got = self.source.read_at(&mut page, start).map_err(|e| ParquetError::External(Box::new(e)))?;
         if got < length {
             return Err(ParquetError::EOF(format!("the file ends {} bytes early", length - got)));
         }
-        let page = Bytes::from(page);
+        let page = page.freeze();
         let mut pages = lock(&self.pages);
         // The dictionary comes first and is referred to by all that follow.
         pages.truncate(1);
@@ -129,10 +141,11 @@ type Table = Arc<Vec<PageLocation>>;
 pub struct Pages {
     source: Arc<dyn ReadAt + Send + Sync>,
     length: u64,
+    buffers: Arc<Buffers>,
     metadata: ParquetMetaData,
     /// First row of each row group, then their end.
     starts: Vec<u64>,
-    /// Pages by (leaf column, row group), found by their headers when they are first wanted.
+    /// Pages by (leaf column, row group), as far as they were wanted.
     tables: Mutex<HashMap<(usize, usize), Table>>,
 }
 
@@ -140,16 +153,17 @@ pub struct Pages {
 pub type PageKey = (usize, usize, usize);
 
 impl Pages {
-    /// Reads the footer of a file of `length` bytes.
-    pub fn open(source: Arc<dyn ReadAt + Send + Sync>, length: u64) -> Result<Self> {
-        let input = Input { source: source.clone(), length, header: AtomicU64::new(0), pages: Mutex::default() };
-        let metadata = guarded(|| Ok(ParquetMetaDataReader::new().parse_and_finish(&input)?))?;
+    /// Reads the footer of a file of `length` bytes; pages will be read into `buffers`.
+    pub fn open(source: Arc<dyn ReadAt + Send + Sync>, length: u64, buffers: Arc<Buffers>) -> Result<Self> {
+        let input = Input::new(source.clone(), length, buffers.clone());
+        let reader = ParquetMetaDataReader::new().with_offset_index_policy(PageIndexPolicy::Optional);
+        let metadata = guarded(|| Ok(reader.parse_and_finish(&input)?))?;
         let mut starts = vec![0u64];
         for group in metadata.row_groups() {
             let rows = u64::try_from(group.num_rows()).or_else(|_| broken("a row group of negative length"))?;
             starts.push(starts[starts.len() - 1].saturating_add(rows));
         }
-        Ok(Self { source, length, metadata, starts, tables: Mutex::default() })
+        Ok(Self { source, length, buffers, metadata, starts, tables: Mutex::default() })
     }
 
     /// Rows of the file.
@@ -172,10 +186,7 @@ impl Pages {
 
     /// The page that holds `row`, and the row's place in it.
     pub fn page_of(&self, leaf: usize, row: u64) -> Result<(PageKey, usize)> {
-        if row >= self.rows() {
-            return broken(format!("row {row} of a file of {} rows", self.rows()));
-        }
-        let group = self.starts.partition_point(|&start| start <= row) - 1;
+        let group = self.group_of(row)?;
         let within = (row - self.starts[group]) as i64;
         let table = self.table(leaf, group)?;
         let page = table.partition_point(|page| page.first_row_index <= within);
@@ -185,14 +196,42 @@ impl Pages {
         }
     }
 
-    /// Whether the pages of a row's group are known, so that `page_of` reads nothing.
-    pub fn knows(&self, leaf: usize, row: u64) -> bool {
-        let group = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
-        lock(&self.tables).contains_key(&(leaf, group))
+    /// The row group of a row.
+    pub fn group_of(&self, row: u64) -> Result<usize> {
+        if row >= self.rows() {
+            return broken(format!("row {row} of a file of {} rows", self.rows()));
+        }
+        Ok(self.starts.partition_point(|&start| start <= row) - 1)
+    }
+
+    /// Whether the pages of a row group are known, so that `page_of` reads nothing.
+    pub fn knows(&self, leaf: usize, group: usize) -> bool {
+        let mut tables = lock(&self.tables);
+        if !tables.contains_key(&(leaf, group))
+            && let Some(listed) = self.listed(leaf, group)
+        {
+            tables.insert((leaf, group), Arc::new(listed));
+        }
+        tables.contains_key(&(leaf, group))
+    }
+
+    /// Where the pages of a row group lie in the file, together; nowhere, if the file makes no sense.
+    pub fn chunk(&self, leaf: usize, group: usize) -> Range<u64> {
+        let chunk = self.metadata.row_group(group).column(leaf);
+        let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+        match (u64::try_from(start), u64::try_from(chunk.compressed_size())) {
+            (Ok(start), Ok(length)) => start.min(self.length)..start.saturating_add(length).min(self.length),
+            _ => 0..0,
+        }
+    }
+
+    /// The same of all row groups, in the order of the file.
+    pub fn chunks(&self, leaf: usize) -> Vec<Range<u64>> {
+        (0..self.metadata.num_row_groups()).map(|group| self.chunk(leaf, group)).collect()
     }
 
     /// Where a page lies in the file.
-    pub fn range_of(&self, (leaf, group, page): PageKey) -> Result<std::ops::Range<u64>> {
+    pub fn range_of(&self, (leaf, group, page): PageKey) -> Result<Range<u64>> {
         let place = &self.table(leaf, group)?[page];
         match (u64::try_from(place.offset), u64::try_from(place.compressed_page_size)) {
             (Ok(start), Ok(bytes)) => Ok(start..start.saturating_add(bytes).min(self.length)),
@@ -218,8 +257,7 @@ impl Pages {
     }
 
     fn input(&self) -> Arc<Input> {
-        let (source, length) = (self.source.clone(), self.length);
-        Arc::new(Input { source, length, header: AtomicU64::new(0), pages: Mutex::default() })
+        Arc::new(Input::new(self.source.clone(), self.length, self.buffers.clone()))
     }
 
     fn group_rows(&self, group: usize) -> usize {
@@ -230,9 +268,26 @@ impl Pages {
         if let Some(known) = lock(&self.tables).get(&(leaf, group)) {
             return Ok(known.clone());
         }
-        let found = Arc::new(guarded(|| self.walk(leaf, group))?);
+        let found = match self.listed(leaf, group) {
+            Some(listed) => listed,
+            None => guarded(|| self.walk(leaf, group))?,
+        };
+        let found = Arc::new(found);
         lock(&self.tables).insert((leaf, group), found.clone());
         Ok(found)
+    }
+
+    /// The data pages of a column chunk as the file's index of pages has them, if it does and makes sense.
+    fn listed(&self, leaf: usize, group: usize) -> Option<Vec<PageLocation>> {
+        let index = self.metadata.page_index_for_row_group(group);
+        let listed = index.offset_index(leaf)?.page_locations();
+        let chunk = self.chunk(leaf, group);
+        let within = |page: &PageLocation| {
+            u64::try_from(page.offset).is_ok_and(|at| chunk.contains(&at)) && page.compressed_page_size > 0
+        };
+        let rising = listed.is_sorted_by(|a, b| a.offset < b.offset && a.first_row_index < b.first_row_index);
+        let first = listed.first().is_some_and(|page| page.first_row_index == 0);
+        (first && rising && listed.iter().all(within)).then(|| listed.clone())
     }
 
     /// Finds the data pages of a column chunk by their headers.
@@ -277,7 +332,7 @@ impl Pages {
         guarded(|| {
             let column = self.metadata.file_metadata().schema_descr().column(leaf);
             let most = column.max_def_level();
-            let pages = SerializedPageReader::new(input.clone(), chunk, rows, Some(table.to_vec()))?;
+            let pages = Unpacked::new(input.clone(), chunk, rows, table.to_vec())?;
             let mut reader = ColumnReaderImpl::<ByteArrayType>::new(column, Box::new(pages));
             reader.skip_records(first)?;
             let (mut levels, mut found) = (Vec::<i16>::new(), Vec::<ByteArray>::new());

@@ -1,32 +1,43 @@
 //! Containers kept open, and the pages of Parquet files decoded last. In: the place of a container. Out: something to read
 //! from. Both are bounded: a data set may have a hundred thousand shards.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::budget::{Budget, Counted};
-use super::spans::{Read, Spanned, Spans};
+use super::spans::{Cut, Foreseen, Spanned, Spans};
 use super::{File, fault, open_file};
 use parquet::data_type::ByteArray;
 
 use crate::ledger::{Failure, Fault};
-use crate::pages::{PageKey, Pages, Trouble};
+use crate::pages::{Buffers, PageKey, Pages, Trouble};
 use crate::probe::ReadAt;
 use crate::remote::{Blocks, Object, is_remote, spawn_blocking};
 
 /// Open containers kept per source; more are opened again when they are needed.
 const OPEN: usize = 64;
 
+/// A row group whose pages take no more is fetched whole before it is known where each of them lies: finding that out takes as many
+/// requests, one after the other.
+const WHOLE: u64 = 32 << 20;
+
+/// Containers and row groups of them that are looked into in the background at once.
+const LOOKING: usize = 16;
+
 /// A decoded page, counted while it is held. A page is about 1 MB, and block order comes back to it while its block lasts.
 type Page = Arc<OnceLock<Result<(Vec<Option<ByteArray>>, Counted), Fault>>>;
+
+/// What is looked into in the background: a container, and which row group of it once its footer is known. The values of it that
+/// were foreseen since.
+type Looking = HashMap<(i32, Option<usize>), HashSet<String>>;
 
 /// See the module.
 pub struct Containers {
     open: Mutex<VecDeque<(i32, Arc<Container>)>>,
     decoded: Mutex<VecDeque<((i32, PageKey), Page)>>,
-    /// What `foresee` looks for in the background.
-    looking: Mutex<HashSet<(i32, String)>>,
+    looking: Mutex<Looking>,
     budget: Arc<Budget>,
+    buffers: Arc<Buffers>,
     spans: Arc<Spans>,
 }
 
@@ -37,7 +48,10 @@ pub struct Container {
     number: i32,
     path: String,
     spans: Arc<Spans>,
+    buffers: Arc<Buffers>,
     pages: OnceLock<Result<Pages, Fault>>,
+    /// The remote object that `pages` reads.
+    remote: OnceLock<Arc<Spanned>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -56,7 +70,13 @@ impl From<Trouble> for Fault {
 impl Containers {
     /// Nothing is open yet; decoded pages count against `budget`, and remote containers are read by `spans`.
     pub fn new(budget: Arc<Budget>, spans: Arc<Spans>) -> Self {
-        Self { open: Mutex::default(), decoded: Mutex::default(), looking: Mutex::default(), budget, spans }
+        let buffers = Buffers::keeping(0);
+        Self { open: Mutex::default(), decoded: Mutex::default(), looking: Mutex::default(), budget, buffers, spans }
+    }
+
+    /// Keeps at most so many bytes of idle memory for pages.
+    pub fn keep(&self, bytes: usize) {
+        self.buffers.keep(bytes);
     }
 
     /// The container of this number, opened at `path` where it is not open yet.
@@ -66,8 +86,15 @@ impl Containers {
             return Ok(found.clone());
         }
         let file = if is_remote(path) { None } else { Some(Arc::new(open_file(path)?.0)) };
-        let (path, spans) = (path.to_owned(), self.spans.clone());
-        let container = Arc::new(Container { file, number, path, spans, pages: OnceLock::new() });
+        let container = Arc::new(Container {
+            file,
+            number,
+            path: path.to_owned(),
+            spans: self.spans.clone(),
+            buffers: self.buffers.clone(),
+            pages: OnceLock::new(),
+            remote: OnceLock::new(),
+        });
         if open.len() == OPEN {
             open.pop_front();
         }
@@ -75,51 +102,78 @@ impl Containers {
         Ok(container)
     }
 
-    /// Starts to read the page of a value in a remote Parquet container. Where its pages are not known yet, they are looked up in
-    /// the background, once.
-    pub fn foresee(self: &Arc<Self>, number: i32, path: &str, name: &str) -> Vec<Arc<Read>> {
+    /// Starts to read the page of a value in a remote Parquet container. What has to be known for that is looked up in the
+    /// background, once.
+    pub fn foresee(self: &Arc<Self>, number: i32, path: &str, name: &str) -> Foreseen {
         // What is wrong is said when the value is wanted.
-        let Ok((column, row)) = place_of(name) else { return Vec::new() };
+        let Ok((column, row)) = place_of(name) else { return Foreseen::NOTHING };
         let known = lock(&self.open).iter().find(|(n, _)| *n == number).map(|(_, container)| container.clone());
-        let pages = known.as_ref().and_then(|container| container.pages.get()?.as_ref().ok());
-        if let Some(pages) = pages
-            && let Ok(leaf) = pages.leaf(column)
-            && pages.knows(leaf, row)
-        {
+        let Some(container) = known.filter(|container| container.pages.get().is_some()) else {
+            self.look(number, None, path, name);
+            return Foreseen::LATER;
+        };
+        let Ok((pages, leaf)) = container.pages(column) else { return Foreseen::NOTHING };
+        let Ok(group) = pages.group_of(row) else { return Foreseen::NOTHING };
+        let chunk = pages.chunk(leaf, group);
+        if pages.knows(leaf, group) {
             let key = pages.page_of(leaf, row).map(|(key, _)| key);
             let at_hand =
                 |key| lock(&self.decoded).iter().any(|(held, page)| *held == (number, key) && page.get().is_some());
             return match key.map(|key| (at_hand(key), pages.range_of(key))) {
-                Ok((false, Ok(range))) => self.spans.foresee(number, path, &range, false),
-                _ => Vec::new(),
+                Ok((false, Ok(range))) => self.spans.foresee(number, path, &range, &Cut::From(chunk)),
+                _ => Foreseen::NOTHING,
             };
         }
-        let (what, place) = (self.clone(), (number, path.to_owned()));
-        // One at a time for each container: the next batch's call goes on with the next row group.
-        if lock(&self.looking).insert(place.clone()) {
-            let (column, url) = (column.to_owned(), path.to_owned());
-            let look = move || {
-                let pages = what.get(number, &url).and_then(|container| {
-                    let pages = container.pages()?;
-                    let (key, _) = pages.page_of(pages.leaf(&column)?, row)?;
-                    Ok(pages.range_of(key)?)
-                });
-                if let Ok(range) = pages {
-                    what.spans.foresee(number, &url, &range, false);
+        if chunk.end - chunk.start <= WHOLE {
+            return self.spans.foresee(number, path, &chunk, &Cut::From(chunk.clone()));
+        }
+        self.look(number, Some(group), path, name);
+        Foreseen::LATER
+    }
+
+    /// Finds out in the background where pages lie, and then starts to read those of all values that were foreseen meanwhile.
+    fn look(self: &Arc<Self>, number: i32, group: Option<usize>, path: &str, name: &str) {
+        let what = (number, group);
+        {
+            let mut looking = lock(&self.looking);
+            if let Some(waiting) = looking.get_mut(&what) {
+                waiting.insert(name.to_owned());
+                return;
+            }
+            if looking.len() >= LOOKING {
+                return;
+            }
+            looking.insert(what, HashSet::from([name.to_owned()]));
+        }
+        let (containers, path, name) = (self.clone(), path.to_owned(), name.to_owned());
+        let look = move || {
+            let found = place_of(&name).and_then(|(column, row)| {
+                let container = containers.get(number, &path)?;
+                let (pages, leaf) = container.pages(column)?;
+                // The footer was the first thing to find; most row groups need nothing more.
+                if group.is_some() {
+                    pages.page_of(leaf, row).map(drop)?
                 }
-                lock(&what.looking).remove(&place);
-            };
-            let _ = spawn_blocking(look);
+                Ok(())
+            });
+            let waiting = lock(&containers.looking).remove(&what).unwrap_or_default();
+            if found.is_ok() {
+                for name in waiting {
+                    containers.foresee(number, &path, &name);
+                }
+            }
+        };
+        if spawn_blocking(look).is_err() {
+            lock(&self.looking).remove(&what);
         }
-        Vec::new()
     }
 
     /// A value of a Parquet container: `name` is its column, `/`, its row.
     pub fn value(&self, number: i32, path: &str, name: &str, out: &mut Vec<u8>) -> Result<(), Fault> {
         let (column, row) = place_of(name)?;
         let container = self.get(number, path)?;
-        let pages = container.pages().inspect_err(|_| lock(&self.open).retain(|(n, _)| *n != number))?;
-        let (key, within) = pages.page_of(pages.leaf(column)?, row)?;
+        let (pages, leaf) = container.pages(column).inspect_err(|_| lock(&self.open).retain(|(n, _)| *n != number))?;
+        let (key, within) = pages.page_of(leaf, row)?;
         let page = self.decoded(number, key);
         // Others that want this page meanwhile wait here, and find it done.
         let read = page.get_or_init(|| {
@@ -128,7 +182,7 @@ impl Containers {
             if container.file.is_none()
                 && let Ok(range) = pages.range_of(key)
             {
-                self.spans.let_go(number, &range);
+                self.spans.let_go(number, &range, &Cut::From(pages.chunk(leaf, key.1)));
             }
             let bytes = values.iter().flatten().map(ByteArray::len).sum();
             let counted = self.budget.need(bytes);
@@ -182,7 +236,8 @@ fn place_of(name: &str) -> Result<(&str, u64), Fault> {
 }
 
 impl Container {
-    fn pages(&self) -> Result<&Pages, Fault> {
+    /// Its pages, and the leaf of this column.
+    fn pages(&self, column: &str) -> Result<(&Pages, usize), Fault> {
         let opened = self.pages.get_or_init(|| {
             let (source, length): (Arc<dyn ReadAt + Send + Sync>, u64) = match &self.file {
                 Some(file) => (file.clone(), file.metadata().map_err(|e| fault(&e))?.len()),
@@ -190,15 +245,28 @@ impl Container {
                     let length =
                         Object::new(&self.path).and_then(|object| object.meta()).map_err(|e| fault(&e))?.length;
                     let (spans, url) = (self.spans.clone(), self.path.clone());
-                    (Arc::new(Spanned { spans, shard: self.number, url, length }), length)
+                    let stretches = OnceLock::new();
+                    let spanned = Arc::new(Spanned { spans, shard: self.number, url, length, stretches });
+                    (self.remote.get_or_init(|| spanned).clone(), length)
                 }
                 None => {
                     let (blocks, meta) = Blocks::open(&self.path).map_err(|e| fault(&e))?;
                     (Arc::new(blocks), meta.length)
                 }
             };
-            Ok(Pages::open(source, length)?)
+            Ok(Pages::open(source, length, self.buffers.clone())?)
         });
-        opened.as_ref().map_err(Clone::clone)
+        let pages = opened.as_ref().map_err(Clone::clone)?;
+        let leaf = pages.leaf(column)?;
+        if let Some(remote) = self.remote.get() {
+            remote.stretches.get_or_init(|| {
+                let mut chunks = pages.chunks(leaf);
+                chunks.retain(|chunk| !chunk.is_empty());
+                chunks.sort_by_key(|chunk| chunk.start);
+                // A file that is right has none that overlap.
+                if chunks.is_sorted_by(|a, b| a.end <= b.start) { chunks } else { Vec::new() }
+            });
+        }
+        Ok((pages, leaf))
     }
 }

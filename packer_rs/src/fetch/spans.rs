@@ -2,13 +2,13 @@
 //! batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
 //!
 //! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once; in any other
-//! order just the image. All of it counts against one budget: where a span does not fit, just the image is fetched, and where that
+//! order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two of them. All of it counts against one budget: where a span does not fit, just the image is fetched, and where that
 //! does not fit either, it is fetched when it is wanted.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -34,6 +34,21 @@ pub struct Spanned {
     pub url: String,
     /// Bytes.
     pub length: u64,
+    /// Stretches that are read each for itself, by rising offsets, once they are known.
+    pub stretches: OnceLock<Vec<Range<u64>>>,
+}
+
+impl Spanned {
+    /// The stretch that holds an offset, or what lies between two of them.
+    fn stretch(&self, offset: u64) -> Range<u64> {
+        let known = self.stretches.get().map_or(&[][..], Vec::as_slice);
+        let next = known.partition_point(|stretch| stretch.start <= offset);
+        let end = known.get(next).map_or(self.length, |stretch| stretch.start);
+        match next.checked_sub(1).map(|before| known[before].clone()) {
+            Some(before) if offset < before.end => before,
+            before => before.map_or(0, |before| before.end)..end,
+        }
+    }
 }
 
 impl ReadAt for Spanned {
@@ -42,26 +57,59 @@ impl ReadAt for Spanned {
         if offset >= end {
             return Ok(0);
         }
-        let mut found = Vec::with_capacity((end - offset) as usize);
-        match self.spans.fetch(self.shard, &self.url, &(offset..end), false, &mut found) {
-            Ok(()) => {}
-            Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
-            // The kinds that `fault` makes these failures of.
-            Err(Fault::Failed(f)) if f.reason == "missing" => {
-                return Err(io::Error::new(ErrorKind::NotFound, f.detail));
+        let mut done = 0;
+        while offset + (done as u64) < end {
+            let at = offset + done as u64;
+            let stretch = self.stretch(at);
+            let range = at..end.min(stretch.end);
+            let cut = Cut::From(stretch);
+            let copy = |bytes: &[u8]| {
+                into[done..done + bytes.len()].copy_from_slice(bytes);
+                done += bytes.len();
+            };
+            match self.spans.each(self.shard, &self.url, &range, &cut, copy) {
+                Ok(()) => {}
+                Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
+                // The kinds that `fault` makes these failures of.
+                Err(Fault::Failed(f)) if f.reason == "missing" => {
+                    return Err(io::Error::new(ErrorKind::NotFound, f.detail));
+                }
+                Err(Fault::Failed(f)) => return Err(io::Error::new(ErrorKind::UnexpectedEof, f.detail)),
             }
-            Err(Fault::Failed(f)) => return Err(io::Error::new(ErrorKind::UnexpectedEof, f.detail)),
         }
-        into[..found.len()].copy_from_slice(&found);
-        Ok(found.len())
+        Ok(done)
     }
+}
+
+/// How an object is cut into spans.
+#[derive(Clone, Debug)]
+pub enum Cut {
+    /// Not at all: it is one image.
+    Whole,
+    /// From the start of this stretch on, and not beyond its end.
+    From(Range<u64>),
+}
+
+/// What was started of what will be wanted.
+pub struct Foreseen {
+    /// Held, they stay at hand.
+    pub reads: Vec<Arc<Read>>,
+    /// Whether nothing is left to be started later.
+    pub complete: bool,
+}
+
+impl Foreseen {
+    /// There is nothing to start.
+    pub const NOTHING: Self = Self { reads: Vec::new(), complete: true };
+    /// It is not known yet what to start.
+    pub const LATER: Self = Self { reads: Vec::new(), complete: false };
 }
 
 /// One request, and its answer.
 pub struct Read {
     answer: Mutex<Option<Result<Bytes, Fault>>>,
     done: Condvar,
-    _counted: Counted,
+    counted: Mutex<Option<Counted>>,
 }
 
 /// See the module.
@@ -88,6 +136,12 @@ impl Read {
     fn answer(&self, answer: Result<Bytes, Fault>) {
         *lock(&self.answer) = Some(answer);
         self.done.notify_all();
+    }
+
+    /// Nobody will want it any more, whoever still holds it.
+    fn let_go(&self) {
+        self.answer(Err(Fault::Passing("it was let go".into())));
+        *lock(&self.counted) = None;
     }
 
     fn wait(&self) -> Result<Bytes, Fault> {
@@ -134,40 +188,47 @@ impl Spans {
         self.size > 0
     }
 
-    /// Starts what `range` of a container needs, or of an object that is this range and nothing else, as far as there is room.
-    pub fn foresee(&self, shard: i32, url: &str, range: &Range<u64>, whole: bool) -> Vec<Arc<Read>> {
-        let spans: Vec<_> = self.parts(range, whole).collect();
+    /// Starts what `range` of an object needs, as far as there is room.
+    pub fn foresee(&self, shard: i32, url: &str, range: &Range<u64>, cut: &Cut) -> Foreseen {
+        let spans: Vec<_> = self.parts(range, cut).collect();
         // What is wrong is said when the bytes are wanted.
         let start = |parts: &[Range<u64>], size| -> Vec<Arc<Read>> {
-            let reads = parts.iter().map_while(|part| self.start(shard, url, part, whole, size, false).ok().flatten());
+            let reads = parts.iter().map_while(|part| self.start(shard, url, part, cut, size, false).ok().flatten());
             reads.collect()
         };
         let found = start(&spans, self.size);
-        if found.len() == spans.len() { found } else { start(std::slice::from_ref(range), 0) }
+        if found.len() == spans.len() {
+            return Foreseen { reads: found, complete: true };
+        }
+        drop(found);
+        let reads = start(std::slice::from_ref(range), 0);
+        Foreseen { complete: !reads.is_empty(), reads }
     }
 
-    /// Waits for the bytes and appends them to `out`.
-    pub fn fetch(
+    /// Waits for the bytes and hands them to `take`, piece by piece.
+    pub fn each(
         &self,
         shard: i32,
         url: &str,
         range: &Range<u64>,
-        whole: bool,
-        out: &mut Vec<u8>,
+        cut: &Cut,
+        mut take: impl FnMut(&[u8]),
     ) -> Result<(), Fault> {
-        let mut spans: Vec<_> = self.parts(range, whole).collect();
+        let mut spans: Vec<_> = self.parts(range, cut).collect();
         let mut size = self.size;
         let at_hand = |part: &Range<u64>| lock(&self.held).reads.contains_key(&(shard, part.start, part.end));
         if size > 0 && !spans.iter().all(at_hand) && self.crowded() {
             (spans, size) = (vec![range.clone()], 0);
         }
-        for part in spans {
-            let read = self.start(shard, url, &part, whole, size, true).map_err(|e| fault(&e))?;
+        // All of them first: their latencies pass together.
+        let start = |part| self.start(shard, url, part, cut, size, true).map_err(|e| fault(&e));
+        let reads = spans.iter().map(start).collect::<Result<Vec<_>, _>>()?;
+        for (part, read) in spans.iter().zip(reads) {
             let Some(read) = read else { return Err(Fault::Passing("no room for it".into())) };
             let bytes = read.wait().inspect_err(|_| self.forget(&(shard, part.start, part.end), &read))?;
             let (from, to) = (range.start.max(part.start) - part.start, range.end.min(part.end) - part.start);
             match bytes.get(from as usize..to as usize) {
-                Some(bytes) => out.extend_from_slice(bytes),
+                Some(bytes) => take(bytes),
                 None => {
                     let size = part.start + bytes.len() as u64;
                     return Err(Failure::new("fetch", "changed", format!("the container has only {size} bytes")).into());
@@ -178,12 +239,13 @@ impl Spans {
     }
 
     /// Lets go of the spans that lie in a range, which is not wanted any more.
-    pub fn let_go(&self, shard: i32, range: &Range<u64>) {
+    pub fn let_go(&self, shard: i32, range: &Range<u64>, cut: &Cut) {
         let mut held = lock(&self.held);
-        for part in self.parts(range, false).filter(|part| range.start <= part.start && part.end <= range.end) {
+        for part in self.parts(range, cut).filter(|part| range.start <= part.start && part.end <= range.end) {
             let key = (shard, part.start, part.end);
-            if held.reads.remove(&key).is_some() {
+            if let Some(read) = held.reads.remove(&key) {
                 held.order.retain(|other| *other != key);
+                read.let_go();
             }
         }
     }
@@ -193,13 +255,17 @@ impl Spans {
         lock(&self.held).room(self.size as usize, &self.budget).is_none()
     }
 
-    fn parts(&self, range: &Range<u64>, whole: bool) -> impl Iterator<Item = Range<u64>> + use<> {
-        let size = if whole { 0 } else { self.size };
+    fn parts(&self, range: &Range<u64>, cut: &Cut) -> impl Iterator<Item = Range<u64>> + use<> {
+        let (size, within) = match cut {
+            Cut::Whole => (0, 0..0),
+            Cut::From(stretch) => (self.size, stretch.clone()),
+        };
         // Without spans there is one part, the range itself.
-        let number = |at: u64| at.checked_div(size).unwrap_or(0);
+        let number = |at: u64| at.saturating_sub(within.start).checked_div(size).unwrap_or(0);
         let (first, last) = (number(range.start), number(range.end.saturating_sub(1)));
         let range = range.clone();
-        (first..=last).map(move |n| if size == 0 { range.clone() } else { n * size..(n + 1) * size })
+        let span = move |n| within.start + n * size..within.end.min(within.start + (n + 1) * size);
+        (first..=last).map(move |n| if size == 0 { range.clone() } else { span(n) })
     }
 
     /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one of, 0 for
@@ -209,7 +275,7 @@ impl Spans {
         shard: i32,
         url: &str,
         part: &Range<u64>,
-        whole: bool,
+        cut: &Cut,
         size: u64,
         needed: bool,
     ) -> io::Result<Option<Arc<Read>>> {
@@ -225,15 +291,16 @@ impl Spans {
                 None if needed => self.budget.need(bytes),
                 None => return Ok(None),
             };
-            let read = Arc::new(Read { answer: Mutex::new(None), done: Condvar::new(), _counted: counted });
+            let counted = Mutex::new(Some(counted));
+            let read = Arc::new(Read { answer: Mutex::new(None), done: Condvar::new(), counted });
             held.reads.insert(key, read.clone());
             held.order.push_back(key);
             read
         };
-        let expect = match (whole, size) {
-            (true, _) => Expect::Whole,
-            (false, 0) => Expect::Range,
-            (false, _) => Expect::UpTo,
+        let expect = match (cut, size) {
+            (Cut::Whole, _) => Expect::Whole,
+            (Cut::From(_), 0) => Expect::Range,
+            (Cut::From(_), _) => Expect::UpTo,
         };
         let started = Object::new(url).and_then(|object| {
             let (answer, requests, part) = (read.clone(), self.requests.clone(), part.clone());

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use super::{Header, Window, io_reason, open, probe_header};
 use crate::foreign::Helpers;
-use crate::pages::{Pages, Trouble};
+use crate::pages::{Buffers, Pages, Trouble};
+
+/// Bytes of idle buffers kept while a column is read.
+const KEEP: usize = 64 << 20;
 
 /// One row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub fn scan_column(path: &Path, column: &str, helpers: &Helpers) -> Result<Vec<V
         Trouble::Io(e) => io_reason(&e),
         Trouble::File(what) => format!("broken Parquet: {what}"),
     };
-    let pages = Pages::open(Arc::from(source), length).map_err(reason)?;
+    let pages = Pages::open(Arc::from(source), length, Buffers::keeping(KEEP)).map_err(reason)?;
     let (mut values, mut scratch) = (Vec::with_capacity(pages.rows() as usize), Vec::new());
     let each = |value: Option<&[u8]>, place| {
         let bytes = value.unwrap_or_default();

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
-use crate::fetch::Source;
+use crate::fetch::{Foreseen, Read, Source};
 use crate::probe::{Window, probe_header};
 use crate::py::batch::{Buffer, entries, to_dict};
 use crate::py::errors::to_py;
@@ -63,6 +63,13 @@ impl Renderer {
         Ok(Pending { ticket: Mutex::new(ticket) })
     }
 
+    /// Starts to fetch what a later batch will need.
+    fn foresee(&self, py: Python<'_>, batch: &PlannedBatch) -> PyResult<Ahead> {
+        let images = batch.inner.sequences.iter().map(Vec::len).sum();
+        let Foreseen { reads, complete } = py.detach(|| self.engine.foresee(&batch.inner)).map_err(to_py)?;
+        Ok(Ahead { images, complete, _reads: reads })
+    }
+
     /// Bytes that an encoded batch takes in memory.
     fn encoded_bytes(&self, py: Python<'_>, batch: &PlannedBatch) -> PyResult<usize> {
         py.detach(|| self.engine.encoded_bytes(&batch.inner)).map_err(to_py)
@@ -96,6 +103,18 @@ impl Renderer {
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.engine.close());
     }
+}
+
+/// What a later batch needs, on its way or at hand while this is held.
+#[pyclass(frozen, module = "navit_loader._packer")]
+struct Ahead {
+    /// Images of the batch.
+    #[pyo3(get)]
+    images: usize,
+    /// Whether nothing is left to be started.
+    #[pyo3(get)]
+    complete: bool,
+    _reads: Vec<Arc<Read>>,
 }
 
 /// One submitted batch. Dropping it cancels it.
@@ -222,6 +241,7 @@ fn render_images<'py>(
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Buffer>()?;
     m.add_class::<Renderer>()?;
+    m.add_class::<Ahead>()?;
     m.add_class::<Pending>()?;
     m.add_function(wrap_pyfunction!(render_images, m)?)
 }

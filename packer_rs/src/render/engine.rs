@@ -13,7 +13,7 @@ use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
 use crate::buffers::BatchLayout;
 use crate::error::{Error, Kind, Result};
-use crate::fetch::Source;
+use crate::fetch::{Foreseen, Source};
 use crate::foreign::Helpers;
 use crate::ledger::{Entry, Ledger};
 use crate::memory::{Block, Pool};
@@ -90,10 +90,10 @@ impl Renderer {
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         let (decoders, fetchers) = (settings.decoders(), settings.fetch_threads);
-        let holding = sources.iter().filter(|source| source.holds_parts()).count();
-        let parts = if holding > 0 { settings.memory_for_parts() } else { 0 };
+        let holding: Vec<_> = sources.iter().map(Source::holds_parts).filter(|&held| held != (false, false)).collect();
+        let parts = if holding.is_empty() { 0 } else { settings.memory_for_parts(holding.iter().any(|held| held.0)) };
         for source in &sources {
-            source.allow_parts(parts.checked_div(holding).unwrap_or(0));
+            source.allow_parts(parts.checked_div(holding.len()).unwrap_or(0));
         }
         let memory = settings.memory() - parts;
         let shared = Arc::new(Shared {
@@ -156,11 +156,21 @@ impl Renderer {
         } else {
             self.layout(plan.patch_size, plan.batch_size)?
         };
-        let images = plan.sequences.iter().flatten();
-        let ahead = images.flat_map(|i| self.shared.sources[usize::from(i.source)].foresee(i.row as usize)).collect();
+        let ahead = self.shared.foresee(&plan).reads;
         let job = Arc::new(Job::new(self.submitted.fetch_add(1, Ordering::Relaxed), plan, layout, ahead));
         self.shared.queue.submit(job.clone());
         Ok(Ticket::new(job, self.shared.clone()))
+    }
+
+    /// Starts to fetch what a batch will need that is to be submitted later, as far as there is room. What comes back keeps it at
+    /// hand.
+    ///
+    /// # Errors
+    /// The batch does not fit its limits; the renderer belongs to another process.
+    pub fn foresee(&self, plan: &PlannedBatch) -> Result<Foreseen> {
+        self.shared.same_process()?;
+        check(plan, &self.shared.limits, &self.shared.sources)?;
+        Ok(self.shared.foresee(plan))
     }
 
     /// Bytes that an encoded batch takes in memory, before it is made.
@@ -245,6 +255,16 @@ impl Drop for Ended<'_> {
 }
 
 impl Shared {
+    fn foresee(&self, plan: &PlannedBatch) -> Foreseen {
+        let mut all = Foreseen::NOTHING;
+        for image in plan.sequences.iter().flatten() {
+            let one = self.sources[usize::from(image.source)].foresee(image.row as usize);
+            all.reads.extend(one.reads);
+            all.complete &= one.complete;
+        }
+        all
+    }
+
     pub(super) fn same_process(&self) -> Result<()> {
         let here = std::process::id();
         if here == self.owner {
