@@ -186,6 +186,11 @@ def _nothing(shards: list[str], journal: Journal) -> str:
         if len(batch):
             row = batch.select(["shard", "name", "reason"]).slice(0, 1).to_pylist()[0]
             return f"no usable image in '{where}'; for one, '{uri(row['shard'], row['name'])}': {row['reason']}"
+    for folder in filter(os.path.isdir, shards):
+        kinds = {os.path.splitext(name)[1] for name in os.listdir(folder)} & {".tar", ".parquet"}
+        if kinds:
+            name = os.path.join(folder, "*" + max(kinds))
+            return f"no image in '{folder}', only containers of images; give them in its place: {name}"
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
 
 

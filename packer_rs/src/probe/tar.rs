@@ -148,7 +148,12 @@ fn next_header<R: ReadAt + ?Sized>(
         Ok(block) => block,
         Err(Fault::Io(e)) => return Err((io_reason(&e), false)),
         Err(Fault::Short) if at == 0 => return Err(("not a tar: shorter than one header of 512 bytes".into(), false)),
-        Err(Fault::Short) => return Err(("truncated tar: it has no end mark".into(), false)),
+        Err(Fault::Short) => {
+            return Err((
+                "truncated tar: it has no end mark; the images before its end are in, copy it anew for the rest".into(),
+                false,
+            ));
+        }
     };
     if block.iter().all(|&b| b == 0) {
         // Padding follows the end mark; anything else means joined tars, or a length that led into zeros.
