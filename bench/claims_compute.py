@@ -109,6 +109,8 @@ def packing(kit: Kit) -> list[Line]:
     both = {**fixed, **packed}
     ours, theirs = (min(found, key=found.__getitem__) for found in (packed, fixed))
     mine, base = (Figure(tuple(cost(kit, c, seed, float("inf")) for seed in kit.seeds)) for c in (ours, theirs))
+    if base.mean == float("inf"):
+        return [Line(claim, paper, f"the fixed side did not reach it on every seed ({theirs})", None)]
     share = mine.mean / base.mean
     text = (
         f"{share:.2f} of the compute: packed {mine.mean:.2f} ± {mine.spread:.2f} TFLOP ({ours}), "
