@@ -184,18 +184,31 @@ def test_a_partition_in_the_middle_of_a_batch_that_heals(
 
 
 def test_a_partition_in_the_middle_of_a_batch_that_lasts(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
-    """The connection stays open for ever, half a batch has come: the other daemon gives all of it."""
-    with Daemon(config) as cut, Daemon(config) as good, Proxy(cut.endpoint) as proxy:
-        addresses = [proxy.endpoint, good.endpoint]
-        with RemoteLoader(addresses, shared=False, heartbeat_s=0.1, timeout_s=30) as loader:
-            batches = iter(loader)
-            found = [digest(next(batches))]
-            proxy.hold_after = 50_000
-            before = time.monotonic()
-            found += [digest(b) for b in batches]
-            assert proxy.hold.is_set()
-            assert found == expected[0]
-            assert time.monotonic() - before < 10
+    """The connection stays open for ever, half a batch has come: the other daemon, back just then, gives all of it."""
+    with (
+        Daemon(config) as cut,
+        Daemon(config) as good,
+        Proxy(cut.endpoint) as leaving,
+        Proxy(good.endpoint) as coming,
+    ):
+        leaving.hold_after = 25_000  # a batch has some 50,000
+        coming.hold.set()
+
+        def relieve(over: threading.Event) -> None:
+            while not (leaving.hold.wait(0.1) or over.is_set()):
+                pass
+            coming.hold.clear()
+
+        addresses = [leaving.endpoint, coming.endpoint]
+        before = time.monotonic()
+        with (
+            RemoteLoader(addresses, shared=False, heartbeat_s=0.1, timeout_s=30) as loader,
+            in_background(relieve),
+        ):
+            found = [digest(b) for b in loader]
+        assert leaving.hold.is_set()
+        assert found == expected[0]
+        assert time.monotonic() - before < 10
 
 
 def test_a_daemon_that_never_comes_back_is_an_error_that_names_it(config: Path) -> None:
