@@ -328,8 +328,9 @@ def test_a_forked_child_is_refused() -> None:
 
 
 WAITS = """
-import resource, sys
+import resource, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests in the background has them ignore it
 sys.path.insert(0, sys.argv[1])
 from test_render_engine import folder_of, no_more_files, plans, renderer
 made = renderer(folder_of(Path(sys.argv[2])), retries=100)
