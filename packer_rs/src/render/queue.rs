@@ -3,6 +3,9 @@
 //!
 //! A batch is started (its block allocated and filled) only within the bound of bytes, but there is always one, and one that
 //! somebody waits for is started whatever the bound says: a consumer that asks out of order must not wait for ever.
+//!
+//! A thread that reads ahead works in spells: it rests when enough is ready and is woken when half of that is used up. Woken for
+//! each image, it would take the core from a decoding thread each time, which costs more than the read of a cached file.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -152,6 +155,10 @@ struct State {
     fetching: usize,
     in_flight: usize,
     spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
+    /// Decoding threads that wait for work, threads that read ahead and rest: a wake that nobody needs is a system call.
+    idle: usize,
+    resting: usize,
     closed: bool,
 }
 
@@ -161,12 +168,10 @@ pub struct Queue {
     ahead: Condvar,
     pause: Condvar,
     bound: usize,
-    /// Unclaimed images below which the next batch is started.
-    low_water: usize,
-    ahead_images: usize,
+    /// Unclaimed images below which the next batch is started, and files that are read ahead at most.
+    few: usize,
+    /// Bytes of files that are read ahead, and of idle buffers, at most.
     ahead_bytes: usize,
-    /// File buffers in use at most: being filled, waiting, being decoded.
-    buffers: usize,
 }
 
 impl Queue {
@@ -181,16 +186,17 @@ impl Queue {
                 fetching: 0,
                 in_flight: 0,
                 spare: Vec::new(),
+                spare_bytes: 0,
+                idle: 0,
+                resting: 0,
                 closed: false,
             }),
             work: Condvar::new(),
             ahead: Condvar::new(),
             pause: Condvar::new(),
             bound,
-            low_water: 4 * (decoders + fetchers),
-            ahead_images: 2 * decoders + fetchers,
+            few: 8 * (decoders + fetchers),
             ahead_bytes: (bound / 8).max(1),
-            buffers: 3 * decoders + 2 * fetchers,
         }
     }
 
@@ -212,31 +218,38 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            if let Some(job) = state.startable(self.bound, self.low_water) {
+            if let Some(job) = state.startable(self.bound, self.few) {
                 return Some(Task::Start(job));
             }
             if fetcher {
-                if state.ready.len() + state.fetching < self.ahead_images
+                if state.ready.len() + state.fetching < self.few
                     && state.ready_bytes < self.ahead_bytes
                     && let Some((job, i)) = state.claim()
                 {
                     state.fetching += 1;
                     let buffer = state.spare.pop().unwrap_or_default();
+                    state.spare_bytes -= buffer.capacity();
                     return Some(Task::Fetch(job, i, buffer));
                 }
+                state.resting += 1;
                 state = self.ahead.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.resting -= 1;
                 continue;
             }
             if let Some((job, i, bytes)) = state.ready.pop_front() {
                 state.ready_bytes -= bytes.as_ref().map_or(0, Vec::len);
-                self.ahead.notify_one();
+                if state.resting > 0 && state.ready.len() + state.fetching <= self.few / 2 {
+                    self.ahead.notify_one();
+                }
                 return Some(Task::Image(job, i, Some(bytes)));
             }
             // Nothing was read ahead: a decoding thread reads for itself rather than wait.
             if let Some((job, i)) = state.claim() {
                 return Some(Task::Image(job, i, None));
             }
+            state.idle += 1;
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
@@ -259,14 +272,18 @@ impl Queue {
         state.fetching -= 1;
         state.ready_bytes += bytes.as_ref().map_or(0, Vec::len);
         state.ready.push_back((job, i, bytes));
+        let idle = state.idle > 0;
         drop(state);
-        self.work.notify_one();
+        if idle {
+            self.work.notify_one();
+        }
     }
 
     /// Gives a buffer back for the next file.
     pub fn spare(&self, buffer: Vec<u8>) {
         let mut state = lock(&self.state);
-        if buffer.capacity() <= KEEP_BUFFER && state.spare.len() < self.buffers {
+        if buffer.capacity() <= KEEP_BUFFER && state.spare_bytes + buffer.capacity() <= self.ahead_bytes {
+            state.spare_bytes += buffer.capacity();
             state.spare.push(buffer);
         }
     }
@@ -328,7 +345,7 @@ impl Queue {
 }
 
 impl State {
-    fn startable(&mut self, bound: usize, low_water: usize) -> Option<Arc<Job>> {
+    fn startable(&mut self, bound: usize, few: usize) -> Option<Arc<Job>> {
         if self.waiting.is_empty() || self.starting > 0 {
             return None;
         }
@@ -337,7 +354,7 @@ impl State {
         let fits = |job: &Job| self.in_flight == 0 || self.in_flight + job.layout.bytes <= bound;
         let at = match urgent {
             Some(at) => at,
-            None if unclaimed < low_water && fits(&self.waiting[0]) => 0,
+            None if unclaimed < few && fits(&self.waiting[0]) => 0,
             None => return None,
         };
         let job = self.waiting.remove(at)?;
