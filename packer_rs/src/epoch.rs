@@ -4,12 +4,13 @@
 //! and the arithmetic of steps. Blocks are planned when they are asked for; counts are filled by whoever asks first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::block::BlockPlan;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Plan;
 use crate::slots::PlannedBatch;
+use crate::sync::lock;
 
 /// Sequence counts of the leading blocks, and what follows from them.
 #[derive(Clone, Debug)]
@@ -135,11 +136,6 @@ pub struct Epoch {
     plan: Arc<Plan>,
     epoch: u64,
     table: Mutex<Table>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every critical section leaves whole values behind, so a panic elsewhere spoils nothing.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Epoch {

@@ -8,10 +8,11 @@
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::decode::{HELPER, OUT_OF_MEMORY};
 use crate::ledger::Failure;
+use crate::sync::lock;
 
 /// Files beyond this are not handed over.
 const MOST_BYTES: u64 = 1 << 30;
@@ -101,7 +102,7 @@ impl Helpers {
                 format!("{} bytes; files beyond {MOST_BYTES} do not go through Pillow", bytes.len()),
             );
         }
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = lock(&self.idle).pop();
         let mut outcome = Err(Silence::Nonsense);
         if let Some(mut helper) = idle {
             outcome = helper.ask(bytes, pixels, max_pixels, out).map(|reply| (helper, reply));
@@ -114,7 +115,7 @@ impl Helpers {
         }
         match outcome {
             Ok((helper, reply)) => {
-                self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(helper);
+                lock(&self.idle).push(helper);
                 reply
             }
             Err(Silence::Io(e)) => fail(HELPER, format!("'{}' cannot be started: {e}", self.command.join(" "))),

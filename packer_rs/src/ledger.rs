@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
+use crate::sync::lock;
 
 /// Images over which the share of failures is taken.
 pub const WINDOW: usize = 10_000;
@@ -111,7 +112,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Counts an image that was rendered.

@@ -38,5 +38,6 @@ pub mod render;
 pub mod resize;
 pub mod slots;
 pub mod streams;
+mod sync;
 pub mod taps;
 pub mod triples;

@@ -6,10 +6,11 @@ use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::buffers::Field;
 use crate::error::{Error, Kind, Result};
+use crate::sync::lock;
 
 /// Where fields and blocks start, in bytes.
 pub const ALIGN: usize = 64;
@@ -31,7 +32,7 @@ impl Pool {
 
     /// A block of `bytes`, zeroed when it is new, and as its last user left it otherwise.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Block> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         let memory = match free.get_mut(&bytes).and_then(Vec::pop) {
             Some(memory) => memory,
             None => Memory::new(bytes, self.shared).ok_or_else(|| {
@@ -45,7 +46,7 @@ impl Pool {
     }
 
     fn give_back(&self, memory: Memory) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         let held: usize = free.iter().map(|(bytes, blocks)| bytes * blocks.len()).sum();
         if held + memory.bytes <= self.keep {
             free.entry(memory.bytes).or_default().push(memory);
@@ -204,7 +205,7 @@ mod tests {
     }
 
     fn free(pool: &Pool) -> usize {
-        pool.free.lock().unwrap_or_else(PoisonError::into_inner).values().map(Vec::len).sum()
+        lock(&pool.free).values().map(Vec::len).sum()
     }
 
     #[test]

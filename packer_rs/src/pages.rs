@@ -6,17 +6,17 @@
 //! own index of them if it has one, and else from their headers.
 
 mod buffers;
+mod input;
 mod unpack;
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read};
+use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use parquet::basic::{Compression, Type};
 use parquet::column::page::PageReader;
 use parquet::column::reader::ColumnReaderImpl;
@@ -24,11 +24,12 @@ use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::page_index::offset_index::PageLocation;
-use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use crate::probe::ReadAt;
+use crate::sync::lock;
 pub use buffers::Buffers;
+use input::Input;
 use unpack::Unpacked;
 
 /// What goes wrong with a Parquet file: a fault of the system, or of the file.
@@ -56,82 +57,6 @@ type Result<T> = std::result::Result<T, Trouble>;
 
 fn broken<T>(what: impl Into<String>) -> Result<T> {
     Err(Trouble::File(what.into()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The crate's view of a file, which remembers what was read last.
-struct Input {
-    source: Arc<dyn ReadAt + Send + Sync>,
-    length: u64,
-    buffers: Arc<Buffers>,
-    /// Where the page header read last starts.
-    header: AtomicU64,
-    /// The pages read last and where they start. They are kept alive, so that no later allocation can be taken for them.
-    pages: Mutex<Vec<(Bytes, u64)>>,
-}
-
-impl Input {
-    fn new(source: Arc<dyn ReadAt + Send + Sync>, length: u64, buffers: Arc<Buffers>) -> Self {
-        Self { source, length, buffers, header: AtomicU64::new(0), pages: Mutex::default() }
-    }
-
-    /// Where these bytes lie in the file, if they are part of a page as it was read.
-    fn place_of(&self, value: &[u8]) -> Option<u64> {
-        lock(&self.pages).iter().find_map(|(page, start)| {
-            let at = (value.as_ptr() as usize).checked_sub(page.as_ptr() as usize)?;
-            (at + value.len() <= page.len()).then_some(start + at as u64)
-        })
-    }
-}
-
-impl Length for Input {
-    fn len(&self) -> u64 {
-        self.length
-    }
-}
-
-impl ChunkReader for Input {
-    type T = BufReader<Tail>;
-
-    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
-        self.header.store(start, Ordering::Relaxed);
-        Ok(BufReader::with_capacity(512, Tail { source: self.source.clone(), at: start }))
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
-        // A damaged header must not ask for more than there is.
-        if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
-            return Err(ParquetError::EOF(format!("{length} bytes at {start} of a file of {}", self.length)));
-        }
-        let mut page = self.buffers.take(length);
-        let got = self.source.read_at(&mut page, start).map_err(|e| ParquetError::External(Box::new(e)))?;
-        if got < length {
-            return Err(ParquetError::EOF(format!("the file ends {} bytes early", length - got)));
-        }
-        let page = page.freeze();
-        let mut pages = lock(&self.pages);
-        // The dictionary comes first and is referred to by all that follow.
-        pages.truncate(1);
-        pages.push((page.clone(), start));
-        Ok(page)
-    }
-}
-
-/// The file from an offset on.
-struct Tail {
-    source: Arc<dyn ReadAt + Send + Sync>,
-    at: u64,
-}
-
-impl Read for Tail {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let got = self.source.read_at(into, self.at)?;
-        self.at += got as u64;
-        Ok(got)
-    }
 }
 
 /// The pages of a column chunk.

@@ -3,10 +3,11 @@
 //! the plan grow.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::block::BlockPlan;
 use crate::slots::PlannedImage;
+use crate::sync::lock;
 
 /// Bytes of planned blocks kept: sixteen blocks of 65,536 images.
 const KEEP_BYTES: usize = 64 << 20;
@@ -21,8 +22,7 @@ pub struct Recent(Mutex<VecDeque<Named>>);
 
 impl Recent {
     fn blocks(&self) -> MutexGuard<'_, VecDeque<Named>> {
-        // Every critical section leaves whole values behind, so a panic elsewhere spoils nothing.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A block, if it is still here.

@@ -3,182 +3,31 @@
 //!
 //! Credentials, regions and endpoints come from the environment that each store's own tools use (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
 
-use std::collections::HashMap;
+mod blocks;
+mod stores;
+
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::http::HttpBuilder;
 use object_store::path::Path;
-use object_store::{ClientConfigKey, Error, GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig};
-use tokio::runtime::{Builder, Runtime};
+use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore};
+use tokio::runtime::Runtime;
 
-use crate::probe::ReadAt;
+pub use blocks::Blocks;
+use stores::{invalid, runtime, split, store, system};
+pub use stores::{spawn, spawn_blocking};
 
 /// Attempts of whoever reads without a loop of its own, with pauses that double from the first.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Where the environment does not say otherwise.
-const DEFAULTS: [(&str, ClientConfigKey, &str); 2] =
-    [("TIMEOUT", ClientConfigKey::Timeout, "30s"), ("CONNECT_TIMEOUT", ClientConfigKey::ConnectTimeout, "5s")];
-const TIMED_OUT: &str = "no whole answer in the time allowed (30 s, of which 5 s to connect; AWS_TIMEOUT, GOOGLE_TIMEOUT, \
-                         AZURE_TIMEOUT, HTTP_TIMEOUT and … _CONNECT_TIMEOUT set it)";
-/// Bytes fetched at once by `ReadAt`, and how many such blocks it keeps.
-const BLOCK: u64 = 4 << 20;
-const BLOCKS: usize = 3;
-/// The same for single images, whose header is in the first block but for rare ones.
-const HEADER: u64 = 64 << 10;
-
-type Stores = HashMap<String, Arc<dyn ObjectStore>>;
-
-/// Threads and connections belong to the process that made them; a forked child makes its own.
-struct Process {
-    id: u32,
-    runtime: Arc<Runtime>,
-    stores: Stores,
-}
-
-static PROCESS: Mutex<Option<Process>> = Mutex::new(None);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Whether a shard is a URL.
 pub fn is_remote(shard: &str) -> bool {
     shard.contains("://")
-}
-
-fn with_process<T>(use_it: impl FnOnce(&mut Process) -> io::Result<T>) -> io::Result<T> {
-    let mut process = lock(&PROCESS);
-    let id = std::process::id();
-    if process.as_ref().is_none_or(|p| p.id != id) {
-        // Another crate of this process may have chosen already; any choice will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("navit-remote").enable_all().build()?;
-        // What a parent left behind has no threads here and cannot be shut down.
-        std::mem::forget(process.take());
-        *process = Some(Process { id, runtime: Arc::new(runtime), stores: HashMap::new() });
-    }
-    match process.as_mut() {
-        Some(process) => use_it(process),
-        None => Err(io::Error::other("no threads for remote objects")),
-    }
-}
-
-fn runtime() -> io::Result<Arc<Runtime>> {
-    with_process(|process| Ok(process.runtime.clone()))
-}
-
-/// Runs a task in the background.
-pub fn spawn(task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    runtime()?.spawn(task);
-    Ok(())
-}
-
-/// Runs what may wait for requests in the background.
-pub fn spawn_blocking(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    runtime()?.spawn_blocking(task);
-    Ok(())
-}
-
-fn invalid(url: &str, why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, format!("'{url}' cannot be used: {why}"))
-}
-
-/// Scheme and authority, then the key.
-fn split(url: &str) -> io::Result<(&str, &str)> {
-    let start = url.find("://").ok_or_else(|| invalid(url, "it has no scheme"))? + 3;
-    let end = url[start..].find('/').map_or(url.len(), |at| start + at);
-    if url[end..].contains(['?', '#']) {
-        return Err(invalid(url, "a query or fragment is not supported"));
-    }
-    Ok((&url[..end], url[end..].trim_start_matches('/')))
-}
-
-fn store(origin: &str) -> io::Result<Arc<dyn ObjectStore>> {
-    with_process(|process| {
-        if let Some(store) = process.stores.get(origin) {
-            return Ok(store.clone());
-        }
-        let store = build(origin).map_err(|e| invalid(origin, reason(&e)))?;
-        process.stores.insert(origin.to_owned(), store.clone());
-        Ok(store)
-    })
-}
-
-fn build(origin: &str) -> Result<Arc<dyn ObjectStore>, Error> {
-    // Attempts are counted in one place, by whoever asks.
-    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    macro_rules! from_environment {
-        ($builder:expr, $prefix:literal, $key:path) => {{
-            let mut builder = $builder.with_url(origin).with_retry(retry);
-            for (name, key, value) in DEFAULTS {
-                if std::env::var_os(format!("{}{name}", $prefix)).is_none() {
-                    builder = builder.with_config($key(key), value);
-                }
-            }
-            Arc::new(builder.build()?)
-        }};
-    }
-    Ok(match origin.split("://").next().unwrap_or_default() {
-        "s3" | "s3a" => {
-            from_environment!(AmazonS3Builder::from_env(), "AWS_", object_store::aws::AmazonS3ConfigKey::Client)
-        }
-        "gs" => from_environment!(
-            GoogleCloudStorageBuilder::from_env(),
-            "GOOGLE_",
-            object_store::gcp::GoogleConfigKey::Client
-        ),
-        "az" | "azure" | "abfs" | "abfss" => {
-            from_environment!(MicrosoftAzureBuilder::from_env(), "AZURE_", object_store::azure::AzureConfigKey::Client)
-        }
-        "http" | "https" => {
-            let mut builder = HttpBuilder::new().with_url(origin).with_retry(retry);
-            for (name, key, value) in DEFAULTS {
-                let told = std::env::var(format!("HTTP_{name}"));
-                builder = builder.with_config(key, told.as_deref().unwrap_or(value));
-            }
-            Arc::new(builder.with_config(ClientConfigKey::AllowHttp, "true").build()?)
-        }
-        scheme => {
-            let why = format!("the scheme '{scheme}' is none of s3, gs, az, http, https");
-            return Err(Error::NotSupported { source: why.into() });
-        }
-    })
-}
-
-/// The innermost cause, which is what a person needs.
-fn reason(error: &Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    if cause.to_string().contains("timed out") {
-        return TIMED_OUT.into();
-    }
-    match (cause.to_string(), error) {
-        (said, Error::Generic { .. }) => said,
-        (said, _) => {
-            let outer = error.to_string();
-            if outer.contains(&said) { outer } else { format!("{outer}: {said}") }
-        }
-    }
-}
-
-fn system(error: &Error) -> io::Error {
-    let kind = match error {
-        Error::NotFound { .. } => ErrorKind::NotFound,
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => ErrorKind::PermissionDenied,
-        _ => ErrorKind::Other,
-    };
-    io::Error::new(kind, reason(error))
 }
 
 /// Size and time of an object.
@@ -353,58 +202,4 @@ fn wait<T: Send + 'static>(
         let _ = send.send(task.await);
     });
     receive.recv().unwrap_or_else(|_| Err(io::Error::other("the request was given up")))
-}
-
-/// An object read in large blocks, for scans that go through it from start to end.
-pub struct Blocks {
-    object: Object,
-    length: u64,
-    size: u64,
-    held: Mutex<Vec<(u64, Bytes)>>,
-}
-
-impl Blocks {
-    /// Opens an object and learns its size and time.
-    pub fn open(url: &str) -> io::Result<(Self, Meta)> {
-        let object = Object::new(url)?;
-        let meta = object.meta()?;
-        Ok((Self { object, length: meta.length, size: BLOCK, held: Mutex::default() }, meta))
-    }
-
-    /// An object of known length, of which little more than its header is wanted.
-    pub fn header(url: &str, length: u64) -> io::Result<Self> {
-        Ok(Self { object: Object::new(url)?, length, size: HEADER, held: Mutex::default() })
-    }
-
-    fn block(&self, number: u64) -> io::Result<Bytes> {
-        let mut held = lock(&self.held);
-        if let Some(at) = held.iter().position(|(n, _)| *n == number) {
-            let found = held.remove(at);
-            held.push(found);
-            return Ok(held[held.len() - 1].1.clone());
-        }
-        let start = number * self.size;
-        let range = start..(start + self.size).min(self.length);
-        let bytes = self.object.fetch(range)?;
-        if held.len() == BLOCKS {
-            held.remove(0);
-        }
-        held.push((number, bytes.clone()));
-        Ok(bytes)
-    }
-}
-
-impl ReadAt for Blocks {
-    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut done = 0;
-        while done < into.len() && offset + (done as u64) < self.length {
-            let at = offset + done as u64;
-            let block = self.block(at / self.size)?;
-            let part = &block[(at % self.size) as usize..];
-            let n = part.len().min(into.len() - done);
-            into[done..done + n].copy_from_slice(&part[..n]);
-            done += n;
-        }
-        Ok(done)
-    }
 }

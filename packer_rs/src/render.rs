@@ -14,6 +14,7 @@ mod encoded;
 mod engine;
 mod fill;
 mod in_place;
+mod job;
 mod queue;
 mod settings;
 mod threads;

@@ -2,7 +2,7 @@
 //! from. Both are bounded: a data set may have a hundred thousand shards.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::budget::{Budget, Counted};
 use super::spans::{Cut, Foreseen, Spanned, Spans};
@@ -13,6 +13,7 @@ use crate::ledger::{Failure, Fault};
 use crate::pages::{Buffers, PageKey, Pages, Trouble};
 use crate::probe::ReadAt;
 use crate::remote::{Blocks, Object, is_remote, spawn_blocking};
+use crate::sync::lock;
 
 /// Open containers kept per source; more are opened again when they are needed.
 const OPEN: usize = 64;
@@ -52,10 +53,6 @@ pub struct Container {
     pages: OnceLock<Result<Pages, Fault>>,
     /// The remote object that `pages` reads.
     remote: OnceLock<Arc<Spanned>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<Trouble> for Fault {

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -18,6 +18,7 @@ use super::fault;
 use crate::ledger::{Failure, Fault};
 use crate::probe::ReadAt;
 use crate::remote::{Expect, Object, spawn};
+use crate::sync::lock;
 
 /// Requests under way at once.
 const REQUESTS: usize = 64;
@@ -126,10 +127,6 @@ pub struct Spans {
 struct Held {
     reads: HashMap<Key, Arc<Read>>,
     order: VecDeque<Key>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Read {

@@ -4,9 +4,11 @@
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+
+use crate::sync::lock;
 
 /// Idle buffers, as many as may be kept.
 pub struct Buffers {
@@ -37,7 +39,7 @@ impl Buffers {
         // Few sizes, so that pages of nearly equal length find each other's buffers; none much longer than its page, since pages
         // are what is counted.
         let size = length.next_multiple_of((length.next_power_of_two() / 8).max(1));
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.idle);
         let fits = |held: &Vec<u8>| (length..=size + size / 8).contains(&held.len());
         let found = idle.iter().position(fits).and_then(|at| idle.remove(at));
         drop(idle);
@@ -78,7 +80,7 @@ impl Drop for Buffer {
         if self.bytes.len() > keep {
             return;
         }
-        let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.home.idle);
         idle.push_back(std::mem::take(&mut self.bytes));
         let mut held: usize = idle.iter().map(Vec::len).sum();
         while held > keep {
@@ -111,7 +113,7 @@ mod tests {
         assert!(buffers.take(100).bytes.len() < 200);
         for length in [500, 900, 1400, 2800, 4000] {
             drop((buffers.take(length), buffers.take(length)));
-            let held: usize = buffers.idle.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Vec::len).sum();
+            let held: usize = lock(&buffers.idle).iter().map(Vec::len).sum();
             assert!(held <= 3000, "{held}");
         }
     }

@@ -1,7 +1,7 @@
 //! Python's name of how an epoch's sequences fall into batches. In: a plan's epoch, or the counts that a daemon sent. Out:
 //! where batches begin, how many there are, and where it is planned here, their images.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use numpy::PyArray1;
 use pyo3::prelude::*;
@@ -12,6 +12,7 @@ use crate::epoch::{Epoch, Table};
 use crate::error::{Error, Kind};
 use crate::py::errors::to_py;
 use crate::py::planned::PlannedBatch;
+use crate::sync::lock;
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -26,10 +27,6 @@ enum Inside {
 #[pyclass(frozen, module = "navit_loader._packer")]
 pub struct Layout {
     inner: Inside,
-}
-
-fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Layout {

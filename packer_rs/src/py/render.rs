@@ -1,7 +1,7 @@
 //! Python names of `render`: `Renderer`, `Pending` and `render_images`. In: planned batches, and sources (`given`). Out: the
 //! fields of `PackedBatch` (`batch`). The interpreter's lock is released wherever something takes time.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use numpy::{PyArray3, PyArrayMethods, PyUntypedArrayMethods};
@@ -18,6 +18,7 @@ use crate::py::given::{bad, batch_limits, chunk_of_bytes, source};
 use crate::py::notify::Signal;
 use crate::py::planned::PlannedBatch;
 use crate::render::{Input, RenderSettings, Renderer as Engine, Ticket, render_in_place};
+use crate::sync::lock;
 
 /// Signals of the interpreter (Ctrl-C) are looked at this often while a batch is awaited.
 const SLICE: Duration = Duration::from_millis(50);
@@ -125,7 +126,7 @@ struct Pending {
 
 impl Pending {
     fn ticket(&self) -> std::sync::MutexGuard<'_, Ticket> {
-        self.ticket.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ticket)
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::encoded;
 use super::fill::check;
-use super::queue::{Job, Queue, closed_error, lock};
+use super::job::Job;
+use super::queue::{Queue, closed_error};
 use super::settings::RenderSettings;
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
@@ -18,6 +19,7 @@ use crate::foreign::Helpers;
 use crate::ledger::{Entry, Ledger};
 use crate::memory::{Block, Pool};
 use crate::slots::{BatchLimits, PlannedBatch};
+use crate::sync::lock;
 
 /// How long `close` waits for a thread that sits in a system call.
 const CLOSE: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::engine::Rendered;
 use super::fill::{check, fill};
-use super::queue::{Job, lock};
+use super::job::Job;
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker};
 use crate::buffers::BatchLayout;
@@ -16,6 +16,7 @@ use crate::foreign::Helpers;
 use crate::ledger::Failure;
 use crate::memory::Pool;
 use crate::slots::{BatchLimits, PlannedBatch};
+use crate::sync::lock;
 
 /// Renders one batch from images in memory, on as many threads as the settings say, and returns with it. The images of
 /// `plan` name `inputs` by their rows; `source` holds their sizes and orientations. Makes no lasting threads, so it works in

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use super::encoded;
 use super::engine::Shared;
 use super::fill::fill;
-use super::queue::{Job, Task, lock};
+use super::job::Job;
+use super::queue::Task;
 use super::worker::{Input, Worker, lap};
 use crate::decode::{HELPER, OUT_OF_MEMORY};
 use crate::error::{Error, Kind};
 use crate::ledger::{Entry, Failure, Fault};
+use crate::sync::lock;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);

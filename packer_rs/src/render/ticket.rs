@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::{Rendered, Shared};
-use super::queue::{Job, Outcome, closed_error, lock};
+use super::job::{Job, Outcome};
+use super::queue::closed_error;
 use crate::error::{Error, Kind, Result};
+use crate::sync::lock;
 
 /// One submitted batch. Dropping it cancels the batch.
 pub struct Ticket {
