@@ -42,7 +42,6 @@ struct State {
     fetching: usize,
     in_flight: usize,
     spare: Vec<Vec<u8>>,
-    spare_bytes: usize,
     /// Decoding threads that wait for work, threads that read ahead and rest: a wake that nobody needs is a system call.
     idle: usize,
     resting: usize,
@@ -73,7 +72,6 @@ impl Queue {
                 fetching: 0,
                 in_flight: 0,
                 spare: Vec::new(),
-                spare_bytes: 0,
                 idle: 0,
                 resting: 0,
                 closed: false,
@@ -115,7 +113,6 @@ impl Queue {
                 {
                     state.fetching += 1;
                     let buffer = state.spare.pop().unwrap_or_default();
-                    state.spare_bytes -= buffer.capacity();
                     return Some(Task::Fetch(job, i, buffer));
                 }
                 state.resting += 1;
@@ -169,8 +166,8 @@ impl Queue {
     /// Gives a buffer back for the next file.
     pub fn spare(&self, buffer: Vec<u8>) {
         let mut state = lock(&self.state);
-        if buffer.capacity() <= KEEP_BUFFER && state.spare_bytes + buffer.capacity() <= self.ahead_bytes {
-            state.spare_bytes += buffer.capacity();
+        let held: usize = state.spare.iter().map(Vec::capacity).sum();
+        if buffer.capacity() <= KEEP_BUFFER && held + buffer.capacity() <= self.ahead_bytes {
             state.spare.push(buffer);
         }
     }
