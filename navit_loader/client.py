@@ -8,7 +8,7 @@ computed here from the counts of its planning blocks, which are asked for as the
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
@@ -18,9 +18,8 @@ from .connection import Connection
 from .decoders import Decode, Decoding
 from .endpoint import Want
 from .errors import ConfigError, ServiceError
+from .layouts import Known, recent
 from .security import ClientKeys
-
-_KEEP_LAYOUTS = 4  # of the epochs that were asked for last
 
 
 class RemoteLoader(Decoding):
@@ -121,7 +120,7 @@ class RemoteLoader(Decoding):
                 f"serve.memory_mb {info.memory:,} at the daemon: raise them or lower batch_size"
             )
         self._credits = max(1, min(prefetch, memory // nbytes))
-        self._layouts: OrderedDict[int, Layout] = OrderedDict()
+        self._layouts: Known = Known()
         try:
             self._choose(decode, device, {"memory_mb": memory_mb, "ledger": ledger})
         except BaseException:
@@ -145,16 +144,13 @@ class RemoteLoader(Decoding):
             self._renamed(info.plan_id, info.render_id)
 
     def _layout(self, epoch: int) -> Layout:
-        layout = self._layouts.get(epoch)
-        if layout is None:
+        def make() -> Layout:
             run, num_blocks, counts = self._connection.layout(epoch, 0, 1)
             layout = Layout.remote(run, num_blocks)
             layout.extend(counts)
-            self._layouts[epoch] = layout
-            if len(self._layouts) > _KEEP_LAYOUTS:
-                self._layouts.popitem(last=False)
-        self._layouts.move_to_end(epoch)
-        return layout
+            return layout
+
+        return recent(self._layouts, epoch, make)
 
     def _extend(self, layout: Layout, blocks: int) -> None:
         epoch = next(epoch for epoch, known in self._layouts.items() if known is layout)

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,23 @@ from .errors import NavitError
 
 KEEP_FILES = 256
 """Files of counts kept, those of all plans together."""
-_KEEP_LAYOUTS = 4
+_KEEP_LAYOUTS = 4  # of the epochs that were asked for last
 _BLOCKS_AT_ONCE = 4 * (os.cpu_count() or 1)
 _STALE_S = 3600.0  # a half-written file of this age has no writer any more
+
+
+Known = OrderedDict[int, _packer.Layout]
+"""Layouts by epoch, that asked for last at the end."""
+
+
+def recent(known: Known, epoch: int, make: Callable[[], _packer.Layout]) -> _packer.Layout:
+    """The layout of an epoch: the same object while it is one of the last four that were asked for, else a new one."""
+    if epoch not in known:
+        known[epoch] = make()
+    known.move_to_end(epoch)
+    if len(known) > _KEEP_LAYOUTS:
+        known.popitem(last=False)
+    return known[epoch]
 
 
 class Layouts:
@@ -35,7 +50,7 @@ class Layouts:
 
     def __init__(self, plan: _packer.Plan, plan_id: str) -> None:
         self._plan, self._plan_id = plan, plan_id
-        self._known: OrderedDict[int, _packer.Layout] = OrderedDict()
+        self._known: Known = Known()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -67,19 +82,18 @@ class Layouts:
         Its blocks are counted in the background, so that `len` is there when it is wanted; those of the epoch that was asked
         for last.
         """
-        with self._lock:
-            layout = self._known.get(epoch)
-            if layout is None:
-                layout = self._known[epoch] = self.open(epoch)
-                while len(self._known) > _KEEP_LAYOUTS:
-                    self._known.popitem(last=False)
-                if layout.num_sequences is None:
-                    self._next = (epoch, layout)
-                    if self._thread is None:
-                        self._thread = threading.Thread(target=self._count, name="navit-count", daemon=True)
-                        self._thread.start()
-            self._known.move_to_end(epoch)
+
+        def make() -> _packer.Layout:
+            layout = self.open(epoch)
+            if layout.num_sequences is None:
+                self._next = (epoch, layout)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._count, name="navit-count", daemon=True)
+                    self._thread.start()
             return layout
+
+        with self._lock:
+            return recent(self._known, epoch, make)
 
     def keep(self, epoch: int, layout: _packer.Layout) -> None:
         """Writes the counts of a whole epoch to disk; without a writable cache nothing happens."""
