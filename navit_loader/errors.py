@@ -39,3 +39,8 @@ class ServiceError(NavitError):
 
 class ModelError(NavitError, ValueError):
     """A batch, checkpoint or option that the model does not take."""
+
+
+def said(error: Exception) -> list[str]:
+    """The lines of what another library's error says, but for empty ones; its name where it says nothing."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from navit_loader.errors import ModelError
+from navit_loader.errors import ModelError, said
 
 from .check import TABLES
 from .model import NaViT
@@ -95,5 +95,5 @@ def _from_transformers(name: str) -> nn.Module:
 
 def _said(error: Exception) -> str:
     """What a library said, in one line: its first words, and of a long list the first lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = said(error)
     return " ".join(lines[:3]) + (" …" if len(lines) > 3 else "")

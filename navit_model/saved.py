@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from navit_loader.errors import ConfigError, ModelError
+from navit_loader.errors import ConfigError, ModelError, said
 from navit_loader.schema import parse
 
 from . import from_timm, from_transformers
@@ -112,7 +112,7 @@ class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
                     allow_patterns=[CONFIG, WEIGHTS],
                 )
             except (HfHubHTTPError, HFValidationError, OSError) as e:
-                reason = str(e).splitlines()[0]
+                reason = said(e)[0]
                 raise ModelError(f"'{path}' is no folder, and no model on the hub that can be had ({reason})") from None
             folder = Path(found)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from navit_loader.errors import ConfigError, ModelError
+from navit_loader.errors import ConfigError, ModelError, said
 
 from . import checkpoint
 from .feed import open_loader
@@ -64,7 +64,7 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
         except RuntimeError as e:
             if not world.lost(e):
                 raise
-            reason = str(e).splitlines()[0][:200]
+            reason = said(e)[0][:200]
             raise ModelError(
                 f"rank {world.rank} lost another rank ({reason}); its own message says why; go on with --resume"
             ) from None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from navit_loader.errors import ConfigError, ModelError
+from navit_loader.errors import ConfigError, ModelError, said
 
 TIMEOUT = timedelta(seconds=60)
 """A rank that waits longer than this for another within a step stops with an error."""
@@ -92,7 +92,7 @@ class World:
             hosts = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         except RuntimeError as e:
             _leave()
-            reason = str(e).splitlines()[0][:200]
+            reason = said(e)[0][:200]
             rank = os.environ.get("RANK", "?")
             raise ModelError(f"rank {rank} of {size} did not find all others ({reason}); start them all anew") from None
         return cls(torch.distributed.get_rank(), size, place, hosts)
