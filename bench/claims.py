@@ -2,7 +2,7 @@
 
 In: nothing (scikit-learn's digits at drawn sizes), or two indexes with the same classes. Out: a Markdown table, with means
 and standard deviations over the seeds. Runs are kept in the folder and used again, so an interrupted table goes on. On two
-quiet cores the whole takes about two hours.
+cores, one part on each, the whole takes about an hour with `OMP_NUM_THREADS=1`.
 
     python bench/claims.py [--out runs/claims] [--seeds 3] [--only packing drop …] [--train INDEX --test INDEX] [--json FILE]
 """

@@ -27,7 +27,6 @@ from navit_model.evaluate import judge
 
 STEPS = 2400
 """Steps of one sequence."""
-NO_DROP = {"drop": {"kind": "none"}}
 
 
 def digits_(kit: Kit) -> list[Line]:

@@ -2,8 +2,9 @@
 //! batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
 //!
 //! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once; in any other
-//! order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two of them. All of it counts against one budget: where a span does not fit, just the image is fetched, and where that
-//! does not fit either, it is fetched when it is wanted.
+//! order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two of them. All of it
+//! counts against one budget: where a span does not fit, just the image is fetched, and where that does not fit either, it is
+//! fetched when it is wanted.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
