@@ -27,8 +27,8 @@ from model import images
 from torch import Tensor
 
 from navit_model import NaViTConfig
-from navit_model import encoder as blocks
-from navit_model.attention import attention, segments
+from navit_model.model import encoder as blocks
+from navit_model.model.attention import attention, segments
 
 L, UNIFORM = 1024, 256
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 
 from navit_loader import build_index, open_index
-from navit_model import checkpoint
-from navit_model.evaluate import Score, evaluate
-from navit_model.feed import open_loader
-from navit_model.journal import Journal, read_log
-from navit_model.settings import RunConfig
-from navit_model.tasks import Row
-from navit_model.trainer import Trainer
+from navit_model.evaluate.classification import Score, evaluate
+from navit_model.train import checkpoint
+from navit_model.train.feed import open_loader
+from navit_model.train.log import Journal, read_log
+from navit_model.train.settings import RunConfig
+from navit_model.train.task import Row
+from navit_model.train.trainer import Trainer
 from navit_model.world import World
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))

@@ -21,9 +21,10 @@ from sklearn.svm import SVC
 from navit_loader import PackedLoader
 from navit_loader.batch import PackedBatch
 from navit_loader.config import LoaderConfig
-from navit_model import NaViT, NaViTConfig, checkpoint
-from navit_model.cascade import cascade
-from navit_model.evaluate import judge
+from navit_model import NaViT, NaViTConfig
+from navit_model.evaluate.cascade import cascade
+from navit_model.evaluate.classification import judge
+from navit_model.train import checkpoint
 
 STEPS = 2400
 """Steps of one sequence."""

@@ -33,12 +33,12 @@ from navit_loader import LoaderConfig, PackedLoader, RemoteLoader, build_index
 from navit_loader.errors import ConfigError
 
 try:
-    from navit_loader.dali import DaliRenderer
+    from navit_loader.render.dali import DaliRenderer
 except ConfigError as e:
     raise SystemExit(f"decode_gpu.py: {e}") from None
-from navit_loader.dali import kernel
-from navit_loader.dali.patchify import patchify
-from navit_loader.dali.tokens import Tokens
+from navit_loader.render.dali import kernel
+from navit_loader.render.dali.patchify import patchify
+from navit_loader.render.dali.tokens import Tokens
 
 P = 16
 H200_GBS = 4800.0
@@ -215,9 +215,9 @@ def patch_pass(device: str, repeat: int) -> dict[str, float]:
 def starved(bench: Bench, steps: int, compiled: bool) -> dict[str, float]:
     """Training a ViT-S/16 from encoded batches: images/s, the share of the time in which its thread waited for a batch, and the
     share by which `steps` steps took longer than as many over one batch that lies on the device."""
-    from navit_loader.device import DevicePrefetcher
+    from navit_loader.deliver.device import DevicePrefetcher
     from navit_model.config import NaViTConfig
-    from navit_model.model import NaViT
+    from navit_model.model.navit import NaViT
 
     device = torch.device(bench.args.device)
     model = NaViT(NaViTConfig.preset("S/16", classes=1000)).to(device).train()

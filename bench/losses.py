@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
+from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 
 FORMS = ("ours", "whole")
 KINDS = ("softmax", "sigmoid")

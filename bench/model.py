@@ -39,7 +39,7 @@ from navit_loader._packer import BUILD_PROFILE
 from navit_loader.batch import OK
 from navit_loader.config import PlanConfig, Resolution
 from navit_model import NaViT, NaViTConfig
-from navit_model.flops import forward_flops
+from navit_model.train.flops import forward_flops
 
 P, L, MOST, CLASSES = 16, 1024, 256, 1000
 Step = Callable[[], Tensor]

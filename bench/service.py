@@ -26,7 +26,7 @@ from serving import AHEAD, CONFIG, SET, RenderedEngine, cpu_seconds, daemon, hos
 
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index
 from navit_loader._packer import BUILD_PROFILE
-from navit_loader.security import make_keys
+from navit_loader.service.security import make_keys
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 """What docs/service.md advises where batches come over TCP: large blocks are kept, not taken page by page each time."""

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import zmq
 
-from navit_loader import LoaderConfig, PackedBatch, RemoteLoader, protocol
+from navit_loader import LoaderConfig, PackedBatch, RemoteLoader
 from navit_loader.config import ServeConfig
-from navit_loader.engine import Engine
-from navit_loader.security import ServerKeys
-from navit_loader.server import Server
+from navit_loader.render.engine import Engine
+from navit_loader.service import protocol
+from navit_loader.service.security import ServerKeys
+from navit_loader.service.server import Server
 
 AHEAD = 4
 """Batches asked for in advance, by us and by the peers."""

@@ -27,9 +27,9 @@ import sources_kit
 from PIL import Image
 
 from navit_loader import _packer, build_index
-from navit_loader.sources.rows import make_rows, single_labels
-from navit_loader.sources.tokens import TokenFacts
-from navit_loader.sources.write import survey, write_index
+from navit_loader.index.sources.rows import make_rows, single_labels
+from navit_loader.index.tokens import TokenFacts
+from navit_loader.index.write import survey, write_index
 
 LATE_MS = 20
 """How late the server answers each request."""

@@ -25,15 +25,15 @@ import torch
 from torch import nn
 
 from navit_loader import build_index
-from navit_model.feed import open_loader
-from navit_model.journal import read_log
-from navit_model.losses import classification_loss
-from navit_model.meter import Meter
-from navit_model.optim import Average, adamw
-from navit_model.schedule import learning_rate
-from navit_model.settings import RunConfig
-from navit_model.train import train
-from navit_model.trainer import Trainer
+from navit_model.losses.classification import classification_loss
+from navit_model.train.feed import open_loader
+from navit_model.train.log import read_log
+from navit_model.train.meter import Meter
+from navit_model.train.optim import Average, adamw
+from navit_model.train.run import train
+from navit_model.train.schedule import learning_rate
+from navit_model.train.settings import RunConfig
+from navit_model.train.trainer import Trainer
 from navit_model.world import World
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))

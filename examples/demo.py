@@ -26,8 +26,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from navit_loader.errors import NavitError
-from navit_model import report
-from navit_model.lock import hold
+from navit_model.train import report
+from navit_model.train.lock import hold
 
 CONFIG = Path(__file__).with_name("digits.toml")
 TOKENS = (16, 25, 36, 49, 64)

@@ -19,7 +19,7 @@ from torch import Tensor
 from navit_loader import LoaderConfig, PackedLoader
 from navit_loader.batch import PackedBatch
 from navit_model import NaViT, NaViTConfig
-from navit_model.losses import classification_loss
+from navit_model.losses.classification import classification_loss
 
 CONFIG = {
     "data": {"batch_size": 8},

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import PackedBatch, View
-    from .client import RemoteLoader
     from .config import LoaderConfig
-    from .encoded import EncodedBatch
-    from .images import pack_images
+    from .deliver.client import RemoteLoader
+    from .deliver.device import DevicePrefetcher
+    from .deliver.loader import PackedLoader
     from .index import build_index, open_index
-    from .loader import PackedLoader
-    from .packing import pack
+    from .plan.packing import pack
+    from .render.encoded import EncodedBatch
+    from .render.images import pack_images
 
 __all__ = [
+    "DevicePrefetcher",
     "EncodedBatch",
     "LoaderConfig",
     "PackedBatch",
@@ -30,16 +32,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "EncodedBatch": "encoded",
+    "DevicePrefetcher": "deliver.device",
+    "EncodedBatch": "render.encoded",
     "LoaderConfig": "config",
     "PackedBatch": "batch",
-    "PackedLoader": "loader",
-    "RemoteLoader": "client",
+    "PackedLoader": "deliver.loader",
+    "RemoteLoader": "deliver.client",
     "View": "batch",
     "build_index": "index",
     "open_index": "index",
-    "pack": "packing",
-    "pack_images": "images",
+    "pack": "plan.packing",
+    "pack_images": "render.images",
 }
 
 

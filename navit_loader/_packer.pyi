@@ -162,7 +162,7 @@ def remote_read(url: str, offset: int, length: int) -> bytes:
 def probe_bytes(data: bytes, helpers: Helpers | None = None) -> tuple[int, int] | None:
     """Height and width after orientation of an encoded image in memory; None where the bytes are no image."""
 
-# pack and plan: integers in, integers out; see `navit_loader.packing`, `navit_loader.engine`, `navit_loader.config`
+# pack and plan: integers in, integers out; see `navit_loader.plan.packing`, `navit_loader.render.engine`, `navit_loader.config`
 
 def pack(
     lengths: NDArray[np.uint32],
@@ -269,7 +269,7 @@ class Layout:
     def report(self, start: int, stop: int) -> dict[str, int]:
         """What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest."""
 
-# render: planned batches -> the fields of `PackedBatch`; see `navit_loader.engine`
+# render: planned batches -> the fields of `PackedBatch`; see `navit_loader.render.engine`
 
 @final
 class Buffer:
@@ -310,7 +310,7 @@ class Renderer:
 
         Args:
             batch: what to render.
-            encoded: deliver the files in place of pixels; see `navit_loader.encoded`.
+            encoded: deliver the files in place of pixels; see `navit_loader.render.encoded`.
         """
     def foresee(self, batch: PlannedBatch) -> Ahead:
         """Starts to fetch from remote storage what a batch will need that is to be submitted later, as far as there is room.

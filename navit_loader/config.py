@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .plan_config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher
+from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher
 from .schema import check_types, convert, read_toml, require
 
 __all__ = [

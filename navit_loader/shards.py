@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
-from .engine import Engine
 from .errors import IndexFileError
 from .index import Index
+from .render.engine import Engine
 
 _RUN = 64
 """Images fetched at once: one planned sequence of one-token images."""

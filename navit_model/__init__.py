@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import NaViTConfig
-    from .model import NaViT
+    from .model.navit import NaViT
 
 __all__ = ["NaViT", "NaViTConfig"]
 
@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .config import NaViTConfig
-    from .model import NaViT
+    from .model.navit import NaViT
 
     return {"NaViT": NaViT, "NaViTConfig": NaViTConfig}[name]

@@ -38,7 +38,7 @@ class NaViTConfig:
         mean: mean of each channel in 0..1, subtracted on the device.
         std: standard deviation of each channel in 0..1.
         positions: position embedding: the ten rows of the paper's Table 3, FlexiViT's `resized_grid`, NaFlexViT's
-            `resized_axes`, or `none`; see `navit_model.positions`.
+            `resized_axes`, or `none`; see `navit_model.model.positions`.
         max_grid: rows of each position table: patches per side at most (NaViT, section 2.1).
         position_grid: rows and columns of the base table of `resized_grid` and `resized_axes`.
         position_filter: filter of its resize: `bilinear` (big_vision, SigLIP 2) or `bicubic` (timm).

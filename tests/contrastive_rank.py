@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from navit_model import contrastive
-from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
+from navit_model.losses import contrastive
+from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 
 
 def main(pairs: str, out: str, block: str) -> None:

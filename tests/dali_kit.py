@@ -9,7 +9,7 @@ import numpy as np
 from navit_loader import PackedBatch
 from navit_loader.batch import View
 from navit_loader.config import RENDER_KEYS, RenderConfig
-from navit_loader.encoded import OWN_ARRAYS, EncodedBatch
+from navit_loader.render.encoded import OWN_ARRAYS, EncodedBatch
 
 from .rendering import batch, encode, photo, renderer, source
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from navit_loader.batch import OK, PackedBatch
-from navit_model import checkpoint
-from navit_model.feed import open_loader
-from navit_model.settings import RunConfig
-from navit_model.trainer import Trainer
+from navit_model.train import checkpoint
+from navit_model.train.feed import open_loader
+from navit_model.train.settings import RunConfig
+from navit_model.train.trainer import Trainer
 from navit_model.world import World
 
 
@@ -39,7 +39,7 @@ class Noting:
 
 
 def work(table: dict[str, Any], stop_after: int | None = None, world: World | None = None) -> None:
-    """Trains as `navit_model.train.train` does, from the newest checkpoint where there is one.
+    """Trains as `navit_model.train.run.train` does, from the newest checkpoint where there is one.
 
     Args:
         table: the configuration.

@@ -173,7 +173,7 @@ NURSERY = """
 import os, signal, sys
 # What takes long to load; nothing here has threads or sockets.
 import zmq.auth.thread
-import navit_loader.engine, navit_loader.metrics, navit_loader.server
+import navit_loader.render.engine, navit_loader.service.metrics, navit_loader.service.server
 from navit_loader.cli import main
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:

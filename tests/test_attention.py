@@ -25,8 +25,8 @@ from navit_loader.batch import OK
 from navit_loader.config import PlanConfig, Resolution
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
-from navit_model import attention as module
-from navit_model.attention import attention, segments
+from navit_model.model import attention as module
+from navit_model.model.attention import attention, segments
 
 from .packed import packed
 

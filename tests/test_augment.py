@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from navit_loader.batch import PackedBatch
-from navit_model.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
 from navit_model.config import NaViTConfig
-from navit_model.flops import batch_flops, text_flops
-from navit_model.model import NaViT
-from navit_model.text import TextConfig, TextTower, pack_captions
+from navit_model.model.navit import NaViT
+from navit_model.model.text import TextConfig, TextTower, pack_captions
+from navit_model.train.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
+from navit_model.train.flops import batch_flops, text_flops
 
 sys.path.insert(0, str(Path(__file__).parent))
 from packed import packed

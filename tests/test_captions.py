@@ -12,7 +12,7 @@ import pytest
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index, open_index
 from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index
-from navit_loader.sources.subset import write_subset
+from navit_loader.index.subset import write_subset
 
 from .service_kit import Daemon, digest
 from .source_kit import encode, write_tar, write_tree

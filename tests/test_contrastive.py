@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from navit_loader.errors import ModelError
-from navit_model import contrastive
-from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
+from navit_model.losses import contrastive
+from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 
 
 def plain(kind: str, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

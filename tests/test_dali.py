@@ -26,8 +26,8 @@ from .rendering import difference, encode, photo, planned
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install nvidia-dali-cuda130")
 from dataclasses import replace
 
-from navit_loader.dali import DaliRenderer
-from navit_loader.dali.pipeline import Chunk, Runs
+from navit_loader.render.dali import DaliRenderer
+from navit_loader.render.dali.pipeline import Chunk, Runs
 
 SIZE = (130, 150)
 DEVICES = [
@@ -384,9 +384,9 @@ def test_devices_and_configurations_that_cannot_be() -> None:
 KERNEL = """
 import sys
 import numpy as np, torch
-from navit_loader.dali.kernel import launch
-from navit_loader.dali.patchify import gather
-from navit_loader.dali.tokens import Tokens
+from navit_loader.render.dali.kernel import launch
+from navit_loader.render.dali.patchify import gather
+from navit_loader.render.dali.tokens import Tokens
 assert launch is not None
 device = sys.argv[1]
 for patch_size in (4, 14, 16, 32):

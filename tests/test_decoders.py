@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from navit_loader import LoaderConfig, PackedLoader, RemoteLoader, build_index, protocol
-from navit_loader.device import DevicePrefetcher
-from navit_loader.encoded import EncodedBatch
-from navit_loader.engine import Engine
+from navit_loader import LoaderConfig, PackedLoader, RemoteLoader, build_index
+from navit_loader.deliver.device import DevicePrefetcher
 from navit_loader.errors import ConfigError, RenderError, ServiceError, StateError
+from navit_loader.render.encoded import EncodedBatch
+from navit_loader.render.engine import Engine
+from navit_loader.service import protocol
 
 from .dali_kit import jpeg, same_but_pixels
 from .service_kit import Daemon, digest, load, make_config

@@ -19,10 +19,10 @@ from navit_loader.batch import OK
 from navit_loader.config import PlanConfig, Resolution
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
-from navit_model.dense import grids, pixels, rasters
-from navit_model.detection import Objects, detection_loss
-from navit_model.owl import OwlHead, Proposals, detections, in_source
-from navit_model.segmenter import Segmenter
+from navit_model.losses.detection import Objects, detection_loss
+from navit_model.model.dense import grids, pixels, rasters
+from navit_model.model.owl import OwlHead, Proposals, detections, in_source
+from navit_model.model.segmenter import Segmenter
 
 from .packed import Grid, packed
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from navit_loader import build_index
 from navit_loader.batch import OK
 from navit_loader.errors import ConfigError, ModelError
-from navit_model import NaViT, checkpoint
-from navit_model.distillation import distillation_loss
-from navit_model.evaluate import evaluate
-from navit_model.journal import read_log
-from navit_model.settings import RunConfig
-from navit_model.tasks import take_over
-from navit_model.train import train
+from navit_model import NaViT
+from navit_model.evaluate.classification import evaluate
+from navit_model.losses.distillation import distillation_loss
+from navit_model.train import checkpoint
+from navit_model.train.begin import take_over
+from navit_model.train.log import read_log
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
 
 from .packed import packed
 from .pairs_kit import write_pairs

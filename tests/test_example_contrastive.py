@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from navit_loader import build_index, open_index
-from navit_model.settings import RunConfig
-from navit_model.train import train
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

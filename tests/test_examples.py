@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from navit_loader import build_index
-from navit_model import checkpoint
-from navit_model.settings import RunConfig
-from navit_model.train import train
+from navit_model.train import checkpoint
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs_kit import write_pairs

@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 
 from navit_loader import build_index, open_index
 from navit_loader.errors import IndexFileError
-from navit_loader.index import Index
-from navit_loader.sources import folder, write
+from navit_loader.index import Index, write
+from navit_loader.index.sources import folder
 
 from .source_kit import FORMATS, encode, sample_files, write_tree
 
@@ -142,7 +142,7 @@ def test_a_mapped_index_survives_its_replacement(tree: Path, tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from navit_loader import build_index
-from navit_loader.sources import folder
+from navit_loader.index.sources import folder
 folder.CHUNK = 8
 left = int(sys.argv[3])
 def progress(at):

@@ -17,7 +17,7 @@ from navit_loader import LoaderConfig, PackedLoader, build_index, open_index, pa
 from navit_loader.batch import ABSENT, FAILED, OK, PackedBatch
 from navit_loader.config import Drop, PlanConfig, Resolution
 from navit_loader.errors import ConfigError, NavitError, PlanError, StateError
-from navit_loader.selection import rows_where
+from navit_loader.plan.selection import rows_where
 
 BASE = LoaderConfig.from_dict(
     {

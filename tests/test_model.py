@@ -17,8 +17,8 @@ from navit_loader.batch import FAILED, OK
 from navit_loader.config import Drop, PlanConfig, Resolution
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import NaViT, NaViTConfig
-from navit_model.attention import attention, choose, segments
-from navit_model.losses import classification_loss
+from navit_model.losses.classification import classification_loss
+from navit_model.model.attention import attention, choose, segments
 
 CONFIG = NaViTConfig(width=48, depth=3, heads=3, patch_size=8, max_grid=16, classes=7)
 LOADER = LoaderConfig(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from timm.layers.patch_embed import resample_patch_embed
 
 from navit_model import NaViTConfig
-from navit_model.embed import PatchEmbedding
+from navit_model.model.embed import PatchEmbedding
 
 
 def embedding(base: int, filter: str) -> PatchEmbedding:

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from packed import packed
 
 from navit_loader.errors import ModelError, PlanError
-from navit_model import NaViT, NaViTConfig, infer
-from navit_model.export import export
+from navit_model import NaViT, NaViTConfig
+from navit_model.model import infer
+from navit_model.use.export import export
 
 P = 8
 CONFIG = NaViTConfig(

@@ -19,8 +19,8 @@ from packed import Grid, packed
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import NaViT, NaViTConfig
-from navit_model.attention import attention, choose, segments
-from navit_model.losses import classification_loss
+from navit_model.losses.classification import classification_loss
+from navit_model.model.attention import attention, choose, segments
 
 SMALL = NaViTConfig(width=24, depth=2, heads=2, patch_size=4, max_grid=12, classes=5)
 LENGTH, LONGEST, IMAGES = 40, 20, 6

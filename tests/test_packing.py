@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from navit_loader import pack
 from navit_loader.errors import PackError
-from navit_loader.packing import Algorithm
+from navit_loader.plan.packing import Algorithm
 
 ALL = get_args(Algorithm)
 

@@ -18,19 +18,20 @@ from PIL import Image
 
 from navit_loader import PackedLoader, build_index
 from navit_loader.errors import ConfigError, ModelError
-from navit_model import NaViTConfig, checkpoint
+from navit_model import NaViTConfig
 from navit_model.cli import main
-from navit_model.contrastive import sigmoid_contrastive, softmax_contrastive
-from navit_model.feed import open_loader
-from navit_model.journal import read_log
-from navit_model.retrieval import AT, evaluate_retrieval, recalls
-from navit_model.settings import RunConfig
-from navit_model.text import TextConfig, pack_captions
-from navit_model.towers import ContrastiveConfig, TwoTowers, pairs
-from navit_model.train import train
-from navit_model.trainer import Trainer
+from navit_model.evaluate.retrieval import AT, evaluate_retrieval, recalls
+from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
+from navit_model.model.text import TextConfig, pack_captions
+from navit_model.model.towers import ContrastiveConfig, TwoTowers, pairs
+from navit_model.train import checkpoint
+from navit_model.train.feed import open_loader
+from navit_model.train.log import read_log
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
+from navit_model.train.trainer import Trainer
+from navit_model.use.zero_shot import ZeroShot
 from navit_model.world import World
-from navit_model.zero_shot import ZeroShot
 
 from .pairs_kit import COLOURS, drawn, write_pairs
 

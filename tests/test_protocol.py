@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navit_loader import protocol as p
 from navit_loader.config import RENDER_KEYS
 from navit_loader.errors import RenderError, ServiceError
+from navit_loader.service import protocol as p
 
 wide = st.integers(0, p.WIDE)
 ids = st.lists(wide, max_size=20).map(tuple)

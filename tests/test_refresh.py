@@ -185,7 +185,7 @@ def test_a_rank_that_is_late_to_see_it_is_waited_for(place: Path) -> None:
 
 
 def test_ranks_with_different_indexes_stop_with_one_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("navit_loader.boundary._PAUSE_S", 0.01)
+    monkeypatch.setattr("navit_loader.deliver.boundary._PAUSE_S", 0.01)
     found = Ranks([place / "x.arrow", place / "old.arrow"]).run()
     assert all(isinstance(each, IndexFileError) for each in found), found
     assert str(found[0]) == str(found[1])

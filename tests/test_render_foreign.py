@@ -19,8 +19,8 @@ from PIL import Image, ImageCms
 
 from navit_loader import LoaderConfig, PackedLoader, _packer, build_index, foreign, open_index, pack_images
 from navit_loader.config import RenderConfig
-from navit_loader.engine import Engine
 from navit_loader.errors import RenderError
+from navit_loader.render.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rendering import LIMITS, batch, difference, encode, photo, planned, reference, source, unpatched

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import zmq
 
-from navit_loader import PackedBatch, PackedLoader, RemoteLoader, protocol
+from navit_loader import PackedBatch, PackedLoader, RemoteLoader
 from navit_loader.batch import FAILED
 from navit_loader.commands.top import read
 from navit_loader.errors import ConfigError, RenderError, ServiceError, StateError
+from navit_loader.service import protocol
 
 from .service_kit import Daemon, digest, load, make_config
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from navit_loader import PackedLoader, RemoteLoader
-from navit_loader.device import DevicePrefetcher
+from navit_loader.deliver.device import DevicePrefetcher
 
 from .service_kit import Daemon, digest, load, make_config
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from navit_loader.fair import FairShare
+from navit_loader.service.fair import FairShare
 
 steps = st.lists(
     st.one_of(

@@ -13,7 +13,7 @@ import pytest
 
 from navit_loader import RemoteLoader
 from navit_loader.errors import ServiceError
-from navit_loader.security import ClientKeys, ServerKeys, check_bind, make_keys
+from navit_loader.service.security import ClientKeys, ServerKeys, check_bind, make_keys
 
 from .service_kit import Daemon, make_config
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import zmq
 
-from navit_loader import PackedLoader, RemoteLoader, build_index, layouts, protocol
-from navit_loader.engine import Engine
+from navit_loader import PackedLoader, RemoteLoader, build_index
 from navit_loader.errors import ServiceError, StateError
+from navit_loader.plan import layouts
+from navit_loader.render.engine import Engine
+from navit_loader.service import protocol
 
 from .service_kit import PLAN, Daemon, digest, load, make_config, make_images
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from navit_loader.engine import Engine
-from navit_loader.shm import ABANDON_S, Shelf, Window
+from navit_loader.render.engine import Engine
+from navit_loader.service.shm import ABANDON_S, Shelf, Window
 
 from .service_kit import load, make_config
 

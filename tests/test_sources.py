@@ -18,8 +18,8 @@ import pytest
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
 from navit_loader.errors import ConfigError, IndexFileError
-from navit_loader.sources import expand_braces
-from navit_loader.sources.subset import split_rows, write_subset
+from navit_loader.index.sources import expand_braces
+from navit_loader.index.subset import split_rows, write_subset
 
 from .source_kit import encode, sample_files, write_tar, write_tree
 

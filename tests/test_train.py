@@ -20,18 +20,19 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from navit_loader import PackedLoader, build_index
-from navit_loader.engine import Engine
 from navit_loader.errors import ConfigError, ModelError
-from navit_model import checkpoint, tensors
-from navit_model.evaluate import evaluate
-from navit_model.feed import open_loader
-from navit_model.journal import read_log
-from navit_model.lock import hold
-from navit_model.schedule import learning_rate
-from navit_model.settings import RunConfig, TrainConfig
-from navit_model.tasks.classification import Classification
-from navit_model.train import train
-from navit_model.trainer import Trainer
+from navit_loader.render.engine import Engine
+from navit_model.evaluate.classification import evaluate
+from navit_model.train import checkpoint
+from navit_model.train.feed import open_loader
+from navit_model.train.lock import hold
+from navit_model.train.log import read_log
+from navit_model.train.run import train
+from navit_model.train.schedule import learning_rate
+from navit_model.train.settings import RunConfig, TrainConfig
+from navit_model.train.tasks.classification import Classification
+from navit_model.train.trainer import Trainer
+from navit_model.weights import tensors
 from navit_model.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from navit_loader import PackedLoader, identity
+from navit_loader import PackedLoader
 from navit_loader.errors import ConfigError
-from navit_model import checkpoint
+from navit_loader.plan import identity
 from navit_model.cli import main
-from navit_model.feed import Feed, open_loader
-from navit_model.journal import read_log
-from navit_model.settings import RunConfig
-from navit_model.trainer import Trainer
+from navit_model.train import checkpoint
+from navit_model.train.feed import Feed, open_loader
+from navit_model.train.log import read_log
+from navit_model.train.settings import RunConfig
+from navit_model.train.trainer import Trainer
 from navit_model.world import World
 
 from .service_kit import Daemon

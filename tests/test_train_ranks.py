@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import torch
 
-from navit_model import checkpoint
-from navit_model.journal import read_log
-from navit_model.settings import RunConfig
-from navit_model.train import train
+from navit_model.train import checkpoint
+from navit_model.train.log import read_log
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import seen, work

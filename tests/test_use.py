@@ -19,16 +19,17 @@ from PIL import Image
 from navit_loader import PackedLoader
 from navit_loader.batch import OK
 from navit_loader.errors import ModelError
-from navit_model import checkpoint, vectors
-from navit_model.cascade import Answers, cascade
 from navit_model.cli import main
-from navit_model.finetune import load
-from navit_model.frozen import planned
-from navit_model.model import NaViT
-from navit_model.probe import linear
-from navit_model.settings import RunConfig
-from navit_model.train import train
-from navit_model.usable import open_model
+from navit_model.evaluate.cascade import Answers, cascade
+from navit_model.model.navit import NaViT
+from navit_model.train import checkpoint
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
+from navit_model.use import vectors
+from navit_model.use.finetune import load
+from navit_model.use.frozen import planned
+from navit_model.use.opened import open_model
+from navit_model.use.probe import linear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import table, write_index

@@ -14,8 +14,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..engine import Engine
-    from ..pending import Pending
+    from ..render.engine import Engine
+    from ..render.pending import Pending
 
 STAGES = {
     "fetch": "reading files",
@@ -45,8 +45,8 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     from ..config import LoaderConfig
-    from ..engine import Engine
     from ..errors import ConfigError
+    from ..render.engine import Engine
 
     if args.batches < 1:
         raise ConfigError(f"--batches {args.batches}: at least 1")

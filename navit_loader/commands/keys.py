@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ServiceError: a client of that name has keys already, or a name that is not allowed.
     """
-    from ..security import make_keys
+    from ..service.security import make_keys
 
     server, *clients = make_keys(args.folder, args.client)
     print(f"for the daemon:  {server}  (navit-loader serve CONFIG --bind tcp://HOST:PORT --keys {server})")

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
         RenderError: a fault that may pass, such as a refused permission, outlasted its retries.
     """
     from ..config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
+    from ..deliver.loader import PackedLoader
     from ..index import open_index
-    from ..loader import PackedLoader
 
     index = open_index(args.index)
     config = LoaderConfig(

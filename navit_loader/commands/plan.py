@@ -31,8 +31,8 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the summary."""
     from ..config import LoaderConfig
-    from ..engine import Engine
     from ..errors import ConfigError
+    from ..render.engine import Engine
 
     if args.epoch < 0 or args.world_size < 1:
         raise ConfigError(f"--epoch {args.epoch} --world-size {args.world_size}: at least 0 and at least 1")

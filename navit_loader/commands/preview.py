@@ -34,8 +34,8 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture."""
     from ..config import LoaderConfig
-    from ..engine import Engine
     from ..errors import ConfigError, RenderError
+    from ..render.engine import Engine
 
     if args.epoch < 0 or args.first < 0 or not 1 <= args.sequences <= 64:
         raise ConfigError(

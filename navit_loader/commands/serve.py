@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: a bad configuration or index, an address that is taken or not allowed, bad keys.
     """
-    from ..engine import Engine
-    from ..metrics import serve_metrics
-    from ..security import ServerKeys
-    from ..server import Server
+    from ..render.engine import Engine
+    from ..service.metrics import serve_metrics
+    from ..service.security import ServerKeys
+    from ..service.server import Server
 
     logging.basicConfig(
         stream=sys.stderr,

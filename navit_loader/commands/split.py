@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes both indexes and says how many images each has."""
     from ..errors import IndexFileError
     from ..index import open_index
-    from ..sources.subset import split_rows, write_subset
+    from ..index.subset import split_rows, write_subset
 
     paths = [os.path.abspath(path) for path in (args.index, *args.output)]
     if len(set(paths)) < 3:

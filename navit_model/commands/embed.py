@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from navit_loader.commands import ProgressLine
 
-    from ..usable import open_model
-    from ..vectors import export
+    from ..use.opened import open_model
+    from ..use.vectors import export
     from ..world import World
 
     usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)

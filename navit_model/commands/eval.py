@@ -15,7 +15,7 @@ from navit_loader.schema import require
 from . import add_model
 
 if TYPE_CHECKING:
-    from ..usable import Usable
+    from ..use.opened import Usable
     from ..world import World
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: model or index cannot be used, or a budget or patch size is not allowed.
     """
-    from ..usable import open_model
+    from ..use.opened import open_model
     from ..world import World
 
     for key in ("tokens", "patch_size"):
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             text = json.dumps({"checkpoint": str(usable.path), **found}, indent=1)
             args.json.write_text(text + "\n", encoding="utf-8")
         if args.plot:
-            from ..plot import accuracy_plot
+            from ..evaluate.plot import accuracy_plot
 
             accuracy_plot(args.plot, found["scores"], found.get("cascades", {}))
     return 0
@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _labels(args: argparse.Namespace, usable: Usable, world: World) -> tuple[list[str], dict[str, Any]]:
     """Scores of a classifier, or of class names, at each patch size and budget."""
-    from ..cascade import cascade, curve_table
-    from ..evaluate import judge, score_table
+    from ..evaluate.cascade import cascade, curve_table
+    from ..evaluate.classification import judge, score_table
 
     named = args.zero_shot is not None
     usable = _classifier(usable, args)
@@ -117,8 +117,8 @@ def _labels(args: argparse.Namespace, usable: Usable, world: World) -> tuple[lis
 
 def _pairs(args: argparse.Namespace, usable: Usable, world: World) -> tuple[list[str], dict[str, Any]]:
     """Recall of a contrastive model at each patch size and budget."""
-    from ..retrieval import evaluate_retrieval, retrieval_table
-    from ..towers import TwoTowers
+    from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
+    from ..model.towers import TwoTowers
 
     for option, value in (("--cascade", args.cascade), ("--plot", args.plot)):
         require(not value, option, value, "left out with --retrieval")

@@ -28,8 +28,8 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
-    from ..finetune import starting
-    from ..train import train
+    from ..train.run import train
+    from ..use.finetune import starting
 
     config, model = starting(args.weights, args.config, args.changes)
     train(config, resume=args.resume, begin=model)

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from navit_loader.schema import require
 
-    from ..predict import predict
-    from ..usable import open_model
+    from ..use.opened import open_model
+    from ..use.predict import predict
     from ..world import World
 
     require(args.top >= 1, "--top", args.top, "at least 1")

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from navit_loader.schema import require
 
-    from ..probe import probe
-    from ..usable import open_model
+    from ..use.opened import open_model
+    from ..use.probe import probe
     from ..world import World
 
     require(all(k >= 1 for k in args.shots), "--shots", args.shots, "at least 1")

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ModelError: the folder holds no log of a run.
     """
-    from .. import report
+    from ..train import report
 
     print(f"report: {report.write(args.out)}")
     return 0

@@ -18,8 +18,8 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
-    from ..settings import RunConfig
-    from ..train import train
+    from ..train.run import train
+    from ..train.settings import RunConfig
 
     train(RunConfig.from_toml(args.config, args.changes), resume=args.resume)
     return 0

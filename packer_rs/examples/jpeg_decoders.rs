@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use navit_packer::decode::{Decoder, Pixels, Wanted};
+use navit_packer::pixels::decode::{Decoder, Pixels, Wanted};
 use navit_packer::slots::Crop;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;

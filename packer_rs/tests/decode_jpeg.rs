@@ -6,7 +6,7 @@ mod encode;
 use std::sync::Arc;
 
 use encode::{Style, encode};
-use navit_packer::decode::{Colours, Decoder, Pixels, Wanted};
+use navit_packer::pixels::decode::{Colours, Decoder, Pixels, Wanted};
 use navit_packer::slots::Crop;
 use proptest::prelude::*;
 use turbojpeg_sys as tj;

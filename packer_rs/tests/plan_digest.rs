@@ -2,14 +2,14 @@
 //! plan the same. In: a configuration that uses each kind of draw. Out: one number over every field of every image.
 //!
 //! `make test-aarch64` runs it on an emulated Arm processor, as CI does. A change of order, draws or packing
-//! changes the digest: raise `PLAN_VERSION` in `navit_loader/identity.py` along with it.
+//! changes the digest: raise `PLAN_VERSION` in `navit_loader/plan/identity.py` along with it.
 
 use std::sync::Arc;
 
 use navit_packer::columns::{Column, Sizes};
-use navit_packer::config::PlanConfig;
 use navit_packer::plan::Plan;
-use navit_packer::streams::Stream;
+use navit_packer::plan::config::PlanConfig;
+use navit_packer::plan::streams::Stream;
 
 /// Everything drawn: a mixture, two patch sizes, crops, flips, beta drop on a schedule, a teacher's view.
 const BETA: &str = r#"{

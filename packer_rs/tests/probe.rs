@@ -1,7 +1,7 @@
 //! Invariants of the header probe: no bytes make it panic, a window shows the same wherever an image lies, and what a tar
 //! scan returns lies inside the tar.
 
-use navit_packer::foreign::Helpers;
+use navit_packer::pixels::decode::foreign::Helpers;
 use navit_packer::probe::{Format, Outcome, Payload, ReadAt, Window, probe_files, probe_header, scan_tar};
 use proptest::prelude::*;
 use std::num::NonZeroUsize;

@@ -1,12 +1,12 @@
 //! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat; orientation is
 //! a permutation of pixels.
 
-use navit_packer::decode::{Colours, Pixels, Plane};
-use navit_packer::orient::Frame;
-use navit_packer::patchify::patchify;
-use navit_packer::resize::{Resizer, Small};
+use navit_packer::pixels::decode::{Colours, Pixels, Plane};
+use navit_packer::pixels::orient::Frame;
+use navit_packer::pixels::patchify::patchify;
+use navit_packer::pixels::resize::{Resizer, Small};
+use navit_packer::pixels::taps::{Axis, BITS, Filter, Taps};
 use navit_packer::slots::Crop;
-use navit_packer::taps::{Axis, BITS, Filter, Taps};
 use proptest::prelude::*;
 
 const FILTERS: [Filter; 4] = [Filter::Bicubic, Filter::Bilinear, Filter::Area, Filter::Lanczos];

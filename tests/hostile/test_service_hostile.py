@@ -19,9 +19,10 @@ import msgpack
 import pytest
 import zmq
 
-from navit_loader import PackedLoader, RemoteLoader, protocol
+from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.errors import ServiceError
-from navit_loader.shm import Window
+from navit_loader.service import protocol
+from navit_loader.service.shm import Window
 
 from ..service_kit import Daemon, digest, load, make_config
 

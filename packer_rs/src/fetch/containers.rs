@@ -9,10 +9,10 @@ use super::spans::{Cut, Foreseen, Spanned, Spans};
 use super::{File, fault, open_file};
 use parquet::data_type::ByteArray;
 
-use crate::ledger::{Failure, Fault};
-use crate::pages::{Buffers, PageKey, Pages, Trouble};
-use crate::probe::ReadAt;
-use crate::remote::{Blocks, Object, is_remote, spawn_blocking};
+use crate::fetch::pages::{Buffers, PageKey, Pages, Trouble};
+use crate::fetch::remote::{Blocks, Object, is_remote, spawn_blocking};
+use crate::fetch::window::ReadAt;
+use crate::render::ledger::{Failure, Fault};
 use crate::sync::lock;
 
 /// Open containers kept per source; more are opened again when they are needed.

@@ -16,9 +16,9 @@ use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Counted};
 use super::fault;
-use crate::ledger::{Failure, Fault};
-use crate::probe::ReadAt;
-use crate::remote::{Expect, Object, spawn};
+use crate::fetch::remote::{Expect, Object, spawn};
+use crate::fetch::window::ReadAt;
+use crate::render::ledger::{Failure, Fault};
 use crate::sync::lock;
 
 /// Requests under way at once.

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Header, Window, io_reason, open, probe_header};
-use crate::foreign::Helpers;
-use crate::pages::{Buffers, Pages, Trouble};
+use crate::fetch::pages::{Buffers, Pages, Trouble};
+use crate::pixels::decode::foreign::Helpers;
 
 /// Bytes of idle buffers kept while a column is read.
 const KEEP: usize = 64 << 20;

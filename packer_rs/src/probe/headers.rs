@@ -1,10 +1,10 @@
 //! One function per container: each follows the container's own chunks to the size and to the orientation, wherever they
 //! stand, and refuses what no decoder could use.
 
-use super::window::{Fault, ReadAt, Window};
 use super::{Format, Header, io_reason};
-use crate::foreign::Helpers;
-use crate::orient::exif_orientation;
+use crate::fetch::window::{Fault, ReadAt, Window};
+use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::orient::exif_orientation;
 
 type Found = Result<(u32, u32, u8), Stop>;
 

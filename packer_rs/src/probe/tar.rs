@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use super::window::{Fault, ReadAt, Window};
 use super::{Header, io_reason, open, probe_header};
-use crate::foreign::Helpers;
+use crate::fetch::window::{Fault, ReadAt, Window};
+use crate::pixels::decode::foreign::Helpers;
 
 const BLOCK: u64 = 512;
 /// Long names, pax headers and label files beyond this are refused: no honest one comes near.

@@ -9,10 +9,10 @@ use numpy::{Element, PyArray};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::buffers::{Dtype, Field, ViewFields};
-use crate::ledger::Entry;
-use crate::memory::Block;
 use crate::render::Rendered;
+use crate::render::layout::{Dtype, Field, ViewFields};
+use crate::render::ledger::Entry;
+use crate::render::memory::Block;
 
 /// Owner of a batch's memory: the base object of its arrays.
 #[pyclass(frozen, module = "navit_loader._packer")]

@@ -8,17 +8,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::columns::{Captions, Column, Locations, StringColumn};
-use crate::decode::plain_jpeg;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::foreign::Helpers as Foreign;
-use crate::ledger::{Entry, Ledger};
-use crate::orient::Frame;
+use crate::pixels::decode::foreign::Helpers as Foreign;
+use crate::pixels::decode::plain_jpeg;
+use crate::pixels::orient::Frame;
 use crate::py::batch::{entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::batch_limits;
 use crate::py::planned::PlannedBatch;
+use crate::render::ledger::{Entry, Ledger};
 use crate::render::{Input, RenderSettings, render_in_place};
 use crate::slots::Crop;
 

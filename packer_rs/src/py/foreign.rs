@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use crate::foreign::Helpers as Inner;
+use crate::pixels::decode::foreign::Helpers as Inner;
 
 /// Helper processes, started when the first image needs one; they end with this object.
 #[pyclass(frozen, module = "navit_loader._packer")]

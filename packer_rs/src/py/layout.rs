@@ -7,9 +7,9 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::block::Report;
-use crate::epoch::{Epoch, Table};
 use crate::error::{Error, Kind};
+use crate::plan::block::Report;
+use crate::plan::epoch::{Epoch, Table};
 use crate::py::errors::to_py;
 use crate::py::planned::PlannedBatch;
 use crate::sync::lock;

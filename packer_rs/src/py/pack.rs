@@ -1,10 +1,10 @@
-//! Python name of `pack`. In: lengths as numpy arrays, checked by `navit_loader.packing`. Out: sequence and offset of each item.
+//! Python name of `pack`. In: lengths as numpy arrays, checked by `navit_loader.plan.packing`. Out: sequence and offset of each item.
 
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::error::{Error, Kind};
-use crate::pack::{Algorithm, Limits, Load, pack as pack_loads};
+use crate::plan::pack::{Algorithm, Limits, Load, pack as pack_loads};
 use crate::py::errors::to_py;
 
 type Arrays<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);

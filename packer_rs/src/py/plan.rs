@@ -7,15 +7,15 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::columns::Sizes;
-use crate::config::PlanConfig;
-use crate::epoch::Epoch;
 use crate::error::{Error, Kind};
 use crate::plan::Plan as Engine;
+use crate::plan::config::PlanConfig;
+use crate::plan::epoch::Epoch;
+use crate::plan::streams::Stream;
 use crate::py::columns::column;
 use crate::py::errors::to_py;
 use crate::py::layout::Layout;
 use crate::slots::ViewLimits;
-use crate::streams::Stream;
 
 /// A plan over the size columns of its indexes.
 #[pyclass(frozen, module = "navit_loader._packer")]

@@ -11,10 +11,10 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::error::{Error, Kind};
 use crate::fetch::IN_PAGES;
+use crate::fetch::remote;
 use crate::probe::{self, FORMAT_NAMES, Header, Outcome, Payload};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
-use crate::remote;
 
 /// Code in the format column of a row that is broken, and of one that was not opened since it is unchanged.
 const BROKEN: u8 = 255;

@@ -1,16 +1,16 @@
 //! Batches that carry encoded files in place of pixels. In: planned batches, and files as they are fetched. Out: the same
 //! blocks as for pixels, except that `patches` has no bytes and `data` has the files, one after another, then their names.
 //!
-//! Apart from `worker`, since nothing is decoded: whoever takes the batch does that (`navit_loader.dali`). A file that cannot
+//! Apart from `worker`, since nothing is decoded: whoever takes the batch does that (`navit_loader.render.dali`). A file that cannot
 //! be had is masked here, exactly as it would be with pixels; one that cannot be decoded is found out at the other end.
 
 use std::sync::Arc;
 
-use crate::buffers::{BatchLayout, EncodedFields};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::ledger::Failure;
-use crate::memory::Block;
+use crate::render::layout::{BatchLayout, EncodedFields};
+use crate::render::ledger::Failure;
+use crate::render::memory::Block;
 use crate::slots::{BatchLimits, PlannedBatch, PlannedImage};
 
 use super::worker::Worker;

@@ -12,12 +12,12 @@ use super::queue::{Queue, closed_error};
 use super::settings::RenderSettings;
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
-use crate::buffers::BatchLayout;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Foreseen, Source};
-use crate::foreign::Helpers;
-use crate::ledger::{Entry, Ledger};
-use crate::memory::{Block, Pool};
+use crate::pixels::decode::foreign::Helpers;
+use crate::render::layout::BatchLayout;
+use crate::render::ledger::{Entry, Ledger};
+use crate::render::memory::{Block, Pool};
 use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
 

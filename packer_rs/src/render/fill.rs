@@ -1,10 +1,10 @@
 //! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its block:
 //! segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are `worker`'s.
 
-use crate::buffers::{BatchLayout, ViewFields};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::memory::Block;
+use crate::render::layout::{BatchLayout, ViewFields};
+use crate::render::memory::Block;
 use crate::slots::{BatchLimits, Grid, PlannedBatch, PlannedImage};
 
 /// `PackedBatch.status` of an image that was rendered.

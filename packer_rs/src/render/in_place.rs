@@ -8,13 +8,13 @@ use super::fill::{check, fill};
 use super::job::Job;
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker};
-use crate::buffers::BatchLayout;
-use crate::decode::{HELPER, OUT_OF_MEMORY};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::foreign::Helpers;
-use crate::ledger::Failure;
-use crate::memory::Pool;
+use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::decode::{HELPER, OUT_OF_MEMORY};
+use crate::render::layout::BatchLayout;
+use crate::render::ledger::Failure;
+use crate::render::memory::Pool;
 use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::buffers::BatchLayout;
 use crate::error::Error;
 use crate::fetch::Read;
-use crate::memory::Block;
+use crate::render::layout::BatchLayout;
+use crate::render::memory::Block;
 use crate::slots::{PlannedBatch, PlannedImage};
 use crate::sync::lock;
 

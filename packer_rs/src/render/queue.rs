@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::job::Job;
 use crate::error::{Error, Kind};
-use crate::ledger::Fault;
+use crate::render::ledger::Fault;
 use crate::sync::lock;
 
 /// Idle buffers larger than this are not kept.

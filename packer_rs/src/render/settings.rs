@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::taps::Filter;
+use crate::pixels::taps::Filter;
 
 /// How planned slots become pixels; the fields are those of `RenderConfig`.
 #[derive(Clone, Debug, Deserialize)]

@@ -10,9 +10,9 @@ use super::fill::fill;
 use super::job::Job;
 use super::queue::Task;
 use super::worker::{Input, Worker, lap};
-use crate::decode::{HELPER, OUT_OF_MEMORY};
 use crate::error::{Error, Kind};
-use crate::ledger::{Entry, Failure, Fault};
+use crate::pixels::decode::{HELPER, OUT_OF_MEMORY};
+use crate::render::ledger::{Entry, Failure, Fault};
 use crate::sync::lock;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -37,7 +37,7 @@ impl Shared {
                     }
                     let fetched = self.fetch(&job, i, &mut path, &mut own);
                     self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
-                    if own.capacity() > crate::decode::KEEP_BYTES {
+                    if own.capacity() > crate::pixels::decode::KEEP_BYTES {
                         own = Vec::new();
                     }
                 }

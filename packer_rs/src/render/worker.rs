@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::buffers::{BatchLayout, ViewFields};
-use crate::decode::{Decoder, Pixels, Wanted};
-use crate::draw::kept_tokens;
 use crate::fetch::Source;
-use crate::foreign::Helpers;
-use crate::ledger::Failure;
-use crate::memory::Block;
-use crate::orient::Frame;
-use crate::patchify::patchify;
+use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::decode::{Decoder, Pixels, Wanted};
+use crate::pixels::orient::Frame;
+use crate::pixels::patchify::patchify;
+use crate::pixels::resize::{Resizer, Small};
+use crate::plan::draw::kept_tokens;
 use crate::render::RenderSettings;
 use crate::render::fill::{FAILED, slot};
-use crate::resize::{Resizer, Small};
+use crate::render::layout::{BatchLayout, ViewFields};
+use crate::render::ledger::Failure;
+use crate::render::memory::Block;
 use crate::slots::PlannedImage;
 
 /// Nanoseconds spent, over all threads.

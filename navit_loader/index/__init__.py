@@ -1,0 +1,212 @@
+"""The index: one row per image with its size, its labels and where its bytes are.
+
+In: sources (folders, manifests, tars). Out: an Arrow IPC file, memory-mapped, that opens in constant time at any size
+and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index` reads it; neither touches a pixel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ..errors import IndexFileError
+from .reader import Index, open_index
+from .sources import open_sources
+from .sources.remote import is_remote
+from .sources.rows import Job, Source, checked_classes
+from .tokens import load_tokenizer
+from .unfinished import Journal
+from .write import VERSION, quarantine_path, survey, uri, write_index
+
+__all__ = ["Index", "IndexProgress", "IndexSummary", "build_index", "open_index"]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexProgress:
+    """How far a build is.
+
+    Attributes:
+        share: of the sources gone through, 0 to 1.
+        images: rows so far, broken ones included.
+        broken: broken ones so far.
+        source: what is being read.
+    """
+
+    share: float
+    images: int
+    broken: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSummary:
+    """What a build did.
+
+    Attributes:
+        path: the index.
+        rows: images in it.
+        broken: images, folders or tars in quarantine.
+        quarantine: where those are listed, one JSON object a line.
+        classes: class names, in the order of their labels.
+        unlabelled: images without a label.
+        reused: rows taken over from an earlier build without reading their files.
+        ignored: files that are no images by their names.
+        seconds: time taken.
+    """
+
+    path: str
+    rows: int
+    broken: int
+    quarantine: str
+    classes: list[str]
+    unlabelled: int
+    reused: int
+    ignored: int
+    seconds: float
+
+
+def build_index(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    refresh: bool = False,
+    threads: int = 0,
+    progress: Callable[[IndexProgress], None] | None = None,
+) -> IndexSummary:
+    """Indexes the images of one or more sources, reading headers only.
+
+    The same files give the same index whatever the number of threads, and after a kill too: what was done is kept
+    beside the output (`OUTPUT.building`) and used when the build is started again. Broken images are listed in
+    `OUTPUT.quarantine.jsonl` and counted; they stop nothing.
+
+    Args:
+        sources: folders (class per folder), manifests (`.csv`, `.jsonl`, `.parquet`) or plain tars (`{000..127}`
+            expands).
+        output: path of the index; an existing one is replaced by rename when the new one is whole.
+        classes: the class table to use: names, or the path of an index to take them from.
+        tokenizer: a `tokenizer.json` for captions (needs the package `tokenizers`); None takes bytes.
+        refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
+        threads: probing threads; 0 means one per core that this process may use.
+        progress: called now and then.
+
+    Raises:
+        IndexFileError: a source that is missing or contradicts the class table, no usable image, or an output that
+            cannot be written.
+    """
+    started = time.perf_counter()
+    path = os.path.abspath(os.fspath(output))
+    if os.path.isdir(path):
+        raise IndexFileError(f"'{path}' is a folder; give the path of the index file to write")
+    opened = open_sources([sources] if isinstance(sources, str | os.PathLike) else list(sources))
+    old = open_index(path) if refresh and os.path.exists(path) else None
+    tokens = load_tokenizer(tokenizer)
+    table = _class_table(opened, classes)
+    local = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]
+    root = os.path.commonpath(local) if local else os.path.dirname(path)
+    parameters = json.dumps([VERSION, table, tokens.facts.hash])
+    with Journal(path, parameters) as journal:
+        known = journal.known()
+        if old is not None:
+            same = old.table_given == table and old.tokens.hash in ("", tokens.facts.hash)
+            # A container with anything in quarantine is read again, since what was wrong with it is not in the index.
+            tainted = {line["shard"] for line in old.quarantine() if not line["shard"].endswith("/")}
+            fit = [batch for batch in old.as_rows() if batch["shard"].dictionary[0].as_py() not in tainted]
+            known = [(same, fit), *known]
+        job = Job(
+            classes=None if table is None else {name: i for i, name in enumerate(table)},
+            known=_by_shard(known),
+            tokenize=tokens.columns,
+            threads=threads or len(os.sched_getaffinity(0)),
+        )
+        images = broken = 0
+        for i, source in enumerate(opened):
+            for share, batch in source.scan(job):
+                journal.append(batch)
+                images += len(batch)
+                broken += len(batch) - batch["reason"].null_count
+                if progress is not None:
+                    progress(IndexProgress((i + share) / len(opened), images, broken, source.shard))
+        found = survey(journal.batches, root, table, tokens.facts)
+        if not found.rows:
+            message = _nothing([source.shard for source in opened], journal)
+            journal.remove()
+            raise IndexFileError(message)
+        write_index(path, journal.batches, found, root, table, tokens.facts)
+        journal.remove()
+    return IndexSummary(
+        path=path,
+        rows=found.rows,
+        broken=found.broken,
+        quarantine=quarantine_path(path),
+        classes=open_index(path).classes,
+        unlabelled=found.unlabelled,
+        reused=job.reused,
+        ignored=job.ignored,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _class_table(sources: list[Source], classes: str | os.PathLike[str] | Sequence[str] | None) -> list[str] | None:
+    """The class table of the build, or None where labels are numbers without names. Walks the sources.
+
+    Raises:
+        IndexFileError: names and numbers are mixed without a table, or a name stands twice.
+    """
+    found = [(source, source.prepare()) for source in sources]
+    if isinstance(classes, str | os.PathLike):
+        return open_index(classes).classes
+    if classes is not None:
+        return checked_classes(classes, "the class table given")
+    named = [names for _, names in found if names]
+    if not named:
+        return None
+    if all(names == named[0] for names in named):
+        table = checked_classes(named[0], "the sources")
+    else:
+        table = sorted({name for names in named for name in names}, key=str.encode)
+    numbered = [source.shard for source, names in found if names is None]
+    if numbered:
+        raise IndexFileError(
+            f"'{numbered[0]}' has numbers for labels where other sources have names; give the table with --classes FROM"
+        )
+    return table
+
+
+def _nothing(shards: list[str], journal: Journal) -> str:
+    """Why there is no index, with the first broken image as an example."""
+    where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more"
+    for batch in journal.batches():
+        if len(batch):
+            row = batch.select(["shard", "name", "reason"]).slice(0, 1).to_pylist()[0]
+            return f"no usable image in '{where}'; for one, '{uri(row['shard'], row['name'])}': {row['reason']}"
+    for folder in filter(os.path.isdir, shards):
+        kinds = {os.path.splitext(name)[1] for name in os.listdir(folder)} & {".tar", ".parquet"}
+        if kinds:
+            name = os.path.join(folder, "*" + max(kinds))
+            return f"no image in '{folder}', only containers of images; give them in its place: {name}"
+    return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
+
+
+def _by_shard(builds: list[tuple[bool, list[pa.RecordBatch]]]) -> dict[str, pa.Table]:
+    """Rows known from earlier builds, newest last, by shard; for each build also whether it had the same parameters.
+
+    Of a folder all builds count, since labels never come from them, and the newest stands first, since the first of
+    equal names is found. A container is known as a whole, from one build with the same parameters.
+    """
+    grouped: dict[str, list[pa.RecordBatch]] = {}
+    for same, build in builds:
+        own: dict[str, list[pa.RecordBatch]] = {}
+        for batch in build:
+            shard = batch["shard"].dictionary[0].as_py() if len(batch) else ""
+            if shard and (same or shard.endswith("/")):
+                own.setdefault(shard, []).append(batch.replace_schema_metadata(None))
+        for shard, rows in own.items():
+            grouped[shard] = rows + (grouped.get(shard, []) if shard.endswith("/") else [])
+    return {shard: pa.Table.from_batches(rows) for shard, rows in grouped.items()}

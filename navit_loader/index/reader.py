@@ -1,0 +1,273 @@
+"""Reading an index: an Arrow IPC file, memory-mapped, whose metadata is all that opening looks at.
+
+In: the file that `write.write_index` wrote. Out: its columns as numpy arrays over the mapped file, and what its
+metadata say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .. import _packer
+from ..errors import IndexFileError
+from .sources.remote import is_remote
+from .sources.rows import ROWS, single_labels
+from .tokens import TokenFacts
+from .write import VERSION, quarantine_path, uri
+
+
+class Index:
+    """An index file, memory-mapped. Opening reads only its metadata. Use `open_index`.
+
+    Attributes:
+        path: the file.
+        num_rows: images.
+        classes: class names, in the order of their labels.
+        label_width: K, labels per image.
+        root: absolute folder that shards are relative to.
+        tokens: the tokenizer of its captions.
+        plan_fingerprint: hash of all that planning reads.
+        render_fingerprint: hash of all else that rendering reads, places on disk aside.
+        broken: rows in quarantine when it was built.
+        formats: names of the formats of its images.
+    """
+
+    def __init__(self, path: str, root: str | None) -> None:
+        self.path = path
+        self._root_given = root
+        # Before it is opened, so that a replacement meanwhile is seen later rather than never.
+        self._stamp = _stamp(path)
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(path))
+            self._schema = self._reader.schema
+        except FileNotFoundError:
+            raise IndexFileError(f"no index at '{path}'; make one with 'navit-loader index SOURCE -o {path}'") from None
+        except (pa.ArrowException, OSError, ValueError) as e:
+            raise IndexFileError(f"'{path}' is no index, or a damaged one ({e}); build it again") from None
+        meta = {k.decode(): v.decode() for k, v in (self._schema.metadata or {}).items() if k.startswith(b"navit.")}
+        if meta.get("navit.version") != str(VERSION):
+            stated = meta.get("navit.version", "none")
+            raise IndexFileError(f"'{path}' is an index of version {stated}, this is version {VERSION}; build it again")
+        try:
+            self.num_rows = int(meta["navit.rows"])
+            self._batch_rows = int(meta["navit.batch_rows"])
+            self.broken = int(meta["navit.broken"])
+            self.formats = [name for name in meta["navit.formats"].split(",") if name]
+            self.classes: list[str] = json.loads(meta["navit.classes"])
+            self.tokens = TokenFacts(
+                meta["navit.tokenizer"], int(meta["navit.vocabulary"]), int(meta["navit.text_end"])
+            )
+            self.plan_fingerprint = meta["navit.plan_fingerprint"]
+            self.render_fingerprint = meta["navit.render_fingerprint"]
+            self._numbered = meta["navit.numbered"] == "1"
+            self.root = os.path.abspath(root) if root is not None else _find_root(path, meta)
+            batches = self._reader.num_record_batches
+        except (KeyError, ValueError) as e:
+            raise IndexFileError(f"'{path}' is damaged: its metadata lacks or garbles {e}; build it again") from None
+        if self.num_rows < 1 or batches != -(-self.num_rows // self._batch_rows):
+            raise IndexFileError(
+                f"'{path}' is damaged: {self.num_rows} rows in {batches} record batches; build it again"
+            )
+        label = self._schema.field("label").type
+        self.label_width = label.list_size if pa.types.is_fixed_size_list(label) else 1
+
+    @property
+    def table_given(self) -> list[str] | None:
+        """The class table it was built with; None where labels were bare numbers."""
+        return None if self._numbered else self.classes
+
+    def reopened(self) -> Index:
+        """The index that stands at this path now: itself, unless the file was replaced since it was opened.
+
+        Raises:
+            IndexFileError: there is none, or a damaged one.
+        """
+        return self if _stamp(self.path) == self._stamp else Index(self.path, self._root_given)
+
+    @cached_property
+    def _batches(self) -> list[pa.RecordBatch]:
+        try:
+            batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()
+        except (pa.ArrowException, OSError) as e:
+            raise IndexFileError(f"'{self.path}' is damaged ({e}); build it again") from None
+        return batches
+
+    @cached_property
+    def shards(self) -> list[str]:
+        """Absolute paths or URLs of the shards: folders, ending in `/`, and container files."""
+        relative = self._batches[0]["shard"].dictionary.to_pylist()
+        return [_absolute(self.root, shard) for shard in relative]
+
+    def columns(self) -> dict[str, Any]:
+        """The columns as the engine takes them: for each a list of numpy arrays over the mapped file, without a copy.
+
+        Returns:
+            `width`, `height`, `caption_tokens`, `shard` (i32), `offset`, `length` (i64), `orientation` (u8), `labels`
+            (i64, `label_width` a row); `name` and `caption` as (i64 offsets, u8 bytes); `shards`, the absolute paths
+            that `shard` counts; `label_width`. `caption` and `caption_tokens` are empty lists without captions;
+            `caption_ids`, (i64 offsets, i32 ids), is one too where tokens are bytes. `text_end`, the end mark or −1.
+
+        Raises:
+            IndexFileError: the file is damaged.
+        """
+        batches = self._batches
+        numeric = ("width", "height", "offset", "length", "orientation")
+        captions, ids = "caption" in self._schema.names, "caption_ids" in self._schema.names
+        return {
+            **{name: [_numbers(batch[name]) for batch in batches] for name in numeric},
+            "caption_tokens": [_numbers(batch["caption_tokens"]) for batch in batches] if captions else [],
+            "caption": [_text_chunk(batch["caption"]) for batch in batches] if captions else [],
+            "caption_ids": [_list_chunk(batch["caption_ids"]) for batch in batches] if ids else [],
+            "text_end": self.tokens.end,
+            "shard": [_numbers(batch["shard"].indices) for batch in batches],
+            "shards": self.shards,
+            "name": [_text_chunk(batch["name"]) for batch in batches],
+            "labels": [
+                _numbers(batch["label"] if self.label_width == 1 else batch["label"].flatten()) for batch in batches
+            ],
+            "label_width": self.label_width,
+        }
+
+    def uri(self, row: int) -> str:
+        """One text that names the image of a row: its path, or `CONTAINER#MEMBER`.
+
+        Raises:
+            IndexFileError: there is no such row.
+        """
+        if not 0 <= row < self.num_rows:
+            raise IndexFileError(f"'{self.path}' has no row {row}; its rows are 0 to {self.num_rows - 1}")
+        batch, at = self._batches[row // self._batch_rows], row % self._batch_rows
+        return uri(self.shards[batch["shard"].indices[at].as_py()], batch["name"][at].as_py())
+
+    def table(self) -> pa.Table:
+        """All columns as a pyarrow table over the mapped file."""
+        return pa.Table.from_batches(self._batches, self._schema)
+
+    @property
+    def remote(self) -> bool:
+        """Whether any image is in a bucket or on a web server."""
+        return any(is_remote(shard) for shard in self.shards)
+
+    def as_rows(self) -> list[pa.RecordBatch]:
+        """The rows as sources yield them (`sources.rows.ROWS`), in order, each batch of one shard."""
+        codes = np.array(
+            [_packer.FORMAT_NAMES.index(name) for name in self._batches[0]["format"].dictionary.to_pylist()]
+        )
+        found = []
+        for batch in self._batches:
+            numbers = batch["shard"].indices.to_numpy()
+            for number in np.unique(numbers):
+                part = batch.filter(pa.array(numbers == number))
+                n = len(part)
+                values = {name: part[name] for name in ROWS.names if name in part.schema.names} | {
+                    "shard": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), [self.shards[number]]),
+                    "format": pa.array(codes[part["format"].indices.to_numpy()].astype(np.uint8)),
+                    "labels": _lists(part["label"], self.label_width),
+                    "reason": pa.nulls(n, pa.utf8()),
+                }
+                values.setdefault("caption", pa.nulls(n, pa.large_utf8()))
+                values.setdefault("caption_tokens", pa.array(np.zeros(n, np.int32)))
+                ids = values.get("caption_ids")
+                values["caption_ids"] = (
+                    pa.nulls(n, pa.list_(pa.int32())) if ids is None else ids.cast(pa.list_(pa.int32()))
+                )
+                found.append(pa.RecordBatch.from_arrays([values[name] for name in ROWS.names], schema=ROWS))
+        return found
+
+    def quarantine(self) -> list[dict[str, str]]:
+        """What was broken when the index was built: `uri`, `shard`, `name`, `reason`.
+
+        Raises:
+            IndexFileError: the list is damaged.
+        """
+        path = quarantine_path(self.path)
+        try:
+            with open(path, encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as e:
+            raise IndexFileError(f"'{path}' cannot be read: {e}; build the index again") from None
+
+    def __repr__(self) -> str:
+        return f"Index({self.path!r}, {self.num_rows} images, {len(self.classes)} classes)"
+
+
+def open_index(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Index:
+    """Opens an index.
+
+    Args:
+        path: the file that `build_index` wrote.
+        root: where the data lie now, if they were moved: the folder that took the place of the sources' common folder.
+            None takes the place they had when indexed, or the same place relative to the index.
+
+    Raises:
+        IndexFileError: the file is missing, damaged, or of another version.
+    """
+    return Index(os.path.abspath(os.fspath(path)), None if root is None else os.fspath(root))
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    """What another file at the same path does not share."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _absolute(root: str, shard: str) -> str:
+    if is_remote(shard):
+        return shard
+    path = os.path.normpath(os.path.join(root, shard))
+    return os.path.join(path, "") if shard.endswith("/") else path
+
+
+def _find_root(path: str, meta: dict[str, str]) -> str:
+    root, from_index = meta["navit.root"], meta["navit.root_from_index"]
+    if from_index and not os.path.isdir(root):
+        beside = os.path.normpath(os.path.join(os.path.dirname(path), from_index))
+        if os.path.isdir(beside):
+            return beside
+    return root
+
+
+def _lists(labels: pa.Array, k: int) -> pa.ListArray:
+    if k == 1:
+        return single_labels(labels.to_numpy())
+    given = labels.flatten().to_numpy().reshape(-1, k) >= 0
+    offsets = np.concatenate([[0], np.cumsum(given.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(labels.flatten().to_numpy()[given.reshape(-1)]))
+
+
+def _list_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(i64 offsets, i32 values) of a large_list column."""
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    return offsets, _numbers(column.values)
+
+
+def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(i64 offsets, u8 bytes) of a large_utf8 column; a null is an empty text."""
+    _, offsets, data = column.buffers()
+    start = column.offset
+    text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+    return np.frombuffer(offsets, np.int64)[start : start + len(column) + 1], text
+
+
+def _numbers(column: pa.Array) -> Any:
+    """A column of integers as numpy, over the same memory. `to_numpy` would load pandas, which takes a second."""
+    if column.null_count:
+        raise pa.ArrowInvalid(f"{column.null_count} of {len(column)} values are missing")
+    dtype = np.dtype(str(column.type))
+    if not len(column):
+        return np.zeros(0, dtype)
+    values = np.frombuffer(column.buffers()[1], dtype, column.offset + len(column))
+    return values[column.offset :]

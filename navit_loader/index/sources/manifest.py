@@ -1,0 +1,197 @@
+"""A manifest: a table with one line per image, `path` and, where there are any, `label` and `caption`.
+
+In: CSV with a header line, JSON lines, or Parquet. Out: rows for the files it names. Paths are taken relative to the
+manifest's own folder. A label is a number, a class name, or (JSON lines and Parquet) a list of these.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import IndexFileError
+from ..tokens import checked_caption
+from .folder import CHUNK, probe_part
+from .rows import Job, KnownFiles, label_lists, resolve_label
+
+MANIFESTS = frozenset({".csv", ".jsonl", ".parquet"})
+"""Extensions of manifests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One line of a manifest: where it stands, and what it says of its image."""
+
+    place: str
+    label: Any
+    caption: str | None
+
+
+class ManifestSource:
+    """The image files that manifests name.
+
+    Args:
+        shard: the folder that holds all of them, absolute, ending in `/`.
+        entries: by absolute path.
+    """
+
+    def __init__(self, shard: str, entries: dict[str, _Entry]) -> None:
+        self.shard = shard
+        self._found = entries
+        pairs = ((os.fsencode(full[len(shard) :]), entry) for full, entry in entries.items())
+        self._entries = sorted(pairs, key=lambda pair: pair[0])
+
+    @classmethod
+    def read(cls, path: str) -> ManifestSource:
+        """Reads one manifest at an absolute path.
+
+        Raises:
+            IndexFileError: it cannot be read, has no `path` column, names a file twice, or names nothing.
+        """
+        base = os.path.dirname(path)
+        found: dict[str, _Entry] = {}
+        for line, entry in _read(path):
+            place = f"'{path}' line {line}"
+            name = entry.get("path")
+            if not isinstance(name, str) or not name or "\0" in name:
+                raise IndexFileError(f"{place}: 'path' is {name!r}; give the path of an image file")
+            try:
+                caption = checked_caption(entry.get("caption"))
+            except ValueError as e:
+                raise IndexFileError(f"{place}: {e}") from None
+            _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, entry.get("label"), caption))
+        if not found:
+            raise IndexFileError(f"'{path}' names no image")
+        prefix = os.path.join(base, "")
+        if not all(full.startswith(prefix) for full in found):
+            prefix = os.path.join(os.path.commonpath([os.path.dirname(full) for full in found]), "")
+        return cls(prefix, found)
+
+    @classmethod
+    def merged(cls, sources: Sequence[ManifestSource]) -> list[ManifestSource]:
+        """The same images, where manifests that share a folder are one source: an image has one row, whoever names it.
+
+        Raises:
+            IndexFileError: two manifests name the same file.
+        """
+        found: list[ManifestSource] = []
+        for source in sorted(sources, key=lambda source: source.shard):
+            if found and source.shard.startswith(found[-1].shard):
+                entries = dict(found[-1]._found)
+                for full, entry in source._found.items():
+                    _add(entries, full, entry)
+                found[-1] = cls(found[-1].shard, entries)
+            else:
+                found.append(source)
+        return found
+
+    def first_beneath(self, folder: str) -> str | None:
+        """An image of this source that lies in a folder (ending in `/`), if there is one."""
+        return next((full for full in self._found if full.startswith(folder)), None)
+
+    def prepare(self) -> list[str] | None:
+        """Returns the class names in use, sorted; None where every label is a number."""
+        given = (entry.label for entry in self._found.values())
+        labels = [each for label in given for each in (label if isinstance(label, list) else [label])]
+        names = {label for label in labels if isinstance(label, str) and label}
+        if all(_is_number(name) for name in names):
+            return None
+        return sorted(names)
+
+    def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
+        """Probes the files named; see `Source.scan`.
+
+        Raises:
+            IndexFileError: a label that is no number and in no class table.
+        """
+        names = [name for name, _ in self._entries]
+        known = KnownFiles.look_up(job.known.get(self.shard), names)
+        for start in range(0, len(names), CHUNK):
+            part = slice(start, min(start + CHUNK, len(names)))
+            labels = []
+            for _, entry in self._entries[part]:
+                try:
+                    labels.append(resolve_label(entry.label, job.classes))
+                except ValueError as e:
+                    raise IndexFileError(f"{entry.place}: {e}") from None
+            captions = [entry.caption for _, entry in self._entries[part]]
+            columns = {"labels": label_lists(labels), "caption": captions, **job.tokenize(captions)}
+            yield part.stop / len(names), probe_part(self.shard, names[part], part, columns, known, job)
+
+
+def _add(entries: dict[str, _Entry], full: str, entry: _Entry) -> None:
+    if full in entries:
+        raise IndexFileError(f"{entry.place}: '{full}' stands twice (also {entries[full].place}); name it once")
+    entries[full] = entry
+
+
+def _is_number(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, entry) for each line; rows of Parquet count from 1."""
+    try:
+        if path.lower().endswith(".parquet"):
+            yield from _read_parquet(path)
+        elif path.lower().endswith(".csv"):
+            yield from _read_csv(path)
+        else:
+            yield from _read_json_lines(path)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
+        raise IndexFileError(f"manifest '{path}' cannot be read: {e}") from None
+
+
+def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        _need_path(path, reader.fieldnames or ())
+        for entry in reader:
+            if None in entry or None in entry.values():
+                raise IndexFileError(f"'{path}' line {reader.line_num}: not as many fields as the header has")
+            yield reader.line_num, entry
+
+
+def _read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise IndexFileError(f"'{path}' line {number}: not JSON: {e}") from None
+            if not isinstance(entry, dict):
+                raise IndexFileError(f'\'{path}\' line {number}: not an object such as {{"path": "a.jpg", "label": 3}}')
+            yield number, entry
+
+
+def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        _need_path(path, names)
+        wanted = [name for name in ("path", "label", "caption") if name in names]
+        number = 0
+        for batch in file.iter_batches(columns=wanted):
+            for entry in batch.to_pylist():
+                number += 1
+                yield number, entry
+
+
+def _need_path(path: str, names: Any) -> None:
+    if "path" not in names:
+        images = ", and none that holds images" if path.lower().endswith(".parquet") else ""
+        raise IndexFileError(
+            f"manifest '{path}' has no column 'path'{images}; its columns: {', '.join(names) or 'none'}"
+        )

@@ -1,0 +1,164 @@
+"""A Parquet file that holds the images themselves: Hugging Face's layout, or a plain binary column.
+
+In: a file with one column of images, `struct<bytes, path>` or binary, and, where there are any, `label` and `caption`
+(or `text`). Out: rows whose name is the leaf column and the row, such as `image.bytes/000017`. Class names come from the
+features that Hugging Face's `datasets` writes into the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ... import _packer
+from ...errors import IndexFileError
+from ...foreign import helpers
+from ..tokens import checked_caption
+from .remote import RemoteFile, is_remote, modified
+from .rows import Job, checked_classes, label_lists, make_rows, resolve_label
+
+_USUAL = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
+"""Names of image columns, the likeliest first, where a file has several binary ones."""
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """The leaf column with the images: of a struct with `bytes`, or binary itself. None where there is none.
+
+    Raises:
+        ValueError: several columns hold binary values, and none has a usual name.
+    """
+    found: dict[str, str] = {}
+    for field in schema:
+        if _is_binary(field.type):
+            found[field.name] = field.name
+        elif pa.types.is_struct(field.type):
+            inner = field.type.get_field_index("bytes")
+            if inner >= 0 and _is_binary(field.type.field(inner).type):
+                found[field.name] = f"{field.name}.bytes"
+    for name in _USUAL if len(found) > 1 else found:
+        if name in found:
+            return found[name]
+    if found:
+        raise ValueError(f"several columns hold binary values ({', '.join(found)}); name the one of the images 'image'")
+    return None
+
+
+def readable(path: str) -> Any:
+    """What pyarrow reads the file from."""
+    return pa.PythonFile(io.BufferedReader(RemoteFile(path), 1 << 20), "r") if is_remote(path) else path
+
+
+def holds_images(path: str) -> bool:
+    """Whether a Parquet file holds images, rather than paths of them.
+
+    Raises:
+        IndexFileError: it is no Parquet, or several of its columns may be the images.
+    """
+    try:
+        return image_column(pq.read_schema(readable(path))) is not None
+    except (OSError, pa.ArrowException, ValueError) as e:
+        raise IndexFileError(f"'{path}' cannot be indexed: {e}") from None
+
+
+class ParquetSource:
+    """The images in one Parquet file.
+
+    Args:
+        path: the file, absolute, for which `holds_images` is true.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.shard = path
+        schema = pq.read_schema(readable(path))
+        self._column = image_column(schema) or ""
+        self._label = "label" if "label" in schema.names else None
+        self._caption = next((name for name in ("caption", "text") if name in schema.names), None)
+        self._classes = _features(schema, path)
+
+    def prepare(self) -> list[str] | None:
+        """The class names of the schema's metadata, or those in use; None where labels are numbers."""
+        if self._classes is not None or self._label is None:
+            return self._classes
+        names = {name for label in self._read(self._label) for name in _flat(label) if isinstance(name, str)}
+        return sorted(name for name in names if name) or None
+
+    def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
+        """Reads the column of images page by page; see `Source.scan`. A file known unchanged is not read."""
+        mtime_ns = modified(self.shard)
+        known = job.known.get(self.shard)
+        if known is not None and len(known) and bool(np.all(known["mtime_ns"].to_numpy() == mtime_ns)):
+            job.reused += len(known)
+            yield 1.0, known.combine_chunks().to_batches()[0]
+            return
+        columns: dict[str, Any] = {**_packer.probe_parquet(os.fsencode(self.shard), self._column, helpers())}
+        n = len(columns["length"])
+        reasons = dict(columns["errors"])
+        labels: list[list[int]] = [[]] * n
+        captions: list[str | None] = [None] * n
+        for i, label in enumerate(self._read(self._label) if self._label else ()):
+            try:
+                labels[i] = resolve_label(self._named(label), job.classes)
+            except ValueError as e:
+                reasons.setdefault(i, str(e))
+        for i, caption in enumerate(self._read(self._caption) if self._caption else ()):
+            try:
+                captions[i] = checked_caption(caption)
+            except ValueError as e:
+                reasons.setdefault(i, str(e))
+        width = len(str(max(n - 1, 0)))
+        columns |= {
+            "labels": label_lists(labels),
+            "caption": captions,
+            **job.tokenize(captions),
+            "mtime_ns": np.full(n, mtime_ns, np.int64),
+        }
+        names = pa.array([f"{self._column}/{i:0{width}d}" for i in range(n)], pa.large_utf8())
+        yield 1.0, make_rows(self.shard, names, columns, reasons)
+
+    def _named(self, label: Any) -> Any:
+        """A number of the schema's own class table as a name, so that it means the same in any table."""
+        if isinstance(label, list):
+            return [self._named(each) for each in label]
+        if self._classes is not None and isinstance(label, int) and label != -1:
+            if not 0 <= label < len(self._classes):
+                raise ValueError(f"label {label} is out of range; the file names {len(self._classes)} classes")
+            return self._classes[label]
+        return label
+
+    def _read(self, column: str) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(readable(self.shard)) as file:
+                for batch in file.iter_batches(columns=[column]):
+                    yield from batch.column(0).to_pylist()
+        except (OSError, pa.ArrowException) as e:
+            raise IndexFileError(f"'{self.shard}' cannot be read: {e}") from None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _flat(label: Any) -> list[Any]:
+    return label if isinstance(label, list) else [label]
+
+
+def _features(schema: pa.Schema, path: str) -> list[str] | None:
+    """Class names that `datasets` wrote: of a ClassLabel, or a sequence of them."""
+    try:
+        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        label = said["info"]["features"]["label"]
+        while isinstance(label, Mapping) and "feature" in label:
+            label = label["feature"]
+        names = label["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return checked_classes(names, f"the features of '{path}'")

@@ -1,0 +1,157 @@
+"""Sources in buckets and on web servers: objects beneath a prefix, and what tars and Parquet files need to be read there.
+
+In: URLs. Out: rows, and files that pyarrow can read. All requests are the engine's, so credentials, retries and limits are
+the same while indexing and while rendering.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ... import _packer
+from ...errors import IndexFileError
+from ...foreign import helpers
+from .folder import CHUNK
+from .rows import IMAGE_SUFFIXES, Job, KnownFiles, make_rows, single_labels, text_names
+
+SCHEMES = ("s3", "gs", "az", "http", "https")
+"""What a URL may start with."""
+
+
+def is_remote(spec: str) -> bool:
+    """Whether a source is a URL."""
+    return "://" in spec
+
+
+def modified(shard: str) -> int:
+    """Modification time of a container in nanoseconds since 1970; −1 where there is no such file here.
+
+    Raises:
+        IndexFileError: a remote one that is missing, or refused.
+    """
+    if is_remote(shard):
+        return _packer.remote_meta(shard)[1]
+    try:
+        return os.stat(shard).st_mtime_ns
+    except OSError:
+        return -1
+
+
+class RemoteFile(io.RawIOBase):
+    """An object as a file to read, for pyarrow.
+
+    Args:
+        url: the object.
+
+    Raises:
+        IndexFileError: it is missing, or refused.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url, self._at = url, 0
+        self._length = _packer.remote_meta(url)[0]
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves; see `io.IOBase.seek`."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads from the position on; one request."""
+        n = min(len(buffer), max(0, self._length - self._at))
+        if n:
+            buffer[:n] = _packer.remote_read(self._url, self._at, n)
+            self._at += n
+        return n
+
+
+class BucketSource:
+    """The image objects beneath one prefix, a class per folder at its top; see `FolderSource`.
+
+    Args:
+        url: the prefix, ending in `/`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.shard = url
+        self._objects: list[tuple[str, int, int]] = []
+        self._ignored = 0
+
+    def prepare(self) -> list[str] | None:
+        """Lists the objects. Returns the names of the top folders that hold images.
+
+        Raises:
+            IndexFileError: the bucket refuses, or the server has no listing.
+        """
+        found = _packer.remote_list(self.shard)
+        self._objects = sorted((each for each in found if _is_image(each[0])), key=lambda each: each[0].encode())
+        self._ignored = len(found) - len(self._objects)
+        return sorted({key.split("/", 1)[0] for key, *_ in self._objects if "/" in key}, key=str.encode)
+
+    def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
+        """Probes the objects; see `Source.scan`.
+
+        Raises:
+            IndexFileError: a folder that the class table lacks.
+        """
+        job.ignored += self._ignored
+        names = [key.encode() for key, *_ in self._objects]
+        known = KnownFiles.look_up(job.known.get(self.shard), names)
+        for start in range(0, len(names), CHUNK):
+            part = slice(start, min(start + CHUNK, len(names)))
+            objects = self._objects[part]
+            length, mtime_ns = (np.array([each[i] for each in objects], np.int64) for i in (1, 2))
+            stamps = known.stamps(part)
+            same = np.zeros(len(objects), bool)
+            if stamps is not None:
+                same = (stamps[0] == length) & (stamps[1] == mtime_ns)
+            probed: dict[str, Any] = {
+                "width": np.zeros(len(objects), np.int32),
+                "height": np.zeros(len(objects), np.int32),
+                "orientation": np.ones(len(objects), np.uint8),
+                "format": np.full(len(objects), _packer.FORMAT_UNCHANGED, np.uint8),
+            }
+            new = np.flatnonzero(~same)
+            found = _packer.probe_objects(self.shard, [(objects[i][0], objects[i][1]) for i in new], helpers())
+            for name, column in probed.items():
+                column[new] = found[name]  # type: ignore[literal-required]
+            if same.any():
+                known.fill(part, np.flatnonzero(same), probed)
+                job.reused += int(same.sum())
+            labels = np.array([self._label(key, job) for key, *_ in objects], np.int64)
+            columns = probed | {"length": length, "mtime_ns": mtime_ns, "labels": single_labels(labels)}
+            reasons = {int(new[i]): reason for i, reason in found["errors"]}
+            yield part.stop / len(names), make_rows(self.shard, text_names(names[part])[0], columns, reasons)
+
+    def _label(self, key: str, job: Job) -> int:
+        top, slash, _ = key.partition("/")
+        if not slash:
+            return -1
+        if job.classes is None or top not in job.classes:
+            raise IndexFileError(f"folder '{self.shard}{top}' is no class of the class table given")
+        return job.classes[top]
+
+
+def _is_image(key: str) -> bool:
+    stem, dot, suffix = key.rpartition("/")[2].rpartition(".")
+    hidden = any(part.startswith(".") for part in key.split("/"))
+    return bool(stem and dot) and suffix.lower() in IMAGE_SUFFIXES and not hidden

@@ -1,0 +1,99 @@
+"""What a build has done so far, on disk, so that a killed one goes on where it was.
+
+In: batches of rows as sources yield them. Out: the same batches, now or after a restart, from the folder
+`INDEX.building` beside the index, which is locked while a build runs and gone after it. Each run writes a file of its
+own; a torn end is left out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from types import TracebackType
+
+import pyarrow as pa
+
+from ..errors import IndexFileError
+from .sources.rows import ROWS
+
+
+class Journal:
+    """The journal of one build.
+
+    Args:
+        output: path of the index to be built.
+        parameters: all that labels and captions in containers depend on besides the containers.
+
+    Raises:
+        IndexFileError: the place cannot be written, or another process builds the same index.
+    """
+
+    def __init__(self, output: str, parameters: str) -> None:
+        self.folder = f"{output}.building"
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(self.folder)
+            self._lock = os.open(self.folder, os.O_RDONLY)
+        except OSError as e:
+            raise IndexFileError(
+                f"'{self.folder}' cannot be made: {e.strerror}; choose another place for the index"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise IndexFileError(f"another process is building '{output}' (it holds '{self.folder}')") from None
+        self._schema = ROWS.with_metadata({"parameters": parameters})
+        numbers = sorted(int(n) for name in os.listdir(self.folder) if (n := name.removesuffix(".arrows")).isdigit())
+        self._old = [os.path.join(self.folder, f"{n}.arrows") for n in numbers]
+        self.path = os.path.join(self.folder, f"{max(numbers, default=-1) + 1}.arrows")
+        self._sink = pa.OSFile(self.path, "wb")
+        self._writer = pa.ipc.new_stream(self._sink, self._schema)
+
+    def known(self) -> list[tuple[bool, list[pa.RecordBatch]]]:
+        """For each earlier run that was killed, newest last: whether it had the same parameters, and its batches."""
+        found = []
+        for path in self._old:
+            batches = list(self._read(path))
+            same = bool(batches) and batches[0].schema.metadata == self._schema.metadata
+            found.append((same, batches))
+        return found
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Adds one batch; it outlives this process from here on."""
+        self._writer.write_batch(batch)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All batches of this run, in order, memory-mapped; nothing can be appended after it."""
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+        yield from self._read(self.path)
+
+    def _read(self, path: str) -> Iterator[pa.RecordBatch]:
+        try:
+            with pa.memory_map(path) as source:
+                reader = pa.ipc.open_stream(source)
+                if reader.schema.equals(self._schema):
+                    yield from reader
+        except (pa.ArrowInvalid, OSError):
+            # The run was killed while it wrote this batch: what came before it is whole.
+            return
+
+    def remove(self) -> None:
+        """The index is written; nothing of the journal is needed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+        os.close(self._lock)

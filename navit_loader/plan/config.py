@@ -1,0 +1,312 @@
+"""Configuration of the plan: the section `[plan]` and its tables.
+
+In: keyword arguments, or what `navit_loader.config` read of a TOML file. Out: frozen dataclasses that check themselves, and
+the JSON that the engine plans by. Apart from the other sections, since these keys alone decide what goes where: all of them
+count in `plan_id`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from ..schema import check_types, require
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """`[plan.order]`: in which order an epoch visits the images.
+
+    Attributes:
+        kind: `permutation` (seeded, computed, O(1) memory), `blocks` (blocks of neighbours in seeded order, shuffled
+            within a window of blocks: for slow storage), or `sequential`. `auto` is `permutation`, and where an index
+            has images in buckets or on web servers `blocks` of 256 in windows of 8.
+        block: images per block, for `blocks`.
+        window: blocks shuffled together, for `blocks`.
+    """
+
+    kind: Literal["auto", "permutation", "blocks", "sequential"] = "auto"
+    block: int = 1024
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.block >= 1, "block", self.block, "at least 1")
+        require(self.window >= 1 and self.window * self.block <= 2**31, "window", self.window, "at least 1")
+
+    def settled(self, remote: bool) -> Order:
+        """Without `auto`: for images in buckets or on web servers, or for such as are here."""
+        if self.kind != "auto":
+            return self
+        return Order(kind="blocks", block=256, window=8) if remote else replace(self, kind="permutation")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """`[plan.resolution]`: the size at which an image is seen (NaViT, sections 2.2 and 3.2).
+
+    Attributes:
+        kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's
+            own size; `budget` scales, up or down, to the most patches that fit `max_tokens`, aspect ratio kept
+            (Pix2Struct), and needs `upscale`.
+        unit: draw the `side` (square root of the area) or the `area` (its square).
+        low: smallest side in pixels.
+        high: largest side in pixels.
+        mean: mean of the truncated normal on [−1, 1], mapped to [low, high]; the paper's best is −0.5.
+        std: its standard deviation before truncation.
+        upscale: allow sizes above the image's own.
+    """
+
+    kind: Literal["truncated_normal", "uniform", "fixed", "native", "budget"] = "truncated_normal"
+    unit: Literal["side", "area"] = "side"
+    low: int = 64
+    high: int = 256
+    mean: float = -0.5
+    std: float = 1.0
+    upscale: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(1 <= self.low <= 16384, "low", self.low, "between 1 and 16384 pixels")
+        require(self.low <= self.high <= 16384, "high", self.high, f"between low = {self.low} and 16384 pixels")
+        require(-4 <= self.mean <= 4, "mean", self.mean, "between -4 and 4")
+        require(0.01 <= self.std <= 100, "std", self.std, "between 0.01 and 100")
+        require(
+            self.kind != "budget" or self.upscale,
+            "upscale",
+            self.upscale,
+            "true for kind = 'budget'; images that are scaled down only are kind = 'native'",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`[plan.drop.schedule]`: the mean drop rate as a function of n, the images planned since the first step.
+
+    Attributes:
+        kind: `constant` leaves `plan.drop.rate` alone; `linear` goes from `start` to `end` over `images`; `sigmoid` is
+            ρ(n) = low + (high − low)·σ((n − midpoint)/width) (NaViT, appendix A.5) between `start` and `end`,
+            decreasing where end < start.
+        start: mean rate at n = 0 (linear) or n → −∞ (sigmoid).
+        end: mean rate at and after n = `images` (linear) or n → ∞ (sigmoid).
+        images: length of the linear schedule, in images.
+        midpoint: μ of the sigmoid, in images.
+        width: τ of the sigmoid, in images.
+    """
+
+    kind: Literal["constant", "linear", "sigmoid"] = "constant"
+    start: float = 0.8
+    end: float = 0.2
+    images: int = 1_000_000
+    midpoint: float = 500_000.0
+    width: float = 100_000.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for key in ("start", "end"):
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+        require(self.images >= 1, "images", self.images, "at least 1")
+        require(self.width > 0, "width", self.width, "above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """`[plan.drop]`: which share of an image's tokens is dropped (NaViT, section 2.2, appendices A.4 and A.5).
+
+    Attributes:
+        kind: `none`; `constant` (PatchDropout); `beta`: d = u·max_rate with u ~ Beta of mean rate/max_rate and variance
+            0.3·m·(1 − m); `resolution_dependent`: N(μ, std) cut at two standard deviations, μ linear in the tokens
+            before drop, from `min_rate` at the smallest to `max_rate` at the largest configured size.
+        rate: mean drop rate, for `constant` and `beta`.
+        min_rate: rate at the smallest size, for `resolution_dependent`.
+        max_rate: rate at the largest size, or the bound of `beta`.
+        std: standard deviation of `resolution_dependent`.
+        keep_whole: share of the images from which nothing is dropped.
+        schedule: sets the mean rate over the run.
+    """
+
+    kind: Literal["none", "constant", "beta", "resolution_dependent"] = "none"
+    rate: float = 0.5
+    min_rate: float = 0.2
+    max_rate: float = 0.8
+    std: float = 0.02
+    keep_whole: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for key in ("rate", "min_rate", "max_rate"):
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+        require(self.min_rate <= self.max_rate, "min_rate", self.min_rate, f"at most max_rate = {self.max_rate}")
+        require(0 <= self.std <= 1, "std", self.std, "between 0 and 1")
+        require(0 <= self.keep_whole <= 1, "keep_whole", self.keep_whole, "between 0 and 1")
+        if self.kind == "beta":
+            rates = [self.rate] if self.schedule.kind == "constant" else [self.schedule.start, self.schedule.end]
+            for rate in rates:
+                require(rate < self.max_rate, "max_rate", self.max_rate, f"above the mean rate {rate} for kind 'beta'")
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """`[plan.crop]`: augmentation geometry, in integer pixels of the oriented image.
+
+    Attributes:
+        kind: `none`, or `random_resized`: area share from `scale`, aspect ratio (w/h) log-uniform from `ratio`.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest aspect ratio.
+        flip: probability of a left-right mirror.
+    """
+
+    kind: Literal["none", "random_resized"] = "none"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "[low, high] with 0 < low <= high <= 1")
+        require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "[low, high] with 0 < low <= high")
+        require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """`[plan.teacher]`: a second view of the same images for distillation: same crop and flip, own patches, no drop.
+
+    Attributes:
+        patch_size: P of the view.
+        sequence_length: L of the view.
+        max_tokens: M of the view.
+        prefix_tokens: learned tokens of each image in the view.
+    """
+
+    patch_size: int = 16
+    sequence_length: int = 1024
+    max_tokens: int = 256
+    prefix_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _check_lengths(self)
+        require(1 <= self.patch_size <= 512, "patch_size", self.patch_size, "between 1 and 512 pixels")
+
+
+def _check_lengths(view: PlanConfig | Teacher) -> None:
+    require(1 <= view.sequence_length <= 32767, "sequence_length", view.sequence_length, "between 1 and 32767 tokens")
+    require(
+        1 <= view.max_tokens <= view.sequence_length,
+        "max_tokens",
+        view.max_tokens,
+        f"between 1 and sequence_length = {view.sequence_length}: an image is never split",
+    )
+    require(
+        0 <= view.prefix_tokens < view.max_tokens,
+        "prefix_tokens",
+        view.prefix_tokens,
+        f"at least 0 and below max_tokens = {view.max_tokens}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """`[plan]`: everything that decides what goes where. All of it is part of `plan_id`.
+
+    Attributes:
+        seed: seed of order and draws.
+        sequence_length: L, tokens per sequence.
+        max_images: E, images per sequence at most. The packer respects it: no image is dropped for it.
+        max_tokens: M, tokens of one image at most, prefix tokens included.
+        max_grid: patches per side at most.
+        prefix_tokens: slots at the start of each image's segment for class, register, distillation or prompt tokens.
+        patch_sizes: P, or several for FlexiViT: one is drawn for each run of sequences.
+        patch_weights: weights of `patch_sizes`; empty means equal.
+        patch_run: R, sequences that share one patch size.
+        packing: `exact` (head-first exact fill), `first_fit` (the paper's), `best_fit`, `best_fit_decreasing`;
+            `auto` is `exact`, or `best_fit_decreasing` where one image can fill most of a sequence.
+        lookahead: candidates for closing a sequence in `exact`.
+        fit: close each sequence exactly by adjusting its last image: `none`, `drop` (its kept tokens) or `resolution`
+            (its grid, the rest by drop). What moved is reported by `navit-loader plan`.
+        block_images: images planned as one independent block.
+        virtual_epoch: images per epoch of a mixture or with class weights; 0 means the sum of the sources' sizes.
+        text_tokens: Lt, caption tokens per sequence; 0 without captions.
+        max_text_tokens: tokens of one caption at most, longer ones are cut; 0 means `text_tokens`.
+        filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`.
+        class_weights: relative weights by class name; classes not named weigh 1 where any is.
+        order, resolution, drop, crop, teacher: see their classes.
+    """
+
+    seed: int = 0
+    sequence_length: int = 1024
+    max_images: int = 64
+    max_tokens: int = 256
+    max_grid: int = 256
+    prefix_tokens: int = 0
+    patch_sizes: tuple[int, ...] = (16,)
+    patch_weights: tuple[float, ...] = ()
+    patch_run: int = 256
+    packing: Literal["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing"] = "auto"
+    lookahead: int = 32
+    fit: Literal["none", "drop", "resolution"] = "none"
+    block_images: int = 65536
+    virtual_epoch: int = 0
+    text_tokens: int = 0
+    max_text_tokens: int = 0
+    filter: str = ""
+    class_weights: dict[str, float] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
+    resolution: Resolution = field(default_factory=Resolution)
+    drop: Drop = field(default_factory=Drop)
+    crop: Crop = field(default_factory=Crop)
+    teacher: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2**64 - 1")
+        _check_lengths(self)
+        require(1 <= self.max_images <= 32767, "max_images", self.max_images, "between 1 and 32767")
+        require(1 <= self.max_grid <= 32767, "max_grid", self.max_grid, "between 1 and 32767")
+        require(len(self.patch_sizes) >= 1, "patch_sizes", self.patch_sizes, "a list of at least one size")
+        for p in self.patch_sizes:
+            require(1 <= p <= 512, "patch_sizes", p, "between 1 and 512 pixels")
+        require(
+            len(self.patch_weights) in (0, len(self.patch_sizes)),
+            "patch_weights",
+            self.patch_weights,
+            f"empty or {len(self.patch_sizes)} values, one per patch size",
+        )
+        _check_weights("patch_weights", self.patch_weights)
+        require(
+            self.fit == "none" or self.packing in ("auto", "exact"),
+            "fit",
+            self.fit,
+            f"'none' with packing = {self.packing!r}; only 'exact' (or 'auto') closes sequences exactly",
+        )
+        require(self.patch_run >= 1, "patch_run", self.patch_run, "at least 1")
+        require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
+        require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
+        require(self.virtual_epoch >= 0, "virtual_epoch", self.virtual_epoch, "at least 0")
+        require(0 <= self.text_tokens <= 32767, "text_tokens", self.text_tokens, "between 0 and 32767")
+        require(
+            0 <= self.max_text_tokens <= self.text_tokens,
+            "max_text_tokens",
+            self.max_text_tokens,
+            f"between 0 and text_tokens = {self.text_tokens}",
+        )
+        _check_weights("class_weights", tuple(self.class_weights.values()))
+
+    @property
+    def caption_cap(self) -> int:
+        """Tokens of one caption at most."""
+        return self.max_text_tokens or self.text_tokens
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`."""
+        settled = replace(self, order=self.order.settled(remote=False))
+        return json.dumps(asdict(settled), sort_keys=True, separators=(",", ":"))
+
+
+def _check_weights(key: str, weights: tuple[float, ...]) -> None:
+    for weight in weights:
+        require(weight >= 0 and weight < float("inf"), key, weight, "finite and not negative")
+    require(not weights or sum(weights) > 0, key, weights, "above 0 in sum")

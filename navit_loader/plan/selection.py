@@ -1,0 +1,155 @@
+"""Which rows of each index are planned: `plan.filter` and `plan.class_weights`.
+
+In: the plan's configuration and the opened indexes. Out: streams `(source, rows or None, weight)` for the planner. A
+class-weighted index becomes one stream per class, each on its own epoch clock.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import PlanConfig
+from ..errors import ConfigError, PlanError
+
+if TYPE_CHECKING:
+    from ..index import Index
+
+Stream = tuple[int, npt.NDArray[np.uint64] | None, float]
+
+COLUMNS = ("width", "height", "length", "label", "caption_tokens", "orientation")
+"""Columns that a filter may name; `aspect` (width / height) and `row` besides."""
+
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.Not: np.logical_not,
+    ast.In: lambda a, b: np.isin(a, b),
+    ast.NotIn: lambda a, b: ~np.isin(a, b),
+}
+
+
+def streams_of(plan: PlanConfig, indexes: list[Index], weights: list[float]) -> list[Stream]:
+    """The streams that the planner deals out.
+
+    Raises:
+        ConfigError: a filter that is no expression over the columns, or a class that no index has.
+        PlanError: no row passes.
+    """
+    streams: list[Stream] = []
+    for source, (index, weight) in enumerate(zip(indexes, weights, strict=True)):
+        rows = rows_where(plan.filter, index) if plan.filter else None
+        if rows is not None and rows.size == 0:
+            raise PlanError(f"plan.filter = {plan.filter!r} leaves no row of {index.path}; loosen it")
+        if not plan.class_weights:
+            streams.append((source, rows, weight))
+        else:
+            streams += _by_class(plan, index, source, rows, weight)
+    return streams
+
+
+def _by_class(
+    plan: PlanConfig, index: Index, source: int, rows: npt.NDArray[np.uint64] | None, weight: float
+) -> list[Stream]:
+    unknown = [name for name in plan.class_weights if name not in index.classes]
+    if unknown:
+        raise ConfigError(f"plan.class_weights.{unknown[0]}: {index.path} has no class of that name")
+    labels = _column(index, "label")
+    labels = labels if rows is None else labels[rows]
+    found = []
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label).astype(np.uint64)
+        name = index.classes[label] if 0 <= label < len(index.classes) else ""
+        share = plan.class_weights.get(name, 1.0)
+        if share > 0:
+            found.append((mine if rows is None else rows[mine], share))
+    if not found:
+        raise PlanError(f"plan.class_weights leave no row of {index.path}; give a class it holds a weight above 0")
+    total = sum(share for _, share in found)
+    return [(source, mine, weight * share / total) for mine, share in found]
+
+
+def _column(index: Index, name: str) -> npt.NDArray[Any]:
+    table = index.table()
+    if name not in table.column_names:
+        raise ConfigError(f"plan.filter: {index.path} has no column '{name}'")
+    return np.asarray(table.column(name).to_numpy())
+
+
+def rows_where(expression: str, index: Index) -> npt.NDArray[np.uint64]:
+    """The rising row numbers for which `expression` holds.
+
+    Args:
+        expression: comparisons and arithmetic over the columns, joined by `and`, `or`, `not`, `in`; such as
+            `width >= 64 and aspect < 3 and label not in (3, 7)`.
+        index: an opened index.
+
+    Raises:
+        ConfigError: names what is not allowed.
+    """
+    try:
+        tree = ast.parse(expression, mode="eval").body
+    except (SyntaxError, ValueError) as e:
+        raise ConfigError(f"plan.filter = {expression!r} is no expression: {e}") from None
+    cache: dict[str, npt.NDArray[Any]] = {}
+
+    def name_of(name: str) -> npt.NDArray[Any]:
+        if name not in cache:
+            if name == "row":
+                cache[name] = np.arange(index.num_rows)
+            elif name == "aspect":
+                cache[name] = _column(index, "width") / _column(index, "height")
+            elif name in COLUMNS:
+                cache[name] = _column(index, name)
+            else:
+                allowed = ", ".join((*COLUMNS, "aspect", "row"))
+                raise ConfigError(f"plan.filter names '{name}'; allowed: {allowed}")
+        return cache[name]
+
+    def value(node: ast.AST) -> Any:
+        match node:
+            case ast.Constant(value=int() | float() as constant):
+                return constant
+            case ast.Tuple(elts=elts) | ast.List(elts=elts):
+                return [value(e) for e in elts]
+            case ast.Name(id=name):
+                return name_of(name)
+            case ast.BoolOp(op=op, values=values):
+                join = np.logical_and if isinstance(op, ast.And) else np.logical_or
+                result = value(values[0])
+                for other in values[1:]:
+                    result = join(result, value(other))
+                return result
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value(operand))
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value(left), value(right))
+            case ast.Compare(left=left, ops=ops, comparators=comparators):
+                sides = [value(left), *map(value, comparators)]
+                pairs = zip(ops, sides, sides[1:], strict=False)
+                return np.logical_and.reduce([_OPERATORS[type(op)](a, b) for op, a, b in pairs])
+            case _:
+                raise ConfigError(
+                    f"plan.filter: '{ast.unparse(node)}' is not allowed; use columns, numbers and operators"
+                )
+
+    found = np.asarray(value(tree))
+    if found.dtype != np.bool_ or found.shape != (index.num_rows,):
+        raise ConfigError(f"plan.filter = {expression!r} must be true or false for each row")
+    return np.flatnonzero(found).astype(np.uint64)

@@ -1,0 +1,369 @@
+"""The client's side of the wire: several interchangeable daemons, seen as one that does not fail.
+
+In: addresses, and the names of the batches that are wanted. Out: those batches. Each want goes to the endpoint with
+the least in flight; past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own
+heartbeats notice a silent peer after three) all that was asked there is asked again elsewhere. A batch is named by
+what it is, so an answer that comes twice is the same answer, and the second is dropped. `RemoteLoader` adds order and
+epochs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zmq
+
+from ..batch import PackedBatch
+from ..errors import RenderError, ServiceError
+from ..render.encoded import EncodedBatch
+from . import protocol
+from .endpoint import Endpoint, Terms, Want
+from .protocol import PlanInfo, Reply, Request
+from .security import ClientKeys, check_address
+from .shm import SUPPORTED
+
+_TURN_S = 0.01  # how long batches that are here may be handed out without a look at the others
+
+
+class Connection:
+    """Several daemons of one plan. Not for more than one thread at a time.
+
+    Args:
+        addresses: `tcp://HOST:PORT` or `ipc://PATH`, one per daemon.
+        plan: name of the plan at the daemons; empty for their first.
+        keys: CURVE keys, where the daemons demand them.
+        connect_timeout_s: how long to wait for the first daemon.
+        memory: bytes of one frame at most; a daemon that declares more is cut before anything is allocated.
+        deadline_s: after how long a batch is asked for at another daemon too.
+        timeout_s: after how long without any answer waiting ends in an error.
+        heartbeat_s: seconds between heartbeats; three missed ones count as a broken connection.
+        shared: take batches of a daemon on the same host through shared memory.
+        refresh: a daemon with another plan than the first is left out until the next `renew`, rather than an error.
+
+    Attributes:
+        info: the plan, from the first daemon's hello.
+        starved_s: seconds spent waiting for batches in all.
+
+    Raises:
+        ServiceError: no daemon answered in time (each is named, with the reason), or one refused.
+    """
+
+    info: PlanInfo
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        plan: str = "",
+        keys: ClientKeys | None = None,
+        memory: int = 2**30,
+        connect_timeout_s: float = 10.0,
+        deadline_s: float = 10.0,
+        timeout_s: float = 120.0,
+        heartbeat_s: float = 1.0,
+        shared: bool = True,
+        refresh: bool = False,
+    ) -> None:
+        if isinstance(addresses, str) or not addresses:
+            raise ServiceError(f"endpoints = {addresses!r} must be a list of at least one tcp:// or ipc:// address")
+        for address in addresses:
+            check_address(address)
+        self.starved_s = 0.0
+        self._deadline_s, self._timeout_s = deadline_s, timeout_s
+        self._known: PlanInfo | None = None
+        self._next_id = 1
+        self._starved_us = 0
+        self._wants: list[Want] = []
+        self._turned = 0.0  # when the last turn began
+        self._context = zmq.Context()
+        self._context.max_sockets = min(65535, 64 + 8 * len(addresses))
+        self._poller = zmq.Poller()
+        terms = Terms(
+            context=self._context,
+            poller=self._poller,
+            client=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+            plan=plan,
+            keys=keys,
+            memory=max(memory, protocol.MAX_REPLY),
+            heartbeat_s=heartbeat_s,
+            shared=shared and SUPPORTED,
+        )
+        self._endpoints = [Endpoint(a, terms) for a in dict.fromkeys(addresses)]
+        self._refresh = refresh
+        try:
+            self._meet(connect_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def renew(self) -> None:
+        """Asks all daemons anew what they serve; nothing may be wanted meanwhile. `info` is what the first one answers.
+
+        Raises:
+            ServiceError: none answers.
+        """
+        for endpoint in self._endpoints:
+            endpoint.hang_up("a new epoch begins")
+            endpoint.retry = 0.0
+        self._known = None
+        self._meet(self._timeout_s)
+
+    def _meet(self, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        while (known := self._first_hello()) is None:
+            if time.monotonic() > until:
+                raise ServiceError(f"no daemon answered within {timeout_s:g} s: {self._state()}")
+            self._turn(until)
+        self.info = known
+
+    # --- wants -----------------------------------------------------------------------------------------------------
+
+    def want_batch(self, epoch: int, first: int, count: int, place: tuple[int, int] | None = None) -> Want:
+        """Asks for a batch; returns at once. The words go out with the next wait: together, since each wakes a daemon.
+
+        Args:
+            epoch: its epoch.
+            first: its first sequence.
+            count: its sequences.
+            place: the block that holds `first` and the sequences before it, so that no daemon has to count them.
+        """
+        return self._want(self._request("batch", epoch, first, count, place, 0))
+
+    def want_encoded(
+        self, epoch: int, first: int, count: int, limit: int, place: tuple[int, int] | None = None
+    ) -> Want:
+        """As `want_batch`, with encoded files in place of pixels, of `limit` bytes at most."""
+        return self._want(self._request("encoded", epoch, first, count, place, limit))
+
+    def _request(
+        self, kind: str, epoch: int, first: int, count: int, place: tuple[int, int] | None, limit: int
+    ) -> Request:
+        block, before = place or (-1, 0)
+        return Request(
+            kind,
+            plan_id=self.info.plan_id,
+            render_id=self.info.render_id,
+            epoch=epoch,
+            first=first,
+            count=count,
+            block=block,
+            before=before,
+            limit=limit,
+        )
+
+    def batch(self, want: Want) -> PackedBatch | EncodedBatch:
+        """Waits for a batch of either kind; its arrays are views of the frames that arrived.
+
+        Raises:
+            RenderError: it could not be rendered by any daemon; the file is named.
+            ServiceError: no daemon answered within the time allowed, or one broke the protocol.
+        """
+        before = time.monotonic()
+        batch: PackedBatch | EncodedBatch = self._wait(want)
+        waited = time.monotonic() - before
+        self.starved_s += waited
+        self._starved_us += int(waited * 1e6)
+        return batch
+
+    def layout(self, epoch: int, first: int, count: int) -> tuple[int, int, np.ndarray[Any, Any]]:
+        """Asks for the sequences in each of `count` planning blocks from block `first` on, and waits.
+
+        Returns:
+            Sequences per patch-size run, blocks of the epoch, and the counts (u32).
+        """
+        count = min(count, protocol.MAX_LAYOUT)
+        want = self._want(Request("layout", plan_id=self.info.plan_id, epoch=epoch, first=first, count=count))
+        found: tuple[int, int, np.ndarray[Any, Any]] = self._wait(want)
+        return found
+
+    def forget(self, wants: Sequence[Want]) -> None:
+        """No longer wants these; their answers are dropped when they come."""
+        gone: dict[Endpoint, list[int]] = {}
+        for want in wants:
+            if want in self._wants:
+                self._wants.remove(want)
+            for id, endpoint in want.asked.items():
+                if endpoint.in_flight.pop(id, None) is not None:
+                    gone.setdefault(endpoint, []).append(id)
+            want.asked.clear()
+        for endpoint, ids in gone.items():
+            endpoint.send(Request("cancel", ids=tuple(ids)))
+            endpoint.flush()
+
+    def close(self) -> None:
+        """Says goodbye to all daemons and closes every socket. A second call does nothing."""
+        if self._context.closed:
+            return
+        for endpoint in self._endpoints:
+            if endpoint.ready:
+                endpoint.send(Request("bye"))
+                endpoint.flush()
+            endpoint.hang_up("closed", linger=200)
+        self._context.term()
+
+    def _first_hello(self) -> PlanInfo | None:
+        return self._known
+
+    def _want(self, request: Request) -> Want:
+        want = Want(request)
+        self._wants.append(want)
+        able = [e for e in self._endpoints if e.ready]
+        if able:
+            self._ask(min(able, key=lambda e: len(e.in_flight)), want, time.monotonic())
+        return want
+
+    def _wait(self, want: Want) -> Any:
+        if self._context.closed:
+            raise ServiceError("this loader is closed; make another")
+        start = time.monotonic()
+        for endpoint in self._endpoints:
+            endpoint.flush()
+        # One turn takes what has come for several wants; now and then one sees to the deadlines of the others.
+        if want.settled and start > self._turned + _TURN_S:
+            self._turn(0.0)
+        while not want.settled:
+            if time.monotonic() - start > self._timeout_s:
+                raise ServiceError(f"no answer within {self._timeout_s:g} s: {self._state()}")
+            self._turn(start + self._timeout_s)
+        if want in self._wants:
+            self._wants.remove(want)
+        if want.error is not None:
+            raise want.error
+        return want.answer
+
+    def _state(self) -> str:
+        def words(e: Endpoint) -> str:
+            return f"{e.address}: {e.why}" + (f"; before that: {e.before}" if e.before not in ("", e.why) else "")
+
+        return "; ".join(words(e) for e in self._endpoints)
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def _turn(self, until: float) -> None:
+        """One turn: connect, ask, wait for news until the next thing is due, and take it."""
+        now = self._turned = time.monotonic()
+        for endpoint in self._endpoints:
+            if not endpoint.connected and now >= endpoint.retry:
+                endpoint.call(*(("", "") if self._known is None else (self._known.plan_id, self._known.render_id)))
+            endpoint.give_back()
+        self._dispatch(now)
+        for endpoint in self._endpoints:
+            endpoint.flush()
+        due = [until, *(e.retry for e in self._endpoints if not e.connected)]
+        due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
+        wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
+        ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
+        for endpoint in self._endpoints:
+            self._take(endpoint, ready)
+        self._dispatch(time.monotonic())
+        for endpoint in self._endpoints:
+            endpoint.flush()
+
+    def _dispatch(self, now: float) -> None:
+        able = [e for e in self._endpoints if e.ready]
+        for want in self._wants if able else ():
+            if want.settled or (want.asked and now < want.since + self._deadline_s):
+                continue
+            others = [e for e in able if e not in want.asked.values() and e not in want.failed]
+            if others:
+                self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
+            elif want.asked:
+                want.since = now  # nobody else to ask: look again a deadline later
+
+    def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
+        id, self._next_id = self._next_id, self._next_id + 1
+        kind, starved = want.request.kind, 0
+        if kind in ("batch", "encoded"):
+            starved, self._starved_us = min(self._starved_us, protocol.WIDE), 0
+        freed = endpoint.freed() if kind == "batch" else ()
+        want.asked[id] = endpoint
+        want.since = now
+        endpoint.in_flight[id] = want
+        endpoint.send(want.request, id=id, starved_us=starved, ids=freed)
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def _take(self, endpoint: Endpoint, ready: dict[Any, int]) -> None:
+        for reply, frames in endpoint.receive(ready):
+            if reply.kind == "hello":
+                self._welcome(endpoint, reply)
+                continue
+            want = endpoint.in_flight.pop(reply.id, None)
+            if reply.kind == "error":
+                self._refused(endpoint, want, reply)
+            elif want is not None and want.request.kind == reply.kind:
+                want.asked.pop(reply.id, None)
+                self._settle(endpoint, want, reply, frames)
+            elif reply.slot >= 0 and endpoint.window is not None:
+                endpoint.window.returned.append(reply.slot)  # nobody wants it any more
+            if endpoint.draining and not endpoint.in_flight:
+                endpoint.hang_up(endpoint.why)
+
+    def _welcome(self, endpoint: Endpoint, reply: Reply) -> None:
+        info = PlanInfo.from_table(reply.info or {})
+        if self._known is None:
+            self._known = info
+        for key in ("plan_id", "render_id"):
+            theirs, ours = getattr(info, key), getattr(self._known, key)
+            if theirs != ours and self._refresh:
+                # It may only be late to see a new index: it is asked for this very plan, and refuses what it cannot serve.
+                endpoint.hang_up(f"its {key} is {theirs!r}, where another daemon has {ours!r}")
+                return
+            if theirs != ours:
+                raise ServiceError(
+                    f"{endpoint.address}: its {key} is {theirs!r}, but this loader began with {ours!r};"
+                    " all endpoints must serve the same configuration and index"
+                )
+        endpoint.welcome(reply.door)
+
+    def _refused(self, endpoint: Endpoint, want: Want | None, reply: Reply) -> None:
+        error = protocol.error_of(reply, endpoint.address)
+        if reply.error in ("draining", "busy", "hello"):
+            if want is not None:
+                want.asked.pop(reply.id, None)
+            endpoint.ready, endpoint.draining, endpoint.why = False, True, reply.message
+            return
+        if want is None:
+            if not endpoint.ready:  # the hello itself was refused
+                if self._refresh and reply.error == "plan" and any(e.ready for e in self._endpoints):
+                    endpoint.hang_up(reply.message)  # it may have this plan's index no more; the others have
+                    return
+                raise error
+            return
+        want.asked.pop(reply.id, None)
+        want.failed.add(endpoint)
+        others = [e for e in self._endpoints if e.ready and e not in want.failed]
+        if not (isinstance(error, RenderError) and others) and not want.asked:
+            want.error = error
+
+    def _settle(self, endpoint: Endpoint, want: Want, reply: Reply, frames: list[Any]) -> None:
+        try:
+            if reply.kind == "batch":
+                if reply.slot < 0:
+                    want.answer = protocol.read_batch(self.info, want.request, reply.patch_size, frames)
+                elif endpoint.window is None:
+                    raise ServiceError("a batch in shared memory, which was never agreed on")
+                else:
+                    slot = endpoint.window.open(reply.slot)
+                    want.answer = protocol.read_slot(self.info, want.request, reply.patch_size, slot)
+            elif reply.kind == "encoded":
+                want.answer = protocol.read_encoded(self.info, want.request, reply.patch_size, frames)
+            else:
+                want.answer = (reply.run, reply.num_blocks, protocol.read_counts(want.request, frames))
+        except ServiceError as e:
+            endpoint.hang_up(f"it broke the protocol: {e}")
+            return
+        endpoint.before = ""
+        gone: dict[Endpoint, list[int]] = {}
+        for id, other in want.asked.items():
+            other.in_flight.pop(id, None)
+            gone.setdefault(other, []).append(id)
+        want.asked.clear()
+        for other, ids in gone.items():
+            other.send(Request("cancel", ids=tuple(ids)))

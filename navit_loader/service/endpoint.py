@@ -1,0 +1,281 @@
+"""One daemon's address, and the connection to it as long as there is one.
+
+In: requests, and what ZeroMQ tells of the connection. Out: replies, and when the connection ends the wants that are to
+be asked for again. Which want goes to which endpoint is decided in `connection`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ..errors import NavitError, ServiceError
+from . import protocol
+from .protocol import Reply, Request
+from .security import ClientKeys
+from .shm import Window
+
+log = logging.getLogger("navit_loader.client")
+
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_BACKOFF_S = (0.05, 1.0)
+_NOBLOCK = int(zmq.NOBLOCK)
+
+
+@dataclass(eq=False, slots=True)
+class Want:
+    """A batch or a piece of layout that is wanted, and where it has been asked for."""
+
+    request: Request
+    asked: dict[int, Endpoint] = field(default_factory=dict)  # by request id
+    failed: set[Endpoint] = field(default_factory=set)
+    since: float = 0.0  # when it was last asked for
+    answer: Any = None  # a PackedBatch, or a layout
+    error: NavitError | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether its answer is here, good or bad."""
+        return self.answer is not None or self.error is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a client connects, the same at every endpoint.
+
+    Attributes:
+        context: ZeroMQ's.
+        poller: where sockets are registered while they are open.
+        client: its name, for the daemons' logs.
+        plan: name of the plan at the daemons; empty for their first.
+        keys: CURVE keys, where the daemons demand them.
+        memory: bytes of one frame at most.
+        heartbeat_s: seconds between heartbeats.
+        shared: whether it can take shared memory.
+    """
+
+    context: zmq.Context[zmq.Socket[bytes]]
+    poller: zmq.Poller
+    client: str
+    plan: str
+    keys: ClientKeys | None
+    memory: int
+    heartbeat_s: float
+    shared: bool
+
+
+class Endpoint:
+    """A daemon's address and the state of the connection to it.
+
+    Attributes:
+        address: where it is.
+        ready: true from the daemon's hello on, until it says that it is `draining`.
+        draining: it is asked for nothing new, and what it still sends is taken.
+        retry: when to connect again.
+        why: the state of the connection in words.
+        before: why the connection before this one ended, until this one has given something.
+        window: its shared memory, where it is on this host.
+        in_flight: what has been asked for there, by request id.
+    """
+
+    def __init__(self, address: str, terms: Terms) -> None:
+        self.address = address
+        self.ready = self.draining = False
+        self.retry = 0.0
+        self.why, self.before = "no answer yet", ""
+        self.window: Window | None = None
+        self.in_flight: dict[int, Want] = {}
+        self._terms = terms
+        self._backoff = _BACKOFF_S[0]
+        self._outbox: list[bytes] = []
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a socket; between a failure and the next attempt at `retry` there is none."""
+        return self._socket is not None
+
+    def call(self, plan_id: str = "", render_id: str = "") -> None:
+        """Opens a fresh socket, so that nothing of an earlier connection can come through it, and says hello.
+
+        Args:
+            plan_id: what the client has begun with, or empty.
+            render_id: the same of the renderer.
+
+        Raises:
+            ServiceError: an address that cannot be.
+        """
+        terms = self._terms
+        dealer = terms.context.socket(zmq.DEALER)
+        options = {
+            zmq.MAXMSGSIZE: terms.memory,
+            zmq.LINGER: 0,
+            zmq.RCVHWM: 0,  # bounded by what was asked for
+            zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,
+            zmq.RECONNECT_IVL: 50,
+            zmq.RECONNECT_IVL_MAX: 1000,
+            zmq.HEARTBEAT_IVL: int(terms.heartbeat_s * 1000),
+            zmq.HEARTBEAT_TIMEOUT: int(3 * terms.heartbeat_s * 1000),
+        }
+        for option, value in options.items():
+            dealer.setsockopt(option, value)
+        if self.address.startswith("tcp://["):
+            dealer.setsockopt(zmq.IPV6, 1)
+        if terms.keys is not None:
+            terms.keys.apply(dealer)
+        self._monitor = dealer.get_monitor_socket(_EVENTS)
+        self._socket = dealer
+        terms.poller.register(dealer, zmq.POLLIN)
+        terms.poller.register(self._monitor, zmq.POLLIN)
+        try:
+            dealer.connect(self.address)
+        except zmq.ZMQError as e:
+            self.hang_up(f"cannot connect: {e.strerror}")
+            raise ServiceError(f"endpoint '{self.address}' is not allowed: {e.strerror}") from None
+        hello = Request("hello", client=terms.client, plan=terms.plan, shared=terms.shared)
+        self.send(hello, plan_id=plan_id, render_id=render_id)
+        self.flush()
+
+    def welcome(self, door: tuple[str, ...]) -> None:
+        """The daemon's hello is there: it can be asked, through its `door` to shared memory where that opens."""
+        if len(door) == 2:
+            # Being on the same host means that this succeeds.
+            with contextlib.suppress(OSError):
+                self.window = Window(*door, self._terms.memory)
+                self._terms.poller.register(self.window.fileno(), zmq.POLLIN)
+        self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+
+    def send(self, request: Request, **now: Any) -> None:
+        """Puts a request where `flush` takes it, with the values of `now` as its own."""
+        if self._socket is None:
+            return
+        self._outbox.append(protocol.encode_request(request, **now))
+        if len(self._outbox) >= protocol.MAX_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what waits, in one message, where there is a connection; one that takes no more ends."""
+        if not self._outbox or self._socket is None:
+            return
+        requests, self._outbox = self._outbox, []
+        if self.window is not None and self.window.say(requests):
+            return
+        try:
+            self._socket.send_multipart(requests, _NOBLOCK)
+        except zmq.Again:
+            self.hang_up("it takes no more requests")
+
+    def freed(self) -> tuple[int, ...]:
+        """The shared slots that the user has let go of since the last call; the daemon is to hear of them."""
+        if self.window is None or not self.window.returned:
+            return ()
+        slots: list[int] = []
+        while self.window.returned and len(slots) < protocol.MAX_IN_FLIGHT:
+            slots.append(self.window.returned.popleft())
+        return tuple(slots)
+
+    def give_back(self) -> None:
+        """Sends credits for the shared slots that the user has let go of, where no request takes them along."""
+        if slots := self.freed():
+            self.send(Request("credit", ids=slots))
+
+    def receive(self, ready: dict[Any, int]) -> Iterator[tuple[Reply, list[Any]]]:
+        """The replies that have come, with their frames; a daemon that breaks the protocol is hung up on.
+
+        Raises:
+            ServiceError: the daemon speaks another version of the protocol.
+        """
+        if self._socket in ready:
+            while self._socket is not None:
+                try:
+                    frame = self._socket.recv(_NOBLOCK, copy=False)
+                except zmq.Again:
+                    break
+                raw, frames = frame.bytes, []
+                while frame.more:
+                    frame = self._socket.recv(_NOBLOCK, copy=False)
+                    frames.append(frame)
+                if (reply := self._decode(raw)) is None:
+                    return
+                yield reply, frames
+        if self.window is not None and self.window.fileno() in ready:
+            yield from self._through_window()
+        # What the daemon sent before it went is taken first.
+        if self._monitor is not None and self._monitor in ready:
+            self._watch()
+
+    def _through_window(self) -> Iterator[tuple[Reply, list[Any]]]:
+        while self.window is not None:
+            try:
+                raw = self.window.hear()
+            except ServiceError as e:
+                self.hang_up(str(e))
+                return
+            if raw is None or (reply := self._decode(raw)) is None:
+                return
+            yield reply, []
+
+    def _decode(self, raw: bytes) -> Reply | None:
+        try:
+            return protocol.decode_reply(raw)
+        except ServiceError as e:
+            if len(raw) > 3 and raw[:3] == protocol.MAGIC and raw[3] != protocol.VERSION:
+                raise ServiceError(f"{self.address}: {e}") from None
+            self.hang_up(f"it broke the protocol: {e}")
+            return None
+
+    def hang_up(self, why: str, linger: int = 0) -> None:
+        """Drops the connection; what was asked there is to be asked again."""
+        if self._socket is None:
+            return
+        if self.ready:
+            log.info("endpoint=%s lost: %s", self.address, why)
+        self._socket.disable_monitor()
+        self._outbox.clear()
+        for old in (self._socket, self._monitor):
+            if old is not None:
+                self._terms.poller.unregister(old)
+                old.close(linger=linger)
+        self._socket = self._monitor = None
+        if self.window is not None:
+            self._terms.poller.unregister(self.window.fileno())
+            self.window.close()
+            self.window = None
+        self.ready, self.draining, self.why = False, False, why
+        self.before = why
+        self.retry = time.monotonic() + self._backoff
+        self._backoff = min(2 * self._backoff, _BACKOFF_S[1])
+        for id, want in self.in_flight.items():
+            want.asked.pop(id, None)
+        self.in_flight.clear()
+
+    def _watch(self) -> None:
+        while self._monitor is not None:
+            try:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_CONNECTED:
+                self.why = "connected, but it says nothing"
+            elif event == zmq.EVENT_DISCONNECTED:
+                self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self.hang_up("it refused this client's key; is the key on its allow-list?")
+            elif self._terms.keys is None:
+                self.hang_up("it hung up in the handshake; if it demands keys, give keys=FOLDER")
+            else:
+                self.hang_up("it hung up in the handshake; does it serve with other keys, or with none?")

@@ -1,0 +1,140 @@
+"""What the daemon does, in numbers: a Prometheus endpoint, read by `navit-loader top` and by whoever scrapes it.
+
+In: the server's counters and its engines' statistics, read when somebody asks. Out: metrics whose names start with
+`navit_`, over HTTP in a thread of its own. Serving never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..errors import ServiceError
+
+if TYPE_CHECKING:
+    from .server import Server
+
+_COUNTERS = {
+    "batches": "batches handed over",
+    "images": "images handed over",
+    "tokens": "tokens of images handed over",
+    "slots": "token slots handed over, padding included",
+    "bytes_sent": "bytes of batches given to ZeroMQ",
+    "batches_shared": "batches handed over in shared memory",
+    "slots_abandoned": "shared slots that never came back",
+    "failed": "requests that ended in an error of the engine",
+    "connections": "connections accepted",
+    "disconnections": "connections that ended",
+    "keys_accepted": "handshakes with a key on the allow-list",
+}
+
+
+class ServerCollector(Collector):
+    """Reads a `Server` at the moment of a scrape.
+
+    Args:
+        server: whose counters.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
+        server = self._server
+        counts = dict(server.counts)
+        for name, words in _COUNTERS.items():
+            yield CounterMetricFamily(f"navit_{name}", words, value=counts.get(name, 0))
+        refused = CounterMetricFamily("navit_refused", "requests and handshakes refused", labels=["reason"])
+        asked = CounterMetricFamily("navit_requests", "requests received", labels=["kind"])
+        for name, value in counts.items():
+            if name.startswith("refused_"):
+                refused.add_metric([name.removeprefix("refused_")], value)
+            elif name.startswith("requests_"):
+                asked.add_metric([name.removeprefix("requests_")], value)
+        yield refused
+        yield asked
+        yield GaugeMetricFamily("navit_memory_bound_bytes", "serve.memory_mb", value=server.bound)
+        yield GaugeMetricFamily("navit_memory_used_bytes", "bytes of batches held", value=server.share.used)
+        yield from self._clients()
+        yield from self._engines()
+
+    def _clients(self) -> Iterator[Metric]:
+        rows: dict[str, tuple[Any, Any]] = {
+            "starved_seconds": (CounterMetricFamily, "seconds that a trainer waited for batches"),
+            "client_batches": (CounterMetricFamily, "batches handed to a client"),
+            "client_images": (CounterMetricFamily, "images handed to a client"),
+            "client_tokens": (CounterMetricFamily, "tokens handed to a client"),
+            "client_held_bytes": (GaugeMetricFamily, "bytes that a client holds"),
+            "client_outstanding": (GaugeMetricFamily, "requests of a client without an answer"),
+        }
+        metrics = {n: cls(f"navit_{n}", words, labels=["client", "plan"]) for n, (cls, words) in rows.items()}
+        for session in list(self._server.sessions.values()):
+            labels = [session.client, session.plan]
+            counts = dict(session.counts)
+            metrics["starved_seconds"].add_metric(labels, session.starved)
+            for name in ("batches", "images", "tokens"):
+                metrics[f"client_{name}"].add_metric(labels, counts.get(name, 0))
+            metrics["client_held_bytes"].add_metric(labels, self._server.share.held(session))
+            metrics["client_outstanding"].add_metric(labels, session.asked)
+        yield from metrics.values()
+
+    def _engines(self) -> Iterator[Metric]:
+        stats = GaugeMetricFamily("navit_engine", "statistics of an engine", labels=["plan", "name"])
+        failures = CounterMetricFamily("navit_quarantined", "images that failed", labels=["plan", "stage", "reason"])
+        for plan, engine in self._server.plans.items():
+            for name, value in _flat("", engine.stats()):
+                stats.add_metric([plan, name], value)
+            by: dict[tuple[str, str], int] = {}
+            for failure in engine.failures():
+                key = (str(failure.get("stage", "")), str(failure.get("reason", ""))[:80])
+                by[key] = by.get(key, 0) + 1
+            for (stage, reason), n in by.items():
+                failures.add_metric([plan, stage, reason], n)
+        yield stats
+        yield failures
+
+
+def _flat(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{name}.", value)
+        elif isinstance(value, int | float):
+            yield prefix + name, float(value)
+
+
+def serve_metrics(server: Server, address: str) -> tuple[str, Any]:
+    """Starts the HTTP endpoint.
+
+    Args:
+        server: whose counters.
+        address: `HOST:PORT`; port 0 picks one.
+
+    Returns:
+        The URL, and a function that stops it.
+
+    Raises:
+        ServiceError: the address is malformed or taken.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ServiceError(f"metrics address '{address}' is not allowed; use HOST:PORT")
+    registry = CollectorRegistry()
+    registry.register(ServerCollector(server))
+    try:
+        http, thread = start_http_server(int(port), host, registry)
+    except OSError as e:
+        raise ServiceError(
+            f"cannot serve metrics on '{address}': {e.strerror}; choose another with --metrics"
+        ) from None
+
+    def stop() -> None:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+    return f"http://{host}:{http.server_port}/metrics", stop

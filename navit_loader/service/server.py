@@ -1,0 +1,427 @@
+"""The daemon: answers requests for batches of one or more plans over ZeroMQ, and holds no state that matters.
+
+In: engines (plan and renderer in this process) and an address. Out: batches, to whoever asks for them by name. One
+thread turns a loop over sockets, the engines' eventfds and a wake-up descriptor: what clients say (`Router`) becomes
+requests, whose turn it is says `FairShare`, what has to be planned for them first goes to the `Planner`, pixels are
+made by the engines' own threads, and the `Porter` hands batches to clients of this host. Nothing is rendered that no
+client has asked for. A batch goes out as views of the renderer's memory, which stays accounted until nobody reads it.
+Whatever a peer sends that is not a well-formed request is refused, counted, and logged at most once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+
+from ..batch import OK, PackedBatch
+from ..config import ServeConfig
+from ..errors import NavitError, ServiceError
+from ..render.encoded import EncodedBatch
+from . import protocol
+from .editions import Editions
+from .fair import FairShare
+from .log import Journal
+from .planner import Planner, Task
+from .porter import Porter
+from .protocol import Reply, Request
+from .router import Router
+from .security import ServerKeys
+from .session import Job, Session
+
+if TYPE_CHECKING:
+    from ..render.engine import Engine
+
+MAX_SESSIONS = 4096
+PROBE_S = 30.0  # an idle client that is gone is noticed by a message that cannot be delivered
+DRAIN_S = 60.0
+MAX_REFUSALS = 1000  # of one peer in a second; what it sends beyond is thrown away unread
+
+
+class Server:
+    """A daemon, bound but not yet serving.
+
+    Args:
+        plans: engines by plan name; the first is the default plan of clients that name none.
+        serve: address, memory bound, heartbeat.
+        keys: the daemon's key pair and its allow-list; needed beyond loopback.
+
+    Attributes:
+        endpoint: where it listens, with the real port.
+        counts: what happened so far, by name, for logs and metrics.
+
+    Raises:
+        ServiceError: the address is taken, not possible, or open to others without keys.
+    """
+
+    def __init__(self, plans: Mapping[str, Engine], serve: ServeConfig, keys: ServerKeys | None = None) -> None:
+        self.bound = serve.memory_mb * 2**20
+        self.sessions: dict[bytes, Session] = {}
+        self.share: FairShare[Session, Job] = FairShare(self.bound)
+        self._journal = Journal()
+        self.counts = self._journal.counts
+        self._poller = zmq.Poller()
+        self._engine_fds: list[int] = []
+        self._editions = Editions(plans, self.bound, self._journal, self._attend, self._let_go)
+        self.plans, self.infos = self._editions.engines, self._editions.infos
+        self._depth = sum(e.config.render.prefetch for e in self.plans.values())
+        self._rendering: list[Job] = []
+        self._freed: deque[tuple[Session, int]] = deque()
+        self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
+        self._unsent = 0  # batches that ZeroMQ still holds
+        self._refusals: Counter[bytes] = Counter()  # by peer, this second
+        self._stopping = 0
+        self._looked = time.monotonic()
+        self._router = Router(serve, keys, self._journal)
+        self.endpoint = self._router.endpoint
+        self._wake_fd, self._wake_end = os.pipe()
+        for fd in (self._wake_fd, self._wake_end):
+            os.set_blocking(fd, False)
+        self._porter = Porter(self._poller, self.share, self._journal)
+        self._planner = Planner(self.plans, self._wake)
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    def run(self, draining: Callable[[], None] = lambda: None) -> None:
+        """Serves until `stop`, then finishes what is being rendered, hands it over, and returns.
+
+        Args:
+            draining: called where that begins.
+        """
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        for engine in self.plans.values():
+            self._attend(engine)
+        self._router.register(self._poller)
+        deadline = float("inf")
+        while True:
+            ready = dict(self._poller.poll(1000))
+            for fd in (self._wake_fd, *self._engine_fds):
+                if fd in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(fd, 4096)
+            self._router.watch(ready)
+            for peer, frames in self._router.receive(ready):
+                self._handle(peer, frames)
+            for peer, frames in self._porter.receive(ready, self._forget):
+                self._handle(peer, frames)
+            while self._freed:
+                self._unsent -= 1
+                self.share.release(*self._freed.popleft())
+            for task in self._planner.done():
+                self._planned(task)
+            self._start()
+            while self._finish():
+                self._start()
+            self._look_after()
+            for session, why in self._lost.items():
+                self._forget(session, why)
+            self._lost.clear()
+            if self._stopping and deadline == float("inf"):
+                deadline = time.monotonic() + DRAIN_S
+                draining()
+                self._refuse_waiting()
+            if self._stopping and (not (self._rendering or self._unsent) or time.monotonic() > deadline):
+                return
+
+    def stop(self) -> None:
+        """Asks `run` to drain and return; may be called from any thread or signal handler."""
+        self._stopping += 1
+        self._wake()
+
+    def stop_on_signals(self) -> None:
+        """SIGTERM and SIGINT drain; a second one ends the process at once with status 128 + its number."""
+
+        def handle(number: int, _: object) -> None:
+            if self._stopping:
+                self._router.unlink()
+                os._exit(128 + number)
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handle)
+
+    def close(self) -> None:
+        """Closes the socket and forgets all clients; the engines stay open, they are the caller's."""
+        self._planner.close()
+        for session in list(self.sessions.values()):
+            self._forget(session, "the daemon ends")
+        self._porter.close()
+        self._router.close()
+        self._editions.close()
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            os.close(self._wake_end)
+            self._wake_fd = self._wake_end = -1
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attend(self, engine: Engine) -> None:
+        self._engine_fds.append(engine.fileno())
+        self._poller.register(engine.fileno(), zmq.POLLIN)
+
+    def _let_go(self, engine: Engine) -> None:
+        self._engine_fds.remove(engine.fileno())
+        self._poller.unregister(engine.fileno())
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody sleeps
+            os.write(self._wake_end, b"x")
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def _handle(self, peer: bytes, frames: list[bytes]) -> None:
+        if len(frames) > protocol.MAX_TOGETHER:
+            why = f"{len(frames)} frames in one message; at most {protocol.MAX_TOGETHER} requests may travel together"
+            self._refuse(peer, Request("bye"), "request", why)
+            return
+        for frame in frames:
+            self._handle_one(peer, frame)
+
+    def _handle_one(self, peer: bytes, frame: bytes) -> None:
+        if self._refusals.get(peer, 0) >= MAX_REFUSALS:
+            self.counts["refused_flood"] += 1
+            return
+        try:
+            request = protocol.decode_request(frame)
+        except ServiceError as e:
+            self._refuse(peer, Request("bye"), "request", str(e))
+            return
+        self.counts[f"requests_{request.kind}"] += 1
+        if request.kind == "hello":
+            self._hello(peer, request)
+            return
+        session = self.sessions.get(peer)
+        if session is None:
+            if request.kind not in ("bye", "cancel", "credit"):
+                self._refuse(peer, request, "hello", "say hello first")
+            return
+        session.heard = time.monotonic()
+        if request.kind in ("credit", "batch") and request.ids:
+            self._porter.take_back(session, request.ids)
+        if request.kind == "credit":
+            return
+        if request.kind == "bye":
+            self._forget(session, "said goodbye")
+        elif request.kind == "cancel":
+            self._cancel(session, set(request.ids))
+        elif self._stopping:
+            self._refuse(peer, request, "draining", "this daemon is stopping; ask another, or this one again later")
+        elif session.asked >= protocol.MAX_IN_FLIGHT:
+            self._refuse(peer, request, "busy", f"{session.asked} requests are outstanding; wait for their answers")
+        else:
+            self._ask(session, request)
+
+    def _hello(self, peer: bytes, request: Request) -> None:
+        if self._stopping:
+            self._refuse(peer, request, "draining", "this daemon is stopping")
+            return
+        used = {session.plan for session in self.sessions.values()}
+        try:
+            name = self._editions.choose(request.plan, request.plan_id, request.render_id, used)
+        except ServiceError as e:
+            self._refuse(peer, request, "plan", str(e))
+            return
+        for old in [s for s in self.sessions.values() if s.peer == peer or s.client == request.client]:
+            self._forget(old, "came back")
+        if len(self.sessions) >= MAX_SESSIONS:
+            self._refuse(peer, request, "busy", f"{MAX_SESSIONS} clients are connected; no more are allowed")
+            return
+        session = self.sessions[peer] = Session(peer, request.client, name, time.monotonic())
+        self._journal.say("client", f"client={request.client!r} plan={name!r} joined", logging.INFO)
+        door = self._porter.invite(session) if request.shared else ()
+        self._send(session.peer, Reply("hello", request.id, info=self.infos[name].to_table(), door=door))
+
+    def _ask(self, session: Session, request: Request) -> None:
+        info = self.infos[session.plan]
+        for key in ("plan_id", "render_id"):
+            asked, ours = getattr(request, key), getattr(info, key)
+            if asked != ours and not (key == "render_id" and request.kind == "layout"):
+                self._refuse(session.peer, request, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
+                return
+        session.asked += 1
+        session.starved += request.starved_us / 1e6
+        if request.kind in ("layout", "encoded"):  # how much an encoded batch holds is known from its plan alone
+            self._planner.look_up(session, request)
+        else:
+            self._queue(session, request, info.nbytes(request.count))
+
+    def _queue(self, session: Session, request: Request, nbytes: int) -> None:
+        """Queues a batch of a known size, or refuses one that would never fit."""
+        allowed, whose = self.bound, "serve.memory_mb"
+        if request.kind == "encoded" and request.limit < allowed:
+            allowed, whose = request.limit, "the client (its memory_mb over its prefetch)"
+        if nbytes > allowed:
+            session.asked -= 1
+            self._refuse(
+                session.peer,
+                request,
+                "request",
+                f"a batch of {request.count} sequences takes {nbytes:,} bytes, but {whose} allows "
+                f"{allowed:,}; raise it or lower data.batch_size",
+            )
+            return
+        self.share.push(session, Job(session, request, nbytes), nbytes)
+
+    def _cancel(self, session: Session, ids: set[int]) -> None:
+        session.asked -= len(self.share.drop(session, lambda job: job.request.id in ids))
+        session.asked -= len(self._planner.drop(session, lambda request: request.id in ids))
+        for job in [j for j in self._rendering if j.session is session and j.request.id in ids]:
+            self._abandon(job)
+
+    def _abandon(self, job: Job) -> None:
+        if job.pending is not None:
+            job.pending.cancel()
+        self._rendering.remove(job)
+        job.session.asked -= 1
+        self.share.release(job.session, job.nbytes)
+
+    def _forget(self, session: Session, why: str) -> None:
+        if self.sessions.pop(session.peer, None) is None:
+            return
+        for job in [j for j in self._rendering if j.session is session]:
+            self._abandon(job)
+        self._planner.forget(session)
+        self._porter.forget(session)
+        self.share.forget(session)
+        self._journal.say("client", f"client={session.client!r} left: {why}", logging.INFO)
+
+    def _refuse_waiting(self) -> None:
+        for session in list(self.sessions.values()):
+            waiting = [job.request for job in self.share.drop(session)]
+            waiting += self._planner.drop(session, lambda _: True)
+            session.asked -= len(waiting)
+            for request in waiting:
+                self._refuse(session.peer, request, "draining", "this daemon is stopping; ask another")
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Hands requests to the engines, as many as render at once, the fairest next."""
+        while len(self._rendering) < self._depth and (found := self.share.pop(self._at_hand)) is not None:
+            session, job, _ = found
+            assert job.planned is not None, "pop passes over what is not planned"
+            try:
+                job.pending = self.plans[session.plan].submit_planned(job.planned, job.request.kind == "encoded")
+            except NavitError as e:
+                self.share.release(session, job.nbytes)
+                self._failed(session, job.request, e)
+            else:
+                self._rendering.append(job)
+
+    def _at_hand(self, job: Job) -> bool:
+        """Whether a request's plan is there; if not, it is asked for."""
+        if job.planned is None and not job.planning:
+            job.planned = self._planner.batch(job)
+            job.planning = job.planned is None
+        return job.planned is not None
+
+    def _planned(self, task: Task) -> None:
+        """Takes what the planner has finished."""
+        session, request = task.session, task.request
+        if session.peer not in self.sessions:
+            return
+        if task.job is not None:
+            task.job.planned = task.planned
+            if task.error is None or not self.share.drop(session, lambda job: job is task.job):
+                return
+        if task.error is not None:
+            self._failed(session, request, task.error)
+            return
+        if request.kind == "encoded":
+            self._queue(session, request, task.nbytes)
+            return
+        session.asked -= 1
+        frame = memoryview(task.counts.astype("<u4").data).cast("B") if len(task.counts) else b""
+        self._send(session.peer, Reply("layout", request.id, run=task.run, num_blocks=task.num_blocks), [frame])
+
+    def _finish(self) -> bool:
+        """Sends what the engines have finished; whether that made room for more."""
+        finished = [j for j in self._rendering if j.pending is not None and j.pending.ready]
+        for job in finished:
+            self._rendering.remove(job)
+            assert job.pending is not None
+            try:
+                batch = job.pending.wait(0)
+                if batch is None:  # pragma: no cover - `ready` was true
+                    raise ServiceError("the batch was withdrawn")
+            except NavitError as e:
+                self.share.release(job.session, job.nbytes)
+                self._failed(job.session, job.request, e)
+            else:
+                self._deliver(job, batch)
+        return bool(finished)
+
+    def _failed(self, session: Session, request: Request, error: NavitError) -> None:
+        session.asked -= 1
+        self.counts["failed"] += 1
+        self._journal.say("failed", f"client={session.client!r} error={str(error)!r}", logging.WARNING)
+        self._send(session.peer, protocol.error_reply(request.id, error))
+
+    def _deliver(self, job: Job, batch: PackedBatch | EncodedBatch) -> None:
+        session = job.session
+        session.asked -= 1
+        slots = batch.slots if isinstance(batch, EncodedBatch) else batch
+        images, tokens = int(np.count_nonzero(slots.status == OK)), int(np.count_nonzero(slots.segment_ids >= 0))
+        for name, n in (("images", images), ("tokens", tokens), ("batches", 1)):
+            self.counts[name] += n
+            session.counts[name] += n
+        self.counts["slots"] += slots.segment_ids.size
+        if isinstance(batch, PackedBatch) and (slot := self._porter.lend(session, batch, job.nbytes)) >= 0:
+            self.counts["batches_shared"] += 1
+            reply = Reply("batch", job.request.id, patch_size=slots.patch_size, slot=slot)
+            if session.shelf is None or not session.shelf.say(protocol.encode_reply(reply)):
+                self._send(session.peer, reply)
+            return
+        frames: list[Any] = protocol.batch_frames(batch)
+        # The largest array as a fresh view: when ZeroMQ has sent it and lets go, its finaliser gives the bytes back.
+        large, at = (batch.data, -1) if isinstance(batch, EncodedBatch) else (batch.patches, 0)
+        view = large[...]
+        self._unsent += 1
+        weakref.finalize(view, self._release, session, job.nbytes).atexit = False
+        frames[at] = memoryview(view).cast("B") if view.size else b""
+        self.counts["bytes_sent"] += sum(memoryview(f).nbytes for f in frames)
+        del view, large
+        self._send(session.peer, Reply(job.request.kind, job.request.id, patch_size=slots.patch_size), frames)
+
+    def _release(self, session: Session, nbytes: int) -> None:
+        # In ZeroMQ's own thread, or wherever the last view dies.
+        self._freed.append((session, nbytes))
+        self._wake()
+
+    def _send(self, peer: bytes, reply: Reply, frames: list[Any] | None = None) -> None:
+        why = self._router.send(peer, [protocol.encode_reply(reply), *(frames or [])])
+        if why and peer in self.sessions:
+            self._lost[self.sessions[peer]] = why
+
+    def _refuse(self, peer: bytes, request: Request, error: str, message: str) -> None:
+        self.counts[f"refused_{error}"] += 1
+        self._refusals[peer] += 1
+        name = self.sessions[peer].client if peer in self.sessions else peer.hex()
+        words = f"client={name!r} refused={error} reason={message!r}"
+        self._journal.say(f"refused_{error}", words, logging.WARNING)
+        self._send(peer, Reply("error", request.id, error=error, message=message))
+
+    def _look_after(self) -> None:
+        """Once a second: clients that are gone, shared memory that does not come back, callers that say nothing."""
+        now = time.monotonic()
+        if now - self._looked < 1:
+            return
+        self._looked = now
+        self._refusals.clear()
+        self._porter.look_after(now)
+        for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
+            session.heard = now
+            self._send(session.peer, Reply("beat"))

@@ -1,0 +1,44 @@
+"""What the daemon remembers of a client, and of a batch that is on its way. None of it matters: a client that loses it
+says hello again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .protocol import Request
+
+if TYPE_CHECKING:
+    from .._packer import PlannedBatch
+    from ..render.encoded import PendingEncoded
+    from ..render.pending import Pending
+    from .shm import Shelf
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A client that has said hello: its name, plan, and what it asked for."""
+
+    peer: bytes
+    client: str
+    plan: str
+    heard: float
+    asked: int = 0  # requests without an answer yet
+    starved: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    token: str = ""  # by which it may fetch shared memory
+    shelf: Shelf | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One batch on its way: asked for, being planned, planned, or being rendered."""
+
+    session: Session
+    request: Request
+    nbytes: int
+    planning: bool = False
+    planned: PlannedBatch | None = None
+    pending: Pending | PendingEncoded | None = None

@@ -1,0 +1,253 @@
+"""How good a model is, at one or several token budgets.
+
+In: a model, an index, the run's configuration. Out: a `Score` per budget: accuracy, calibration, throughput. Each image is
+seen once over all ranks, in order, at the most patches that fit the budget, with nothing dropped and nothing random.
+An image that could not be read counts as wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from navit_loader import PackedLoader, open_index
+from navit_loader.batch import FAILED, OK, PackedBatch
+from navit_loader.config import LoaderConfig
+from navit_loader.errors import ModelError
+
+from ..model.pool import members
+from ..world import World, halved
+from .cascade import Answers
+
+BINS = 30
+"""Bins of the expected calibration error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The result at one token budget.
+
+    Attributes:
+        tokens: tokens of one image at most.
+        mean_tokens: tokens of one image on average.
+        patch_size: P.
+        images: labelled images of the index, failed ones among them.
+        failed: images that could not be read.
+        accuracy: share of `images` whose label is the likeliest class.
+        ece: expected calibration error of the likeliest class, 30 bins, over the images that were read.
+        images_per_s: through loader and model.
+        tokens_per_s: the same, in tokens.
+        padding: share of slots that held no image.
+        outside: whether the budget lies outside the sizes seen in training.
+    """
+
+    tokens: int
+    mean_tokens: float
+    patch_size: int
+    images: int
+    failed: int
+    accuracy: float
+    ece: float
+    images_per_s: float
+    tokens_per_s: float
+    padding: float
+    outside: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Accuracy and budget, in a line of a run's output."""
+        return f"{self.accuracy:.2%} of {self.images} held-out images at {self.tokens} tokens"
+
+
+def trained_tokens(config: LoaderConfig) -> tuple[int, int]:
+    """Fewest and most tokens of one image before drop that the training sizes lead to, whatever P."""
+    plan = config.plan
+    cap = plan.max_tokens - plan.prefix_tokens
+    if plan.resolution.kind in ("native", "budget"):
+        return 1, cap
+    low = max(1, plan.resolution.low // max(plan.patch_sizes)) ** 2
+    high = max(1, plan.resolution.high // min(plan.patch_sizes)) ** 2
+    if plan.resolution.kind == "fixed":
+        low = max(1, plan.resolution.high // max(plan.patch_sizes)) ** 2
+    return min(low, cap), min(high, cap)
+
+
+def predict(model: nn.Module, batch: PackedBatch, device: torch.device, sigmoid: bool = False) -> Tensor:
+    """Class probabilities, fp32 `[B, E, classes]` on `device`; rows whose status is not `OK` mean nothing.
+
+    Args:
+        model: maps a batch on `device` to logits `[B, E, classes]`.
+        batch: as the loader gives it.
+        device: where to compute.
+        sigmoid: the model was trained with one sigmoid per class.
+    """
+    with halved(device):
+        logits: Tensor = model(batch.to(device)).float()
+    return logits.sigmoid() if sigmoid else logits.softmax(-1)
+
+
+def evaluate(
+    model: nn.Module,
+    index: str,
+    config: LoaderConfig,
+    *,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    world: World | None = None,
+    sigmoid: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Score:
+    """The score of `judge`; see there."""
+    score, _ = judge(
+        model,
+        index,
+        config,
+        tokens=tokens,
+        patch_size=patch_size,
+        world=world,
+        sigmoid=sigmoid,
+        classes=classes,
+    )
+    return score
+
+
+@torch.inference_mode()
+def judge(
+    model: nn.Module,
+    index: str,
+    config: LoaderConfig,
+    *,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    world: World | None = None,
+    sigmoid: bool = False,
+    classes: Sequence[str] | None = None,
+) -> tuple[Score, Answers]:
+    """Scores a model on a labelled index, and keeps what it said of each image.
+
+    Args:
+        model: the model, on the world's device, in evaluation mode.
+        index: path of an index with labels.
+        config: the training run's configuration.
+        tokens: budget of one image; None takes the training cap and never scales up.
+        patch_size: P; None takes the first of `plan.patch_sizes`.
+        world: the ranks that share the work.
+        sigmoid: see `predict`.
+        classes: the classes that the model knows, which must be those of the index.
+
+    Raises:
+        IndexFileError: the index cannot be used.
+        ModelError: it has other classes, or no labels.
+    """
+    world = world or World(0, 1, next(model.parameters()).device)
+    low, high = trained_tokens(config)
+    plan = config.for_evaluation(max_tokens=tokens, patch_size=patch_size)
+    device = world.device
+    # sums over the images: right, ok, failed; then per bin: count, confidence, right
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
+    slots = filled = 0
+    rows = open_index(index).num_rows
+    # for each image: probability, right, tokens, labelled
+    told = torch.zeros(4, rows, device=device)
+    with PackedLoader(index, plan, rank=world.rank, world_size=world.size) as loader:
+        if classes is not None and list(loader.classes) != list(classes):
+            raise ModelError(
+                f"'{index}' has the classes {_few(loader.classes)}, the model was trained on {_few(classes)}; "
+                "index a folder with the same class folders"
+            )
+        start = time.perf_counter()
+        for batch in loader:
+            label = torch.from_numpy(batch.labels[..., 0]).to(device)
+            status = torch.from_numpy(batch.status).to(device)
+            chance, guess = predict(model, batch, device, sigmoid).max(-1)
+            ok = (status == OK) & (label >= 0)
+            right = ok & (guess == label)
+            failed = (status == FAILED) & (label >= 0)
+            totals += torch.stack([right.sum(), ok.sum(), failed.sum(), (status == OK).sum()])
+            place = (chance * BINS).long().clamp(max=BINS - 1)[ok]
+            for bin_, value in zip(bins, (torch.ones_like(chance), chance, right), strict=True):
+                bin_.index_add_(0, place, value[ok].double())
+            there = (status == FAILED) | ok
+            row = torch.from_numpy(batch.image_ids).to(device)[there]
+            took = members(torch.from_numpy(batch.segment_ids).to(device), status.shape[1], torch.float32).sum(-1)
+            told[:, row] = torch.stack([chance * ok, right.float(), took, (label >= 0).float()])[:, there]
+            slots += batch.segment_ids.size
+            filled += batch.num_tokens
+        seconds = time.perf_counter() - start
+    world.meet()
+    counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
+    for value in (totals, bins, counts, told):
+        world.sum(value)
+    right_n, ok_n, failed_n, seen_n = totals.tolist()
+    if ok_n + failed_n == 0:
+        raise ModelError(f"'{index}' has no labelled images; index a folder with one folder per class")
+    count, confidence, correct = bins.cpu()
+    gap = (confidence - correct).abs().sum() / count.sum().clamp(min=1)
+    score = Score(
+        tokens=tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens,
+        mean_tokens=float(counts[1]) / max(seen_n, 1),
+        patch_size=plan.plan.patch_sizes[0],
+        images=int(ok_n + failed_n),
+        failed=int(failed_n),
+        accuracy=right_n / (ok_n + failed_n),
+        ece=float(gap),
+        images_per_s=seen_n / seconds,
+        tokens_per_s=float(counts[1]) / seconds,
+        padding=1.0 - float(counts[1] / counts[0]),
+        outside=tokens is not None and not low <= tokens <= high,
+    )
+    return score, Answers(*told.cpu())
+
+
+def score_table(scores: Sequence[Score]) -> str:
+    """The scores as lines of text; budgets outside the trained sizes carry a star."""
+    several = len({s.patch_size for s in scores}) > 1
+    head = (
+        *(("patch",) if several else ()),
+        "tokens",
+        "accuracy",
+        "ECE",
+        "images",
+        "failed",
+        "images/s",
+        "tokens/s",
+        "padding",
+    )
+    rows = [
+        (
+            *((f"{s.patch_size}",) if several else ()),
+            f"{s.tokens}{'*' if s.outside else ''}",
+            f"{s.accuracy:.2%}",
+            f"{s.ece:.3f}",
+            f"{s.images:,}",
+            f"{s.failed:,}",
+            f"{s.images_per_s:,.0f}",
+            f"{s.tokens_per_s:,.0f}",
+            f"{s.padding:.1%}",
+        )
+        for s in scores
+    ]
+    return aligned(head, rows, any(s.outside for s in scores))
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], outside: bool) -> str:
+    """A table in columns of equal width; with `outside`, a line that explains the star."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    if outside:
+        lines.append("* outside the sizes seen in training")
+    return "\n".join(lines)
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, names[:5]))
+    return f"[{shown}{', …' if len(names) > 5 else ''}] ({len(names)})"

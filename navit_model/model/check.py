@@ -1,0 +1,79 @@
+"""What a model refuses, said before the first kernel runs.
+
+In: a configuration and a batch. Out: nothing, or one `ModelError` that names key, value and remedy. Host values (patch
+size, prefix tokens) are checked on every call; the contents of a batch where they lie on the host: call `check_batch` on
+the numpy batch before it goes to a GPU, since reading them there would stop the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from navit_loader.batch import PackedBatch, View
+from navit_loader.errors import ModelError
+
+from ..config import NaViTConfig
+
+TABLES = (
+    "factorised",
+    "factorised_stacked",
+    "factorised_multiplied",
+    "learned_1d",
+    "learned_2d",
+    "sinusoidal",
+    "resized_grid",
+    "resized_axes",
+)
+"""Positions that are looked up in tables, which end somewhere."""
+
+
+def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
+    """Refuses a batch that a model of this configuration does not take.
+
+    Args:
+        config: the model's shape.
+        batch: with numpy arrays or tensors. The contents of device tensors are not read, nor anything while tracing.
+
+    Raises:
+        ModelError: another patch size or number of prefix tokens; grids beyond the position tables; a segment longer
+            than the plan says; offsets that do not end at the last token.
+    """
+    sizes = config.patch_sizes or (config.patch_size,)
+    if batch.patch_size not in sizes:
+        takes = ", ".join(map(str, sizes))
+        raise ModelError(
+            f"the batch has patches of {batch.patch_size} pixels, the model takes {takes}; "
+            "set plan.patch_sizes and model.patch_size or model.patch_sizes alike"
+        )
+    if batch.prefix_tokens != config.prefix_tokens:
+        raise ModelError(
+            f"the batch has {batch.prefix_tokens} prefix tokens an image, the model {config.prefix_tokens}; "
+            f"set plan.prefix_tokens = {config.prefix_tokens}"
+        )
+    if torch.compiler.is_compiling() or not _on_host(batch.grids):
+        return
+    grids = np.asarray(batch.grids)
+    if config.positions in TABLES and grids.size:
+        # A raster index only has to stay within its table; the others are looked up by axis.
+        raster = config.positions == "learned_1d"
+        most = int(grids.astype(np.int64).prod(-1).max() if raster else grids.max())
+        if most > (config.max_grid**2 if raster else config.max_grid):
+            raise ModelError(
+                f"an image has {most} patches {'in all' if raster else 'on a side'}, the position tables end at "
+                f"model.max_grid = {config.max_grid}{' squared' if raster else ''}; raise it, or lower plan.max_grid"
+            )
+    offsets = np.asarray(batch.cu_seqlens)
+    tokens = int(np.prod(tuple(batch.segment_ids.shape)))
+    if int(offsets[-1]) != tokens:
+        raise ModelError(
+            f"cu_seqlens ends at {int(offsets[-1])}, not at the batch's {tokens} tokens; padding is a segment"
+        )
+    if (longest := int(np.diff(offsets).max())) > batch.max_seqlen:
+        raise ModelError(
+            f"a segment has {longest} tokens, but max_seqlen = {batch.max_seqlen}; plan.max_tokens bounds every image"
+        )
+
+
+def _on_host(array: object) -> bool:
+    return not isinstance(array, torch.Tensor) or array.device.type == "cpu"

@@ -1,0 +1,264 @@
+"""NaViT: a vision transformer over packed images of any size (arXiv 2307.06304).
+
+In: a `PackedBatch` on the model's device. Out: logits of each image, `[B, E, classes]`. Every shape is static, and on a
+GPU nothing of the batch is read on the host.
+
+Shapes: B sequences · L tokens · T = B·L · D width · E images per sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from navit_loader.batch import PackedBatch, View
+from navit_loader.errors import ModelError
+
+from ..config import NaViTConfig
+from ..weights.saved import Saved
+from .attention import Backend, check_traceable, choose_for, number_of, segments
+from .check import check_batch
+from .embed import PatchEmbedding
+from .encoder import Context, blocks, norm
+from .infer import Inference
+from .pool import AttentionPooling, pick_prefix, pool_mean
+from .positions import Positions, Rotation
+
+
+class NaViT(Inference, Saved):
+    """Patch embedding, positions, an encoder over segments, pooling, a classifier."""
+
+    def __init__(self, config: NaViTConfig) -> None:
+        """Makes a model with fresh weights.
+
+        Args:
+            config: its shape; with `classes = 0` there is no classifier, and logits are the pooled features.
+        """
+        super().__init__()
+        self.config = config
+        self.checkpointing = config.checkpointing
+        self.patch_embed = PatchEmbedding(config)
+        self.positions = Positions(config)
+        self.rotation = Rotation(config) if config.rope else None
+        self.prefix = nn.Parameter(torch.empty(config.prefix_tokens, config.width)) if config.prefix_tokens else None
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.embed_norm = norm(config, config.width) if config.embed_norm else nn.Identity()
+        self.blocks = blocks(config)
+        self.norm = norm(config, config.width)
+        self.pool = AttentionPooling(config) if config.pool == "map" else None
+        self.head = _classifier(config)
+        self.distill_head = _classifier(config) if config.distill_token else None
+        if self.prefix is not None:
+            nn.init.trunc_normal_(self.prefix, std=0.02)
+
+    def forward(self, batch: PackedBatch | View) -> Tensor:
+        """Logits of each image slot, f32 `[B, E, classes]`; only those with status `OK` mean anything.
+
+        With a distillation token they are the mean of both classifiers' (DeiT); `forward_distilled` keeps them apart.
+
+        Raises:
+            ModelError: a batch that the model does not take; see `navit_model.model.check`.
+        """
+        return self.forward_head(self.forward_features(batch), batch)
+
+    def forward_features(self, batch: PackedBatch | View) -> Tensor:
+        """Encoded tokens, `[B, L, D]`; no image is influenced by padding or by another image."""
+        return self._encode(self._embed(batch), batch, ())[0]
+
+    def forward_head(self, x_BLD: Tensor, batch: PackedBatch | View, pre_logits: bool = False) -> Tensor:
+        """Pooled images `[B, E, D]` with `pre_logits`, else their logits, f32 `[B, E, classes]`."""
+        pooled = self._pool(x_BLD, batch)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.head(pooled).float()
+        if self.distill_head is None:
+            return logits
+        return (logits + self._distilled(x_BLD, batch)) / 2
+
+    def forward_distilled(self, batch: PackedBatch | View) -> tuple[Tensor, Tensor]:
+        """Logits of the classifier and of the distillation token's, each f32 `[B, E, classes]` (DeiT)."""
+        x_BLD = self.forward_features(batch)
+        return self.head(self._pool(x_BLD, batch)).float(), self._distilled(x_BLD, batch)
+
+    def forward_intermediates(
+        self, batch: PackedBatch | View, indices: int | Sequence[int] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encoded tokens `[B, L, D]`, and the tokens after each of the blocks named, in the order of the blocks.
+
+        Args:
+            batch: the images.
+            indices: numbers of blocks, negative ones counted from the end; one number means that many of the last
+                blocks, None all of them (as in timm).
+
+        Raises:
+            ModelError: a block that there is not, or a batch that the model does not take.
+        """
+        depth = len(self.blocks)
+        if indices is None or isinstance(indices, int):
+            indices = range(-(depth if indices is None else indices), 0)
+        if not all(-depth <= n < depth for n in indices):
+            raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
+        return self._encode(self._embed(batch), batch, tuple(n % depth for n in indices))
+
+    def _embed(self, batch: PackedBatch | View) -> Tensor:
+        """Pixels → tokens `[T, D]`: all that depends on the patch size."""
+        self.check(batch)
+        patches = batch.patches.flatten(0, 1)
+        if patches.is_floating_point():
+            # Masked memory may hold anything; a NaN there would reach weight gradients as 0 · NaN.
+            is_patch = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
+            patches = patches.masked_fill(~is_patch.flatten()[:, None], 0.0)
+        return self.patch_embed(patches, batch.patch_size)  # type: ignore[no-any-return]
+
+    def _encode(self, x_TD: Tensor, batch: PackedBatch | View, wanted: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """Tokens of patches → encoded tokens `[B, L, D]`, and the tokens after the blocks `wanted`."""
+        B, L = batch.segment_ids.shape
+        real_T, place_T2 = (batch.segment_ids >= 0).flatten(), batch.positions.flatten(0, 1)
+        is_patch_T = real_T & (place_T2[:, 0] >= 0)
+        at_T2 = place_T2.long().clamp_min(0) * is_patch_T[:, None]
+
+        places = self.positions(at_T2, self._grids(batch))
+        if places is not None:
+            x_TD = x_TD + places
+        if self.prefix is not None:
+            learned = self.prefix[place_T2[:, 1].long().clamp(0, len(self.prefix) - 1)].to(x_TD.dtype)
+            x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
+        x_TD = self.embed_norm(self.dropout(x_TD))
+
+        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
+        draws = self.training and self.config.drop_path > 0
+        segment_T = number_of(batch.cu_seqlens, B * L) if draws else None
+        order = where.order
+        if order is not None:
+            # Sorted once for all layers, since nothing but attention looks at neighbours.
+            x_TD, where, at_T2, is_patch_T = x_TD[order], replace(where, order=None), at_T2[order], is_patch_T[order]
+            segment_T = None if segment_T is None else segment_T[order]
+        rotation = None if self.rotation is None else self.rotation(at_T2, is_patch_T)
+        context = Context(where, rotation, segment_T, len(batch.cu_seqlens) - 1)
+
+        found = []
+        for n, block in enumerate(self.blocks):
+            if self.checkpointing and self.training:
+                x_TD = checkpoint(block, x_TD, context, use_reentrant=False)
+            else:
+                x_TD = block(x_TD, context)
+            if n in wanted:
+                found.append(x_TD)
+        if not self.config.norm_pooled:
+            x_TD = self.norm(x_TD)
+        back = None if order is None else torch.argsort(order)
+        x_BLD, *found = ((x if back is None else x[back]).view(B, L, -1) for x in (x_TD, *found))
+        return x_BLD, found
+
+    def _grids(self, batch: PackedBatch | View) -> Tensor:
+        """(h, w) of each token's image, i64 `[T, 2]`; 1 where there is none."""
+        index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
+        grids: Tensor = batch.grids.long().gather(1, index)
+        return grids.clamp_min(1).flatten(0, 1)
+
+    def _pool(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
+        images = batch.grids.shape[1]
+        # Padding has negative places too: what is read are patches alone.
+        patch_of = batch.segment_ids.where(batch.positions[..., 0] >= 0, -1)
+        if self.config.pool == "class":
+            pooled = pick_prefix(x_BLD, batch.segment_ids, batch.positions, images, 0)
+        elif self.pool is not None:
+            pooled = self.pool(x_BLD, patch_of, images)
+        else:
+            pooled = pool_mean(x_BLD, patch_of, images)
+        return self.norm(pooled) if self.config.norm_pooled else pooled
+
+    def _distilled(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
+        if self.distill_head is None:
+            raise ModelError("forward_distilled needs model.distill_token = true")
+        number = int(self.config.class_token)
+        token = pick_prefix(x_BLD, batch.segment_ids, batch.positions, batch.grids.shape[1], number)
+        token = self.norm(token) if self.config.norm_pooled else token
+        return self.distill_head(token).float()  # type: ignore[no-any-return]
+
+    def check(self, batch: PackedBatch | View) -> None:
+        """Refuses a batch or backend that the model does not take, before any kernel; `forward` calls it itself."""
+        if not isinstance(getattr(batch, "patches", None), Tensor):
+            raise ModelError(
+                f"a model takes a PackedBatch with tensors, not {_kind(batch)}; batch.to(device) moves one there, "
+                "pack_images() makes one of images, and classify() takes images themselves"
+            )
+        check_batch(self.config, batch)
+        weight = self.patch_embed.proj.weight
+        if batch.patches.device != weight.device:
+            raise ModelError(
+                f"the batch lies on {batch.patches.device}, the model on {weight.device}; move one of them with .to()"
+            )
+        self._backend(weight)
+
+    def _backend(self, x: Tensor) -> Backend:
+        return choose_for(self.config.attention, x, self.config.width // self.config.heads)
+
+    @property
+    def num_features(self) -> int:
+        """D, the width of tokens and pooled images."""
+        return self.config.width
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier; 0 where there is none."""
+        return self.config.classes
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier: a linear layer, or an identity where there are no classes."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh classifier with this many classes; 0 leaves the pooled features as they are."""
+        self.config = replace(self.config, classes=num_classes)
+        like = self.patch_embed.proj.weight
+        self.head = _classifier(self.config).to(like.device, like.dtype)
+        if self.distill_head is not None:
+            self.distill_head = _classifier(self.config).to(like.device, like.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that recipes leave undecayed: biases, scales, queries, prefix and position tables."""
+        tables = ("positions.", "prefix", "pool.query")
+        return {name for name, p in self.named_parameters() if p.ndim < 2 or name.startswith(tables)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether to recompute each block in the backward pass."""
+        self.checkpointing = enable
+
+    def compile(self, **options: Any) -> None:
+        """Compiles in place, without a graph break: the patch embedding once for each P, all behind it once for a run.
+
+        Args:
+            options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
+
+        Raises:
+            ModelError: the backend of attention cannot be traced.
+        """
+        check_traceable(self.config.attention, self.patch_embed.proj.weight.device)
+        options = {"fullgraph": True, "dynamic": False, **options}
+        # Dynamo gives up after eight shapes; FlexiViT has ten patch sizes.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, len(self.config.patch_sizes) + 1)
+        for part, name in ((self.patch_embed, "project"), (self, "_encode"), (self, "forward_head")):
+            # Bound anew, so that a copy of the model runs its own weights.
+            setattr(part, name, MethodType(torch.compile(getattr(type(part), name), **options), part))
+
+
+def _kind(batch: object) -> str:
+    name = type(batch).__name__
+    return f"one with {type(batch.patches).__name__}s" if hasattr(batch, "patches") else f"a {name}"
+
+
+def _classifier(config: NaViTConfig) -> nn.Module:
+    if config.classes == 0:
+        return nn.Identity()
+    head = nn.Linear(config.width, config.classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head

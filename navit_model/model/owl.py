@@ -1,0 +1,126 @@
+"""Open-vocabulary detection: a box and a class for each patch (OWL-ViT, arXiv 2205.06230, section 3.1).
+
+In: encoded tokens `[B, L, D]`, their batch, and one embedding a query, such as those of class names by a text tower. Out: for
+each token a box and a logit for each query. Nothing is pooled: every patch proposes one object, at first one of its own size
+at its own place. What it learns from is in `navit_model.losses.detection`.
+
+Shapes: B sequences · L tokens · Q queries · D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from navit_loader.batch import OK, PackedBatch, View
+
+EDGE = 1e-4
+"""Centres and sides start this far from 0 and 1, where the sigmoid has no finite argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What each token proposes.
+
+    Attributes:
+        boxes: f32 `[B, L, 4]`, (centre x, centre y, width, height) as shares of the image as it was planned.
+        logits: f32 `[B, L, Q]`, one binary decision per query.
+        there: bool `[B, L]`, which tokens are patches; the others mean nothing.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+    there: Tensor
+
+
+class OwlHead(nn.Module):
+    """Boxes by a small MLP, classes by likeness to the queries."""
+
+    def __init__(self, width: int, query_width: int) -> None:
+        """Makes the head with fresh weights.
+
+        Args:
+            width: D of the tokens.
+            query_width: of the queries' embeddings.
+        """
+        super().__init__()
+        self.box = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4)
+        )
+        self.embed = nn.Linear(width, query_width)
+        self.shift = nn.Linear(width, 1)
+        self.scale = nn.Linear(width, 1)
+        last = self.box[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x_BLD: Tensor, batch: PackedBatch | View, queries: Tensor) -> Proposals:
+        """What the tokens propose; no host value is read.
+
+        Args:
+            x_BLD: encoded tokens, as `NaViT.forward_features` gives them.
+            batch: whose tokens they are.
+            queries: `[Q, query_width]`, of any length: only their direction counts.
+        """
+        there_BL = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
+        x_BLD = x_BLD.masked_fill(~there_BL[..., None], 0.0)
+        boxes = (self.box(x_BLD).float() + self._start(batch)).sigmoid()
+        likeness = F.normalize(self.embed(x_BLD).float(), dim=-1) @ F.normalize(queries.float(), dim=-1).T
+        logits = (likeness + self.shift(x_BLD).float()) * (F.elu(self.scale(x_BLD).float()) + 1)
+        return Proposals(boxes, logits, there_BL)
+
+    @staticmethod
+    def _start(batch: PackedBatch | View) -> Tensor:
+        """The patch's own box before the sigmoid, f32 `[B, L, 4]`: a start at its own place learns faster."""
+        index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
+        h_w = batch.grids.long().gather(1, index).clamp_min(1).float()
+        centre = (batch.positions.clamp_min(0).float() + 0.5) / h_w
+        box = torch.cat([centre.flip(-1), (1 / h_w).flip(-1)], -1)
+        return torch.logit(box, eps=EDGE)
+
+
+def detections(found: Proposals, batch: PackedBatch, threshold: float = 0.1) -> list[dict[str, Tensor]]:
+    """The proposals above a threshold, for each image with status `OK`, in the order of the slots. Reads the host.
+
+    Args:
+        found: from `OwlHead`.
+        batch: the same batch.
+        threshold: least probability of the likeliest query.
+
+    Returns:
+        For each image `boxes`, f32 `[n, 4]`, (left, top, right, bottom) in pixels of the source, mirrored back where the
+        image was mirrored; `scores`, f32 `[n]`, falling; `queries`, i64 `[n]`.
+    """
+    scores_BL, queries_BL = found.logits.sigmoid().max(-1)
+    result = []
+    for b, e in (batch.status == OK).nonzero().tolist():
+        own = found.there[b] & (batch.segment_ids[b] == e) & (scores_BL[b] >= threshold)
+        order = scores_BL[b][own].argsort(descending=True)
+        boxes = in_source(found.boxes[b][own][order], batch.crops[b, e], bool(batch.flips[b, e]))
+        result.append({"boxes": boxes, "scores": scores_BL[b][own][order], "queries": queries_BL[b][own][order]})
+    return result
+
+
+def in_source(boxes: Tensor, crop: Tensor, flip: bool) -> Tensor:
+    """(centre x, centre y, width, height) as shares of a crop → (left, top, right, bottom) in pixels of the source.
+
+    Args:
+        boxes: f32 `[n, 4]`.
+        crop: i32 `[4]`, (top, left, height, width) in oriented source pixels.
+        flip: the crop was mirrored left to right.
+    """
+    x, y, w, h = boxes.unbind(-1)
+    if flip:
+        x = 1 - x
+    top, left, height, width = crop.to(boxes.dtype).unbind()
+    corners = (
+        left + (x - w / 2) * width,
+        top + (y - h / 2) * height,
+        left + (x + w / 2) * width,
+        top + (y + h / 2) * height,
+    )
+    return torch.stack(corners, -1)

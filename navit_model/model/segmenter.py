@@ -1,0 +1,88 @@
+"""Semantic segmentation: a class for each patch, by the mask transformer of Segmenter (arXiv 2105.05633).
+
+In: a NaViT and a packed batch. Out: logits of each token, `[B, L, K]`; `dense.pixels` enlarges them to the image. Each image's
+segment is lengthened by K learned class tokens, so that a few more blocks let patches and classes look at each other; images
+stay apart, shapes stay static, and any backend of the attention will do.
+
+Shapes: B sequences · L tokens · T = B·L · S segments · E images of a sequence · K classes · D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from navit_loader.batch import PackedBatch, View
+
+from .attention import choose_for, number_of, segments
+from .encoder import Context, blocks, norm
+from .navit import NaViT
+
+
+class Segmenter(nn.Module):
+    """A NaViT with a mask transformer for a head."""
+
+    def __init__(self, model: NaViT, classes: int, depth: int = 2) -> None:
+        """Makes the head with fresh weights; its blocks have the model's shape.
+
+        Args:
+            model: its classifier and pooling are left unused.
+            classes: K.
+            depth: blocks of the head.
+        """
+        super().__init__()
+        self.model = model
+        config = replace(model.config, depth=depth, drop_path=0.0)
+        self.input = nn.Linear(config.width, config.width)
+        self.classes = nn.Parameter(torch.empty(classes, config.width))
+        self.blocks = blocks(config)
+        self.norm = norm(config, config.width)
+        self.to_patch = nn.Linear(config.width, config.width, bias=False)
+        self.to_class = nn.Linear(config.width, config.width, bias=False)
+        self.mask_norm = nn.LayerNorm(classes)
+        nn.init.trunc_normal_(self.classes, std=0.02)
+        for linear in (self.to_patch, self.to_class):
+            nn.init.normal_(linear.weight, std=config.width**-0.5)
+
+    def forward(self, batch: PackedBatch | View) -> Tensor:
+        """Logits of each token, f32 `[B, L, K]`; only those of patches mean anything."""
+        x_TD = self.input(self.model.forward_features(batch)).flatten(0, 1)
+        # What stands in padding would be harmless but for NaN.
+        x_TD = x_TD.masked_fill((batch.segment_ids < 0).flatten()[:, None], 0.0)
+        B, L = batch.segment_ids.shape
+        config = self.model.config
+        K, S, cu_seqlens = len(self.classes), len(batch.cu_seqlens) - 1, batch.cu_seqlens
+        number_T = number_of(cu_seqlens, B * L)
+        # Segment s is K tokens longer: patches move back by s·K, and its classes stand at its end.
+        steps = torch.arange(S + 1, device=x_TD.device)
+        patch_T = torch.arange(B * L, device=x_TD.device) + number_T * K
+        class_SK = (cu_seqlens[1:] + steps[:-1] * K)[:, None] + torch.arange(K, device=x_TD.device)
+        all_TD = x_TD.new_empty(B * L + S * K, x_TD.shape[1])
+        all_TD = all_TD.index_copy(0, patch_T, x_TD)
+        all_TD = all_TD.index_copy(0, class_SK.flatten(), self.classes.to(x_TD.dtype).repeat(S, 1))
+        longer = (cu_seqlens + steps * K).to(cu_seqlens.dtype)
+        backend = choose_for(config.attention, all_TD, config.width // config.heads)
+        where = segments(longer, batch.max_seqlen + K, len(all_TD), backend)
+        order = where.order
+        if order is not None:
+            all_TD, where = all_TD[order], replace(where, order=None)
+        context = Context(where, None, None, S)
+        for block in self.blocks:
+            all_TD = block(all_TD, context)
+        if order is not None:
+            all_TD = all_TD[torch.argsort(order)]
+        all_TD = self.norm(all_TD)
+
+        patch_BLD = F.normalize(self.to_patch(all_TD[patch_T]).float(), dim=-1).view(B, L, -1)
+        class_SKD = F.normalize(self.to_class(all_TD[class_SK]).float(), dim=-1)
+        # The images of a sequence are the first of its segments; absent ones borrow another's classes and are not read.
+        E = batch.grids.shape[1]
+        first_B = number_T.view(B, L)[:, 0]
+        image_BE = (first_B[:, None] + torch.arange(E, device=first_B.device)).clamp_max(S - 1)
+        masks_BLEK = torch.einsum("bld,bekd->blek", patch_BLD, class_SKD[image_BE])
+        own_BL = batch.segment_ids.long().clamp_min(0)
+        masks_BLK = masks_BLEK.gather(2, own_BL[..., None, None].expand(-1, -1, 1, K))[:, :, 0]
+        return self.mask_norm(masks_BLK.to(self.mask_norm.weight.dtype)).float()  # type: ignore[no-any-return]

@@ -1,0 +1,227 @@
+"""Checkpoints: everything a run needs to go on bit for bit, or a model needs to be used.
+
+In: module, average, optimiser, loader state and counters. Out: `OUT/checkpoints/step-00000500/` with safetensors files and
+`state.json`; no pickle anywhere. A checkpoint appears by one rename, after everything in it has reached the disk: killed
+at any moment or with the disk full, the previous one stays whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from navit_loader.errors import ModelError
+
+from ..model.navit import NaViT
+from ..weights import tensors
+from ..weights.saved import check_fit
+from .optim import Average
+from .settings import RunConfig
+from .shard import copy, like, whole
+from .task import task_of
+
+VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One saved step.
+
+    Attributes:
+        path: its folder.
+        step: optimiser steps done.
+        state: the rest of `state.json`: config, classes, loader state, counters.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the run that saved it."""
+        return RunConfig.from_dict(self.state["config"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return list(self.state["classes"])
+
+    def model(self, *, average: bool = True) -> NaViT:
+        """The image model within `module`."""
+        return task_of(self.config).image_model(self.module(average=average))
+
+    def module(self, *, average: bool = True) -> nn.Module:
+        """What was trained, in evaluation mode on the CPU.
+
+        Args:
+            average: take the moving average where one was kept.
+
+        Raises:
+            ModelError: the weights cannot be read or do not fit the saved configuration.
+        """
+        module = task_of(self.config).build(self.config)
+        name = "average" if average and tensors.exists(self.path, "average") else "model"
+        _fill(module, self.read(name), self.path)
+        return module.eval()
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Tensors by name: `model`, `average` or `optimizer`; see `navit_model.weights.tensors`."""
+        return tensors.read(self.path, name)
+
+    def restore(self, module: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer) -> None:
+        """Puts weights, average and optimiser back, in place; they may be spread over any number of ranks.
+
+        Raises:
+            ModelError: a file is damaged, or what it holds does not fit.
+        """
+        _fill(module, self.read("model"), self.path)
+        if average is not None:
+            if not tensors.exists(self.path, "average"):
+                raise ModelError(f"'{self.path}' was saved without an average; set train.ema = 0, or start another run")
+            saved = self.read("average")
+            for key, value in average.weights.items():
+                copy(value, saved[key])
+            average.updates = self.state["average_updates"]
+        moments = self.read("optimizer")
+        names = {id(p): n for n, p in module.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                prefix = names[id(parameter)] + "/"
+                state = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
+                # The moments live like their parameter; the count of steps is a plain scalar.
+                optimizer.state[parameter] = {
+                    k: like(parameter, v) if v.shape == parameter.shape else v.to(parameter.device)
+                    for k, v in state.items()
+                }
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    wanted = module.state_dict()
+    check_fit(wanted, weights, f"'{path}'")
+    for name, value in wanted.items():
+        copy(value, weights[name])
+
+
+def find(path: str | Path) -> Checkpoint | None:
+    """The checkpoint at `path`: a checkpoint's folder, or the newest of a run's folder. None where there is none.
+
+    Raises:
+        ModelError: what is there was written by another version or is damaged.
+    """
+    path = Path(path)
+    if not (path / "state.json").exists():
+        steps = sorted((path / "checkpoints").glob("step-*"))
+        if not steps:
+            return None
+        path = steps[-1]
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ModelError(f"'{path / 'state.json'}' cannot be read ({e}); go back to an earlier checkpoint") from None
+    if state.get("version") != VERSION:
+        raise ModelError(f"'{path}' is a checkpoint of version {state.get('version')}; this navit reads {VERSION}")
+    return Checkpoint(path, state["step"], state)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """As `find`, but a missing checkpoint is an error.
+
+    Raises:
+        ModelError: there is no checkpoint at `path`.
+    """
+    found = find(path)
+    if found is None:
+        raise ModelError(f"no checkpoint at '{path}'; give a run's folder or one of its checkpoints/step-* folders")
+    return found
+
+
+Files = dict[str, dict[str, Tensor]]
+"""Tensors of a checkpoint: by file, then by name."""
+
+
+def gather(module: nn.Module, average: Average | None, optimizer: torch.optim.Optimizer, keep: bool) -> Files:
+    """The tensors of a checkpoint, whole and on the CPU. Every rank calls it.
+
+    Args:
+        module: the module, not wrapped.
+        average: its moving average, or None.
+        optimizer: its optimiser.
+        keep: whether this rank wants them; others only give their part.
+    """
+    names = {id(p): n for n, p in module.named_parameters()}
+    moments = {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    files = {"model": module.state_dict(), "optimizer": moments}
+    if average is not None:
+        files["average"] = average.weights
+    found: Files = {}
+    for file, held in files.items():
+        for name, value in held.items():
+            # One at a time: no device ever holds more than one whole tensor beside its own parts.
+            complete = whole(value.detach())
+            if keep:
+                found.setdefault(file, {})[name] = complete.cpu()
+    return found
+
+
+def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -> Path:
+    """Saves one step and removes all but the newest `keep`.
+
+    Args:
+        out: the run's folder.
+        step: optimiser steps done.
+        files: from `gather`.
+        state: plain values for `state.json`: config, classes, loader, counters.
+        keep: checkpoints to keep.
+
+    Raises:
+        ModelError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    folder = out / "checkpoints"
+    target = folder / f"step-{step:08d}"
+    draft = folder / f".writing-{step:08d}"
+    state = {**state, "version": VERSION, "step": step}
+    try:
+        for old in folder.glob(".writing-*"):
+            # Of a run that was killed while saving.
+            shutil.rmtree(old, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, held in files.items():
+            tensors.write(draft, name, held)
+        (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for file in draft.iterdir():
+            _sync(file)
+        _sync(draft)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ModelError(
+            f"step {step} could not be saved to '{target}': {e}; earlier checkpoints are whole; "
+            "make room and go on with --resume"
+        ) from None
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder's entries, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,237 @@
+"""`report.html`: a run on one page that needs nothing beside it.
+
+In: a run's folder (`log.jsonl`, `packed.svg`). Out: one HTML file: figures, loss, accuracy against tokens, how well the model
+was fed, and real packed sequences. It reads files alone, so it can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from navit_loader.errors import ModelError
+
+from .log import read_log
+
+BLUE, GREY = "#2563eb", "#8b929e"
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#e3e6ea;--card:#fff;--page:#f6f7f9}
+@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa3ad;--line:#2b3138;--card:#171b20;--page:#0f1216}}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:32px 20px 60px}
+h1{font-size:26px;margin:0 0 2px}h2{font-size:17px;margin:0 0 12px}p{color:var(--soft);margin:0 0 18px}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 20px;margin:0 0 18px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
+.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
+.tile b{display:block;font-size:23px;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:18px}.two section{margin:0}
+.two{margin-bottom:18px}svg{width:100%;height:auto;display:block}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
+th:first-child,td:first-child{text-align:left;white-space:nowrap}
+.scroll{overflow-x:auto}
+"""
+
+
+def write(
+    out: Path, *, baselines: Mapping[str, float] | None = None, scores: Sequence[Mapping[str, Any]] | None = None
+) -> Path:
+    """Writes `out/report.html`.
+
+    Args:
+        out: a run's folder.
+        baselines: accuracies of other methods on the same held-out images, by name.
+        scores: rows of `Score.to_dict`, in place of the last evaluation in the log.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ModelError: the folder holds no log of a run.
+    """
+    entries = list(read_log(out))
+    steps = [e for e in entries if e["kind"] == "train"]
+    if not steps:
+        raise ModelError(f"'{out / 'log.jsonl'}' is missing or empty; give the folder of a run (its train.out)")
+    evals = [e for e in entries if e["kind"] == "eval"]
+    last = scores or ([e for e in evals if e["step"] == evals[-1]["step"]] if evals else [])
+    name, best = _best(last)
+    feed = _weighted(steps)
+    tiles = [
+        (f"held-out {name}", f"{best:.2%}" if best is not None else "–"),
+        ("images seen", f"{steps[-1]['images_seen']:,}"),
+        ("images/s", f"{feed['images_per_s']:,.0f}"),
+        ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
+        ("padding", f"{feed['padding']:.2%}"),
+        ("starved share", f"{feed['starved']:.1%}"),
+    ]
+    cards = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
+    charts = _card("Loss", _loss_chart(steps))
+    if last:
+        curve = [{"tokens": e["tokens"], "share": _share(e)} for e in last]
+        charts += _card(f"Held-out {name} against tokens of one image", _accuracy_chart(curve, name, baselines or {}))
+    charts += _card("Share of the time in which a step waits for data", _starved_chart(steps))
+    if last:
+        charts += _card("Scores", f'<div class="scroll">{_table(last, baselines or {})}</div>')
+    packed = out / "packed.svg"
+    picture = ""
+    if packed.exists():
+        note = (
+            "<p>The first training batch as the model gets it. Every row of patches is one sequence; each image has its "
+            "outline. Below it the same images put together again: grey patches were dropped and cost nothing.</p>"
+        )
+        picture = _card("Packed sequences", note + packed.read_text(encoding="utf-8"))
+    title = html.escape(str(out))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>navit · {title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
+        f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
+        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{picture}</main></html>'
+    )
+    path = out / "report.html"
+    draft = path.with_suffix(".draft")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def _share(score: Mapping[str, Any]) -> float:
+    """What is drawn of a score: accuracy, or the mean of both recalls at 1."""
+    if "accuracy" in score:
+        return float(score["accuracy"])
+    return float(score["image_to_text"]["1"] + score["text_to_image"]["1"]) / 2
+
+
+def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
+    """The name of what `_share` draws, and the best of it."""
+    name = "R@1, mean of both ways" if scores and "accuracy" not in scores[0] else "accuracy"
+    return name, max(map(_share, scores), default=None)
+
+
+def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Medians over the log: steady against the first lines, when threads and caches are cold."""
+    return {
+        key: sorted(e[key] for e in steps)[len(steps) // 2]
+        for key in ("images_per_s", "tokens_per_s", "padding", "starved")
+    }
+
+
+def _card(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
+    if "accuracy" not in scores[0]:
+        return _retrieval_table(scores)
+    rows = "".join(
+        f"<tr><td>navit, {e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['accuracy']:.2%}</td>"
+        f"<td>{e['ece']:.3f}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td><td>{e['images_per_s']:,.0f}</td></tr>"
+        for e in scores
+    )
+    rows += "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{accuracy:.2%}</td><td></td><td></td><td></td><td></td></tr>"
+        for name, accuracy in baselines.items()
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "ECE", "images", "failed", "images/s"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _retrieval_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    # A row for each way: six recalls side by side are wider than half a page.
+    ways = {"image_to_text": "image → text", "text_to_image": "text → image"}
+    rows = "".join(
+        f"<tr><td>{e['tokens']} tokens, {name}{' (outside training)' if e['outside'] else ''}</td>"
+        + "".join(f"<td>{share:.2%}</td>" for share in e[way].values())
+        + f"<td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
+        for e in scores
+        for way, name in ways.items()
+    )
+    names = [f"R@{k}" for k in scores[0]["image_to_text"]]
+    head = "".join(f"<th>{name}</th>" for name in ("", *names, "images", "failed"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _loss_chart(steps: Sequence[Mapping[str, Any]]) -> str:
+    with _Chart("step", "loss") as chart:
+        chart.axes.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, linewidth=1.6)
+        chart.axes.set_ylim(bottom=0)
+    return chart.svg
+
+
+def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
+    with _Chart("step", "starved share, %") as chart:
+        shares = [100 * e["starved"] for e in steps]
+        chart.axes.fill_between([e["step"] for e in steps], shares, color=BLUE, alpha=0.25, linewidth=0)
+        chart.axes.plot([e["step"] for e in steps], shares, color=BLUE, linewidth=1.2)
+        chart.axes.set_ylim(0, max(5.0, *shares) * 1.05)
+    return chart.svg
+
+
+def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
+    scores = sorted(scores, key=lambda e: e["tokens"])
+    tokens = [e["tokens"] for e in scores]
+    with _Chart("tokens of one image at most", f"{name}, %") as chart:
+        axes = chart.axes
+        axes.plot(tokens, [100 * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
+        for e in scores:
+            axes.annotate(
+                f"{100 * e['share']:.1f}",
+                (e["tokens"], 100 * e["share"]),
+                textcoords="offset points",
+                xytext=(0, 9),
+                ha="center",
+                color=BLUE,
+                fontsize=11,
+            )
+        for name, accuracy in baselines.items():
+            axes.axhline(100 * accuracy, color=GREY, linewidth=1, linestyle=(0, (5, 4)))
+            axes.annotate(
+                name,
+                (0.99, 100 * accuracy),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                xytext=(0, -12),
+                ha="right",
+                color=GREY,
+                fontsize=10,
+            )
+        axes.set_xticks(tokens, [str(t) for t in tokens])
+        axes.margins(x=0.08, y=0.18)
+    return chart.svg
+
+
+class _Chart:
+    """One small set of axes in the page's style; `svg` holds it after the `with` block."""
+
+    def __init__(self, x: str, y: str) -> None:
+        # Here, so that training does not pay for the import before it starts.
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        self.svg = ""
+        self._figure = Figure(figsize=(6.4, 3.3), layout="constrained")
+        self._canvas = FigureCanvasSVG(self._figure)
+        self.axes = self._figure.add_subplot()
+        self.axes.set_xlabel(x, color=GREY)
+        self.axes.set_ylabel(y, color=GREY)
+        self.axes.tick_params(colors=GREY, length=0)
+        self.axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
+        for side in self.axes.spines.values():
+            side.set_visible(False)
+
+    def __enter__(self) -> _Chart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import matplotlib
+
+        file = io.StringIO()
+        # Text stays text: searchable, and in the reader's own font.
+        with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "navit"}):
+            self._figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        text = file.getvalue()
+        self.svg = text[text.index("<svg") :]

@@ -1,0 +1,185 @@
+"""What a training run is told: `[train]`, and the whole TOML file with `key=value` changes from the command line.
+
+In: a TOML file and overrides such as `train.steps=500`. Out: a frozen `RunConfig`. Apart from the loop, so that
+evaluation, reports and checkpoints read the same words. Every key is checked where it is read, in the loader's own words.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from navit_loader.config import LoaderConfig
+from navit_loader.errors import ConfigError
+from navit_loader.schema import check_types, parse, read_toml, require
+
+from ..config import NaViTConfig
+from ..losses.distillation import DistillationConfig
+from ..model.text import TextConfig
+from ..model.towers import ContrastiveConfig
+from .augment import AugmentConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """`[train]`: how the model learns.
+
+    Attributes:
+        task: what is learnt; see `navit_model/train/tasks`.
+        out: folder of the run: log, checkpoints, report.
+        steps: optimiser steps in all.
+        accumulate: batches of one rank per step.
+        loss: `softmax` or `sigmoid` (the paper uses sigmoid on JFT), of classes or, if contrastive, of pairs (CLIP, SigLIP).
+        label_smoothing: share of the target spread over all classes.
+        learning_rate: peak of the schedule.
+        schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
+        warmup: steps of the warm-up.
+        cooldown: steps of the linear descent to 0 at the end of `rsqrt` and `constant`.
+        weight_decay: of the body's matrices. As in torch, a step shrinks them by learning rate × decay.
+        head_weight_decay: of the classifier's matrix (the paper: 3.0, and 0.03 for the body).
+        betas: of AdamW.
+        clip: largest norm of the gradient; 0 leaves it alone.
+        ema: decay of the weights' moving average per step; 0 keeps none. Where kept, it is what is evaluated.
+        precision: `fp32`, or `bf16` for autocast.
+        compile: compile the image tower (`NaViT.compile`).
+        parallel: how several ranks share the model: `ddp` keeps all of it on each, `fsdp` spreads weights, gradients and
+            moments over them (FSDP2, `fully_shard`).
+        device: `auto` takes CUDA where there is one.
+        decode: who makes the pixels of the training batches: `cpu`, the loader's engine, here or at the daemons; `dali`,
+            NVIDIA DALI on `device`, from encoded files (docs/dali.md); `auto`, the faster of them, measured at the start.
+        threads: torch's CPU threads; 0 leaves torch's choice.
+        seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.
+        augment: colour operations on the device; see `AugmentConfig`.
+        log_every: steps between lines of the log.
+        tensorboard: write TensorBoard's event files to `OUT/tensorboard` too.
+        peak_tflops: what one device could do at most, for MFU; 0 takes the known bfloat16 peak of its GPU, or shows no MFU.
+        eval_every: steps between evaluations; 0 evaluates at the end alone.
+        eval_tokens: token budgets at which the held-out index is evaluated; empty takes `plan.max_tokens`.
+        checkpoint_every: steps between checkpoints; 0 saves at the end alone.
+        keep: checkpoints to keep.
+        allow_render_change: take up a checkpoint although pixels are now made otherwise (another `render_id`), such as by
+            another decoder.
+    """
+
+    task: Literal["classification", "contrastive", "distillation"] = "classification"
+    out: str = "runs/navit"
+    steps: int = 10_000
+    accumulate: int = 1
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    warmup: int = 500
+    cooldown: int = 0
+    weight_decay: float = 0.03
+    head_weight_decay: float = 3.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    ema: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    decode: Literal["auto", "cpu", "dali"] = "cpu"
+    threads: int = 0
+    seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    log_every: int = 20
+    tensorboard: bool = False
+    peak_tflops: float = 0.0
+    eval_every: int = 0
+    eval_tokens: tuple[int, ...] = ()
+    checkpoint_every: int = 1000
+    keep: int = 2
+    allow_render_change: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.out != "", "out", self.out, "the path of a folder")
+        for key in ("steps", "accumulate", "log_every", "keep"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        for key in ("warmup", "cooldown", "eval_every", "checkpoint_every", "threads", "seed"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "at least 0 and below 1")
+        require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
+        for key in ("weight_decay", "head_weight_decay", "clip", "peak_tflops"):
+            require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
+        require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values, at least 0 and below 1")
+        require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
+        require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "model": NaViTConfig,
+    "text": TextConfig,
+    "contrastive": ContrastiveConfig,
+    "distillation": DistillationConfig,
+    "train": TrainConfig,
+}
+"""The sections beside the loader's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A whole run: the loader's sections and those of `SECTIONS`."""
+
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    model: NaViTConfig = field(default_factory=NaViTConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> RunConfig:
+        """From nested mappings, as TOML gives them.
+
+        Raises:
+            ConfigError: an unknown section or key, or a bad value.
+        """
+        for name in SECTIONS:
+            require(isinstance(table.get(name, {}), Mapping), name, table.get(name), "a table of keys")
+        found = {name: parse(section, table.get(name, {}), name) for name, section in SECTIONS.items()}
+        return cls(loader=LoaderConfig.from_dict(table), **found)
+
+    @classmethod
+    def from_toml(cls, path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+        """From a TOML file, changed by `section.key=value` texts whose values are TOML, or plain words.
+
+        Raises:
+            ConfigError: the file, a key or a value is not allowed.
+        """
+        return cls.from_dict(read_changed(path, overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: what a checkpoint stores and `from_dict` reads."""
+        return {**asdict(self.loader), **{name: asdict(getattr(self, name)) for name in SECTIONS}}
+
+
+def read_changed(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML file after `section.key=value` changes; see `RunConfig.from_toml`."""
+    table = read_toml(path)
+    for text in overrides:
+        _set(table, text)
+    return table
+
+
+def _set(table: dict[str, Any], text: str) -> None:
+    """Applies one `section.key=value` to nested tables."""
+    name, equals, value = text.partition("=")
+    path = name.strip().split(".")
+    require(
+        bool(equals) and len(path) >= 2 and all(path), "override", text, "section.key=value, such as train.steps=500"
+    )
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word or path needs no quotes on a command line
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"override = {text!r} is not allowed; '{part}' is a value, not a table")
+    table[path[-1]] = parsed

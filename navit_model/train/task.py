@@ -1,0 +1,127 @@
+"""What a run learns: the seam between the trainer and a task.
+
+In: a `RunConfig` and a loader. Out: a `Task`: the module to train, the sum of the losses of a batch, and what evaluation
+reports. A task is one file of `tasks/`, named in `TASKS` and in `TrainConfig.task`. The trainer knows nothing of labels,
+captions or teachers; a task knows nothing of steps, ranks' gradients, averages or checkpoints.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from navit_loader.batch import PackedBatch
+
+from ..model.navit import NaViT
+from ..world import World
+from .feed import Loader
+from .flops import batch_flops
+from .settings import RunConfig
+
+
+class Row(Protocol):
+    """One line of an evaluation."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `log.jsonl`, JSON files and the report."""
+
+    def __str__(self) -> str:
+        """The same in a few words, for the run's output."""
+
+
+class Task(ABC):
+    """What is learnt.
+
+    The classmethods need no data, so that a checkpoint can be opened without them.
+
+    Args:
+        run: the configuration, as `prepare` left it.
+        classes: names of the classes, in the order of the logits; empty where the index has none.
+        world: the ranks. What a task keeps beside the module, such as a frozen teacher, lives on `world.device`.
+    """
+
+    def __init__(self, run: RunConfig, classes: Sequence[str], world: World) -> None:
+        self.run, self.classes, self.world = run, list(classes), world
+
+    @classmethod
+    def prepare(cls, run: RunConfig, loader: Loader) -> RunConfig:
+        """The run, with what the data decide filled in.
+
+        Raises:
+            ConfigError: data that this task cannot learn from.
+        """
+        return run
+
+    @classmethod
+    @abstractmethod
+    def build(cls, run: RunConfig) -> nn.Module:
+        """The module with fresh weights: all that is trained, averaged and saved. Its `forward` takes a batch."""
+
+    @classmethod  # noqa: B027 - most runs start afresh
+    def begin(cls, run: RunConfig, module: nn.Module) -> None:
+        """Puts the weights that a run starts from into `build`'s module; not called where a run goes on.
+
+        Raises:
+            ModelError: they cannot be had, or do not fit.
+        """
+
+    @classmethod
+    @abstractmethod
+    def image_model(cls, module: nn.Module) -> NaViT:
+        """The NaViT inside `build`'s module."""
+
+    @classmethod
+    def embed(cls, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """Features of each image slot, `[B, E, D]`: what probes and embeddings are made of. Here the pooled tokens."""
+        model = cls.image_model(module)
+        return model.forward_head(model.forward_features(batch), batch, pre_logits=True)
+
+    def check(self, batch: PackedBatch) -> None:  # noqa: B027 - most tasks have nothing to refuse
+        """Refuses a batch (numpy, on the host) that the task cannot learn from.
+
+        Raises:
+            ModelError: names what is wrong with it.
+        """
+
+    @abstractmethod
+    def count(self, batch: PackedBatch) -> Tensor:
+        """Images of the batch that have a loss; a scalar on the batch's device. No host value is read."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: PackedBatch) -> Tensor:
+        """This rank's part of the *sum* of the losses, a scalar; the trainer divides by the count of all ranks.
+
+        Args:
+            outputs: what the module's `forward` gave, perhaps in bfloat16.
+            batch: on the device.
+        """
+
+    def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """Operations of one training step over the batch's images: three forward passes of the image model.
+
+        A task with more than the image model adds its own. A scalar on the batch's device.
+        """
+        return 3 * batch_flops(self.image_model(module).config, batch)
+
+    @abstractmethod
+    def evaluate(self, module: nn.Module) -> list[Row]:
+        """Scores of the module, in evaluation mode; every rank calls it. Empty without held-out data."""
+
+    @abstractmethod
+    def table(self, rows: Sequence[Any]) -> str:
+        """The rows of `evaluate` as lines of text."""
+
+
+TASKS = {"classification": "Classification", "contrastive": "Contrastive", "distillation": "Distillation"}
+"""Class of each task, in the module of the task's name."""
+
+
+def task_of(run: RunConfig) -> type[Task]:
+    """The class of the run's task."""
+    module = importlib.import_module(f".tasks.{run.train.task}", __package__)
+    found: type[Task] = getattr(module, TASKS[run.train.task])
+    return found

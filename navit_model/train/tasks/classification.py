@@ -1,0 +1,93 @@
+"""Classification: one label, or several, for each image.
+
+In: batches with labels. Out: cross-entropy, and accuracy and calibration on the held-out index at each token budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from navit_loader.batch import OK, PackedBatch
+from navit_loader.errors import ConfigError, ModelError
+
+from ...evaluate.classification import Score, evaluate, score_table
+from ...losses.classification import classification_loss
+from ...model.navit import NaViT
+from ..feed import Loader
+from ..settings import RunConfig
+from ..task import Row, Task
+
+
+class Classification(Task):
+    """See the file's first lines; the module is a `NaViT` with a classifier."""
+
+    @classmethod
+    def prepare(cls, run: RunConfig, loader: Loader) -> RunConfig:
+        """The run with the number of classes that the loader knows."""
+        classes = len(loader.classes)
+        if run.model.classes and run.model.classes != classes:
+            raise ConfigError(
+                f"model.classes = {run.model.classes} is not allowed; the index has {classes} classes: leave the key out"
+            )
+        if classes == 0:
+            raise ConfigError("the index has no classes to learn; index a folder with one folder per class")
+        return replace(run, model=replace(run.model, classes=classes))
+
+    @classmethod
+    def build(cls, run: RunConfig) -> NaViT:
+        """A `NaViT`."""
+        return NaViT(run.model)
+
+    @classmethod
+    def image_model(cls, module: nn.Module) -> NaViT:
+        """The module itself."""
+        assert isinstance(module, NaViT)
+        return module
+
+    def check(self, batch: PackedBatch) -> None:
+        """Labels must be of the classes."""
+        if (batch.labels >= len(self.classes)).any():
+            at = tuple(int(v) for v in np.argwhere(batch.labels >= len(self.classes))[0])
+            raise ModelError(
+                f"image {int(batch.image_ids[at[:2]])} of index {int(batch.source_ids[at[:2]])} has the label "
+                f"{int(batch.labels[at])}, but there are {len(self.classes)} classes; mend the index"
+            )
+
+    def count(self, batch: PackedBatch) -> Tensor:
+        """Images that were read and have a label."""
+        count: Tensor = ((batch.status == OK) & (batch.labels[..., 0] >= 0)).sum()
+        return count
+
+    def loss(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
+        """Softmax or sigmoid cross-entropy, summed over the images."""
+        config = self.run.train
+        total, _ = classification_loss(outputs.float(), batch, kind=config.loss, label_smoothing=config.label_smoothing)
+        return total
+
+    def evaluate(self, module: nn.Module) -> list[Row]:
+        """A `Score` for each of `train.eval_tokens` on `data.eval_index`."""
+        run = self.run
+        if not run.loader.data.eval_index:
+            return []
+        scores: list[Row] = []
+        for tokens in run.train.eval_tokens or (None,):
+            score: Score = evaluate(
+                module,
+                run.loader.data.eval_index,
+                run.loader,
+                tokens=tokens,
+                world=self.world,
+                sigmoid=run.train.loss == "sigmoid",
+                classes=self.classes,
+            )
+            scores.append(score)
+        return scores
+
+    def table(self, rows: Sequence[Any]) -> str:
+        """See `score_table`."""
+        return score_table(rows)

@@ -1,0 +1,127 @@
+"""Distillation: a student learns what a frozen teacher says of the same images, beside labels or without them.
+
+In: batches with the teacher's own view (`[plan.teacher]`: its patch size, nothing dropped, the same crop and flip) and a
+teacher's checkpoint. Out: FlexiViT's or DeiT's loss; scores as in classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from navit_loader.batch import OK, PackedBatch
+from navit_loader.errors import ConfigError, ModelError
+
+from ...losses.classification import classification_loss
+from ...losses.distillation import distillation_loss
+from ...model.check import check_batch
+from ...model.navit import NaViT
+from ...world import World
+from ..begin import take_over
+from ..feed import Loader
+from ..flops import batch_flops
+from ..settings import RunConfig
+from ..task import Row
+from .classification import Classification
+
+
+class Student(nn.Module):
+    """A NaViT whose training needs the logits of the class and of the distillation token apart."""
+
+    def __init__(self, model: NaViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Logits against labels and against the teacher, each f32 `[B, E, classes]`; one and the same without that token."""
+        if self.model.config.distill_token:
+            return self.model.forward_distilled(batch)
+        logits: Tensor = self.model(batch)
+        return logits, logits
+
+
+class Distillation(Classification):
+    """See the file's first lines; the module is a `Student`."""
+
+    def __init__(self, run: RunConfig, classes: Sequence[str], world: World) -> None:
+        """Opens the teacher.
+
+        Raises:
+            ModelError: there is no teacher, or it knows other classes.
+        """
+        super().__init__(run, classes, world)
+        from ..checkpoint import open_checkpoint
+
+        saved = open_checkpoint(run.distillation.teacher)
+        self.teacher = saved.model().requires_grad_(False).to(world.device)
+        if saved.classes != self.classes:
+            raise ModelError(
+                f"the teacher '{saved.path}' knows other classes than the index has; index the folder it was trained on"
+            )
+
+    @classmethod
+    def prepare(cls, run: RunConfig, loader: Loader) -> RunConfig:
+        """As classification, with a teacher and its view."""
+        if not run.distillation.teacher:
+            raise ConfigError("distillation.teacher = '' is not allowed; give a run's folder or one of its checkpoints")
+        if run.loader.plan.teacher is None and not run.loader.data.endpoints:
+            raise ConfigError(
+                "distillation needs the teacher's own view of the images; set [plan.teacher] with its patch_size, "
+                "sequence_length, max_tokens and prefix_tokens"
+            )
+        return super().prepare(run, loader)
+
+    @classmethod
+    def build(cls, run: RunConfig) -> Student:  # type: ignore[override]
+        """A student."""
+        return Student(NaViT(run.model))
+
+    @classmethod
+    def begin(cls, run: RunConfig, module: nn.Module) -> None:
+        """Starts the student from the teacher's weights with `distillation.from_teacher`."""
+        if run.distillation.from_teacher:
+            take_over(cls.image_model(module), run.distillation.teacher)
+
+    @classmethod
+    def image_model(cls, module: nn.Module) -> NaViT:
+        """The student's model."""
+        assert isinstance(module, Student)
+        return module.model
+
+    def check(self, batch: PackedBatch) -> None:
+        """Labels must be of the classes, and the teacher's view one that the teacher takes."""
+        super().check(batch)
+        if batch.teacher is None:
+            raise ModelError("the batches have no view for the teacher; set [plan.teacher] where they are planned")
+        try:
+            check_batch(self.teacher.config, batch.teacher)
+        except ModelError as e:
+            raise ModelError(f"in the teacher's view ([plan.teacher]): {e}") from None
+
+    def count(self, batch: PackedBatch) -> Tensor:
+        """Images that were read; no label is needed."""
+        count: Tensor = (batch.status == OK).sum()
+        return count
+
+    def loss(self, outputs: tuple[Tensor, Tensor], batch: PackedBatch) -> Tensor:  # type: ignore[override]
+        """(1 − w) of the loss against labels and w of that against the teacher, summed over the images."""
+        train, config = self.run.train, self.run.distillation
+        by_label, by_teacher = outputs
+        with torch.no_grad(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            target = self.teacher(batch.teacher)
+        total, _ = distillation_loss(by_teacher, target, batch, kind=config.kind, temperature=config.temperature)
+        if config.weight == 1:
+            return total
+        labelled, _ = classification_loss(by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing)
+        return labelled * (1 - config.weight) + total * config.weight
+
+    def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
+        """The student's step, and the teacher's forward pass over its own view."""
+        assert batch.teacher is not None
+        return super().flops(module, batch) + batch_flops(self.teacher.config, batch.teacher)
+
+    def evaluate(self, module: nn.Module) -> list[Row]:
+        """As classification, of the model alone."""
+        return super().evaluate(self.image_model(module))

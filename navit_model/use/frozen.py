@@ -1,0 +1,69 @@
+"""Features of the images of an index, from a model that stays as it is.
+
+In: a model and an index. Out: vectors, batch by batch, in the order of the index, each image once. Apart from `probe` and
+`vectors`, which ask for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from navit_loader import PackedLoader
+from navit_loader.batch import FAILED, OK
+from navit_loader.config import LoaderConfig
+
+from .opened import Usable
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The images of one batch.
+
+    Attributes:
+        rows: i64 `[n]`, rows of the index.
+        vectors: f32 `[n, D]`; NaN for images that could not be read.
+        labels: i64 `[n]`; −1 where unlabelled.
+        state: of the loader behind this batch.
+    """
+
+    rows: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    state: dict[str, Any]
+
+
+def planned(usable: Usable, tokens: int | None = None, patch_size: int | None = None, rows: str = "") -> LoaderConfig:
+    """How the images are seen: nothing random, at the most patches that fit `tokens`; `rows` filters the index."""
+    config = usable.run.loader.for_evaluation(max_tokens=tokens, patch_size=patch_size)
+    return replace(config, plan=replace(config.plan, filter=rows, text_tokens=0, max_text_tokens=0))
+
+
+def features(usable: Usable, index: str, config: LoaderConfig, state: dict[str, Any] | None = None) -> Iterator[Found]:
+    """Vectors of an index's images.
+
+    Args:
+        usable: the model.
+        index: path of an index.
+        config: from `planned`.
+        state: of an earlier `Found`, to go on behind it.
+
+    Raises:
+        IndexFileError: the index cannot be used.
+        StateError: the state is of another index or configuration.
+    """
+    with PackedLoader(index, config, rank=0, world_size=1) as loader:
+        if state is not None:
+            loader.load_state_dict(state)
+            if state["epoch"] > 0:
+                return
+        for batch in loader:
+            there = (batch.status == OK) | (batch.status == FAILED)
+            vectors = usable.embed(batch).cpu().numpy()
+            vectors[batch.status != OK] = np.nan
+            labels = batch.labels[..., 0] if batch.labels.shape[-1] else np.full(there.shape, -1, np.int64)
+            yield Found(batch.image_ids[there], vectors[there], labels[there], loader.state_dict())

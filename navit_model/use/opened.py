@@ -1,0 +1,127 @@
+"""A trained model, opened for use: whatever the path, evaluation, probing, embedding and prediction see the same thing.
+
+In: a run's folder, a checkpoint, or a folder of `save_pretrained`. Out: the module on a device, its image model, the names
+of its classes, and how images are to be planned for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from navit_loader.batch import PackedBatch
+from navit_loader.config import LoaderConfig, PlanConfig
+from navit_loader.errors import ModelError
+
+from ..config import NaViTConfig
+from ..model.check import TABLES
+from ..model.navit import NaViT
+from ..model.towers import TwoTowers
+from ..train.checkpoint import find, open_checkpoint
+from ..train.settings import RunConfig
+from ..train.task import task_of
+from ..weights.saved import CONFIG
+from ..world import halved
+from .zero_shot import ZeroShot
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """A model ready for use.
+
+    Attributes:
+        path: what was opened.
+        run: the configuration of its training; for a saved model the default one, with its `[model]` and `[plan]`.
+        module: what was trained, in evaluation mode.
+        model: the image model within `module`.
+        classes: names of the classes; numbers where names are not known.
+        classifier: maps a batch to logits of the classes; None where the model has none.
+    """
+
+    path: Path
+    run: RunConfig
+    module: nn.Module
+    model: NaViT
+    classes: list[str]
+    classifier: nn.Module | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """The patch sizes that it was trained for."""
+        return self.run.loader.plan.patch_sizes
+
+    @torch.inference_mode()
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """One vector for each image slot, f32 `[B, E, D]`: what the task takes for an image's features."""
+        with halved(self.device):
+            return task_of(self.run).embed(self.module, batch.to(self.device)).float()
+
+    @torch.inference_mode()
+    def chances(self, batch: PackedBatch) -> Tensor:
+        """Class probabilities, f32 `[B, E, classes]`; rows whose status is not `OK` mean nothing.
+
+        Raises:
+            ModelError: there is no classifier.
+        """
+        if self.classifier is None:
+            raise ModelError(
+                f"'{self.path}' has no classifier; for a contrastive model give names of classes (--labels)"
+            )
+        with halved(self.device):
+            logits: Tensor = self.classifier(batch.to(self.device)).float()
+        sigmoid = self.run.train.loss == "sigmoid" and self.classifier is self.model
+        return logits.sigmoid() if sigmoid else logits.softmax(-1)
+
+    def told(self, names: Sequence[str], templates: Sequence[str], tokenizer: str | None) -> Usable:
+        """The same, with a classifier made of names; see `ZeroShot`.
+
+        Raises:
+            ModelError: no contrastive model, another tokenizer, or a template without `{}`.
+        """
+        if not isinstance(self.module, TwoTowers):
+            raise ModelError(f"'{self.path}' is no contrastive model (train.task = '{self.run.train.task}')")
+        zero_shot = ZeroShot(self.module, names, templates, tokenizer).to(self.device)
+        return replace(self, classes=list(names), classifier=zero_shot)
+
+
+def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> Usable:
+    """Opens what a training run or `save_pretrained` left.
+
+    Args:
+        path: a run's folder, one of its checkpoints, or a saved model's folder.
+        device: where to put it.
+        raw: take the last weights where a moving average was kept.
+
+    Raises:
+        ModelError: there is no model, or it is damaged.
+    """
+    path = Path(path)
+    if find(path) is None and (path / CONFIG).exists():
+        model = NaViT.from_pretrained(path).to(device)
+        run = RunConfig(loader=LoaderConfig(plan=plan_for(model.config)), model=model.config)
+        names = [str(n) for n in range(model.config.classes)]
+        return Usable(path, run, model, model, names, model if names else None)
+    saved = open_checkpoint(path)
+    module = saved.module(average=not raw).to(device)
+    model = task_of(saved.config).image_model(module)
+    classifier = model if model.config.classes else None
+    return Usable(saved.path, saved.config, module, model, saved.classes, classifier)
+
+
+def plan_for(config: NaViTConfig) -> PlanConfig:
+    """A plan whose batches a model takes: its patch sizes, prefix tokens and largest grid; all else by default."""
+    plan = PlanConfig(
+        patch_sizes=config.patch_sizes or (config.patch_size,),
+        prefix_tokens=config.prefix_tokens,
+        max_tokens=256 + config.prefix_tokens,
+    )
+    return replace(plan, max_grid=min(plan.max_grid, config.max_grid)) if config.positions in TABLES else plan

@@ -1,0 +1,110 @@
+"""The likeliest classes of image files.
+
+In: a model, files and folders. Out: for each file its classes with their probabilities, or why there are none. A file is
+read, packed with its neighbours, and forgotten, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from navit_loader.batch import OK
+from navit_loader.errors import PlanError
+from navit_loader.render.images import pack_images, picture, picture_size
+
+from .frozen import planned
+from .opened import Usable
+
+TOGETHER = 64
+"""Files that are packed together."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Names of images, within folders; a file that is named itself may have any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says of one file.
+
+    Attributes:
+        path: the file.
+        classes: names and probabilities, likeliest first.
+        error: why there are none; empty where there are.
+    """
+
+    path: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+
+def predict(
+    usable: Usable,
+    paths: Iterable[Path],
+    *,
+    top: int = 3,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+) -> Iterator[Answer]:
+    """Answers for files, in the order given; folders are gone through by name.
+
+    Args:
+        usable: a model with a classifier.
+        paths: files and folders.
+        top: classes of each answer at most.
+        tokens: budget of one image; None takes the training cap and never scales up.
+        patch_size: P; None takes the first of `plan.patch_sizes`.
+
+    Raises:
+        ModelError: the model has no classifier.
+    """
+    waiting: list[tuple[Path, bytes | str]] = []
+    for path in _files(paths):
+        try:
+            waiting.append((path, path.read_bytes()))
+        except OSError as e:
+            waiting.append((path, e.strerror or str(e)))
+        if len(waiting) == TOGETHER:
+            yield from _answers(usable, waiting, top, tokens, patch_size)
+            waiting = []
+    if waiting:
+        yield from _answers(usable, waiting, top, tokens, patch_size)
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        else:
+            yield path
+
+
+def _answers(
+    usable: Usable, files: list[tuple[Path, bytes | str]], top: int, tokens: int | None, patch_size: int | None
+) -> list[Answer]:
+    config = planned(usable, tokens, patch_size)
+    answers = [Answer(path, error=found if isinstance(found, str) else "") for path, found in files]
+    pictures: dict[int, bytes] = {}
+    for n, (path, found) in enumerate(files):
+        if isinstance(found, bytes):
+            try:
+                picture_size(n, picture(n, found))
+                pictures[n] = found
+            except PlanError:
+                answers[n] = Answer(path, error="no image of a known format")
+    if pictures:
+        good = list(pictures)
+        batch = pack_images(list(pictures.values()), config)
+        chances = usable.chances(batch).cpu().numpy()
+        for b, e in np.argwhere(batch.image_ids >= 0):
+            n = good[int(batch.image_ids[b, e])]
+            if batch.status[b, e] == OK:
+                best = np.argsort(-chances[b, e], kind="stable")[:top]
+                named = tuple((usable.classes[c], float(chances[b, e, c])) for c in best)
+                answers[n] = Answer(files[n][0], named)
+            else:
+                answers[n] = Answer(files[n][0], error="its pixels cannot be decoded")
+    return answers

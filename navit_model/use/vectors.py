@@ -1,0 +1,141 @@
+"""Embeddings of a whole index as a file, made in one go or in several.
+
+In: a model and an index. Out: `.npy` (f32 `[rows, D]`, in the order of the index) or `.arrow` (one row per image: `row`,
+`shard`, `name`, `label`, `embedding`). Images that could not be read have NaN there, null in Arrow. The vectors are kept in
+a memory-mapped file beside the output until all are there, so memory is bounded and a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from navit_loader import open_index, pack_images
+from navit_loader.errors import ConfigError, ModelError
+from navit_loader.index import Index
+
+from .frozen import features, planned
+from .opened import Usable
+
+SAVE_EVERY = 50
+"""Batches between two notes of how far the work is."""
+
+Progress = Callable[[int, int], None]
+
+
+def export(
+    usable: Usable,
+    index: str,
+    output: Path,
+    *,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Writes the embeddings of an index.
+
+    Args:
+        usable: the model.
+        index: path of the index.
+        output: a `.npy` or `.arrow` file; it appears by one rename, when it is whole.
+        tokens: budget of one image; None takes the training cap and never scales up.
+        patch_size: P; None takes the first of `plan.patch_sizes`.
+        progress: called with the images done and all images.
+
+    Returns:
+        How many images could not be read.
+
+    Raises:
+        ConfigError: another ending than those two.
+        IndexFileError: the index cannot be used.
+        ModelError: work begun with another model or index lies beside the output, or the disk is full.
+    """
+    if output.suffix not in (".npy", ".arrow"):
+        raise ConfigError(f"output = '{output}' is not allowed; its name must end in .npy or .arrow")
+    config = planned(usable, tokens, patch_size)
+    opened = open_index(index)
+    total, width = opened.num_rows, _width(usable)
+    work = output.with_name(output.name + ".part")
+    identity = {"model": str(usable.path.resolve()), "index": str(Path(index).resolve()), "rows": total, "width": width}
+    try:
+        note = _begin(work, identity)
+        vectors = np.lib.format.open_memmap(
+            work / "vectors.npy", "r+" if note["state"] else "w+", np.float32, (total, width)
+        )
+        if not note["state"]:
+            vectors[:] = np.nan
+        for n, found in enumerate(features(usable, index, config, note["state"])):
+            vectors[found.rows] = found.vectors
+            note = {**note, "state": found.state, "done": note["done"] + len(found.rows)}
+            if n % SAVE_EVERY == SAVE_EVERY - 1:
+                vectors.flush()
+                _note(work, note)
+            if progress is not None:
+                progress(note["done"], total)
+        vectors.flush()
+        _note(work, note)
+        failed = int(np.isnan(vectors).any(1).sum())
+        if output.suffix == ".arrow":
+            _to_arrow(opened, vectors, work / "whole")
+            del vectors
+            (work / "whole").replace(output)
+        else:
+            del vectors
+            (work / "vectors.npy").replace(output)
+    except OSError as e:
+        raise ModelError(f"'{output}' could not be written: {e}; the work so far is kept in '{work}'") from None
+    shutil.rmtree(work)
+    return failed
+
+
+def _width(usable: Usable) -> int:
+    """D, from an image of one patch."""
+    config = planned(usable, 1)
+    side = config.plan.patch_sizes[0]
+    return int(usable.embed(pack_images([np.zeros((side, side, 3), np.uint8)], config)).shape[-1])
+
+
+def _begin(work: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier attempt noted, or the first note."""
+    file = work / "note.json"
+    if not file.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        return {**identity, "state": None, "done": 0}
+    note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in identity.items():
+        if note.get(key) != value:
+            raise ModelError(
+                f"'{work}' was begun with {key} = {note.get(key)!r}, not {value!r}; remove it to start anew"
+            )
+    return note
+
+
+def _note(work: Path, note: dict[str, Any]) -> None:
+    draft = work / "note.draft"
+    draft.write_text(json.dumps(note), encoding="utf-8")
+    draft.replace(work / "note.json")
+
+
+def _to_arrow(opened: Index, vectors: npt.NDArray[np.float32], path: Path) -> None:
+    """Writes the rows of the index beside their vectors, record batch by record batch."""
+    table = opened.table().select(["shard", "name", "label"])
+    width = vectors.shape[1]
+    embedding = pa.field("embedding", pa.list_(pa.float32(), width))
+    schema = pa.schema([pa.field("row", pa.int64()), *table.schema, embedding])
+    at = 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in table.to_batches(max_chunksize=16384):
+            part = np.ascontiguousarray(vectors[at : at + len(batch)])
+            lists = pa.FixedSizeListArray.from_arrays(
+                pa.array(part.reshape(-1)), width, mask=pa.array(np.isnan(part).any(1))
+            )
+            rows = pa.array(np.arange(at, at + len(batch)))
+            writer.write_batch(pa.record_batch([rows, *batch.columns, lists], schema=schema))
+            at += len(batch)

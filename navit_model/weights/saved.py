@@ -1,0 +1,179 @@
+"""Weights that come and go: a folder with `model.safetensors` and `config.json`, or a model of another library.
+
+In: a folder, a name on the Hugging Face hub, or a model object of timm or transformers. Out: a model in evaluation mode on
+the CPU. Apart from training's checkpoints (`navit_model.train.checkpoint`), which hold a whole run; a folder made here is for
+those who want the model alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from navit_loader.errors import ConfigError, ModelError, said
+from navit_loader.schema import parse
+
+from ..config import NaViTConfig
+from . import from_timm, from_transformers
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier copy") from None
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copies `weights` into a model that has exactly these names and shapes.
+
+    Args:
+        model: the model to fill, in place.
+        weights: state dict.
+        source: where it comes from, for messages.
+
+    Raises:
+        ModelError: names the first weight that is missing, unknown or of another shape.
+    """
+    check_fit(model.state_dict(), weights, source)
+    model.load_state_dict(weights)
+
+
+def check_fit(wanted: dict[str, Tensor], weights: dict[str, Tensor], source: str) -> None:
+    """Raises the `ModelError` of `fill`; `wanted` is the state dict of the model to fill."""
+    for name in [*wanted, *weights]:
+        if name not in weights:
+            raise ModelError(f"{source} has no weight '{name}', which the configured model needs")
+        if name not in wanted:
+            raise ModelError(f"{source} has a weight '{name}', for which the configured model has no place")
+        theirs, ours = list(weights[name].shape), list(wanted[name].shape)
+        if theirs != ours:
+            raise ModelError(f"weight '{name}' of {source} has shape {theirs}, that of the configured model {ours}")
+
+
+class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"]):
+    """What `NaViT` can do with weights; `save_pretrained` and `push_to_hub` come from the hub's mixin."""
+
+    config: NaViTConfig
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """A saved model, in evaluation mode on the CPU.
+
+        Args:
+            path: a folder that `save_pretrained` made, or a name on the hub such as `me/my-navit`.
+            revision: branch, tag or commit on the hub; this and the next four mean nothing for a folder.
+            token: credentials for the hub.
+            cache_dir: where downloads are kept.
+            force_download: download again.
+            local_files_only: use what was downloaded before.
+            changes: keys of `NaViTConfig` to change, such as `drop_path=0.1` or `patch_sizes=(8, 16)`; they must leave
+                every weight its shape, save that `classes` puts a fresh classifier in place.
+
+        Raises:
+            ModelError: there is no such model, a file is damaged, or the weights do not fit.
+            ConfigError: a key or value of the configuration that is not allowed.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            try:
+                found = snapshot_download(
+                    str(path),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    allow_patterns=[CONFIG, WEIGHTS],
+                )
+            except (HfHubHTTPError, HFValidationError, OSError) as e:
+                reason = said(e)[0]
+                raise ModelError(f"'{path}' is no folder, and no model on the hub that can be had ({reason})") from None
+            folder = Path(found)
+        try:
+            table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = parse(NaViTConfig, table, str(folder / CONFIG))
+        except (OSError, ValueError, AttributeError) as e:
+            if isinstance(e, ConfigError):
+                raise
+            raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
+        return cls.from_weights(config, read(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
+
+    @classmethod
+    def from_timm(cls, model: nn.Module, **changes: Any) -> Self:
+        """A model with the outputs of a ViT, DeiT or NaFlexViT of timm, at any grid that it takes itself.
+
+        Args:
+            model: a `VisionTransformer`, `VisionTransformerDistilled` or `NaFlexVit`.
+            changes: as for `from_pretrained`.
+
+        Raises:
+            ModelError: another class, or an option that NaViT does not have; names it.
+        """
+        return cls.from_weights(*from_timm.convert(model), type(model).__name__, changes)
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module, **changes: Any) -> Self:
+        """A model with the outputs of a SigLIP, SigLIP 2, ViT or DINOv2 vision tower of transformers ≥ 5.
+
+        Args:
+            model: see `navit_model.weights.from_transformers`.
+            changes: as for `from_pretrained`; `mean` and `std` where the tower was trained with unusual ones.
+
+        Raises:
+            ModelError: another class, or an option that NaViT does not have; names it.
+        """
+        return cls.from_weights(*from_transformers.convert(model), type(model).__name__, changes)
+
+    @classmethod
+    def from_weights(
+        cls, config: NaViTConfig, weights: dict[str, Tensor], source: str, changes: dict[str, Any]
+    ) -> Self:
+        """A model with these weights, its configuration changed as wanted; `source` names them in messages."""
+        known = {f.name for f in fields(NaViTConfig)}
+        for key in changes.keys() - known:
+            raise ConfigError(f"{key} is no key of a model's configuration; allowed: {', '.join(sorted(known))}")
+        model = cls(replace(config, **changes))
+        if model.config.classes != config.classes:
+            heads = ("head.", "distill_head.")
+            weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
+            weights |= {name: value for name, value in model.state_dict().items() if name.startswith(heads)}
+        fill(model, weights, source)
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Weights and configuration, each by a rename, so that a full disk leaves whole files."""
+        weights = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        try:
+            save_file(weights, save_directory / f".{WEIGHTS}")
+            text = json.dumps(asdict(self.config), indent=1)
+            (save_directory / f".{CONFIG}").write_text(text, encoding="utf-8")
+            for name in (WEIGHTS, CONFIG):
+                (save_directory / f".{name}").replace(save_directory / name)
+        except (OSError, SafetensorError) as e:
+            raise ModelError(f"the model could not be saved to '{save_directory}': {e}") from None

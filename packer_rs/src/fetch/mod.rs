@@ -1,0 +1,244 @@
+//! Locator → bytes. In: a row of an index. Out: the image's encoded bytes in a buffer that is used again, or a fault that says
+//! whether it may pass. Files in folders and members of container files; anything remote through `remote`.
+
+pub mod pages;
+pub mod remote;
+pub mod window;
+
+mod budget;
+mod containers;
+mod spans;
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+
+use crate::columns::{Captions, Chunk, Column, Locations};
+use crate::fetch::remote::is_remote;
+use crate::render::ledger::{Failure, Fault};
+use budget::Budget;
+use containers::Containers;
+use spans::{Cut, Spans};
+pub use spans::{Foreseen, Read};
+
+/// The offset of a value that does not lie in its container as it is: it is decoded from a page of Parquet.
+pub const IN_PAGES: i64 = -1;
+
+/// One index of the mixture, as the renderer reads it.
+pub struct Source {
+    /// Width after orientation.
+    pub width: Column<i32>,
+    /// Height after orientation.
+    pub height: Column<i32>,
+    /// Where the bytes are.
+    pub locations: Locations,
+    /// Caption tokens.
+    pub captions: Captions,
+    /// The bytes themselves, row by row, where they are in memory already.
+    pub memory: Vec<Chunk<u8>>,
+    containers: Arc<Containers>,
+    spans: Arc<Spans>,
+    /// Of spans of remote objects, and of decoded pages: apart, since pages at hand must not keep out what comes next.
+    budgets: [Arc<Budget>; 2],
+}
+
+impl Source {
+    /// A source over these columns.
+    pub fn new(width: Column<i32>, height: Column<i32>, locations: Locations, captions: Captions) -> Self {
+        let budgets: [Arc<Budget>; 2] = Default::default();
+        let spans = Arc::new(Spans::new(0, budgets[0].clone()));
+        let containers = Arc::new(Containers::new(budgets[1].clone(), spans.clone()));
+        Self { width, height, locations, captions, memory: Vec::new(), containers, spans, budgets }
+    }
+
+    /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
+    pub fn with_spans(mut self, size: u64) -> Self {
+        self.spans = Arc::new(Spans::new(size, self.budgets[0].clone()));
+        self.containers = Arc::new(Containers::new(self.budgets[1].clone(), self.spans.clone()));
+        self
+    }
+
+    /// Which parts of containers it holds in memory: spans of remote objects, pages of Parquet.
+    pub fn holds_parts(&self) -> (bool, bool) {
+        let in_pages = |shard: &String| shard.to_ascii_lowercase().ends_with(".parquet");
+        let shards = if self.memory.is_empty() { &self.locations.shards[..] } else { &[] };
+        (shards.iter().any(|shard| is_remote(shard)), shards.iter().any(in_pages))
+    }
+
+    /// How many bytes of such parts it may hold.
+    pub fn allow_parts(&self, bytes: usize) {
+        let [spans, pages] = match self.holds_parts() {
+            (true, true) => [bytes / 2; 2],
+            (true, false) => [bytes, 0],
+            _ => [0, bytes],
+        };
+        self.budgets[0].allow(spans);
+        self.budgets[1].allow(pages);
+        self.containers.keep(pages / 8);
+    }
+
+    /// Bytes of such parts at hand or on their way.
+    pub fn parts_held(&self) -> usize {
+        self.budgets.iter().map(|budget| budget.used()).sum()
+    }
+
+    /// A source whose encoded images are in memory; its locations name them for messages alone.
+    pub fn with_memory(mut self, memory: Vec<Chunk<u8>>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.width.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.width.is_empty()
+    }
+
+    /// Bytes of the encoded image of `row`, as the index has it; 0 where it makes no sense, and then `fetch` fails too.
+    pub fn length(&self, row: usize) -> usize {
+        let length = || if row < self.locations.length.len() { self.locations.length.get(row) } else { 0 };
+        self.memory.get(row).map_or_else(|| usize::try_from(length()).unwrap_or(0), |chunk| chunk.as_slice().len())
+    }
+
+    /// File or container and member, for people.
+    pub fn uri(&self, row: usize) -> String {
+        let l = &self.locations;
+        let shard = self.shard(row);
+        let name = if row < l.name.len() { l.name.get(row) } else { "" };
+        match (shard.is_empty() || shard.ends_with('/'), name.is_empty()) {
+            (true, _) => format!("{shard}{name}"),
+            (false, true) => shard.to_owned(),
+            (false, false) => format!("{shard}#{name}"),
+        }
+    }
+
+    fn shard(&self, row: usize) -> &str {
+        let l = &self.locations;
+        if row >= l.shard.len() {
+            return "";
+        }
+        usize::try_from(l.shard.get(row)).ok().and_then(|s| l.shards.get(s)).map_or("", String::as_str)
+    }
+
+    /// The encoded bytes of `row`, where they are in memory already.
+    pub fn resident(&self, row: usize) -> Option<&[u8]> {
+        self.memory.get(row).map(Chunk::as_slice)
+    }
+
+    /// URL and range of a row in remote storage, and how its object is cut.
+    fn remote_place(&self, row: usize) -> Result<(String, Range<u64>, Cut), Fault> {
+        let l = &self.locations;
+        let (offset, length) = (l.offset.get(row), l.length.get(row));
+        let (Ok(start), Ok(length)) = (u64::try_from(offset), u64::try_from(length)) else {
+            return Err(damaged("offset", offset));
+        };
+        let end = start.checked_add(length).filter(|_| length > 0).ok_or_else(|| damaged("length", length as i64))?;
+        let shard = self.shard(row);
+        Ok(if shard.ends_with('/') {
+            (format!("{shard}{}", l.name.get(row)), start..end, Cut::Whole)
+        } else {
+            (shard.to_owned(), start..end, Cut::From(0..u64::MAX))
+        })
+    }
+
+    /// Starts to fetch what `row` will need, where that takes long.
+    pub fn foresee(&self, row: usize) -> Foreseen {
+        let l = &self.locations;
+        if !self.memory.is_empty() || !is_remote(self.shard(row)) {
+            return Foreseen::NOTHING;
+        }
+        if l.offset.get(row) == IN_PAGES {
+            if !self.spans.coalesce() {
+                return Foreseen::NOTHING;
+            }
+            return self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row));
+        }
+        match self.remote_place(row) {
+            Ok((url, range, cut)) => self.spans.foresee(l.shard.get(row), &url, &range, &cut),
+            Err(_) => Foreseen::NOTHING,
+        }
+    }
+
+    /// Reads the encoded bytes of `row` into `out`, replacing what it held. `path` is scratch.
+    pub fn fetch(&self, row: usize, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
+        out.clear();
+        if let Some(bytes) = self.resident(row) {
+            out.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let l = &self.locations;
+        let length = usize::try_from(l.length.get(row)).map_err(|_| damaged("length", l.length.get(row)))?;
+        let shard = self.shard(row);
+        path.clear();
+        path.push_str(shard);
+        if is_remote(shard) && l.offset.get(row) != IN_PAGES {
+            let (url, range, cut) = self.remote_place(row)?;
+            out.reserve(length);
+            return self.spans.each(l.shard.get(row), &url, &range, &cut, |bytes| out.extend_from_slice(bytes));
+        }
+        if shard.ends_with('/') {
+            path.push_str(l.name.get(row));
+            let (file, found) = open_file(path)?;
+            if found != length as u64 {
+                return Err(changed(length as u64, found));
+            }
+            out.reserve(length);
+            let got = (&file).take(length as u64).read_to_end(out).map_err(|e| fault(&e))?;
+            return if got == length { Ok(()) } else { Err(changed(length as u64, got as u64)) };
+        }
+        if l.offset.get(row) == IN_PAGES {
+            self.containers.value(l.shard.get(row), path, l.name.get(row), out)?;
+            return if out.len() == length { Ok(()) } else { Err(changed(length as u64, out.len() as u64)) };
+        }
+        let offset = u64::try_from(l.offset.get(row)).map_err(|_| damaged("offset", l.offset.get(row)))?;
+        let container = self.containers.get(l.shard.get(row), path)?;
+        let Some(file) = &container.file else {
+            return Err(damaged("offset", l.offset.get(row)));
+        };
+        let held = file.metadata().map_err(|e| fault(&e))?.len();
+        // Checked before anything is allocated: a damaged index must not ask for terabytes.
+        if offset.checked_add(length as u64).is_none_or(|end| end > held) {
+            return Err(Failure::new("fetch", "changed", format!("the container has only {held} bytes")).into());
+        }
+        if out.capacity() < length {
+            out.reserve(length);
+        }
+        out.resize(length, 0);
+        file.read_exact_at(out, offset).map_err(|e| fault(&e))
+    }
+}
+
+/// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for ever.
+fn open_file(path: &str) -> Result<(File, u64), Fault> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| fault(&e))?;
+    let found = file.metadata().map_err(|e| fault(&e))?;
+    if !found.is_file() {
+        return Err(Failure::new("fetch", "missing", "it is not a regular file").into());
+    }
+    Ok((file, found.len()))
+}
+
+fn damaged(column: &str, value: i64) -> Fault {
+    Failure::new("fetch", "index", format!("the index gives {column} {value}")).into()
+}
+
+fn changed(want: u64, found: u64) -> Fault {
+    Failure::new("fetch", "changed", format!("{found} bytes, but {want} when it was indexed")).into()
+}
+
+/// Which system errors every replica sees, now and later: the file is not there, or is not a file.
+pub fn fault(e: &io::Error) -> Fault {
+    match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename => {
+            Failure::new("fetch", "missing", e.to_string()).into()
+        }
+        ErrorKind::UnexpectedEof => Failure::new("fetch", "changed", "it became shorter while it was read").into(),
+        _ => Fault::Passing(e.to_string()),
+    }
+}

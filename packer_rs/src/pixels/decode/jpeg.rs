@@ -1,0 +1,265 @@
+//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode runs at
+//! the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a usual one it
+//! stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted to RGB.
+//!
+//! Plain baseline files, by far the most, are decoded by `baseline`, which gives the same samples sooner; libjpeg-turbo gets all
+//! that it turns away, and alone says what is wrong with a file.
+//!
+//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other is
+//! `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF version.
+
+use std::ffi::CStr;
+
+use turbojpeg_sys as tj;
+
+use super::baseline::Baseline;
+use super::{Colours, OUT_OF_MEMORY, Pixels, Plane, Wanted, check_size, fail, room};
+use crate::render::ledger::Failure;
+
+/// Scans of a progressive file; a real encoder writes some ten, a hostile file thousands.
+const MAX_SCANS: i32 = 500;
+
+/// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
+pub struct Jpeg {
+    own: Option<Baseline>,
+    handle: tj::tjhandle,
+    /// Whether a file went through the handle.
+    used: bool,
+    tolerant: bool,
+    scratch: Vec<u8>,
+}
+
+// SAFETY: a handle may be used on any thread, by one at a time; `&mut self` sees to that.
+unsafe impl Send for Jpeg {}
+
+impl Drop for Jpeg {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from `tj3Init` and is dropped once.
+        unsafe { tj::tj3Destroy(self.handle) }
+    }
+}
+
+impl Jpeg {
+    /// Without our `own` decoder libjpeg-turbo gets all files.
+    pub fn new(own: Option<Baseline>) -> Result<Self, Failure> {
+        let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
+        jpeg.renew()?;
+        Ok(jpeg)
+    }
+
+    /// Puts a new handle in place of the one that is there.
+    fn renew(&mut self) -> Result<(), Failure> {
+        // SAFETY: no requirement beyond a valid constant.
+        let handle = unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as i32) };
+        if handle.is_null() {
+            return Err(fail(OUT_OF_MEMORY, "libjpeg-turbo could not be started"));
+        }
+        // SAFETY: the old handle, if any, came from `tj3Init` and is not used again.
+        unsafe { tj::tj3Destroy(std::mem::replace(&mut self.handle, handle)) };
+        self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, i32::from(!self.tolerant));
+        self.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
+        Ok(())
+    }
+
+    fn set(&mut self, param: tj::TJPARAM, value: i32) {
+        // SAFETY: the handle is alive.
+        unsafe { tj::tj3Set(self.handle, param as i32, value) };
+    }
+
+    fn get(&self, param: tj::TJPARAM) -> i32 {
+        // SAFETY: the handle is alive.
+        unsafe { tj::tj3Get(self.handle, param as i32) }
+    }
+
+    fn message(&self) -> String {
+        // SAFETY: the string belongs to the handle and ends in NUL.
+        unsafe { CStr::from_ptr(tj::tj3GetErrorStr(self.handle)) }.to_string_lossy().into_owned()
+    }
+
+    pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        if let Some(own) = &mut self.own {
+            let denominator = if wanted.dct_scaling { scale(wanted) } else { 1 };
+            if own.decode(bytes, wanted, denominator as u32, out).is_some() {
+                return Ok(());
+            }
+        }
+        // A handle keeps the tables of the file before, and a file that lacks its own would be decoded with those: to
+        // other pixels than elsewhere. A new one costs about a microsecond.
+        if self.used {
+            self.renew()?;
+        }
+        self.used = true;
+        let first = self.attempt(bytes, wanted, out);
+        let Err(e) = &first else { return first };
+        // A failed call can leave the handle in the middle of this file, and the next one would go on from there.
+        self.tolerant = harmless(&e.detail);
+        self.renew()?;
+        if !self.tolerant {
+            return first;
+        }
+        // The first warning stopped the decode although it was harmless: go through to the end, and judge the last one.
+        let second = self.attempt(bytes, wanted, out);
+        self.tolerant = false;
+        self.renew()?;
+        second
+    }
+
+    fn attempt(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        // SAFETY: the slice is valid for its length.
+        let code = unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as _) };
+        self.accept(code)?;
+        let size = (self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH), self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
+        if size.0 < 1 || size.1 < 1 {
+            return Err(fail("truncated", "no image in it"));
+        }
+        check_size((size.0 as u32, size.1 as u32), wanted)?;
+        if self.get(tj::TJPARAM_TJPARAM_PRECISION) != 8 {
+            return Err(fail("unsupported", "JPEG of more than 8 bits a sample"));
+        }
+        let lossless = self.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
+        let denominator = if wanted.dct_scaling && !lossless { scale(wanted) } else { 1 };
+        // SAFETY: the handle is alive; libjpeg-turbo supports these factors.
+        let code = unsafe { tj::tj3SetScalingFactor(self.handle, tj::tjscalingfactor { num: 1, denom: denominator }) };
+        self.accept(code)?;
+        let scaled = (size.0 as u32).div_ceil(denominator as u32);
+        let scaled = (scaled, (size.1 as u32).div_ceil(denominator as u32));
+        let samples = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
+        match self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS {
+            tj::TJCS_TJCS_GRAY => self.interleaved(bytes, scaled, denominator, tj::TJPF_TJPF_GRAY, out),
+            tj::TJCS_TJCS_YCbCr if !lossless && samples != tj::TJSAMP_TJSAMP_UNKNOWN => {
+                self.planes(bytes, scaled, denominator, samples, out)
+            }
+            tj::TJCS_TJCS_CMYK | tj::TJCS_TJCS_YCCK => {
+                self.interleaved(bytes, scaled, denominator, tj::TJPF_TJPF_CMYK, out)
+            }
+            _ => self.interleaved(bytes, scaled, denominator, tj::TJPF_TJPF_RGB, out),
+        }
+    }
+
+    /// The outcome of a call that returned `code`.
+    fn accept(&self, code: i32) -> Result<(), Failure> {
+        if code == 0 {
+            return Ok(());
+        }
+        let message = self.message();
+        // SAFETY: the handle is alive.
+        let warning = unsafe { tj::tj3GetErrorCode(self.handle) } == tj::TJERR_TJERR_WARNING as i32;
+        if self.tolerant && warning && harmless(&message) {
+            return Ok(());
+        }
+        let any = |words: [&str; 2]| words.iter().any(|w| message.contains(w));
+        let reason = if any(["Insufficient memory", "allocation failure"]) {
+            OUT_OF_MEMORY
+        } else if any(["Premature end", "Empty input"]) {
+            "truncated"
+        } else if any(["Unsupported JPEG", "not supported"]) {
+            "unsupported"
+        } else {
+            "corrupt"
+        };
+        Err(fail(reason, message))
+    }
+
+    /// Y, Cb and Cr as they are stored, one plane after the other.
+    fn planes(
+        &mut self,
+        bytes: &[u8],
+        scaled: (u32, u32),
+        denominator: i32,
+        samples: i32,
+        out: &mut Pixels,
+    ) -> Result<(), Failure> {
+        let (across, down) = match samples {
+            tj::TJSAMP_TJSAMP_422 => (2, 1),
+            tj::TJSAMP_TJSAMP_420 => (2, 2),
+            tj::TJSAMP_TJSAMP_440 => (1, 2),
+            tj::TJSAMP_TJSAMP_411 => (4, 1),
+            tj::TJSAMP_TJSAMP_441 => (1, 4),
+            _ => (1, 1),
+        };
+        let (width, height) = scaled;
+        let (mut start, mut strides) = (0, [0i32; 3]);
+        for (c, (plane, stride)) in out.planes.iter_mut().zip(&mut strides).enumerate() {
+            let (sub_x, sub_y) = if c == 0 { (1, 1) } else { (across, down) };
+            // libjpeg-turbo pads the luma plane to whole chroma samples; the padding is no part of the image.
+            let padded = (width.next_multiple_of(across) / sub_x, height.next_multiple_of(down) / sub_y);
+            *stride = padded.0 as i32;
+            let scale = f64::from(denominator);
+            *plane = Plane {
+                start,
+                stride: padded.0 as usize,
+                width: width.div_ceil(sub_x),
+                height: height.div_ceil(sub_y),
+                scale: (1.0 / (scale * f64::from(sub_x)), 1.0 / (scale * f64::from(sub_y))),
+            };
+            start += padded.0 as usize * padded.1 as usize;
+        }
+        room(&mut out.data, start);
+        out.colours = Colours::Ycc;
+        let base = out.data.as_mut_ptr();
+        // SAFETY: each plane starts inside the buffer, which has room for all of them.
+        let mut planes = unsafe { [0, 1, 2].map(|c: usize| base.add(out.planes[c].start)) };
+        // SAFETY: the planes have the sizes that `tj3YUVPlaneWidth` and `tj3YUVPlaneHeight` give for this scale.
+        let code = unsafe {
+            tj::tj3DecompressToYUVPlanes8(
+                self.handle,
+                bytes.as_ptr(),
+                bytes.len() as _,
+                planes.as_mut_ptr(),
+                strides.as_mut_ptr(),
+            )
+        };
+        self.accept(code)
+    }
+
+    /// Grey, RGB, or CMYK that is converted on the spot.
+    fn interleaved(
+        &mut self,
+        bytes: &[u8],
+        scaled: (u32, u32),
+        denominator: i32,
+        format: tj::TJPF,
+        out: &mut Pixels,
+    ) -> Result<(), Failure> {
+        let cmyk = format == tj::TJPF_TJPF_CMYK;
+        out.whole(if format == tj::TJPF_TJPF_GRAY { Colours::Grey } else { Colours::Rgb }, scaled);
+        let scale = 1.0 / f64::from(denominator);
+        out.planes[0].scale = (scale, scale);
+        let pixels = scaled.0 as usize * scaled.1 as usize;
+        let to = if cmyk {
+            room(&mut self.scratch, pixels * 4);
+            self.scratch.as_mut_ptr()
+        } else {
+            out.data.as_mut_ptr()
+        };
+        // SAFETY: the destination has room for all rows at the pitch 0, which means tight.
+        let code = unsafe { tj::tj3Decompress8(self.handle, bytes.as_ptr(), bytes.len() as _, to, 0, format) };
+        self.accept(code)?;
+        if cmyk {
+            // Adobe's files hold inverted inks, and so, by custom, do all others.
+            for (rgb, ink) in out.data.chunks_exact_mut(3).zip(self.scratch[..pixels * 4].chunks_exact(4)) {
+                let key = u32::from(ink[3]);
+                for c in 0..3 {
+                    let t = (255 - u32::from(ink[c])) * key + 128;
+                    rgb[c] = (key - (((t >> 8) + t) >> 8)) as u8;
+                }
+            }
+            if self.scratch.len() > super::KEEP_BYTES {
+                self.scratch = Vec::new();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The largest denominator among 1, 2, 4, 8 at which the crop keeps at least the target's pixels on both axes.
+fn scale(wanted: &Wanted) -> i32 {
+    let fits =
+        |d: u32| wanted.crop.width as u32 >= wanted.target.0 * d && wanted.crop.height as u32 >= wanted.target.1 * d;
+    [8, 4, 2].into_iter().find(|&d| fits(d)).unwrap_or(1) as i32
+}
+
+/// Warnings on which no pixel depends.
+fn harmless(message: &str) -> bool {
+    message.contains("extraneous bytes before marker") || message.contains("unknown JFIF revision")
+}

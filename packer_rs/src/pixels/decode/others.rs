@@ -1,0 +1,82 @@
+//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts), alpha over
+//! the background. Floating-point and palette TIFF are `unsupported`.
+
+use std::io::{Cursor, ErrorKind};
+
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::error::{ImageError, LimitErrorKind};
+use image::{ColorType, ImageDecoder, Limits};
+
+use super::{Pixels, Wanted, check_size, compose, fail, room};
+use crate::render::ledger::Failure;
+
+/// Whether the first bytes are of a format that is read here.
+pub fn known(bytes: &[u8]) -> bool {
+    matches!(
+        bytes,
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..]
+            | [b'G', b'I', b'F', b'8', ..]
+            | [b'B', b'M', ..]
+            | [b'I', b'I', 42 | 43, 0, ..]
+            | [b'M', b'M', 0, 42 | 43, ..]
+    )
+}
+
+pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
+    let from = || Cursor::new(bytes);
+    match bytes[0] {
+        b'R' => read(WebPDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
+        b'G' => read(GifDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
+        b'B' => read(BmpDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
+        _ => read(TiffDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
+    }
+}
+
+fn read(
+    mut decoder: impl ImageDecoder,
+    wanted: &Wanted,
+    scratch: &mut Vec<u8>,
+    out: &mut Pixels,
+) -> Result<(), Failure> {
+    check_size(decoder.dimensions(), wanted)?;
+    let mut limits = Limits::no_limits();
+    // Room for the pixels, for a decoder's own frame, and for tables.
+    limits.max_alloc = Some(wanted.max_pixels.saturating_mul(16).saturating_add(1 << 20));
+    decoder.set_limits(limits).map_err(failure)?;
+    let colour = decoder.color_type();
+    let (channels, deep) = match colour {
+        ColorType::L8 => (1, false),
+        ColorType::La8 => (2, false),
+        ColorType::Rgb8 => (3, false),
+        ColorType::Rgba8 => (4, false),
+        ColorType::L16 => (1, true),
+        ColorType::La16 => (2, true),
+        ColorType::Rgb16 => (3, true),
+        ColorType::Rgba16 => (4, true),
+        other => return Err(fail("unsupported", format!("samples of type {other:?}"))),
+    };
+    let size =
+        usize::try_from(decoder.total_bytes()).map_err(|_| fail("too_large", "larger than the address space"))?;
+    if size != wanted.size.0 as usize * wanted.size.1 as usize * channels * if deep { 2 } else { 1 } {
+        return Err(fail("corrupt", "the number of its bytes does not fit its size"));
+    }
+    room(scratch, size);
+    decoder.read_image(&mut scratch[..size]).map_err(failure)?;
+    if deep {
+        for n in 0..size / 2 {
+            scratch[n] = (u16::from_ne_bytes([scratch[2 * n], scratch[2 * n + 1]]) >> 8) as u8;
+        }
+    }
+    compose(scratch, channels, wanted, out);
+    Ok(())
+}
+
+fn failure(e: ImageError) -> Failure {
+    let reason = match &e {
+        ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => "truncated",
+        ImageError::Limits(l) if !matches!(l.kind(), LimitErrorKind::Unsupported { .. }) => "too_large",
+        ImageError::Unsupported(_) => "unsupported",
+        _ => "corrupt",
+    };
+    fail(reason, e.to_string())
+}

@@ -1,0 +1,42 @@
+//! PNG: palette, grey, 16 bits (the high byte counts), alpha over the background, interlaced; an animation's first image.
+
+use std::io::Cursor;
+
+use png::{ColorType, DecodingError, Transformations};
+
+use super::{Pixels, Wanted, check_size, compose, fail, room};
+use crate::render::ledger::Failure;
+
+pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
+    let info = decoder.read_header_info().map_err(failure)?;
+    check_size((info.width, info.height), wanted)?;
+    let mut reader = decoder.read_info().map_err(failure)?;
+    let size = reader.output_buffer_size().ok_or_else(|| fail("too_large", "larger than the address space"))?;
+    room(scratch, size);
+    let frame = reader.next_frame(&mut scratch[..size]).map_err(failure)?;
+    if (frame.width, frame.height) != wanted.size {
+        return Err(fail("corrupt", "its first frame does not fill the image"));
+    }
+    let channels = match frame.color_type {
+        ColorType::Grayscale => 1,
+        ColorType::GrayscaleAlpha => 2,
+        ColorType::Rgb => 3,
+        ColorType::Rgba => 4,
+        ColorType::Indexed => return Err(fail("corrupt", "a palette image without a palette")),
+    };
+    compose(scratch, channels, wanted, out);
+    Ok(())
+}
+
+fn failure(e: DecodingError) -> Failure {
+    let reason = match &e {
+        DecodingError::IoError(_) => "truncated",
+        DecodingError::LimitsExceeded => "too_large",
+        _ => "corrupt",
+    };
+    fail(reason, e.to_string())
+}

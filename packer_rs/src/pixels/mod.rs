@@ -1,0 +1,9 @@
+//! From bytes to pixels to patches. In: an encoded image. Out: the patches of its target grid.
+
+pub mod decode;
+pub mod kernels;
+pub mod orient;
+pub mod patchify;
+pub mod resize;
+pub mod taps;
+pub mod triples;

@@ -1,0 +1,66 @@
+//! Target image → patches in their slots. In: the small image in the stored frame, and for each kept token its place in the
+//! oriented grid. Out: P·P·3 bytes a token, row-major, channels last. Orientation and flip happen here, on the few pixels that
+//! are kept, and so does the conversion from Y, Cb, Cr.
+
+use crate::pixels::kernels::fast;
+use crate::pixels::orient::Frame;
+use crate::pixels::resize::Small;
+use crate::pixels::triples::triples;
+
+/// Writes one patch for each of `tokens` (indices in an oriented grid `grid_width` wide) to `out`, in their order.
+///
+/// `line` is scratch.
+pub fn patchify(
+    small: &Small,
+    frame: Frame,
+    grid_width: usize,
+    p: usize,
+    tokens: &[u32],
+    line: &mut Vec<u8>,
+    out: &mut [u8],
+) {
+    let fast = fast();
+    // Bytes to go, in a stored plane, for one step right and one step down in the oriented image.
+    let row = small.stride as isize;
+    let across = if frame.mirror_x { -1 } else { 1 };
+    let down = if frame.mirror_y { -row } else { row };
+    let (right, down) = frame.swapped((across, down));
+    let corner_x = if frame.mirror_x { small.width - 1 } else { 0 };
+    let corner_y = if frame.mirror_y { small.height - 1 } else { 0 };
+    let corner = (corner_y * small.stride + corner_x) as isize;
+    let planes = [0, 1, 2].map(|c| small.plane(c));
+    let padded = p.next_multiple_of(16);
+    crate::pixels::decode::room(line, padded * 3);
+    let (a, rest) = line[..padded * 3].split_at_mut(padded);
+    let (b, c) = rest.split_at_mut(padded);
+    let mut lines = [a, b, c];
+    for (&token, patch) in tokens.iter().zip(out.chunks_exact_mut(p * p * 3)) {
+        let (y, x) = (token as usize / grid_width, token as usize % grid_width);
+        let first = corner + right * (x * p) as isize + down * (y * p) as isize;
+        for (i, to) in patch.chunks_exact_mut(p * 3).enumerate() {
+            let start = first + down * i as isize;
+            if right == 1 {
+                triples(fast, small.colours, planes.map(|plane| &plane[start as usize..]), to);
+                continue;
+            }
+            for (line, plane) in lines.iter_mut().zip(planes) {
+                turn(plane, start as usize, right, &mut line[..p]);
+            }
+            triples(fast, small.colours, [&*lines[0], &*lines[1], &*lines[2]], to);
+        }
+    }
+}
+
+/// `line.len()` pixels of a plane from `start` on, `step` apart.
+fn turn(plane: &[u8], start: usize, step: isize, line: &mut [u8]) {
+    if step == -1 {
+        let from = &plane[start + 1 - line.len()..=start];
+        for (to, &v) in line.iter_mut().zip(from.iter().rev()) {
+            *to = v;
+        }
+        return;
+    }
+    for (j, to) in line.iter_mut().enumerate() {
+        *to = plane[(start as isize + step * j as isize) as usize];
+    }
+}

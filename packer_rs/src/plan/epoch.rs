@@ -1,0 +1,296 @@
+//! One epoch of a plan with random access: which block holds a sequence, where batches start, how many steps there are.
+//!
+//! In: a plan and an epoch, or only the sequence counts of its blocks (a client without the index). Out: planned batches
+//! and the arithmetic of steps. Blocks are planned when they are asked for; counts are filled by whoever asks first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, Kind, Result};
+use crate::plan::Plan;
+use crate::plan::block::BlockPlan;
+use crate::slots::PlannedBatch;
+use crate::sync::lock;
+
+/// Sequence counts of the leading blocks, and what follows from them.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// Sequences per patch-size run inside a block; 0 with one patch size.
+    pub run: u64,
+    /// Blocks of the epoch.
+    pub num_blocks: u64,
+    /// The first block whose count is known; 0 but for tables that begin inside an epoch.
+    pub first_block: u64,
+    /// Sequences before each known block, and before the first unknown one.
+    before: Vec<u64>,
+}
+
+impl Table {
+    /// A table that knows no block yet.
+    pub fn new(run: u64, num_blocks: u64) -> Self {
+        Self::from_block(run, num_blocks, 0, 0)
+    }
+
+    /// A table that begins at a block, which `before` sequences precede.
+    pub fn from_block(run: u64, num_blocks: u64, first_block: u64, before: u64) -> Self {
+        Self { run, num_blocks, first_block, before: vec![before] }
+    }
+
+    /// The first block whose count is not known, behind those that are.
+    pub fn known(&self) -> u64 {
+        self.first_block + self.before.len() as u64 - 1
+    }
+
+    /// Adds the counts of the next blocks.
+    pub fn extend(&mut self, counts: &[u32]) -> Result<()> {
+        if self.known() + counts.len() as u64 > self.num_blocks {
+            let message = format!("{} more counts for {} of {} blocks", counts.len(), self.known(), self.num_blocks);
+            return Err(Error::new(Kind::State, message));
+        }
+        for &count in counts {
+            self.before.push(self.known_sequences() + u64::from(count));
+        }
+        Ok(())
+    }
+
+    fn known_sequences(&self) -> u64 {
+        self.before[self.before.len() - 1]
+    }
+
+    /// Sequences of the epoch; None while blocks are unknown.
+    pub fn num_sequences(&self) -> Option<u64> {
+        (self.known() == self.num_blocks).then(|| self.known_sequences())
+    }
+
+    /// Sequences of a known block.
+    pub fn count(&self, block: u64) -> u32 {
+        let at = (block - self.first_block) as usize;
+        (self.before[at + 1] - self.before[at]) as u32
+    }
+
+    /// The known block that holds a sequence and the sequence's number in it.
+    pub fn locate(&self, sequence: u64) -> Option<(u64, u64)> {
+        if sequence < self.before[0] || sequence >= self.known_sequences() {
+            return None;
+        }
+        let at = self.before.partition_point(|&b| b <= sequence) - 1;
+        Some((self.first_block + at as u64, sequence - self.before[at]))
+    }
+
+    /// The known block that holds a sequence, or the last one beyond the epoch's end, and the sequences before it.
+    pub fn place(&self, sequence: u64) -> Option<(u64, u64)> {
+        if let Some((block, within)) = self.locate(sequence) {
+            return Some((block, sequence - within));
+        }
+        let last = self.before.len().checked_sub(2)?;
+        (sequence >= self.num_sequences()?).then(|| (self.num_blocks - 1, self.before[last]))
+    }
+
+    /// Where the batch after the one that starts at `first` starts: a batch never straddles two runs. At the epoch's
+    /// end, its number of sequences. None where that needs unknown counts.
+    pub fn next(&self, first: u64, batch_size: u64) -> Option<u64> {
+        if let Some(n) = self.num_sequences()
+            && first >= n
+        {
+            return Some(n);
+        }
+        let wish = first + batch_size;
+        if self.run == 0 {
+            return match self.num_sequences() {
+                Some(n) => Some(wish.min(n)),
+                None => (wish <= self.known_sequences()).then_some(wish),
+            };
+        }
+        let (block, within) = self.locate(first)?;
+        let end = ((within / self.run + 1) * self.run).min(u64::from(self.count(block)));
+        Some(wish.min(first - within + end))
+    }
+
+    /// Batches from `first` to the end of the epoch; with `whole`, and one patch size, only full ones.
+    fn batches(&self, first: u64, batch_size: u64, whole: bool) -> Option<u64> {
+        let n = self.num_sequences()?;
+        if self.run == 0 {
+            let left = n.saturating_sub(first);
+            return Some(if whole { left / batch_size } else { left.div_ceil(batch_size) });
+        }
+        let Some((block, within)) = self.locate(first) else { return Some(0) };
+        // The rest of the run at hand, then whole runs, block by block.
+        let of_block = |from: u64, count: u64| {
+            let end = from.next_multiple_of(self.run).min(count);
+            let (full, rest) = ((count - end) / self.run, (count - end) % self.run);
+            (end - from).div_ceil(batch_size) + full * self.run.div_ceil(batch_size) + rest.div_ceil(batch_size)
+        };
+        let later = (block + 1..self.num_blocks).map(|b| of_block(0, u64::from(self.count(b)))).sum::<u64>();
+        Some(of_block(within, u64::from(self.count(block))) + later)
+    }
+
+    /// Steps of every rank from `first` on: the remainder filled, or dropped. None while blocks are unknown.
+    pub fn steps(&self, first: u64, batch_size: u64, world_size: u64, drop: bool) -> Option<u64> {
+        let batches = self.batches(first, batch_size, drop)?;
+        Some(if drop { batches / world_size } else { batches.div_ceil(world_size) })
+    }
+}
+
+/// An epoch whose blocks can be planned here.
+pub struct Epoch {
+    plan: Arc<Plan>,
+    epoch: u64,
+    table: Mutex<Table>,
+}
+
+impl Epoch {
+    /// An epoch of a plan; nothing is planned yet.
+    pub fn new(plan: Arc<Plan>, epoch: u64) -> Self {
+        Self::from_block(plan, epoch, 0, 0)
+    }
+
+    /// An epoch from a block on, which `before` sequences precede.
+    pub fn from_block(plan: Arc<Plan>, epoch: u64, block: u64, before: u64) -> Self {
+        let table = Table::from_block(plan.run(), plan.num_blocks(), block, before);
+        Self { plan, epoch, table: Mutex::new(table) }
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// A copy of what is known of the counts.
+    pub fn table(&self) -> Table {
+        lock(&self.table).clone()
+    }
+
+    /// Reads the table under its lock.
+    pub fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
+        read(&lock(&self.table))
+    }
+
+    /// Takes counts that were computed before (a cache on disk, named by the plan).
+    pub fn restore(&self, counts: &[u32]) -> Result<()> {
+        let mut fresh = Table::new(self.plan.run(), self.plan.num_blocks());
+        fresh.extend(counts)?;
+        let mut table = lock(&self.table);
+        if fresh.known() > table.known() {
+            *table = fresh;
+        }
+        Ok(())
+    }
+
+    /// One planned block, from the recent ones if it is among them.
+    pub fn block(&self, block: u64) -> Arc<BlockPlan> {
+        // Another `Epoch` of this plan may have planned it: then this table still has to learn its count.
+        let planned = self.plan.recent.get(self.epoch, block).unwrap_or_else(|| {
+            let planned = Arc::new(self.plan.block(self.epoch, block));
+            self.plan.recent.put(self.epoch, block, planned.clone());
+            planned
+        });
+        let mut table = lock(&self.table);
+        if table.known() == block {
+            // Cannot overflow: the block is one of the epoch's.
+            let _ = table.extend(&[planned.len() as u32]);
+        }
+        planned
+    }
+
+    /// Makes the counts of the first `blocks` blocks known, on `threads` threads.
+    pub fn count_up_to(&self, blocks: u64, threads: usize) {
+        let blocks = blocks.min(self.plan.num_blocks());
+        loop {
+            let start = lock(&self.table).known();
+            if start >= blocks {
+                return;
+            }
+            // A few blocks for each thread, then the table grows, so that waiting readers move on early.
+            let end = blocks.min(start + 4 * threads as u64);
+            if end - start == 1 {
+                self.block(start);
+                continue;
+            }
+            let next = AtomicU64::new(start);
+            let counts: Mutex<Vec<u32>> = Mutex::new(vec![0; (end - start) as usize]);
+            std::thread::scope(|scope| {
+                for _ in 0..threads.min((end - start) as usize) {
+                    scope.spawn(|| {
+                        loop {
+                            let block = next.fetch_add(1, Ordering::Relaxed);
+                            if block >= end {
+                                return;
+                            }
+                            let count = self.plan.block(self.epoch, block).len() as u32;
+                            lock(&counts)[(block - start) as usize] = count;
+                        }
+                    });
+                }
+            });
+            let counts = lock(&counts);
+            let mut table = lock(&self.table);
+            let known = table.known();
+            if known < end {
+                let _ = table.extend(&counts[(known.max(start) - start) as usize..]);
+            }
+        }
+    }
+
+    /// Runs `ask` on the table, planning on until it answers.
+    pub fn resolve<T>(&self, ask: impl Fn(&Table) -> Option<T>) -> T {
+        loop {
+            let known = {
+                let table = lock(&self.table);
+                if let Some(answer) = ask(&table) {
+                    return answer;
+                }
+                table.known()
+            };
+            self.block(known);
+        }
+    }
+
+    /// Sequences of the epoch, planning what is unknown on `threads` threads.
+    pub fn num_sequences(&self, threads: usize) -> u64 {
+        self.count_up_to(self.plan.num_blocks(), threads);
+        self.resolve(Table::num_sequences)
+    }
+
+    /// The batch that starts at sequence `first`: up to `batch_size` sequences, to the end of the run; wholly masked
+    /// beyond the epoch's end.
+    pub fn batch(&self, first: u64, batch_size: usize) -> PlannedBatch {
+        let end = self.resolve(|t| t.next(first, batch_size as u64));
+        let planned = self.assemble(first, end, batch_size, |block| Some(self.block(block)));
+        planned.unwrap_or_default()
+    }
+
+    /// As `batch`, but None where something would have to be planned for it.
+    pub fn batch_at_hand(&self, first: u64, batch_size: usize) -> Option<PlannedBatch> {
+        let end = self.with_table(|t| t.next(first, batch_size as u64))?;
+        self.assemble(first, end, batch_size, |block| self.plan.recent.get(self.epoch, block))
+    }
+
+    fn assemble(
+        &self,
+        first: u64,
+        end: u64,
+        batch_size: usize,
+        block_of: impl Fn(u64) -> Option<Arc<BlockPlan>>,
+    ) -> Option<PlannedBatch> {
+        let mut batch = PlannedBatch {
+            epoch: self.epoch,
+            first,
+            patch_size: self.plan.config.patch_sizes[0],
+            batch_size,
+            sequences: Vec::with_capacity(batch_size),
+        };
+        let mut sequence = first;
+        while sequence < end {
+            let Some((block, within)) = self.with_table(|t| t.locate(sequence)) else { break };
+            let planned = block_of(block)?;
+            let run = if self.plan.run() == 0 { 0 } else { within / self.plan.run() };
+            batch.patch_size = planned.patch_sizes[run as usize];
+            let stop = (planned.len() as u64).min(within + end - sequence);
+            for i in within..stop {
+                batch.sequences.push(planned.sequence(i as usize).to_vec());
+            }
+            sequence += stop - within;
+        }
+        Some(batch)
+    }
+}

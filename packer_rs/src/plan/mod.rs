@@ -1,0 +1,171 @@
+//! The plan of an epoch, block by block: which images a block has, what is drawn for each, and the patch size of each run.
+//!
+//! In: a configuration, the sizes of the indexes, an epoch and a block number. Out: the block's sequences, packed by
+//! [`crate::plan::block`]. A block is a pure function of these, without its predecessors: the images at its positions are computed, and the patch size of a
+//! run of sequences is keyed by (seed, epoch, block, run of the block), so several patch sizes change nothing here.
+
+pub mod block;
+pub mod config;
+pub mod draw;
+pub mod epoch;
+pub mod order;
+pub mod pack;
+pub mod quantiles;
+pub mod random;
+pub mod recent;
+pub mod streams;
+
+use std::sync::Arc;
+
+use crate::columns::Sizes;
+use crate::error::{Error, Kind, Result};
+use crate::plan::block::{BlockPlan, BlockPlanner};
+use crate::plan::config::{OrderKind, PlanConfig};
+use crate::plan::draw::{Drawn, Draws};
+use crate::plan::order::Kind as Order;
+use crate::plan::pack::Limits;
+use crate::plan::random::{derive, philox, unit};
+use crate::plan::recent::Recent;
+use crate::plan::streams::{Stream, Streams};
+use crate::slots::{BatchLimits, ViewLimits};
+
+const PATCH: u32 = 21;
+
+/// A configuration over opened indexes.
+pub struct Plan {
+    /// As given.
+    pub config: PlanConfig,
+    sources: Vec<Arc<Sizes>>,
+    streams: Streams,
+    draws: Draws,
+    limits: Limits,
+    epoch_images: u64,
+    /// Blocks that were planned lately.
+    pub recent: Recent,
+}
+
+impl Plan {
+    /// A plan; refuses what this configuration cannot do with these indexes.
+    pub fn new(config: PlanConfig, sources: Vec<Arc<Sizes>>, streams: Vec<Stream>) -> Result<Self> {
+        let order = match config.order.kind {
+            OrderKind::Permutation => Order::Permutation,
+            OrderKind::Sequential => Order::Sequential,
+            OrderKind::Blocks => Order::Blocks { block: config.order.block, window: config.order.window },
+        };
+        let streams = Streams::new(streams, config.seed, order)?;
+        if !config.resolution.upscale {
+            refuse_oversized_patches(&config, &sources)?;
+        }
+        let teacher = config.teacher.as_ref().map_or(0, |t| t.sequence_length);
+        let limits =
+            Limits { capacity: [config.sequence_length, teacher, config.text_tokens], max_items: config.max_images };
+        let epoch_images = if config.virtual_epoch > 0 { config.virtual_epoch } else { streams.len() };
+        Ok(Self {
+            draws: Draws::new(&config),
+            config,
+            sources,
+            streams,
+            limits,
+            epoch_images,
+            recent: Recent::default(),
+        })
+    }
+
+    /// Images of one epoch.
+    pub fn epoch_images(&self) -> u64 {
+        self.epoch_images
+    }
+
+    /// Blocks of one epoch.
+    pub fn num_blocks(&self) -> u64 {
+        self.epoch_images.div_ceil(self.config.block_images)
+    }
+
+    /// Sequences that share a patch size inside a block; 0 where there is one patch size.
+    pub fn run(&self) -> u64 {
+        if self.config.patch_sizes.len() == 1 { 0 } else { self.config.patch_run }
+    }
+
+    /// The limits that fix a batch's shapes; K is the renderer's to know.
+    pub fn batch_limits(&self, label_width: u32) -> BatchLimits {
+        let c = &self.config;
+        let view =
+            |sequence_length, max_tokens, prefix_tokens| ViewLimits { sequence_length, max_tokens, prefix_tokens };
+        BatchLimits {
+            view: view(c.sequence_length, c.max_tokens, c.prefix_tokens),
+            teacher: c.teacher.as_ref().map(|t| (view(t.sequence_length, t.max_tokens, t.prefix_tokens), t.patch_size)),
+            max_images: c.max_images,
+            label_width,
+            text_tokens: c.text_tokens,
+            max_text_tokens: c.caption_cap(),
+        }
+    }
+
+    /// The patch size of a run of sequences of a block (FlexiViT draws one per step; runs keep batches uniform).
+    fn patch_size(&self, epoch: u64, block: u64, run: u64) -> u32 {
+        let (sizes, weights) = (&self.config.patch_sizes, &self.config.patch_weights);
+        if sizes.len() == 1 {
+            return sizes[0];
+        }
+        let key = derive(self.config.seed, epoch, block, PATCH);
+        let u = unit(philox(key, [run as u32, (run >> 32) as u32, PATCH, 2])[0]);
+        let weight = |i: usize| weights.get(i).copied().unwrap_or(1.0);
+        let mut left = u * (0..sizes.len()).map(weight).sum::<f64>();
+        for (i, &size) in sizes.iter().enumerate() {
+            left -= weight(i);
+            if left < 0.0 {
+                return size;
+            }
+        }
+        sizes.iter().enumerate().rev().find(|&(i, _)| weight(i) > 0.0).map_or(sizes[0], |(_, &size)| size)
+    }
+
+    /// Plans one block of an epoch.
+    pub fn block(&self, epoch: u64, block: u64) -> BlockPlan {
+        let first = block * self.config.block_images;
+        let count = self.config.block_images.min(self.epoch_images - first);
+        let mut cursor = self.streams.cursor();
+        let drawn: Vec<(Drawn, u32)> = (0..count)
+            .map(|i| {
+                let seen = epoch * self.epoch_images + first + i;
+                let place = cursor.at(seen);
+                let sizes = &self.sources[usize::from(place.source)];
+                let row = place.row as usize;
+                let size = (sizes.height.get(row), sizes.width.get(row));
+                let text =
+                    if sizes.caption_tokens.is_empty() { 0 } else { sizes.caption_tokens.get(row).max(0) as u32 };
+                let text = text.min(self.config.caption_cap());
+                (self.draws.draw(place.key, place.source, place.row, size, seen), text)
+            })
+            .collect();
+        let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, &drawn);
+        let mut run = 0;
+        while planner.left() > 0 {
+            planner.run(
+                self.patch_size(epoch, block, run),
+                if self.run() == 0 { usize::MAX } else { self.run() as usize },
+            );
+            run += 1;
+        }
+        planner.finish()
+    }
+}
+
+/// A patch larger than every image would turn each into one upscaled patch.
+fn refuse_oversized_patches(config: &PlanConfig, sources: &[Arc<Sizes>]) -> Result<()> {
+    let largest = config.patch_sizes.iter().copied().max().unwrap_or(1) as i32;
+    let holds = |s: &Arc<Sizes>| {
+        let mut pairs = s.width.chunks().zip(s.height.chunks());
+        pairs.any(|(w, h)| w.iter().zip(h).any(|(&w, &h)| w.max(h) >= largest))
+    };
+    if sources.iter().any(holds) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Plan,
+        format!(
+            "plan.patch_sizes has {largest}, larger than both sides of every image; \
+             take a smaller patch or set plan.resolution.upscale = true"
+        ),
+    ))
+}

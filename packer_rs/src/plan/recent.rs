@@ -1,0 +1,81 @@
+//! The planned blocks that were used last, for all epochs of a plan together. In: planned blocks. Out: the same again, while they
+//! are among the last that fit into a bound of bytes. Apart from `epoch`, since whoever asks for many epochs must not make
+//! the plan grow.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::plan::block::BlockPlan;
+use crate::slots::PlannedImage;
+use crate::sync::lock;
+
+/// Bytes of planned blocks kept: sixteen blocks of 65,536 images.
+const KEEP_BYTES: usize = 64 << 20;
+/// Kept whatever their size: a batch may straddle two blocks while another is planned.
+const KEEP_BLOCKS: usize = 3;
+
+type Named = ((u64, u64), Arc<BlockPlan>);
+
+/// Planned blocks by (epoch, block), the latest used last.
+#[derive(Default)]
+pub struct Recent(Mutex<VecDeque<Named>>);
+
+impl Recent {
+    fn blocks(&self) -> MutexGuard<'_, VecDeque<Named>> {
+        lock(&self.0)
+    }
+
+    /// A block, if it is still here.
+    pub fn get(&self, epoch: u64, block: u64) -> Option<Arc<BlockPlan>> {
+        let mut blocks = self.blocks();
+        let at = blocks.iter().rposition(|(name, _)| *name == (epoch, block))?;
+        let found = blocks.remove(at)?;
+        let planned = found.1.clone();
+        blocks.push_back(found);
+        Some(planned)
+    }
+
+    /// Keeps a block, and lets go of those that were not used for longest.
+    pub fn put(&self, epoch: u64, block: u64, planned: Arc<BlockPlan>) {
+        let mut blocks = self.blocks();
+        blocks.retain(|(name, _)| *name != (epoch, block));
+        blocks.push_back(((epoch, block), planned));
+        let bytes = |b: &Named| b.1.images.len() * size_of::<PlannedImage>() + b.1.starts.len() * size_of::<u32>();
+        let mut held: usize = blocks.iter().map(bytes).sum();
+        while held > KEEP_BYTES && blocks.len() > KEEP_BLOCKS {
+            held -= blocks.pop_front().as_ref().map_or(0, bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(images: usize) -> Arc<BlockPlan> {
+        Arc::new(BlockPlan { images: vec![PlannedImage::default(); images], ..BlockPlan::default() })
+    }
+
+    #[test]
+    fn what_was_used_last_stays_within_the_bound() {
+        let recent = Recent::default();
+        let images = KEEP_BYTES / 8 / size_of::<PlannedImage>();
+        for n in 0..100 {
+            recent.put(n, 7, block(images));
+            assert!(recent.get(0, 7).is_some(), "used again and again, so it stays");
+        }
+        assert_eq!((0..100).filter(|&n| recent.get(n, 7).is_some()).count(), 8);
+        assert!(recent.get(99, 7).is_some());
+        assert!(recent.get(99, 8).is_none());
+    }
+
+    #[test]
+    fn blocks_larger_than_the_bound_are_kept_by_number() {
+        let recent = Recent::default();
+        let images = KEEP_BYTES / size_of::<PlannedImage>() + 1;
+        for n in 0..5 {
+            recent.put(0, n, block(images));
+        }
+        assert_eq!((0..5).filter(|&n| recent.get(0, n).is_some()).count(), KEEP_BLOCKS);
+    }
+}

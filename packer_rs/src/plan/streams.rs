@@ -1,0 +1,211 @@
+//! Which image stands at which position of a run: mixtures, each source on its own epoch clock. In: the sizes of the
+//! indexes and the streams drawn from them. Out: for a position, the stream, its source epoch and the row.
+//!
+//! A stream is an index or a selection of its rows (a filter, one class of a class-weighted index). Positions are dealt
+//! out in cycles with a fixed quota for each stream, permuted within the cycle, so proportions are exact in every cycle
+//! and the k-th use of a stream is known without its predecessors: it is row k mod n of that stream's epoch k div n.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Kind, Result};
+use crate::plan::order::{Kind as OrderKind, Order, Permutation};
+use crate::plan::random::derive;
+
+const ORDER: u32 = 11;
+const DRAW: u32 = 12;
+const MIXTURE: u32 = 13;
+
+/// Positions of one cycle at most; weights are exact where whole numbers with a sum up to this express them.
+const CYCLE: u64 = 65_536;
+
+/// One stream of images.
+#[derive(Clone)]
+pub struct Stream {
+    /// Which index.
+    pub source: u16,
+    /// Its selected rows, rising; None for all.
+    pub rows: Option<Arc<Vec<u64>>>,
+    /// Number of (selected) rows.
+    pub len: u64,
+    /// Share of the images, relative to the other streams.
+    pub weight: f64,
+}
+
+/// All streams of a plan.
+pub struct Streams {
+    streams: Vec<Stream>,
+    /// Positions of a cycle up to and including each stream; one entry per stream.
+    quotas: Vec<u64>,
+    seed: u64,
+    kind: OrderKind,
+}
+
+/// One place of the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which index.
+    pub source: u16,
+    /// Row in it.
+    pub row: u64,
+    /// Key of its draws: seed, source and source epoch.
+    pub key: u64,
+}
+
+impl Streams {
+    /// Streams under one seed.
+    pub fn new(streams: Vec<Stream>, seed: u64, kind: OrderKind) -> Result<Self> {
+        let bad = |message: String| Err(Error::new(Kind::Plan, message));
+        if streams.is_empty() {
+            return bad("there is no image to plan: the index is empty, or no row passes the filter".into());
+        }
+        if let Some(s) = streams.iter().find(|s| s.len == 0) {
+            return bad(format!("source {} has no image to plan: it is empty, or no row passes the filter", s.source));
+        }
+        if let Some(s) = streams.iter().find(|s| !(s.weight > 0.0 && s.weight.is_finite())) {
+            return bad(format!("source {} has weight {}; it must be finite and above 0", s.source, s.weight));
+        }
+        let quotas = quotas(&streams.iter().map(|s| s.weight).collect::<Vec<_>>());
+        if let Some(i) = (0..quotas.len()).find(|&i| quotas[i] == if i == 0 { 0 } else { quotas[i - 1] }) {
+            return bad(format!(
+                "weight {} is below 1/{CYCLE} of the sum; raise it or leave the source out",
+                streams[i].weight
+            ));
+        }
+        Ok(Self { streams, quotas, seed, kind })
+    }
+
+    /// Images of all streams together.
+    pub fn len(&self) -> u64 {
+        self.streams.iter().map(|s| s.len).sum()
+    }
+
+    /// Whether there is none; `new` refuses that.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A reader of places; it caches what neighbours share.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { streams: self, orders: vec![None; self.streams.len()], cycle: None }
+    }
+}
+
+/// Whole quotas in proportion to the weights, summed up; the largest remainders get what rounding left.
+fn quotas(weights: &[f64]) -> Vec<u64> {
+    let sum: f64 = weights.iter().sum();
+    let whole = weights.iter().all(|w| w.fract() == 0.0) && sum <= CYCLE as f64;
+    let cycle = if whole { sum as u64 * (CYCLE / sum as u64) } else { CYCLE };
+    let ideal: Vec<f64> = weights.iter().map(|w| w / sum * cycle as f64).collect();
+    // A share within rounding error of a whole number is that number.
+    let mut share: Vec<u64> = ideal.iter().map(|x| (x + 1e-6).floor() as u64).collect();
+    let mut by_rest: Vec<usize> = (0..weights.len()).collect();
+    let rest = |i: usize| ideal[i] - share[i] as f64;
+    by_rest.sort_by(|&a, &b| rest(b).total_cmp(&rest(a)).then(a.cmp(&b)));
+    let left = cycle - share.iter().sum::<u64>().min(cycle);
+    for &i in by_rest.iter().cycle().take(left as usize) {
+        share[i] += 1;
+    }
+    share
+        .iter()
+        .scan(0, |sum, s| {
+            *sum += s;
+            Some(*sum)
+        })
+        .collect()
+}
+
+/// Reads places; neighbouring positions share the order of a source epoch and the permutation of a cycle.
+pub struct Cursor<'a> {
+    streams: &'a Streams,
+    orders: Vec<Option<(u64, u64, Order)>>,
+    cycle: Option<(u64, Permutation)>,
+}
+
+impl Cursor<'_> {
+    /// The place at `position`, counted from the run's first image over all epochs.
+    #[inline]
+    pub fn at(&mut self, position: u64) -> Place {
+        let all = self.streams;
+        let (which, uses) = if all.streams.len() == 1 { (0, position) } else { self.deal(position) };
+        let stream = &all.streams[which];
+        let (epoch, at) = (uses / stream.len, uses % stream.len);
+        let slot = &mut self.orders[which];
+        if slot.as_ref().is_none_or(|(cached, ..)| *cached != epoch) {
+            // Streams of one index share its draws, but not their order.
+            let order = derive(all.seed, which as u64, epoch, ORDER);
+            let draw = derive(all.seed, u64::from(stream.source), epoch, DRAW);
+            *slot = Some((epoch, draw, Order::new(stream.len, order, all.kind)));
+        }
+        let Some((_, key, order)) = slot else { unreachable!("just filled") };
+        let at = order.at(at);
+        let row = stream.rows.as_ref().map_or(at, |rows| rows[at as usize]);
+        Place { source: stream.source, row, key: *key }
+    }
+
+    /// Which stream stands at a position of the mixture, and how often it was used before.
+    fn deal(&mut self, position: u64) -> (usize, u64) {
+        let quotas = &self.streams.quotas;
+        let length = quotas[quotas.len() - 1];
+        let (cycle, at) = (position / length, position % length);
+        if self.cycle.as_ref().is_none_or(|(cached, _)| *cached != cycle) {
+            self.cycle = Some((cycle, Permutation::new(length, derive(self.streams.seed, cycle, 0, MIXTURE))));
+        }
+        let slot = self.cycle.as_ref().map_or(at, |(_, p)| p.at(at));
+        let which = quotas.partition_point(|&end| end <= slot);
+        let start = if which == 0 { 0 } else { quotas[which - 1] };
+        (which, cycle * (quotas[which] - start) + slot - start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn streams(lens: &[u64], weights: &[f64]) -> Vec<Stream> {
+        let stream = |(i, (&len, &weight))| Stream { source: i as u16, rows: None, len, weight };
+        lens.iter().zip(weights).enumerate().map(stream).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn one_stream_is_each_row_once_an_epoch(n in 1u64..500, seed: u64, epoch in 0u64..5) {
+            let s = Streams::new(streams(&[n], &[1.0]), seed, OrderKind::Permutation)?;
+            let mut cursor = s.cursor();
+            let mut rows: Vec<u64> = (epoch * n..(epoch + 1) * n).map(|i| cursor.at(i).row).collect();
+            rows.sort_unstable();
+            prop_assert!(rows.into_iter().eq(0..n));
+        }
+
+        #[test]
+        fn a_mixture_has_exact_shares_and_whole_epochs(
+            parts in prop::collection::vec((1u64..3000, 1u32..50), 2..5), seed: u64,
+        ) {
+            let (lens, weights): (Vec<u64>, Vec<f64>) = parts.iter().map(|&(n, w)| (n, f64::from(w))).unzip();
+            let s = Streams::new(streams(&lens, &weights), seed, OrderKind::Permutation)?;
+            let length = s.quotas[s.quotas.len() - 1];
+            let sum: f64 = weights.iter().sum();
+            let mut cursor = s.cursor();
+            let mut uses = vec![vec![]; lens.len()];
+            for position in 0..2 * length {
+                let place = cursor.at(position);
+                uses[usize::from(place.source)].push(place.row);
+            }
+            for ((rows, &n), w) in uses.iter().zip(&lens).zip(&weights) {
+                prop_assert_eq!(rows.len() as f64, (2.0 * length as f64 * w / sum).round());
+                // No row is used twice more often than another: each stream keeps its own epoch clock.
+                let mut counts = vec![0u64; n as usize];
+                rows.iter().for_each(|&r| counts[r as usize] += 1);
+                let whole = rows.len() as u64 / n;
+                prop_assert!(counts.iter().all(|&c| c == whole || c == whole + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn weights_that_are_no_whole_numbers_come_within_a_cycle() {
+        let q = quotas(&[1.0 / 3.0, 2.0 / 3.0]);
+        assert_eq!(q, vec![21_845, 65_536]);
+        assert_eq!(quotas(&[3.0, 1.0]), vec![49_152, 65_536]);
+    }
+}

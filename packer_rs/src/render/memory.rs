@@ -1,0 +1,233 @@
+//! The memory of batches: one block each, used again once the last reader has let go. In: sizes. Out: blocks that come back to
+//! their pool by themselves. A pool for a daemon takes its blocks from sealed memfds, which other processes of the host can
+//! map read-only while nobody but the daemon can write, shrink or grow them; where the system has none, from the heap.
+
+use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, Kind, Result};
+use crate::render::layout::Field;
+use crate::sync::lock;
+
+/// Where fields and blocks start, in bytes.
+pub const ALIGN: usize = 64;
+
+/// Blocks of memory, kept for reuse by size.
+pub struct Pool {
+    free: Mutex<HashMap<usize, Vec<Memory>>>,
+    /// Bytes that may lie free.
+    keep: usize,
+    shared: bool,
+    owner: u32,
+}
+
+impl Pool {
+    /// A pool that keeps at most `keep` bytes free. With `shared`, other processes can map its blocks.
+    pub fn new(keep: usize, shared: bool) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(HashMap::new()), keep, shared, owner: std::process::id() })
+    }
+
+    /// A block of `bytes`, zeroed when it is new, and as its last user left it otherwise.
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Block> {
+        let mut free = lock(&self.free);
+        let memory = match free.get_mut(&bytes).and_then(Vec::pop) {
+            Some(memory) => memory,
+            None => Memory::new(bytes, self.shared).ok_or_else(|| {
+                Error::new(
+                    Kind::Render,
+                    format!("no memory for a batch of {bytes} bytes; lower data.batch_size or render.memory_mb"),
+                )
+            })?,
+        };
+        Ok(Block { memory: Some(memory), pool: self.clone(), abandoned: AtomicBool::new(false) })
+    }
+
+    fn give_back(&self, memory: Memory) {
+        let mut free = lock(&self.free);
+        let held: usize = free.iter().map(|(bytes, blocks)| bytes * blocks.len()).sum();
+        if held + memory.bytes <= self.keep {
+            free.entry(memory.bytes).or_default().push(memory);
+        }
+    }
+}
+
+/// A piece of memory of its own, freed when dropped.
+struct Memory {
+    start: NonNull<u8>,
+    bytes: usize,
+    shared: Option<Shared>,
+}
+
+// SAFETY: memory belongs to whoever holds it, and says nothing of threads.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new(bytes: usize, shared: bool) -> Option<Self> {
+        #[cfg(target_os = "linux")]
+        if shared && let Some(memory) = Self::mapped(bytes) {
+            return Some(memory);
+        }
+        let _ = shared;
+        // SAFETY: the size is not zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(allocation(bytes)) })?;
+        Some(Self { start, bytes, shared: None })
+    }
+
+    /// A sealed memfd, mapped; None where the system cannot.
+    #[cfg(target_os = "linux")]
+    fn mapped(bytes: usize) -> Option<Self> {
+        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+        use std::sync::atomic::AtomicU64;
+
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let size = libc::off_t::try_from(bytes).ok()?;
+        // SAFETY: the name ends with NUL.
+        let fd = unsafe { libc::memfd_create(c"navit".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: opened just now, and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: no pointers are passed.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+            return None;
+        }
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: the system chooses the place, and the file is as long as the mapping.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, fd.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let shared = Shared { number: NEXT.fetch_add(1, Ordering::Relaxed), fd };
+        let memory = Self { start: NonNull::new(start.cast())?, bytes, shared: Some(shared) };
+        // Writable mappings are only this one, from before the seal.
+        let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE;
+        let raw = memory.shared.as_ref()?.fd.as_raw_fd();
+        // SAFETY: no pointers are passed.
+        (unsafe { libc::fcntl(raw, libc::F_ADD_SEALS, seals) } == 0).then_some(memory)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.shared.is_some() {
+            // SAFETY: mapped by `mapped` with this size, and nobody's now.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+        } else {
+            // SAFETY: allocated with this layout by `new`, and nobody's now.
+            unsafe { dealloc(self.start.as_ptr(), allocation(self.bytes)) };
+        }
+    }
+}
+
+fn allocation(bytes: usize) -> Allocation {
+    Allocation::from_size_align(bytes, ALIGN).unwrap_or(Allocation::new::<u64>())
+}
+
+/// By what another process can map a block.
+pub struct Shared {
+    /// No other block of this process ever has this number.
+    pub number: u64,
+    /// Its memfd.
+    pub fd: std::os::fd::OwnedFd,
+}
+
+/// The memory of one batch; it goes back to its pool when dropped.
+pub struct Block {
+    /// Taken out when the block is dropped.
+    memory: Option<Memory>,
+    pool: Arc<Pool>,
+    abandoned: AtomicBool,
+}
+
+// SAFETY: a block is plain memory; who writes where is settled by the renderer.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// First byte, aligned to 64.
+    pub fn start(&self) -> *mut u8 {
+        self.memory.as_ref().map_or(std::ptr::null_mut(), |m| m.start.as_ptr())
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.memory.as_ref().map_or(0, |m| m.bytes)
+    }
+
+    /// Whether it has no bytes; never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// By what another process can map it; None on the heap.
+    pub fn shared(&self) -> Option<&Shared> {
+        self.memory.as_ref().and_then(|m| m.shared.as_ref())
+    }
+
+    /// Never to be used again: some other process may read it for as long as it likes.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// `len` values from the `at`-th value of a field.
+    ///
+    /// # Safety
+    /// `field` is of this block's layout and of type `T`, the range lies inside it, and nobody else uses the range meanwhile.
+    #[allow(clippy::mut_from_ref)] // Disjoint parts are written by several threads.
+    pub unsafe fn part<T>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
+        debug_assert!(at + len <= field.len() && field.offset + (at + len) * size_of::<T>() <= self.len());
+        // SAFETY: promised by the caller; offsets are multiples of 64, so the type's alignment holds.
+        unsafe { std::slice::from_raw_parts_mut(self.start().add(field.offset).cast::<T>().add(at), len) }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // In a forked child another thread may have held the lock for ever: its copy is simply given up.
+        if let Some(memory) = self.memory.take()
+            && self.pool.owner == std::process::id()
+            && !*self.abandoned.get_mut()
+        {
+            self.pool.give_back(memory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(pool: &Arc<Pool>) -> Block {
+        pool.take(4096).unwrap_or_else(|e| panic!("{e:?}"))
+    }
+
+    fn free(pool: &Pool) -> usize {
+        lock(&pool.free).values().map(Vec::len).sum()
+    }
+
+    #[test]
+    fn blocks_are_used_again_until_they_are_abandoned() {
+        for shared in [false, true] {
+            let pool = Pool::new(1 << 20, shared);
+            let name = |b: &Block| (b.start() as usize, b.shared().map(|s| s.number));
+            let first = name(&take(&pool));
+            let again = take(&pool);
+            assert_eq!(first, name(&again));
+            assert_eq!(again.shared().is_some(), shared && cfg!(target_os = "linux"));
+            again.abandon();
+            drop(again);
+            assert_eq!(free(&pool), 0);
+        }
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_bound() {
+        let pool = Pool::new(8192, true);
+        let blocks: Vec<_> = (0..5).map(|_| take(&pool)).collect();
+        drop(blocks);
+        assert_eq!(free(&pool), 2);
+    }
+}
