@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python test-aarch64 check bench build clean
+.PHONY: help demo test test-rust test-python test-aarch64 check bench gpu-kit build clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,10 @@ check: build  ## formatters, linters, types, and the stub against the binary
 bench: build  ## our loader beside torch + torchvision, on this machine
 	@$(UV) --group bench
 	@$(PY) bench/loader.py
+
+gpu-kit: build  ## dist/gpu: what bench/gpu.py needs on a GPU machine without a network
+	@$(UV) --group bench
+	@$(PY) bench/gpu_kit.py
 
 build: $(VENV)/.built  ## the Python environment and the engine, release profile
 

@@ -1,17 +1,27 @@
-"""What the tests of DALI share: one planned batch through the engine with pixels, and without them through DALI."""
+"""What the tests of other decoders share: one planned batch through the engine with pixels, and encoded through another."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from navit_loader import PackedBatch
 from navit_loader.batch import View
 from navit_loader.config import RENDER_KEYS, RenderConfig
 from navit_loader.render.encoded import OWN_ARRAYS, EncodedBatch
 
-from .rendering import batch, encode, photo, renderer, source
+from .rendering import batch, encode, photo, planned, renderer, source
+
+SIZE = (130, 150)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+    ),
+]
 
 JPEG = {
     "4:4:4": (lambda: photo(150, 130), {"quality": 90, "subsampling": "4:4:4"}),
@@ -20,7 +30,7 @@ JPEG = {
     "progressive": (lambda: photo(150, 130), {"quality": 90, "progressive": True}),
     "grey": (lambda: photo(150, 130).convert("L"), {"quality": 90}),
 }
-"""JPEG files that DALI decodes."""
+"""JPEG files that DALI and nvJPEG decode."""
 
 
 def jpeg(kind: str = "4:2:0", orientation: int = 1, seed: int = 0) -> bytes:
@@ -83,3 +93,34 @@ def impossible_table(data: bytes) -> bytes:
     """The file with a Huffman table that cannot be: its markers are in order, and no decoder can read it."""
     at = data.index(b"\xff\xc4") + 5
     return data[:at] + b"\xff" * 16 + data[at + 16 :]
+
+
+def turned(make: Any) -> tuple[list[bytes], list[tuple[int, int]], list[list[dict[str, Any]]], list[int]]:
+    """All orientations, mirrored and not, cropped and not, with and without drop: four images a sequence."""
+    files, sizes, orientations, sequences = [], [], [], []
+    for n, orientation in enumerate(o for o in range(1, 9) for _ in range(2)):
+        size = SIZE if orientation < 5 else SIZE[::-1]
+        crop = (7, 11, 96, 87) if n % 3 else (0, 0, *size)
+        offset = 0 if n % 4 == 0 else sequences[-1][-1]["offset"] + 2 + sequences[-1][-1]["kept"]
+        if n % 4 == 0:
+            sequences.append([])
+        kept = (20, 7, 19)[n % 3]
+        image = planned(n, offset, size, (5, 4), crop=crop, flip=bool(n % 2), kept=kept, teacher_grid=(3, 6))
+        sequences[-1].append(image | {"teacher_offset": 19 * (n % 4)})
+        files.append(make(orientation))
+        sizes.append(size)
+        orientations.append(orientation)
+    return files, sizes, sequences, orientations
+
+
+VIEWS = {
+    "sequence_length": 128,
+    "max_tokens": 40,
+    "prefix_tokens": 2,
+    "max_images": 5,
+    "teacher": {"sequence_length": 80, "max_tokens": 24, "prefix_tokens": 1, "patch_size": 8},
+}
+
+
+def pixels(batch: Any) -> list[np.ndarray]:
+    return [host(batch.patches), host(batch.teacher.patches)]

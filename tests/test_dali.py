@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,22 +17,15 @@ from navit_loader import LoaderConfig, PackedLoader, build_index
 from navit_loader.batch import FAILED, OK
 from navit_loader.errors import ConfigError, RenderError
 
-from .dali_kit import both, host, impossible_table, jpeg, same_but_pixels
+from .dali_kit import DEVICES, SIZE, VIEWS, both, host, impossible_table, jpeg, pixels, same_but_pixels, turned
 from .rendering import difference, encode, photo, planned
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install nvidia-dali-cuda130")
 from dataclasses import replace
 
 from navit_loader.render.dali import DaliRenderer
-from navit_loader.render.dali.pipeline import Chunk, Runs
-
-SIZE = (130, 150)
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-    ),
-]
+from navit_loader.render.dali.pipeline import Runs
+from navit_loader.render.device.runs import Chunk
 
 
 def alpha(mode: str) -> Image.Image:
@@ -60,37 +50,6 @@ OTHERS = {
     "tiff": lambda o: encode(photo(150, 130), "TIFF"),
 }
 """What goes to the CPU renderer, and so gives its very pixels."""
-
-
-def turned(make: Any) -> tuple[list[bytes], list[tuple[int, int]], list[list[dict[str, Any]]], list[int]]:
-    """All orientations, mirrored and not, cropped and not, with and without drop: four images a sequence."""
-    files, sizes, orientations, sequences = [], [], [], []
-    for n, orientation in enumerate(o for o in range(1, 9) for _ in range(2)):
-        size = SIZE if orientation < 5 else SIZE[::-1]
-        crop = (7, 11, 96, 87) if n % 3 else (0, 0, *size)
-        offset = 0 if n % 4 == 0 else sequences[-1][-1]["offset"] + 2 + sequences[-1][-1]["kept"]
-        if n % 4 == 0:
-            sequences.append([])
-        kept = (20, 7, 19)[n % 3]
-        image = planned(n, offset, size, (5, 4), crop=crop, flip=bool(n % 2), kept=kept, teacher_grid=(3, 6))
-        sequences[-1].append(image | {"teacher_offset": 19 * (n % 4)})
-        files.append(make(orientation))
-        sizes.append(size)
-        orientations.append(orientation)
-    return files, sizes, sequences, orientations
-
-
-VIEWS = {
-    "sequence_length": 128,
-    "max_tokens": 40,
-    "prefix_tokens": 2,
-    "max_images": 5,
-    "teacher": {"sequence_length": 80, "max_tokens": 24, "prefix_tokens": 1, "patch_size": 8},
-}
-
-
-def pixels(batch: Any) -> list[np.ndarray]:
-    return [host(batch.patches), host(batch.teacher.patches)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -217,7 +176,7 @@ def test_a_bad_image_in_any_place_masks_its_slot_alone(
         assert np.array_equal(host(dali(undisturbed).patches), right)
         if kind == "impossible table":
             assert dali.stats()["pipelines"] == 6  # built anew after each failure
-            assert "DALI could not decode 1 of" in caplog.text
+            assert "dali could not decode 1 of" in caplog.text
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -379,40 +338,6 @@ def test_devices_and_configurations_that_cannot_be() -> None:
         dali(encoded)
         with pytest.raises(ConfigError, match="one for each configuration"):
             dali(replace(encoded, render=encoded.render | {"filter": "bilinear"}))
-
-
-KERNEL = """
-import sys
-import numpy as np, torch
-from navit_loader.render.dali.kernel import launch
-from navit_loader.render.dali.patchify import gather
-from navit_loader.render.dali.tokens import Tokens
-assert launch is not None
-device = sys.argv[1]
-for patch_size in (4, 14, 16, 32):
-    rng = np.random.default_rng(patch_size)
-    grids = rng.integers(1, 7, (12, 2))
-    images = [torch.randint(0, 256, (*(g * patch_size), 3), dtype=torch.uint8, device=device) for g in grids]
-    of = np.repeat(np.arange(12), 3)
-    blocks = (rng.random((36, 2)) * grids[of]).astype(np.int64)
-    tokens = Tokens(rng.permutation(50)[:36], of, blocks, (np.arange(36) % 8).astype(np.uint8))
-    one, other = (torch.zeros((50, patch_size**2 * 3), dtype=torch.uint8, device=device) for _ in range(2))
-    launch(images, tokens, patch_size, one)
-    gather(images, tokens, patch_size, other)
-    assert torch.equal(one, other) and one.any(), patch_size
-print("equal")
-"""
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_kernel_equals_plain_pytorch(device: str) -> None:
-    """Every frame and several P. Without a GPU Triton's interpreter runs the same kernel on the host's memory."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "01"[device == "cpu"]}
-    done = subprocess.run(
-        [sys.executable, "-c", KERNEL, device], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_closing_in_the_middle_ends_what_was_queued() -> None:

@@ -76,11 +76,11 @@ class Decoding(Steps):
 
     def _use(self, decode: Literal["cpu", "dali"]) -> None:
         if decode == "dali":
-            from ..render.dali import DaliRenderer, decoder_name
+            from ..render.dali import DaliRenderer
 
             if self._dali is None:
                 self._dali = DaliRenderer(self._device, **self._dali_options)
-            self.render_id = identity.with_decoder(self._engine_render_id, decoder_name(self._device))
+            self.render_id = identity.with_decoder(self._engine_render_id, DaliRenderer.decoder_name(self._device))
         else:
             self.render_id = self._engine_render_id
         self.decode = decode

@@ -83,7 +83,10 @@ class Block(nn.Module):
     def __init__(self, config: Shape, drop_path: float = 0.0) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.drop_path = config.heads, drop_path
+        self.heads, self.draws = config.heads, drop_path > 0
+        # The rate and the share that stays. A tensor: as numbers they would be a trace of their own for each block.
+        self.rates: Tensor
+        self.register_buffer("rates", torch.tensor([drop_path, 1 - drop_path]), persistent=False)
         self.norm1 = norm(config, width)
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.q_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
@@ -115,10 +118,11 @@ class Block(nn.Module):
         y_TD = self.dropout(y_TD)
         if scale is not None:
             y_TD = y_TD * scale
-        if self.training and self.drop_path > 0 and context.segment is not None:
+        if self.training and self.draws and context.segment is not None:
             # Stochastic depth (arXiv 1603.09382): an image skips the branch as a whole.
-            kept = torch.rand(context.segments, device=y_TD.device) >= self.drop_path
-            share = kept.to(y_TD.dtype) / (1 - self.drop_path)
+            dropped, left = self.rates.float().unbind()
+            kept = torch.rand(context.segments, device=y_TD.device) >= dropped
+            share = (kept.float() / left).to(y_TD.dtype)
             y_TD = y_TD * share.index_select(0, context.segment)[:, None]
         return y_TD
 

@@ -119,18 +119,7 @@ class NaViT(Inference, Saved):
     def _encode(self, x_TD: Tensor, batch: PackedBatch | View, wanted: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """Tokens of patches → encoded tokens `[B, L, D]`, and the tokens after the blocks `wanted`."""
         B, L = batch.segment_ids.shape
-        real_T, place_T2 = (batch.segment_ids >= 0).flatten(), batch.positions.flatten(0, 1)
-        is_patch_T = real_T & (place_T2[:, 0] >= 0)
-        at_T2 = place_T2.long().clamp_min(0) * is_patch_T[:, None]
-
-        places = self.positions(at_T2, self._grids(batch))
-        if places is not None:
-            x_TD = x_TD + places
-        if self.prefix is not None:
-            learned = self.prefix[place_T2[:, 1].long().clamp(0, len(self.prefix) - 1)].to(x_TD.dtype)
-            x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
-        x_TD = self.embed_norm(self.dropout(x_TD))
-
+        x_TD, at_T2, is_patch_T = self._place(x_TD, batch)
         where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
         draws = self.training and self.config.drop_path > 0
         segment_T = number_of(batch.cu_seqlens, B * L) if draws else None
@@ -155,6 +144,19 @@ class NaViT(Inference, Saved):
         back = None if order is None else torch.argsort(order)
         x_BLD, *found = ((x if back is None else x[back]).view(B, L, -1) for x in (x_TD, *found))
         return x_BLD, found
+
+    def _place(self, x_TD: Tensor, batch: PackedBatch | View) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens that know where they stand; (y, x) of each, i64 `[T, 2]`, 0 where there is none; whether it is a patch."""
+        real_T, place_T2 = (batch.segment_ids >= 0).flatten(), batch.positions.flatten(0, 1)
+        is_patch_T = real_T & (place_T2[:, 0] >= 0)
+        at_T2 = place_T2.long().clamp_min(0) * is_patch_T[:, None]
+        places = self.positions(at_T2, self._grids(batch))
+        if places is not None:
+            x_TD = x_TD + places
+        if self.prefix is not None:
+            learned = self.prefix[place_T2[:, 1].long().clamp(0, len(self.prefix) - 1)].to(x_TD.dtype)
+            x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
+        return self.embed_norm(self.dropout(x_TD)), at_T2, is_patch_T
 
     def _grids(self, batch: PackedBatch | View) -> Tensor:
         """(h, w) of each token's image, i64 `[T, 2]`; 1 where there is none."""
@@ -232,10 +234,12 @@ class NaViT(Inference, Saved):
         self.checkpointing = enable
 
     def compile(self, **options: Any) -> None:
-        """Compiles in place, without a graph break: the patch embedding once for each P, all behind it once for a run.
+        """Compiles in place, without a graph break: the patch embedding once for each P, one block for all, the rest once.
+
+        For CUDA graphs record a whole step (docs/model.md); blocks that share one trace cannot be graphs of their own.
 
         Args:
-            options: of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs.
+            options: of `torch.compile`.
 
         Raises:
             ModelError: the backend of attention cannot be traced.
@@ -245,9 +249,15 @@ class NaViT(Inference, Saved):
         # Dynamo gives up after eight shapes; FlexiViT has ten patch sizes.
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, len(self.config.patch_sizes) + 1)
-        for part, name in ((self.patch_embed, "project"), (self, "_encode"), (self, "forward_head")):
+        parts = [(self.patch_embed, "project"), (self, "_place"), (self, "forward_head")]
+        parts += [(block, "forward") for block in self.blocks]
+        compiled: dict[Any, Any] = {}
+        for part, name in parts:
+            plain = getattr(type(part), name)
+            if plain not in compiled:
+                compiled[plain] = torch.compile(plain, **options)
             # Bound anew, so that a copy of the model runs its own weights.
-            setattr(part, name, MethodType(torch.compile(getattr(type(part), name), **options), part))
+            setattr(part, name, MethodType(compiled[plain], part))
 
 
 def _kind(batch: object) -> str:

@@ -1,14 +1,9 @@
-"""Decoding with NVIDIA DALI: the same plan, filled by another decoder, on a GPU or on the CPU.
+"""NVIDIA DALI as a decoder, on a GPU or on the CPU. In: `EncodedBatch`. Out: `PackedBatch` on a device. Needs the extra `dali`.
 
-In: `EncodedBatch`. Out: `PackedBatch` on a device. Needs the extra `dali`, which the rest of navit does not.
-
-    renderer   batches in, batches out; what goes which way
-    decoding   the thread that keeps DALI busy
-    others     the images that DALI does not get
-    pipeline   the DALI graph, its runs, and what to do when one fails
-    tokens     where each kept token lies in its image as stored
-    patchify   resized images to patches in their slots; `kernel` is the same for GPUs
+`pipeline` is its graph and its runs, and what to do when one fails; all else is in `device/`.
 """
+
+from typing import ClassVar
 
 from ...errors import ConfigError
 
@@ -20,6 +15,19 @@ except ImportError as e:
         "pip install nvidia-dali-cuda130 (our extra 'dali'), or take decode = 'cpu'"
     ) from None
 
-from .renderer import DaliRenderer, Rendering, decoder_name
+from ..device.renderer import DeviceRenderer
+from .pipeline import FILTERS, VERSION, Runs
 
-__all__ = ["DaliRenderer", "Rendering", "decoder_name"]
+__all__ = ["DaliRenderer"]
+
+
+class DaliRenderer(DeviceRenderer):
+    """Renders encoded batches with DALI."""
+
+    name: ClassVar[str] = "dali"
+    version: ClassVar[str] = VERSION
+    revision: ClassVar[int] = 1
+    filters = FILTERS
+
+    def _runs(self, filter: str, views: int, threads: int) -> Runs:
+        return Runs(self.device, filter, views, threads)

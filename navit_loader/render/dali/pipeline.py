@@ -9,62 +9,30 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia import dali
 from nvidia.dali import fn, types
 from torch.utils.dlpack import from_dlpack
 
 from ...errors import RenderError
+from ..device.patchify import patchify
+from ..device.runs import MAX_IMAGES, Broken, Chunk
+from ..device.tokens import Tokens
 
 VERSION: str = dali.__version__
 
 FILTERS = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR, "lanczos": types.INTERP_LANCZOS3}
 """`[render] filter` in DALI's words, antialiased. `area` has none."""
 
-MAX_IMAGES = 256
-"""Images of one run at most."""
-
-DEPTH = 2
-"""Runs under way at most."""
-
 _BAD_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 _BAD_SOMEWHERE = ("Failed to decode", "nvImageCodec failure", "Failed to parse")
 
 
-class Broken(Exception):
-    """A run failed over files that cannot be decoded.
-
-    Attributes:
-        samples: which of the run's images; empty where DALI does not say.
-    """
-
-    def __init__(self, samples: list[int]) -> None:
-        super().__init__(f"samples {samples}")
-        self.samples = samples
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The images of one run.
-
-    Attributes:
-        files: u8 arrays, the encoded files.
-        crops: f32 `[n, 4]`, (top, left, bottom, right) in pixels as stored.
-        sizes: for each view f32 `[n, 2]`, (height, width) in pixels as stored.
-    """
-
-    files: list[NDArray[np.uint8]]
-    crops: NDArray[np.float32]
-    sizes: list[NDArray[np.float32]]
-
-
 class Runs:
-    """Runs of one pipeline, first in, first out. For one thread.
+    """Runs of one pipeline; see `device.runs.Runs`.
 
     Args:
         device: where the images go: the CPU, or a CUDA device.
@@ -116,6 +84,10 @@ class Runs:
             self._failed(e)
         self._flying.popleft()
         return images
+
+    def cut(self, images: list[torch.Tensor], tokens: Tokens, patch_size: int, out: torch.Tensor) -> None:
+        """Patches of images that `take` gave for one view."""
+        patchify(images, tokens, patch_size, out)
 
     def close(self) -> None:
         """Forgets the pipeline and what it was doing."""

@@ -1,4 +1,4 @@
-"""The thread that keeps DALI busy. In: parts of batches. Out: their patches in their slots, and which images DALI failed on.
+"""The thread that keeps a decoder busy. In: parts of batches. Out: their patches in their slots, and which images it failed on.
 
 One run is decoded while the one before it is cut into patches. After a failure every part that was under way runs again,
 alone, so that it is certain whose fault it is.
@@ -20,18 +20,17 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import NavitError, RenderError
-from .patchify import patchify
-from .pipeline import DEPTH, Broken, Chunk, Runs
+from .runs import DEPTH, Broken, Chunk, Runs
 from .tokens import Tokens
 
-log = logging.getLogger("navit_loader.dali")
+log = logging.getLogger("navit_loader.decode")
 
 _TRIES = 3  # runs over the same images before all of them go to the CPU renderer
 
 
 @dataclass(eq=False)
 class Decode:
-    """The images of one batch that DALI is to decode; n of them.
+    """The images of one batch that the decoder gets; n of them.
 
     Attributes:
         files: n u8 arrays.
@@ -40,7 +39,7 @@ class Decode:
         tokens: for each view the kept tokens.
         out: for each view u8 `[B·L, P·P·3]`, where the patches go.
         nbytes: i64 `[n]`, bytes of each image when it is decoded.
-        bad: images that DALI could not decode.
+        bad: images that it could not decode.
         done: resolved when all others have their patches; on a GPU, when their kernels are queued before `event`.
         event: what a stream has to wait for on a GPU.
         cancelled: nobody wants them any more.
@@ -74,29 +73,30 @@ class _Part:
 
 
 class DecodingThread:
-    """Runs DALI until it is closed. `put` may be called from any thread.
+    """Runs a decoder until it is closed. `put` may be called from any thread.
 
     Args:
-        runs: DALI's runs; this thread's alone from now on.
+        name: the decoder's, for messages.
+        runs: its runs; this thread's alone from now on.
         most: images of one run at most.
         nbytes: bytes of the decoded images of one run at most; a single image may have more.
         stream: CUDA stream on which patches are cut, or None.
     """
 
-    def __init__(self, runs: Runs, most: int, nbytes: int, stream: torch.cuda.Stream | None) -> None:
-        self._runs, self._most, self._nbytes, self._stream = runs, most, nbytes, stream
+    def __init__(self, name: str, runs: Runs, most: int, nbytes: int, stream: torch.cuda.Stream | None) -> None:
+        self._name, self._runs, self._most, self._nbytes, self._stream = name, runs, most, nbytes, stream
         self._queue: queue.Queue[_Part | None] = queue.Queue()
         self._again: deque[_Part] = deque()
         self._flying: deque[_Part] = deque()
         self._used: deque[tuple[torch.cuda.Event, Any]] = deque()
         self._closed = False
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="navit-dali", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"navit-{name}", daemon=True)
         self._thread.start()
 
     @property
     def built(self) -> int:
-        """How often DALI's pipeline was built."""
+        """How often the decoder was made."""
         return self._runs.built
 
     def put(self, decode: Decode) -> None:
@@ -142,8 +142,7 @@ class DecodingThread:
         return part
 
     def _work(self) -> None:
-        device = nullcontext() if self._stream is None else torch.cuda.device(self._stream.device)
-        with device:
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             try:
                 while True:
                     self._step(self._next())
@@ -172,7 +171,7 @@ class DecodingThread:
                 self._blame(lost[0], e)
             self._again.extend(p for p in lost if p.images)
         except Exception as e:
-            error = e if isinstance(e, NavitError) else RenderError(f"decoding with DALI failed: {e!r}")
+            error = e if isinstance(e, NavitError) else RenderError(f"decoding with {self._name} failed: {e!r}")
             error.__cause__ = e if error is not e else e.__cause__
             lost = list(self._flying)
             self._flying.clear()
@@ -184,19 +183,16 @@ class DecodingThread:
         """Takes the oldest run and writes its patches."""
         part = self._flying[0]
         decode = part.decode
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            images = self._runs.take(self._stream)
-            self._flying.popleft()
-            for view, tokens, out in zip(images, decode.tokens, decode.out, strict=True):
-                mine = tokens.of(part.images)
-                side = int(np.sqrt(out.shape[1] // 3))
-                patchify(view, mine, side, out)
-            if self._stream is not None:
-                decode.event = self._stream.record_event()
-                # DALI may write to its buffers again only when the patches have been read from them.
-                self._used.append((decode.event, images))
-                while self._used and self._used[0][0].query():  # type: ignore[no-untyped-call]
-                    self._used.popleft()
+        images = self._runs.take(self._stream)
+        self._flying.popleft()
+        for view, tokens, out in zip(images, decode.tokens, decode.out, strict=True):
+            self._runs.cut(view, tokens.of(part.images), int(np.sqrt(out.shape[1] // 3)), out)
+        if self._stream is not None:
+            decode.event = self._stream.record_event()
+            # The decoder may write to its buffers again only when the patches have been read from them.
+            self._used.append((decode.event, images))
+            while self._used and self._used[0][0].query():  # type: ignore[no-untyped-call]
+                self._used.popleft()
         self._end(part)
 
     def _blame(self, part: _Part, broken: Broken) -> None:
@@ -205,7 +201,9 @@ class DecodingThread:
         guilty = [part.images[n] for n in broken.samples if n < len(part.images)]
         if not guilty or part.tries == _TRIES:
             guilty = list(part.images)
-        log.warning("DALI could not decode %d of %d images; the CPU renderer does", len(guilty), len(part.images))
+        log.warning(
+            "%s could not decode %d of %d images; the CPU renderer does", self._name, len(guilty), len(part.images)
+        )
         part.decode.bad.extend(guilty)
         part.images = [n for n in part.images if n not in set(guilty)]
         if not part.images:
@@ -223,4 +221,4 @@ class DecodingThread:
 
 
 def _closed() -> RenderError:
-    return RenderError("this DALI renderer is closed; make another")
+    return RenderError("this renderer is closed; make another")

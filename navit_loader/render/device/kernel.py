@@ -1,12 +1,11 @@
 """`patchify` as one Triton kernel: each program copies one patch, turned on the way. In: addresses. Out: patches.
 
-No image is copied or moved first: the kernel reads each where DALI left it. `launch` is None without Triton.
+No image is copied or moved first: the kernel reads each where the decoder left it. `launch` is None without Triton.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +23,9 @@ launch: Callable[[Sequence[torch.Tensor], Tokens, int, torch.Tensor], None] | No
 if triton is not None:
     swapped_bit, mirror_x_bit, mirror_y_bit = (tl.constexpr(v) for v in (SWAPPED, MIRRORED_X, MIRRORED_Y))
 
+    # Without annotations but `constexpr`: some versions of Triton look others up as globals, and refuse them.
     @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-    def _copy(
-        addresses: Any, strides: Any, frames: Any, slots: Any, out: Any, P: tl.constexpr, BLOCK: tl.constexpr
-    ) -> None:
+    def _copy(addresses, strides, frames, slots, out, P: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         t = tl.program_id(0).to(tl.int64)
         source = tl.load(addresses + t).to(tl.pointer_type(tl.uint8))
         stride, frame, slot = tl.load(strides + t), tl.load(frames + t), tl.load(slots + t)

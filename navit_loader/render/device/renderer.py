@@ -1,8 +1,8 @@
-"""`DaliRenderer`: encoded batches in, packed batches out. In: `EncodedBatch`. Out: `PackedBatch`, on the device.
+"""`DeviceRenderer`: encoded batches in, packed batches out. In: `EncodedBatch`. Out: `PackedBatch`, on the device.
 
-Each image goes one of two ways. A whole, plain JPEG goes to DALI, on a thread of its own, so that the next batch is
-decoded while the caller uses this one. Everything else goes to the CPU renderer: other formats (DALI too would decode them
-on the CPU), other colour spaces, damaged structure, and whatever DALI failed on. What the CPU renderer cannot decode is
+Each image goes one of two ways. A whole, plain JPEG goes to the decoder, on a thread of its own, so that the next batch is
+decoded while the caller uses this one. Everything else goes to the CPU renderer: other formats (a GPU has no decoder for
+them), other colour spaces, damaged structure, and whatever the decoder failed on. What the CPU renderer cannot decode is
 masked and entered in the ledger. What came masked stays masked.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,26 +28,18 @@ from ...foreign import helpers
 from ..encoded import EncodedBatch
 from .decoding import Decode, DecodingThread
 from .others import render_others
-from .pipeline import FILTERS, MAX_IMAGES, VERSION, Runs
+from .runs import MAX_IMAGES, Runs
 from .tokens import stored_sizes, tokens_of
-
-REVISION = 1
-"""Raised whenever the same files, settings and DALI would give other pixels."""
 
 Places = NDArray[np.int64]
 
 
-def decoder_name(device: torch.device | str) -> str:
-    """What `render_id` calls this decoder: CPU and GPU give other pixels, and so may another DALI."""
-    return f"dali{REVISION}-{VERSION.replace('.', '_')}-{torch.device(device).type}"
-
-
 class Rendering:
-    """A batch on its way through a `DaliRenderer`."""
+    """A batch on its way through a `DeviceRenderer`."""
 
     def __init__(
         self,
-        owner: DaliRenderer,
+        owner: DeviceRenderer,
         batch: EncodedBatch,
         places: Places,
         decode: Decode,
@@ -55,20 +49,20 @@ class Rendering:
 
     @property
     def ready(self) -> bool:
-        """Whether `wait` would return at once, but for images that DALI failed on."""
+        """Whether `wait` would return at once, but for images that the decoder failed on."""
         return self._decode.done.done() and self._others.done()
 
     def wait(self) -> PackedBatch:
         """The batch.
 
         Raises:
-            RenderError: too many images failed, DALI could not work at all, the batch is damaged, or it was given up.
+            RenderError: too many images failed, the decoder could not work at all, the batch is damaged, or it was given up.
         """
         self._decode.done.result()
         try:
             failed = self._others.result()
         except CancelledError:
-            raise RenderError("this rendering was cancelled, or its DALI renderer closed; submit it again") from None
+            raise RenderError("this rendering was cancelled, or its renderer closed; submit it again") from None
         bad = self._places[sorted(self._decode.bad)]
         if len(bad):
             failed = failed + self._owner.render_on_cpu(self._batch, bad, self._decode.out)
@@ -80,12 +74,14 @@ class Rendering:
         self._others.cancel()
 
 
-class DaliRenderer:
-    """Renders encoded batches with DALI. Batches may be submitted from any thread.
+class DeviceRenderer(ABC):
+    """Renders encoded batches with a decoder other than the engine's. Batches may be submitted from any thread.
+
+    A decoder is a subclass of four names, and its `Runs`.
 
     Args:
         device: where the batches go; `cpu` gives numpy arrays, a CUDA device torch tensors there.
-        threads: DALI's threads, and as many of the CPU renderer; 0 means one per core, four at most.
+        threads: the decoder's threads where it has any, and as many of the CPU renderer; 0 means one per core, four at most.
         memory_mb: decoded images of the runs under way, in MiB; a single image may take more.
         ledger: path of the quarantine ledger (JSON lines) of what cannot be decoded; empty keeps it in memory alone.
         failure_limit: share of failed images in a window of 10,000 above which rendering stops with an error.
@@ -93,6 +89,24 @@ class DaliRenderer:
     Raises:
         ConfigError: a value that is not allowed.
     """
+
+    name: ClassVar[str]
+    """`decode = NAME`."""
+    version: ClassVar[str]
+    """Of the decoder's library: another may give other pixels."""
+    revision: ClassVar[int]
+    """Raised whenever the same files, settings and library would give other pixels."""
+    filters: ClassVar[Collection[str]]
+    """What it knows of `[render] filter`."""
+
+    @classmethod
+    def decoder_name(cls, device: torch.device | str) -> str:
+        """What `render_id` calls this decoder: CPU and GPU give other pixels."""
+        return f"{cls.name}{cls.revision}-{cls.version.replace('.', '_')}-{torch.device(device).type}"
+
+    @abstractmethod
+    def _runs(self, filter: str, views: int, threads: int) -> Runs:
+        """The decoder, for one thread: images resized by `filter` to the sizes of so many views."""
 
     def __init__(
         self,
@@ -104,7 +118,7 @@ class DaliRenderer:
         failure_limit: float = 0.2,
     ) -> None:
         if str(device).partition(":")[0] not in ("cpu", "cuda"):
-            raise ConfigError(f"device = '{device}' is not allowed; DALI renders on 'cpu' or 'cuda'")
+            raise ConfigError(f"device = '{device}' is not allowed; decode = '{self.name}' renders on 'cpu' or 'cuda'")
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device = '{device}', but torch sees no CUDA device here; take 'cpu'")
@@ -120,7 +134,7 @@ class DaliRenderer:
         self._began: tuple[dict[str, Any], int] | None = None
         self._cpu: _packer.SlotRenderer | None = None
         self._thread: DecodingThread | None = None
-        self._pool = ThreadPoolExecutor(1, "navit-dali-cpu")
+        self._pool = ThreadPoolExecutor(1, f"navit-{self.name}-cpu")
         self._lock = threading.Lock()
         self._counts = {"images": 0, "by_cpu": 0, "failed": 0}
         self._closed = False
@@ -160,19 +174,19 @@ class DaliRenderer:
     def _begin(self, render: dict[str, Any], views: int) -> tuple[_packer.SlotRenderer, DecodingThread]:
         with self._lock:
             if self._closed:
-                raise RenderError("this DALI renderer is closed; make another")
+                raise RenderError(f"this {self.name} renderer is closed; make another")
             if self._cpu is None or self._thread is None:
-                if render["filter"] not in FILTERS:
+                if render["filter"] not in self.filters:
                     raise ConfigError(
-                        f"render.filter = '{render['filter']}' is not one that DALI has; choose one of "
-                        f"{', '.join(FILTERS)}, or decode = 'cpu'"
+                        f"render.filter = '{render['filter']}' is not one that decode = '{self.name}' has; choose one of "
+                        f"{', '.join(self.filters)}, or decode = 'cpu'"
                     )
                 self._began = (render, views)
                 self._cpu = _packer.SlotRenderer(replace(self._settings, **render).to_json(), helpers())
-                runs = Runs(self.device, render["filter"], views, self._threads)
+                runs = self._runs(render["filter"], views, self._threads)
                 # Two runs are under way at once, and an image is there decoded and resized.
                 budget = self._settings.memory_mb * 2**20 // 4
-                self._thread = DecodingThread(runs, MAX_IMAGES, budget, self._streams[0])
+                self._thread = DecodingThread(self.name, runs, MAX_IMAGES, budget, self._streams[0])
             if self._began != (render, views):
                 raise ConfigError(
                     f"this renderer began with {self._began}, and this batch has {(render, views)} ([render], views); "
@@ -269,7 +283,7 @@ class DaliRenderer:
             thread.close()
         self._pool.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> DaliRenderer:
+    def __enter__(self) -> Self:
         """Itself."""
         return self
 

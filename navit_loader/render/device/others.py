@@ -1,4 +1,4 @@
-"""The images that DALI does not get: through the CPU renderer of the extension, back into the slots of their batch.
+"""The images that the decoder does not get: through the CPU renderer of the extension, back into the slots of their batch.
 
 In: an encoded batch, and which of its images. Out: their patches with the slots they belong into, and which failed.
 """
