@@ -9,7 +9,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use navit_packer::pixels::decode::{Decoder, Pixels, Wanted};
+use navit_packer::pixels::decode::Decoder;
+use navit_packer::pixels::picture::{Pixels, Wanted};
 use navit_packer::slots::Crop;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;

@@ -2,17 +2,18 @@
 //! from. Both are bounded: a data set may have a hundred thousand shards.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::budget::{Budget, Counted};
+use super::file::{fault, open_file};
 use super::spans::{Cut, Foreseen, Spanned, Spans};
-use super::{File, fault, open_file};
 use parquet::data_type::ByteArray;
 
+use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::pages::{Buffers, PageKey, Pages, Trouble};
 use crate::fetch::remote::{Blocks, Object, is_remote, spawn_blocking};
 use crate::fetch::window::ReadAt;
-use crate::render::ledger::{Failure, Fault};
 use crate::sync::lock;
 
 /// Open containers kept per source; more are opened again when they are needed.
@@ -59,7 +60,7 @@ impl From<Trouble> for Fault {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Io(e) => fault(&e),
-            Trouble::File(what) => Failure::new("fetch", "corrupt", what).into(),
+            Trouble::File(what) => Failure::fetch(Reason::Corrupt, what).into(),
         }
     }
 }
@@ -192,7 +193,7 @@ impl Containers {
                     out.extend_from_slice(value.data());
                     Ok(())
                 }
-                _ => Err(Failure::new("fetch", "missing", "the row holds no bytes").into()),
+                _ => Err(Failure::fetch(Reason::Missing, "the row holds no bytes").into()),
             },
             Err(fault) => {
                 // A fault may pass, so it is not kept.
@@ -229,7 +230,7 @@ impl Containers {
 /// The column and the row that a name in a Parquet container stands for.
 fn place_of(name: &str) -> Result<(&str, u64), Fault> {
     let place = name.rsplit_once('/').and_then(|(column, row)| Some((column, row.parse::<u64>().ok()?)));
-    place.ok_or_else(|| Failure::new("fetch", "index", format!("the index names '{name}' in a Parquet file")).into())
+    place.ok_or_else(|| Failure::fetch(Reason::Index, format!("the index names '{name}' in a Parquet file")).into())
 }
 
 impl Container {

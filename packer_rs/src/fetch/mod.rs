@@ -7,19 +7,20 @@ pub mod window;
 
 mod budget;
 mod containers;
+mod file;
 mod spans;
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read as _};
+use std::io::Read as _;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::columns::{Captions, Chunk, Column, Locations};
+use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::is_remote;
-use crate::render::ledger::{Failure, Fault};
 use budget::Budget;
 use containers::Containers;
+use file::{fault, open_file};
 use spans::{Cut, Spans};
 pub use spans::{Foreseen, Read};
 
@@ -204,7 +205,7 @@ impl Source {
         let held = file.metadata().map_err(|e| fault(&e))?.len();
         // Checked before anything is allocated: a damaged index must not ask for terabytes.
         if offset.checked_add(length as u64).is_none_or(|end| end > held) {
-            return Err(Failure::new("fetch", "changed", format!("the container has only {held} bytes")).into());
+            return Err(Failure::fetch(Reason::Changed, format!("the container has only {held} bytes")).into());
         }
         if out.capacity() < length {
             out.reserve(length);
@@ -214,31 +215,10 @@ impl Source {
     }
 }
 
-/// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for ever.
-fn open_file(path: &str) -> Result<(File, u64), Fault> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| fault(&e))?;
-    let found = file.metadata().map_err(|e| fault(&e))?;
-    if !found.is_file() {
-        return Err(Failure::new("fetch", "missing", "it is not a regular file").into());
-    }
-    Ok((file, found.len()))
-}
-
 fn damaged(column: &str, value: i64) -> Fault {
-    Failure::new("fetch", "index", format!("the index gives {column} {value}")).into()
+    Failure::fetch(Reason::Index, format!("the index gives {column} {value}")).into()
 }
 
 fn changed(want: u64, found: u64) -> Fault {
-    Failure::new("fetch", "changed", format!("{found} bytes, but {want} when it was indexed")).into()
-}
-
-/// Which system errors every replica sees, now and later: the file is not there, or is not a file.
-pub fn fault(e: &io::Error) -> Fault {
-    match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename => {
-            Failure::new("fetch", "missing", e.to_string()).into()
-        }
-        ErrorKind::UnexpectedEof => Failure::new("fetch", "changed", "it became shorter while it was read").into(),
-        _ => Fault::Passing(e.to_string()),
-    }
+    Failure::fetch(Reason::Changed, format!("{found} bytes, but {want} when it was indexed")).into()
 }

@@ -15,10 +15,10 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Counted};
-use super::fault;
+use super::file::fault;
+use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::{Expect, Object, spawn};
 use crate::fetch::window::ReadAt;
-use crate::render::ledger::{Failure, Fault};
 use crate::sync::lock;
 
 /// Requests under way at once.
@@ -73,7 +73,7 @@ impl ReadAt for Spanned {
                 Ok(()) => {}
                 Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
                 // The kinds that `fault` makes these failures of.
-                Err(Fault::Failed(f)) if f.reason == "missing" => {
+                Err(Fault::Failed(f)) if f.reason == Reason::Missing => {
                     return Err(io::Error::new(ErrorKind::NotFound, f.detail));
                 }
                 Err(Fault::Failed(f)) => return Err(io::Error::new(ErrorKind::UnexpectedEof, f.detail)),
@@ -229,7 +229,7 @@ impl Spans {
                 Some(bytes) => take(bytes),
                 None => {
                     let size = part.start + bytes.len() as u64;
-                    return Err(Failure::new("fetch", "changed", format!("the container has only {size} bytes")).into());
+                    return Err(Failure::fetch(Reason::Changed, format!("the container has only {size} bytes")).into());
                 }
             }
         }

@@ -4,6 +4,7 @@
 
 use crate::pixels::kernels::fast;
 use crate::pixels::orient::Frame;
+use crate::pixels::picture::room;
 use crate::pixels::resize::Small;
 use crate::pixels::triples::triples;
 
@@ -30,7 +31,7 @@ pub fn patchify(
     let corner = (corner_y * small.stride + corner_x) as isize;
     let planes = [0, 1, 2].map(|c| small.plane(c));
     let padded = p.next_multiple_of(16);
-    crate::pixels::decode::room(line, padded * 3);
+    room(line, padded * 3);
     let (a, rest) = line[..padded * 3].split_at_mut(padded);
     let (b, c) = rest.split_at_mut(padded);
     let mut lines = [a, b, c];

@@ -8,8 +8,8 @@
 //! taps. RGB is taken apart in turning, so one form of that pass serves grey, Y, Cb, Cr and RGB. Values between the passes
 //! keep six bits after the point and are not clipped, unlike Pillow's.
 
-use crate::pixels::decode::{Colours, Pixels, Plane, room};
 use crate::pixels::kernels::{ROWS, SLACK, across, down, fast, turn};
+use crate::pixels::picture::{Colours, Pixels, Plane, room};
 use crate::pixels::taps::{Axis, Filter, GROUP, Taps};
 use crate::slots::Crop;
 

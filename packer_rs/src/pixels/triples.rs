@@ -1,7 +1,7 @@
 //! Small planes → R, G, B triples, which is what patches hold. In: a line of each plane. Out: the line's triples. A plain form and
 //! one for AVX2 with the same bits, as in `kernels`.
 
-use crate::pixels::decode::Colours;
+use crate::pixels::picture::Colours;
 
 /// One line of pixels from its planes to R, G, B triples. The planes hold at least `out.len() / 3` rounded up to 16 bytes.
 pub fn triples(fast: bool, colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {

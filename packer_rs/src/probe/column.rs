@@ -4,8 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Header, Window, io_reason, open, probe_header};
+use super::headers::{Header, probe_header};
+use super::open::{io_reason, open};
 use crate::fetch::pages::{Buffers, Pages, Trouble};
+use crate::fetch::window::Window;
 use crate::pixels::decode::foreign::Helpers;
 
 /// Bytes of idle buffers kept while a column is read.

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::render::Rendered;
-use crate::render::layout::{Dtype, Field, ViewFields};
+use crate::render::field::{Dtype, Field};
+use crate::render::layout::ViewFields;
 use crate::render::ledger::Entry;
 use crate::render::memory::Block;
 
@@ -96,9 +97,9 @@ pub(super) fn entries(py: Python<'_>, found: Vec<Entry>) -> PyResult<Bound<'_, P
         d.set_item("image", e.image)?;
         d.set_item("uri", e.uri)?;
         d.set_item("offset", e.offset)?;
-        d.set_item("stage", e.stage)?;
-        d.set_item("reason", e.reason)?;
-        d.set_item("detail", e.detail)?;
+        d.set_item("stage", e.failure.stage.word())?;
+        d.set_item("reason", e.failure.reason.word())?;
+        d.set_item("detail", e.failure.detail)?;
         list.append(d)?;
     }
     Ok(list)

@@ -182,8 +182,7 @@ impl SlotRenderer {
             }
             for (row, failure) in failures {
                 let (source, image, offset, uri) = who[row as usize].clone();
-                let (stage, reason, detail) = (failure.stage, failure.reason, failure.detail);
-                self.ledger.failed(Entry { epoch, source, image, uri, offset, stage, reason, detail })?;
+                self.ledger.failed(Entry { epoch, source, image, uri, offset, failure })?;
             }
             Ok(rendered)
         });

@@ -9,8 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
+use crate::fetch::window::Window;
 use crate::fetch::{Foreseen, Read, Source};
-use crate::probe::{Window, probe_header};
+use crate::probe::probe_header;
 use crate::py::batch::{Buffer, entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};

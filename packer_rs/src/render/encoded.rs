@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
+use crate::failure::{Failure, Reason};
 use crate::fetch::Source;
 use crate::render::layout::{BatchLayout, EncodedFields};
-use crate::render::ledger::Failure;
 use crate::render::memory::Block;
 use crate::slots::{BatchLimits, PlannedBatch, PlannedImage};
 
@@ -134,7 +134,7 @@ impl Worker {
         let fetched = fetched.and_then(|bytes| {
             let same = bytes.len() == length;
             let changed = || format!("{} bytes, but {length} when it was indexed", bytes.len());
-            if same { Ok(bytes) } else { Err(Failure::new("fetch", "changed", changed())) }
+            if same { Ok(bytes) } else { Err(Failure::fetch(Reason::Changed, changed())) }
         });
         match fetched {
             Ok(bytes) => {

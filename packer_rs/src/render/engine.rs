@@ -10,6 +10,7 @@ use super::fill::check;
 use super::job::Job;
 use super::queue::{Queue, closed_error};
 use super::settings::RenderSettings;
+use super::shared::{Ended, Shared};
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
 use crate::error::{Error, Kind, Result};
@@ -17,24 +18,12 @@ use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
 use crate::render::layout::BatchLayout;
 use crate::render::ledger::{Entry, Ledger};
-use crate::render::memory::{Block, Pool};
+use crate::render::memory::Pool;
 use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
 
 /// How long `close` waits for a thread that sits in a system call.
 const CLOSE: Duration = Duration::from_secs(5);
-
-/// A batch with its pixels.
-pub struct Rendered {
-    /// Its memory.
-    pub block: Arc<Block>,
-    /// Where each field lies in it.
-    pub layout: Arc<BatchLayout>,
-    /// Epoch of the plan.
-    pub epoch: u64,
-    /// Number of the first sequence.
-    pub first: u64,
-}
 
 /// What a renderer has done so far.
 #[derive(Clone, Debug, Default)]
@@ -53,24 +42,6 @@ pub struct Stats {
     pub bytes_of_parts: usize,
     /// Seconds over all threads: fetch, decode, resize, patches, wait.
     pub seconds: [f64; 5],
-}
-
-pub(super) struct Shared {
-    pub(super) queue: Queue,
-    pub(super) settings: RenderSettings,
-    pub(super) limits: BatchLimits,
-    pub(super) sources: Vec<Source>,
-    pub(super) ledger: Ledger,
-    pub(super) clocks: Clocks,
-    pub(super) images: AtomicU64,
-    pub(super) tokens: AtomicU64,
-    pub(super) failed: AtomicU64,
-    pub(super) profiles: AtomicU64,
-    pub(super) pool: Arc<Pool>,
-    pub(super) notify: Box<dyn Fn() + Send + Sync>,
-    pub(super) alive: Mutex<usize>,
-    pub(super) ended: Condvar,
-    pub(super) owner: u32,
 }
 
 /// Renders planned batches on threads of its own until it is closed or dropped.
@@ -243,42 +214,5 @@ impl Renderer {
 impl Drop for Renderer {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// Counts a thread out, however it ends.
-struct Ended<'a>(&'a Shared);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.alive) -= 1;
-        self.0.ended.notify_all();
-    }
-}
-
-impl Shared {
-    fn foresee(&self, plan: &PlannedBatch) -> Foreseen {
-        let mut all = Foreseen::NOTHING;
-        for image in plan.sequences.iter().flatten() {
-            let one = self.sources[usize::from(image.source)].foresee(image.row as usize);
-            all.reads.extend(one.reads);
-            all.complete &= one.complete;
-        }
-        all
-    }
-
-    pub(super) fn same_process(&self) -> Result<()> {
-        let here = std::process::id();
-        if here == self.owner {
-            return Ok(());
-        }
-        Err(Error::new(
-            Kind::Render,
-            format!(
-                "this renderer was made in process {} and its threads did not follow the fork into {here}; make it after \
-                 the fork, or start processes with 'spawn'",
-                self.owner
-            ),
-        ))
     }
 }

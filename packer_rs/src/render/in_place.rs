@@ -3,18 +3,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::engine::Rendered;
 use super::fill::{check, fill};
 use super::job::Job;
 use super::settings::RenderSettings;
 use super::worker::{Clocks, Input, Worker};
 use crate::error::{Error, Kind, Result};
+use crate::failure::Failure;
 use crate::fetch::Source;
 use crate::pixels::decode::foreign::Helpers;
-use crate::pixels::decode::{HELPER, OUT_OF_MEMORY};
 use crate::render::layout::BatchLayout;
-use crate::render::ledger::Failure;
 use crate::render::memory::Pool;
+use crate::render::shared::Rendered;
 use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
 
@@ -48,7 +47,7 @@ pub fn render_in_place(
             let input = inputs[image.row as usize];
             let at = (s as usize, e as usize);
             if let Err(f) = worker.render(Ok(input), image, at, &sources[0], &layout, &block, settings, &clocks) {
-                if f.reason == OUT_OF_MEMORY || f.reason == HELPER {
+                if f.reason.may_pass() {
                     return Err(f);
                 }
                 lock(&failures).push((image.row, f));

@@ -2,46 +2,8 @@
 //! the wire, each at a multiple of 64, so that a block can be handed to another process as it is.
 
 use crate::error::{Error, Kind, Result};
-use crate::render::memory::ALIGN;
+use crate::render::field::{ALIGN, Dtype, Field};
 use crate::slots::{BatchLimits, ViewLimits};
-
-/// Type of a field's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// u8
-    U8,
-    /// i16
-    I16,
-    /// i32
-    I32,
-    /// i64
-    I64,
-}
-
-/// One field of a batch in its block.
-#[derive(Clone, Debug)]
-pub struct Field {
-    /// Name as in `PackedBatch`.
-    pub name: &'static str,
-    /// Type of its values.
-    pub dtype: Dtype,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// First byte in the block.
-    pub offset: usize,
-}
-
-impl Field {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether it has no values.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// The fields of one view.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Why an image has no pixels, and the list of those that have none. In: failures as they happen, on any thread. Out: counts
+//! The list of images that have no pixels. In: failures as they happen, on any thread. Out: counts
 //! by reason, the entries, JSON lines, and the moment at which so many fail that it cannot be the images.
 //!
 //! Apart, since it decides between the two kinds of trouble: a failure that every replica would see masks one slot; a fault
@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
+use crate::failure::{Failure, Reason};
 use crate::sync::lock;
 
 /// Images over which the share of failures is taken.
@@ -21,39 +22,6 @@ const JUDGED_FROM: usize = 1_000;
 const ALL_FAILED_FROM: usize = 64;
 /// Entries kept in memory; counts go on after it.
 const KEPT: usize = 100_000;
-
-/// A failure that every replica sees: the image's slot is masked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// `fetch`, `decode` or `render`.
-    pub stage: &'static str,
-    /// One of a small set of words, to count by: `missing`, `changed`, `truncated`, `corrupt`, `unsupported`, `too_large`, …
-    pub reason: &'static str,
-    /// What the library or the system said.
-    pub detail: String,
-}
-
-impl Failure {
-    /// A failure of this stage, for this reason.
-    pub fn new(stage: &'static str, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { stage, reason, detail: detail.into() }
-    }
-}
-
-/// What can go wrong with one image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Every replica sees it, now and later.
-    Failed(Failure),
-    /// It may pass: retried, then the request fails. Never masked.
-    Passing(String),
-}
-
-impl From<Failure> for Fault {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
 
 /// One image that could not be rendered.
 #[derive(Clone, Debug, Serialize)]
@@ -68,12 +36,9 @@ pub struct Entry {
     pub uri: String,
     /// First byte in the container.
     pub offset: i64,
-    /// Where it failed.
-    pub stage: &'static str,
-    /// Why, as one word.
-    pub reason: &'static str,
-    /// Why, in full.
-    pub detail: String,
+    /// Where and why it failed.
+    #[serde(flatten)]
+    pub failure: Failure,
 }
 
 #[derive(Default)]
@@ -81,7 +46,7 @@ struct Inner {
     seen: HashSet<(u64, u16, u64)>,
     newest_epoch: u64,
     entries: Vec<Entry>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<Reason, u64>,
     window: VecDeque<bool>,
     failed_in_window: usize,
     file: Option<File>,
@@ -132,7 +97,7 @@ impl Ledger {
         }
         let uri = entry.uri.clone();
         if inner.seen.insert((entry.epoch, entry.source, entry.image)) {
-            *inner.counts.entry(entry.reason).or_insert(0) += 1;
+            *inner.counts.entry(entry.failure.reason).or_insert(0) += 1;
             if let Some(file) = inner.file.as_mut() {
                 let mut line = serde_json::to_vec(&entry).unwrap_or_default();
                 line.push(b'\n');
@@ -171,7 +136,7 @@ impl Ledger {
     }
 
     /// Failed images by reason, each counted once an epoch.
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+    pub fn counts(&self) -> BTreeMap<Reason, u64> {
         self.lock().counts.clone()
     }
 }
@@ -192,7 +157,7 @@ mod tests {
 
     fn entry(epoch: u64, image: u64) -> Entry {
         let uri = format!("file {image}");
-        Entry { epoch, source: 0, image, uri, offset: 0, stage: "decode", reason: "corrupt", detail: String::new() }
+        Entry { epoch, source: 0, image, uri, offset: 0, failure: Failure::decode(Reason::Corrupt, "") }
     }
 
     #[test]
@@ -202,7 +167,7 @@ mod tests {
             ledger.failed(entry(epoch, image)).expect("below the limit");
         }
         assert_eq!(ledger.entries().len(), 3);
-        assert_eq!(ledger.counts()["corrupt"], 3);
+        assert_eq!(ledger.counts()[&Reason::Corrupt], 3);
     }
 
     #[test]

@@ -9,11 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, Result};
-use crate::render::layout::Field;
+use crate::render::field::{ALIGN, Field};
 use crate::sync::lock;
-
-/// Where fields and blocks start, in bytes.
-pub const ALIGN: usize = 64;
 
 /// Blocks of memory, kept for reuse by size.
 pub struct Pool {

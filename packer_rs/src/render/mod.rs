@@ -10,6 +10,7 @@
 //! shares the images out, `engine` owns the threads and `threads` is what they do, a `ticket` is one batch as its consumer
 //! holds it; `in_place` renders one batch without any of that.
 
+pub mod field;
 pub mod layout;
 pub mod ledger;
 pub mod memory;
@@ -21,12 +22,14 @@ mod in_place;
 mod job;
 mod queue;
 mod settings;
+mod shared;
 mod threads;
 mod ticket;
 mod worker;
 
-pub use engine::{Rendered, Renderer, Stats};
+pub use engine::{Renderer, Stats};
 pub use in_place::render_in_place;
 pub use settings::RenderSettings;
+pub use shared::Rendered;
 pub use ticket::Ticket;
 pub use worker::Input;

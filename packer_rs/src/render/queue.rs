@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::job::Job;
 use crate::error::{Error, Kind};
-use crate::render::ledger::Fault;
+use crate::failure::Fault;
 use crate::sync::lock;
 
 /// Idle buffers larger than this are not kept.

@@ -5,14 +5,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::encoded;
-use super::engine::Shared;
+
 use super::fill::fill;
 use super::job::Job;
 use super::queue::Task;
+use super::shared::Shared;
 use super::worker::{Input, Worker, lap};
 use crate::error::{Error, Kind};
-use crate::pixels::decode::{HELPER, OUT_OF_MEMORY};
-use crate::render::ledger::{Entry, Failure, Fault};
+use crate::failure::{Fault, Reason};
+use crate::pixels::picture::KEEP_BYTES;
+use crate::render::ledger::Entry;
 use crate::sync::lock;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -37,7 +39,7 @@ impl Shared {
                     }
                     let fetched = self.fetch(&job, i, &mut path, &mut own);
                     self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
-                    if own.capacity() > crate::pixels::decode::KEEP_BYTES {
+                    if own.capacity() > KEEP_BYTES {
                         own = Vec::new();
                     }
                 }
@@ -154,7 +156,7 @@ impl Shared {
                     self.profiles.fetch_add(u64::from(worker.other_than_srgb(bytes)), Ordering::Relaxed);
                     self.ledger.passed();
                 }
-                Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(
+                Err(failure) if failure.reason == Reason::Memory => job.fail(Error::new(
                     Kind::Render,
                     format!(
                         "no memory to decode '{}' ({}); lower render.threads or render.max_pixels",
@@ -162,7 +164,7 @@ impl Shared {
                         failure.detail
                     ),
                 )),
-                Err(failure) if failure.reason == HELPER => job.fail(Error::new(
+                Err(failure) if failure.reason == Reason::Helper => job.fail(Error::new(
                     Kind::Render,
                     format!(
                         "'{}' goes through Pillow in a process of its own, but {}; see that this process may start others",
@@ -176,17 +178,8 @@ impl Shared {
                     let l = &source.locations;
                     let row = image.row as usize;
                     let offset = if row < l.offset.len() { l.offset.get(row) } else { 0 };
-                    let Failure { stage, reason, detail } = failure;
-                    let entry = Entry {
-                        epoch: job.plan.epoch,
-                        source: image.source,
-                        image: image.row,
-                        uri,
-                        offset,
-                        stage,
-                        reason,
-                        detail,
-                    };
+                    let (epoch, source, image) = (job.plan.epoch, image.source, image.row);
+                    let entry = Entry { epoch, source, image, uri, offset, failure };
                     if let Err(e) = self.ledger.failed(entry) {
                         job.fail(e);
                     }

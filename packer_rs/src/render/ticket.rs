@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{Rendered, Shared};
 use super::job::{Job, Outcome};
 use super::queue::closed_error;
+use super::shared::{Rendered, Shared};
 use crate::error::{Error, Kind, Result};
 use crate::sync::lock;
 

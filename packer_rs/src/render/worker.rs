@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::failure::{Failure, Reason};
 use crate::fetch::Source;
+use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
-use crate::pixels::decode::{Decoder, Pixels, Wanted};
 use crate::pixels::orient::Frame;
 use crate::pixels::patchify::patchify;
+use crate::pixels::picture::{Pixels, Wanted};
 use crate::pixels::resize::{Resizer, Small};
 use crate::plan::draw::kept_tokens;
 use crate::render::RenderSettings;
 use crate::render::fill::{FAILED, slot};
 use crate::render::layout::{BatchLayout, ViewFields};
-use crate::render::ledger::Failure;
 use crate::render::memory::Block;
 use crate::slots::PlannedImage;
 
@@ -99,7 +100,7 @@ impl Worker {
             .unwrap_or_else(|panic| {
                 let said = panic.downcast_ref::<String>().map(String::as_str);
                 let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-                Err(Failure::new("decode", "panic", said))
+                Err(Failure::decode(Reason::Panic, said))
             })
         });
         if outcome.is_err() {
@@ -127,7 +128,7 @@ impl Worker {
         match input {
             Input::Rgb(rgb) => {
                 if rgb.len() as u64 != u64::from(size.0) * u64::from(size.1) * 3 {
-                    return Err(Failure::new("decode", "changed", "an array of another size than planned"));
+                    return Err(Failure::decode(Reason::Changed, "an array of another size than planned"));
                 }
                 self.pixels.take_rgb(rgb, size);
             }

@@ -13,8 +13,8 @@ use std::ffi::CStr;
 use turbojpeg_sys as tj;
 
 use super::baseline::Baseline;
-use super::{Colours, OUT_OF_MEMORY, Pixels, Plane, Wanted, check_size, fail, room};
-use crate::render::ledger::Failure;
+use crate::failure::{Failure, Reason};
+use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, check_size, room};
 
 /// Scans of a progressive file; a real encoder writes some ten, a hostile file thousands.
 const MAX_SCANS: i32 = 500;
@@ -52,7 +52,7 @@ impl Jpeg {
         // SAFETY: no requirement beyond a valid constant.
         let handle = unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as i32) };
         if handle.is_null() {
-            return Err(fail(OUT_OF_MEMORY, "libjpeg-turbo could not be started"));
+            return Err(Failure::decode(Reason::Memory, "libjpeg-turbo could not be started"));
         }
         // SAFETY: the old handle, if any, came from `tj3Init` and is not used again.
         unsafe { tj::tj3Destroy(std::mem::replace(&mut self.handle, handle)) };
@@ -110,11 +110,11 @@ impl Jpeg {
         self.accept(code)?;
         let size = (self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH), self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
         if size.0 < 1 || size.1 < 1 {
-            return Err(fail("truncated", "no image in it"));
+            return Err(Failure::decode(Reason::Truncated, "no image in it"));
         }
         check_size((size.0 as u32, size.1 as u32), wanted)?;
         if self.get(tj::TJPARAM_TJPARAM_PRECISION) != 8 {
-            return Err(fail("unsupported", "JPEG of more than 8 bits a sample"));
+            return Err(Failure::decode(Reason::Unsupported, "JPEG of more than 8 bits a sample"));
         }
         let lossless = self.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
         let denominator = if wanted.dct_scaling && !lossless { scale(wanted) } else { 1 };
@@ -149,15 +149,15 @@ impl Jpeg {
         }
         let any = |words: [&str; 2]| words.iter().any(|w| message.contains(w));
         let reason = if any(["Insufficient memory", "allocation failure"]) {
-            OUT_OF_MEMORY
+            Reason::Memory
         } else if any(["Premature end", "Empty input"]) {
-            "truncated"
+            Reason::Truncated
         } else if any(["Unsupported JPEG", "not supported"]) {
-            "unsupported"
+            Reason::Unsupported
         } else {
-            "corrupt"
+            Reason::Corrupt
         };
-        Err(fail(reason, message))
+        Err(Failure::decode(reason, message))
     }
 
     /// Y, Cb and Cr as they are stored, one plane after the other.
@@ -244,7 +244,7 @@ impl Jpeg {
                     rgb[c] = (key - (((t >> 8) + t) >> 8)) as u8;
                 }
             }
-            if self.scratch.len() > super::KEEP_BYTES {
+            if self.scratch.len() > KEEP_BYTES {
                 self.scratch = Vec::new();
             }
         }

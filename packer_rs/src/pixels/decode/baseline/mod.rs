@@ -22,7 +22,7 @@ use self::block::{Bits, Block, PLACES};
 use self::header::Header;
 use self::huffman::{AcTable, Cache, DcTable};
 use self::stream::Stream;
-use super::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, room};
+use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, room};
 
 /// The decoder of one thread.
 pub struct Baseline {
