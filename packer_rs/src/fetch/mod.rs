@@ -1,5 +1,7 @@
-//! Locator → bytes. In: a row of an index. Out: the image's encoded bytes in a buffer that is used again, or a fault that says
-//! whether it may pass. Files in folders and members of container files; anything remote through `remote`.
+//! Locator → bytes. Takes a row of an index. Gives the image's encoded bytes in a buffer that is used again, or a fault that
+//! says whether it may pass. Files in folders and members of container files; anything remote through `remote`.
+//!
+//! May not know what the bytes mean: formats, pixels, plans and batches are for other rooms.
 
 pub mod pages;
 pub mod remote;

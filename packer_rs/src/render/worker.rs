@@ -15,10 +15,10 @@ use crate::pixels::patchify::patchify;
 use crate::pixels::picture::{Pixels, Wanted};
 use crate::pixels::resize::{Resizer, Small};
 use crate::plan::draw::kept_tokens;
-use crate::render::RenderSettings;
 use crate::render::fill::{FAILED, slot};
 use crate::render::layout::{BatchLayout, ViewFields};
 use crate::render::memory::Block;
+use crate::render::settings::RenderSettings;
 use crate::slots::PlannedImage;
 
 /// Nanoseconds spent, over all threads.

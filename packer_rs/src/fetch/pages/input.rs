@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::Buffers;
+use super::buffers::Buffers;
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 

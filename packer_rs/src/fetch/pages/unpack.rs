@@ -13,8 +13,8 @@ use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 use snap::raw::{Decoder, decompress_len};
 
-use super::Input;
 use super::buffers::Buffers;
+use super::input::Input;
 
 /// Snappy's shortest code for most bytes is three bytes for 64, so a page that claims more than this many times its size lies.
 const MOST: usize = 22;

@@ -1,6 +1,6 @@
 //! Packers that keep every sequence open: first fit, best fit, and best fit decreasing. In: all loads. Out: a `Packing`.
 
-use super::{Limits, Load, Packing, Used};
+use super::load::{Limits, Load, Packing, Used};
 
 /// Each item into the first open sequence with room: a tree over the room of the sequences finds it in O(log n).
 pub fn first_fit(loads: &[Load], limits: &Limits) -> Packing {
