@@ -4,6 +4,8 @@
 //! Apart from the ledger, which keeps failures, since everything from the file to the pixels can fail and none of it may know
 //! of rendering.
 
+use std::any::Any;
+
 use serde::{Serialize, Serializer};
 
 /// Where an image failed.
@@ -121,4 +123,10 @@ impl From<Failure> for Fault {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
+}
+
+/// What a caught panic said.
+pub fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

@@ -11,7 +11,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::render::Rendered;
 use crate::render::field::{Dtype, Field};
-use crate::render::layout::ViewFields;
+use crate::render::layout::{EncodedFields, ViewFields};
 use crate::render::ledger::Entry;
 use crate::render::memory::Block;
 
@@ -47,7 +47,7 @@ fn array<'py>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
         // SAFETY: rendering is over, so the block is this owner's alone; the field lies inside it and is of this type.
         let view = unsafe {
             ArrayView::<T, IxDyn>::from_shape_ptr(
-                IxDyn(&field.shape),
+                IxDyn(field.shape()),
                 block.start().add(field.offset).cast::<T>().cast_const(),
             )
         };
@@ -66,7 +66,7 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
     let owner = Bound::new(py, Buffer { block: rendered.block })?;
     let view_of = |view: &ViewFields| -> PyResult<Bound<'_, PyDict>> {
         let d = PyDict::new(py);
-        for field in &view.fields {
+        for field in view.fields() {
             d.set_item(field.name, array(&owner, field))?;
         }
         d.set_item("patch_size", view.patch_size)?;
@@ -75,11 +75,11 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
         Ok(d)
     };
     let d = view_of(&rendered.layout.view)?;
-    for field in &rendered.layout.rest {
+    for field in rendered.layout.images.fields() {
         d.set_item(field.name, array(&owner, field))?;
     }
     d.set_item("teacher", rendered.layout.teacher.as_ref().map(view_of).transpose()?)?;
-    for field in rendered.layout.encoded.iter().flat_map(|e| &e.fields) {
+    for field in rendered.layout.encoded.iter().flat_map(EncodedFields::fields) {
         d.set_item(field.name, array(&owner, field))?;
     }
     d.set_item("epoch", rendered.epoch)?;

@@ -48,7 +48,6 @@ pub struct Stats {
 pub struct Renderer {
     shared: Arc<Shared>,
     submitted: AtomicU64,
-    layouts: Mutex<Vec<Arc<BatchLayout>>>,
 }
 
 impl Renderer {
@@ -86,7 +85,7 @@ impl Renderer {
             ended: Condvar::new(),
             owner: std::process::id(),
         });
-        let renderer = Self { shared: shared.clone(), submitted: AtomicU64::new(0), layouts: Mutex::default() };
+        let renderer = Self { shared: shared.clone(), submitted: AtomicU64::new(0) };
         let start = |name: String, body: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = shared.clone();
             *lock(&shared.alive) += 1;
@@ -127,7 +126,7 @@ impl Renderer {
         let layout = if encoded {
             encoded::layout(&plan, &self.shared.limits, &self.shared.sources, self.shared.settings.memory())?
         } else {
-            self.layout(plan.patch_size, plan.batch_size)?
+            Arc::new(BatchLayout::new(&self.shared.limits, plan.patch_size, plan.batch_size)?)
         };
         let ahead = self.shared.foresee(&plan).reads;
         let job = Arc::new(Job::new(self.submitted.fetch_add(1, Ordering::Relaxed), plan, layout, ahead));
@@ -154,17 +153,6 @@ impl Renderer {
         let s = &self.shared;
         check(plan, &s.limits, &s.sources)?;
         Ok(encoded::layout(plan, &s.limits, &s.sources, s.settings.memory())?.bytes)
-    }
-
-    fn layout(&self, patch_size: u32, batch_size: usize) -> Result<Arc<BatchLayout>> {
-        let mut layouts = lock(&self.layouts);
-        let same = |l: &&Arc<BatchLayout>| l.view.patch_size == patch_size && l.batch_size == batch_size;
-        if let Some(layout) = layouts.iter().find(same) {
-            return Ok(layout.clone());
-        }
-        let layout = Arc::new(BatchLayout::new(&self.shared.limits, patch_size, batch_size)?);
-        layouts.push(layout.clone());
-        Ok(layout)
     }
 
     /// What has been done so far.

@@ -1,5 +1,6 @@
-//! How one block of memory is cut into the fields of a batch. In: limits, P and B. Out: where each field lies: in the order of
-//! the wire, each at a multiple of 64, so that a block can be handed to another process as it is.
+//! What a batch looks like: the one definition of its fields, their types, shapes and places. In: limits, P and B. Out: where each
+//! field lies in the batch's block: in the order of the wire, each at a multiple of 64, so that a block can be handed to another
+//! process as it is. Python asks for it (`_packer.batch_fields`); docs/protocol.md says it in words.
 
 use crate::error::{Error, Kind, Result};
 use crate::render::field::{ALIGN, Dtype, Field};
@@ -7,9 +8,13 @@ use crate::slots::{BatchLimits, ViewLimits};
 
 /// The fields of one view.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "documented in navit_loader.batch")]
 pub struct ViewFields {
-    /// patches, positions, segment_ids, cu_seqlens, grids
-    pub fields: [Field; 5],
+    pub patches: Field,
+    pub positions: Field,
+    pub segment_ids: Field,
+    pub cu_seqlens: Field,
+    pub grids: Field,
     /// Its limits.
     pub limits: ViewLimits,
     /// Its P.
@@ -17,9 +22,57 @@ pub struct ViewFields {
 }
 
 impl ViewFields {
+    /// In the order of the wire.
+    pub fn fields(&self) -> [&Field; 5] {
+        [&self.patches, &self.positions, &self.segment_ids, &self.cu_seqlens, &self.grids]
+    }
+
     /// Bytes of one patch: P·P·3, or 0 in a batch of encoded files.
     pub fn bytes_per_token(&self) -> usize {
-        self.fields[0].shape[2]
+        self.patches.shape()[2]
+    }
+}
+
+/// The fields that say something of images, whatever the view.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "documented in navit_loader.batch")]
+pub struct ImageFields {
+    pub status: Field,
+    pub labels: Field,
+    pub image_ids: Field,
+    pub source_ids: Field,
+    pub sizes: Field,
+    pub crops: Field,
+    pub flips: Field,
+    pub text: Field,
+    pub text_cu_seqlens: Field,
+}
+
+impl ImageFields {
+    /// In the order of the wire.
+    pub fn fields(&self) -> [&Field; 9] {
+        let (text, cuts) = (&self.text, &self.text_cu_seqlens);
+        let Self { status, labels, image_ids, source_ids, sizes, crops, flips, .. } = self;
+        [status, labels, image_ids, source_ids, sizes, crops, flips, text, cuts]
+    }
+}
+
+/// The fields that a batch of encoded files has besides; its `patches` have no bytes.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "documented in navit_loader.render.encoded")]
+pub struct EncodedFields {
+    pub keys: Field,
+    pub orientations: Field,
+    pub spans: Field,
+    pub uri_spans: Field,
+    pub file_offsets: Field,
+    pub data: Field,
+}
+
+impl EncodedFields {
+    /// In the order of the wire.
+    pub fn fields(&self) -> [&Field; 6] {
+        [&self.keys, &self.orientations, &self.spans, &self.uri_spans, &self.file_offsets, &self.data]
     }
 }
 
@@ -28,25 +81,18 @@ impl ViewFields {
 pub struct BatchLayout {
     /// The batch's own view.
     pub view: ViewFields,
+    /// What is said of its images.
+    pub images: ImageFields,
     /// The teacher's view.
     pub teacher: Option<ViewFields>,
-    /// status, labels, image_ids, source_ids, sizes, crops, flips, text, text_cu_seqlens
-    pub rest: [Field; 9],
+    /// Where encoded files lie, in a batch that carries them in place of pixels.
+    pub encoded: Option<EncodedFields>,
     /// E.
     pub max_images: usize,
     /// B.
     pub batch_size: usize,
-    /// Where encoded files lie, in a batch that carries them in place of pixels.
-    pub encoded: Option<EncodedFields>,
     /// Bytes of the block.
     pub bytes: usize,
-}
-
-/// The fields that a batch of encoded files has besides; its `patches` have no bytes.
-#[derive(Clone, Debug)]
-pub struct EncodedFields {
-    /// keys, orientations, spans, uri_spans, file_offsets, data
-    pub fields: [Field; 6],
 }
 
 impl BatchLayout {
@@ -64,24 +110,25 @@ impl BatchLayout {
         Ok(layout)
     }
 
+    /// Its fields in the order of the wire; those of the teacher's view are marked.
+    pub fn fields(&self) -> impl Iterator<Item = (&Field, bool)> {
+        let own = self.view.fields().into_iter().chain(self.images.fields()).map(|field| (field, false));
+        let teacher = self.teacher.iter().flat_map(ViewFields::fields).map(|field| (field, true));
+        own.chain(teacher).chain(self.encoded.iter().flat_map(EncodedFields::fields).map(|field| (field, false)))
+    }
+
     fn make(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: Option<usize>) -> Result<Self> {
         let mut end = 0usize;
         let mut too_large = false;
-        let mut field = |name, dtype, shape: &[usize]| {
-            let width = match dtype {
-                Dtype::U8 => 1,
-                Dtype::I16 => 2,
-                Dtype::I32 => 4,
-                Dtype::I64 => 8,
-            };
+        let mut field = |name, dtype: Dtype, shape: &[usize]| {
             let offset = end;
-            let bytes = shape.iter().try_fold(width, |n: usize, &s| n.checked_mul(s));
+            let bytes = shape.iter().try_fold(dtype.bytes(), |n, &side| n.checked_mul(side));
             let next = bytes.and_then(|b| end.checked_add(b)).and_then(|e| e.checked_next_multiple_of(ALIGN));
             match next {
                 Some(next) if next <= isize::MAX as usize / 2 => end = next,
                 _ => too_large = true,
             }
-            Field { name, dtype, shape: shape.to_vec(), offset }
+            Field::new(name, dtype, shape, offset)
         };
         let (b, e, k) = (batch_size, limits.max_images as usize, limits.label_width as usize);
         let view = |field: &mut dyn FnMut(&'static str, Dtype, &[usize]) -> Field, limits: ViewLimits, p: u32| {
@@ -89,13 +136,11 @@ impl BatchLayout {
             let cuts = b.saturating_mul(e + l.div_ceil(m)).saturating_add(1);
             let p2 = if data.is_some() { 0 } else { (p as usize).saturating_mul(p as usize).saturating_mul(3) };
             ViewFields {
-                fields: [
-                    field("patches", Dtype::U8, &[b, l, p2]),
-                    field("positions", Dtype::I16, &[b, l, 2]),
-                    field("segment_ids", Dtype::I16, &[b, l]),
-                    field("cu_seqlens", Dtype::I32, &[cuts]),
-                    field("grids", Dtype::I16, &[b, e, 2]),
-                ],
+                patches: field("patches", Dtype::U8, &[b, l, p2]),
+                positions: field("positions", Dtype::I16, &[b, l, 2]),
+                segment_ids: field("segment_ids", Dtype::I16, &[b, l]),
+                cu_seqlens: field("cu_seqlens", Dtype::I32, &[cuts]),
+                grids: field("grids", Dtype::I16, &[b, e, 2]),
                 limits,
                 patch_size: p,
             }
@@ -103,27 +148,25 @@ impl BatchLayout {
         let own = view(&mut field, limits.view, patch_size);
         let t = limits.text_tokens as usize;
         let text_shape = [b, t];
-        let rest = [
-            field("status", Dtype::U8, &[b, e]),
-            field("labels", Dtype::I64, &[b, e, k]),
-            field("image_ids", Dtype::I64, &[b, e]),
-            field("source_ids", Dtype::I16, &[b, e]),
-            field("sizes", Dtype::I32, &[b, e, 2]),
-            field("crops", Dtype::I32, &[b, e, 4]),
-            field("flips", Dtype::U8, &[b, e]),
-            field("text", Dtype::I32, if t == 0 { &[0] } else { &text_shape }),
-            field("text_cu_seqlens", Dtype::I32, &[if t == 0 { 0 } else { b * (e + 1) + 1 }]),
-        ];
+        let images = ImageFields {
+            status: field("status", Dtype::U8, &[b, e]),
+            labels: field("labels", Dtype::I64, &[b, e, k]),
+            image_ids: field("image_ids", Dtype::I64, &[b, e]),
+            source_ids: field("source_ids", Dtype::I16, &[b, e]),
+            sizes: field("sizes", Dtype::I32, &[b, e, 2]),
+            crops: field("crops", Dtype::I32, &[b, e, 4]),
+            flips: field("flips", Dtype::U8, &[b, e]),
+            text: field("text", Dtype::I32, if t == 0 { &[0] } else { &text_shape }),
+            text_cu_seqlens: field("text_cu_seqlens", Dtype::I32, &[if t == 0 { 0 } else { b * (e + 1) + 1 }]),
+        };
         let teacher = limits.teacher.map(|(limits, p)| view(&mut field, limits, p));
         let encoded = data.map(|data| EncodedFields {
-            fields: [
-                field("keys", Dtype::I64, &[b, e]),
-                field("orientations", Dtype::U8, &[b, e]),
-                field("spans", Dtype::I64, &[b, e, 2]),
-                field("uri_spans", Dtype::I64, &[b, e, 2]),
-                field("file_offsets", Dtype::I64, &[b, e]),
-                field("data", Dtype::U8, &[data]),
-            ],
+            keys: field("keys", Dtype::I64, &[b, e]),
+            orientations: field("orientations", Dtype::U8, &[b, e]),
+            spans: field("spans", Dtype::I64, &[b, e, 2]),
+            uri_spans: field("uri_spans", Dtype::I64, &[b, e, 2]),
+            file_offsets: field("file_offsets", Dtype::I64, &[b, e]),
+            data: field("data", Dtype::U8, &[data]),
         });
         // Offsets into the flattened tokens are 32-bit.
         let tokens = [Some(limits.view), limits.teacher.map(|(v, _)| v)].into_iter().flatten();
@@ -133,6 +176,6 @@ impl BatchLayout {
                 format!("a batch of {batch_size} sequences is too large for one buffer; lower data.batch_size"),
             ));
         }
-        Ok(Self { view: own, teacher, rest, max_images: e, batch_size: b, encoded, bytes: end.max(ALIGN) })
+        Ok(Self { view: own, images, teacher, encoded, max_images: e, batch_size: b, bytes: end.max(ALIGN) })
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, Result};
-use crate::render::field::{ALIGN, Field};
+use crate::render::field::{ALIGN, Field, Value};
 use crate::sync::lock;
 
 /// Blocks of memory, kept for reuse by size.
@@ -172,12 +172,23 @@ impl Block {
     /// `len` values from the `at`-th value of a field.
     ///
     /// # Safety
-    /// `field` is of this block's layout and of type `T`, the range lies inside it, and nobody else uses the range meanwhile.
+    /// Nobody else uses these values meanwhile.
     #[allow(clippy::mut_from_ref)] // Disjoint parts are written by several threads.
-    pub unsafe fn part<T>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
-        debug_assert!(at + len <= field.len() && field.offset + (at + len) * size_of::<T>() <= self.len());
-        // SAFETY: promised by the caller; offsets are multiples of 64, so the type's alignment holds.
+    pub unsafe fn part<T: Value>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
+        assert!(field.dtype == T::DTYPE && at + len <= field.len());
+        assert!(field.offset + field.len() * size_of::<T>() <= self.len());
+        // SAFETY: inside the block, as checked, and left to the caller; offsets are multiples of 64, so the alignment holds.
         unsafe { std::slice::from_raw_parts_mut(self.start().add(field.offset).cast::<T>().add(at), len) }
+    }
+
+    /// A whole field.
+    ///
+    /// # Safety
+    /// As for `part`.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn whole<T: Value>(&self, field: &Field) -> &mut [T] {
+        // SAFETY: as for the caller.
+        unsafe { self.part(field, 0, field.len()) }
     }
 }
 

@@ -8,7 +8,7 @@
 //!                 bounded bytes                     any thread, any active batch
 //! ```
 //!
-//! `fill` writes what needs no pixels, `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue`
+//! `layout` says what a batch looks like, `place` where an image's values go in it. `fill` writes what needs no pixels, `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue`
 //! shares the images out, `engine` owns the threads and `threads` is what they do, `shared` is what all of them
 //! hold, a `ticket` is one batch as its consumer holds it; `in_place` renders one batch without any of that.
 
@@ -22,6 +22,7 @@ mod engine;
 mod fill;
 mod in_place;
 mod job;
+mod place;
 mod queue;
 mod settings;
 mod shared;

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind};
 use crate::failure::{Fault, Reason};
 use crate::pixels::picture::KEEP_BYTES;
 use crate::render::ledger::Entry;
+use crate::render::place::Places;
 use crate::sync::lock;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -68,10 +69,10 @@ impl Shared {
 
     fn start(&self, job: Arc<Job>) {
         match self.pool.take(job.layout.bytes) {
-            Ok(block) => {
-                fill(&job.plan, &job.layout, &self.limits, &self.sources, &block);
+            Ok(mut block) => {
+                fill(&job.plan, &job.layout, &self.limits, &self.sources, &mut block);
                 if let Some(encoded) = &job.layout.encoded {
-                    encoded::fill_encoded(&job.plan, &job.layout, encoded, &self.sources, &block);
+                    encoded::fill_encoded(&job.plan, &job.layout, encoded, &self.sources, &mut block);
                 }
                 *lock(&job.block) = Some(Arc::new(block));
             }
@@ -119,7 +120,6 @@ impl Shared {
     }
 
     fn image(&self, worker: &mut Worker, job: &Job, i: usize, fetched: std::result::Result<&[u8], Fault>) {
-        let (s, e) = job.items[i];
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
         let block = lock(&job.block).clone();
@@ -142,12 +142,12 @@ impl Shared {
             }
         };
         if let (Some(fetched), Some(block)) = (fetched, block) {
-            let (at, layout) = ((s as usize, e as usize), &*job.layout);
-            let outcome = if let Some(encoded) = &layout.encoded {
-                worker.keep(fetched, image, at, source, layout, encoded, &block)
+            // SAFETY: `submit` has checked the batch, the block was made for its layout, and the queue hands out each image once.
+            let mut places = unsafe { Places::of(image, job.items[i], &job.layout, &block) };
+            let outcome = if let Some(encoded) = &job.layout.encoded {
+                worker.keep(fetched, &mut places, source, encoded)
             } else {
-                let input = fetched.map(Input::Encoded);
-                worker.render(input, image, at, source, layout, &block, &self.settings, &self.clocks)
+                worker.render(fetched.map(Input::Encoded), &mut places, source, &self.settings, &self.clocks)
             };
             match outcome {
                 Ok(()) => {

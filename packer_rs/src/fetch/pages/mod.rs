@@ -9,7 +9,6 @@ mod buffers;
 mod input;
 mod unpack;
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -26,6 +25,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 
+use crate::failure::said;
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 pub use buffers::Buffers;
@@ -283,8 +283,5 @@ impl Pages {
 
 /// Damaged files can make the crate panic; such a panic is a fault of the file.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
-        let said = panic.downcast_ref::<String>().map(String::as_str);
-        broken(said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it cannot be decoded").to_owned())
-    })
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| broken(said(&*panic)))
 }
