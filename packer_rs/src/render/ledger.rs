@@ -22,6 +22,8 @@ const JUDGED_FROM: usize = 1_000;
 const ALL_FAILED_FROM: usize = 64;
 /// Entries kept in memory; counts go on after it.
 const KEPT: usize = 100_000;
+/// Epochs whose failed images are remembered.
+const EPOCHS: usize = 8;
 
 /// One image that could not be rendered.
 #[derive(Clone, Debug, Serialize)]
@@ -41,10 +43,13 @@ pub struct Entry {
     pub failure: Failure,
 }
 
+/// Failed images of one epoch: index of the mixture, and row.
+type Seen = HashSet<(u16, u64)>;
+
 #[derive(Default)]
 struct Inner {
-    seen: HashSet<(u64, u16, u64)>,
-    newest_epoch: u64,
+    /// By epoch, the one in which an image failed last at the end.
+    seen: VecDeque<(u64, Seen)>,
     entries: Vec<Entry>,
     counts: BTreeMap<Reason, u64>,
     window: VecDeque<bool>,
@@ -89,14 +94,8 @@ impl Ledger {
     pub fn failed(&self, entry: Entry) -> Result<()> {
         let mut inner = self.lock();
         inner.note(true);
-        // A rank may ask for a batch twice, but not for one of an epoch long gone: the set stays small.
-        if entry.epoch > inner.newest_epoch {
-            inner.newest_epoch = entry.epoch;
-            let keep_from = entry.epoch - 1;
-            inner.seen.retain(|&(epoch, _, _)| epoch >= keep_from);
-        }
         let uri = entry.uri.clone();
-        if inner.seen.insert((entry.epoch, entry.source, entry.image)) {
+        if inner.first_time(&entry) {
             *inner.counts.entry(entry.failure.reason).or_insert(0) += 1;
             if let Some(file) = inner.file.as_mut() {
                 let mut line = serde_json::to_vec(&entry).unwrap_or_default();
@@ -142,6 +141,19 @@ impl Ledger {
 }
 
 impl Inner {
+    /// Whether this image has not failed in this epoch yet. A rank may ask for a batch twice, but not for one of an epoch long
+    /// gone: only the epochs asked for last are remembered, whatever their numbers.
+    fn first_time(&mut self, entry: &Entry) -> bool {
+        let at = self.seen.iter().position(|&(epoch, _)| epoch == entry.epoch);
+        let (epoch, mut seen) = at.and_then(|at| self.seen.remove(at)).unwrap_or((entry.epoch, Seen::new()));
+        let first = seen.insert((entry.source, entry.image));
+        self.seen.push_back((epoch, seen));
+        if self.seen.len() > EPOCHS {
+            self.seen.pop_front();
+        }
+        first
+    }
+
     fn note(&mut self, failed: bool) {
         if self.window.len() == WINDOW && self.window.pop_front() == Some(true) {
             self.failed_in_window -= 1;
@@ -168,6 +180,20 @@ mod tests {
         }
         assert_eq!(ledger.entries().len(), 3);
         assert_eq!(ledger.counts()[&Reason::Corrupt], 3);
+    }
+
+    #[test]
+    fn a_huge_epoch_stops_no_forgetting() {
+        let ledger = Ledger::new("", 1.0).expect("a ledger");
+        for epoch in std::iter::once(u64::MAX).chain(0..1000) {
+            for image in 0..10 {
+                ledger.failed(entry(epoch, image)).expect("below the limit");
+                ledger.failed(entry(epoch, image)).expect("below the limit");
+            }
+        }
+        assert_eq!(ledger.counts()[&Reason::Corrupt], 10_010);
+        let remembered: usize = ledger.lock().seen.iter().map(|(_, seen)| seen.len()).sum();
+        assert!(remembered <= 10 * EPOCHS, "{remembered}");
     }
 
     #[test]

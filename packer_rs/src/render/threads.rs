@@ -1,5 +1,8 @@
 //! What the renderer's threads do. In: tasks of the queue. Out: images in their slots, failures in the ledger, finished batches.
+//!
+//! Every task is counted as done, whatever comes of it: a panic fails its batch and leaves the thread for the next one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +15,7 @@ use super::queue::Task;
 use super::shared::Shared;
 use super::worker::{Input, Worker, lap};
 use crate::error::{Error, Kind};
-use crate::failure::{Fault, Reason};
+use crate::failure::{Fault, Reason, said};
 use crate::pixels::picture::KEEP_BYTES;
 use crate::render::ledger::Entry;
 use crate::render::place::Places;
@@ -67,8 +70,23 @@ impl Shared {
         }
     }
 
+    /// Does a part of a batch's work. A panic is a fault of ours, so it fails the batch; None then.
+    fn guarded<T>(&self, job: &Job, work: impl FnOnce() -> T) -> Option<T> {
+        catch_unwind(AssertUnwindSafe(work))
+            .map_err(|panic| {
+                let (first, said) = (job.plan.first, said(&*panic));
+                job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "batch {first} cannot be rendered ({said}); this is a fault of the engine: please report it"
+                    ),
+                ));
+            })
+            .ok()
+    }
+
     fn start(&self, job: Arc<Job>) {
-        match self.pool.take(job.layout.bytes) {
+        self.guarded(&job, || match self.pool.take(job.layout.bytes) {
             Ok(mut block) => {
                 fill(&job.plan, &job.layout, &self.limits, &self.sources, &mut block);
                 if let Some(encoded) = &job.layout.encoded {
@@ -77,7 +95,7 @@ impl Shared {
                 *lock(&job.block) = Some(Arc::new(block));
             }
             Err(e) => job.fail(e),
-        }
+        });
         let empty = job.items.is_empty();
         self.queue.started(job.clone());
         if empty {
@@ -91,11 +109,17 @@ impl Shared {
         if job.abandoned() {
             self.queue.release(job);
         }
-        (self.notify)();
+        // The batch is over, whatever becomes of the news.
+        drop(catch_unwind(AssertUnwindSafe(&self.notify)));
     }
 
     /// Reads an image's bytes, trying again after a fault that may pass.
     fn fetch(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
+        let gone = || Err(Fault::Passing("cancelled".into()));
+        self.guarded(job, || self.attempt(job, i, path, out)).unwrap_or_else(gone)
+    }
+
+    fn attempt(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
         let mut pause = FIRST_PAUSE;
@@ -119,7 +143,15 @@ impl Shared {
         Ok(())
     }
 
+    /// Deals with an image whose bytes were fetched, or were not to be had.
     fn image(&self, worker: &mut Worker, job: &Job, i: usize, fetched: std::result::Result<&[u8], Fault>) {
+        self.guarded(job, || self.render(worker, job, i, fetched));
+        if job.dealt_with() {
+            self.complete(job);
+        }
+    }
+
+    fn render(&self, worker: &mut Worker, job: &Job, i: usize, fetched: std::result::Result<&[u8], Fault>) {
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
         let block = lock(&job.block).clone();
@@ -185,9 +217,6 @@ impl Shared {
                     }
                 }
             }
-        }
-        if job.dealt_with() {
-            self.complete(job);
         }
     }
 }
