@@ -9,9 +9,10 @@ use numpy::{Element, PyArray};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use crate::py::given;
 use crate::render::Rendered;
 use crate::render::field::{Dtype, Field};
-use crate::render::layout::{EncodedFields, ViewFields};
+use crate::render::layout::{BatchLayout, EncodedFields, ViewFields};
 use crate::render::ledger::Entry;
 use crate::render::memory::Block;
 
@@ -85,6 +86,25 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
     d.set_item("epoch", rendered.epoch)?;
     d.set_item("sequence", rendered.first)?;
     Ok(d)
+}
+
+/// Name, dtype, shape and first byte.
+type Described = (String, &'static str, Vec<usize>, usize);
+
+/// What a batch of `count` sequences looks like: its fields in the order of the wire, and the bytes of its block.
+#[pyfunction]
+pub(super) fn batch_fields(
+    limits: &Bound<'_, PyDict>,
+    patch_size: u32,
+    count: u32,
+    encoded: bool,
+) -> PyResult<(Vec<Described>, usize)> {
+    let layout = BatchLayout::of(&given::limits(limits)?, patch_size, count as usize, encoded.then_some(0));
+    let described = |(field, teacher): (&Field, bool)| {
+        let name = if teacher { format!("teacher.{}", field.name) } else { field.name.to_owned() };
+        (name, field.dtype.code(), field.shape().to_vec(), field.offset)
+    };
+    Ok((layout.fields().map(described).collect(), layout.bytes))
 }
 
 /// Entries of a ledger as dictionaries.

@@ -25,38 +25,43 @@ fn get<'py, T: FromPyObjectOwned<'py>>(d: &Bound<'py, PyDict>, name: &str) -> Py
     }
 }
 
-fn view_limits(d: &Bound<'_, PyDict>) -> PyResult<ViewLimits> {
-    let limits = ViewLimits {
-        sequence_length: get(d, "sequence_length")?,
-        max_tokens: get(d, "max_tokens")?,
-        prefix_tokens: get(d, "prefix_tokens")?,
+/// What fixes the shapes of a batch, as it was given.
+pub(super) fn limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
+    let view = |d: &Bound<'_, PyDict>| -> PyResult<ViewLimits> {
+        Ok(ViewLimits {
+            sequence_length: get(d, "sequence_length")?,
+            max_tokens: get(d, "max_tokens")?,
+            prefix_tokens: get(d, "prefix_tokens")?,
+        })
     };
-    if !(1..=32767).contains(&limits.sequence_length) || !(1..=limits.sequence_length).contains(&limits.max_tokens) {
-        return Err(bad(format!("limits are not possible: {limits:?}")));
-    }
-    Ok(limits)
-}
-
-pub(super) fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
     let teacher = match d.get_item("teacher")? {
         Some(t) if !t.is_none() => {
             let t = t.cast_into::<PyDict>()?;
-            let p: u32 = get(&t, "patch_size")?;
-            if !(1..=4096).contains(&p) {
-                return Err(bad(format!("teacher.patch_size = {p} is not allowed; it must be between 1 and 4096")));
-            }
-            Some((view_limits(&t)?, p))
+            Some((view(&t)?, get(&t, "patch_size")?))
         }
         _ => None,
     };
-    let limits = BatchLimits {
-        view: view_limits(d)?,
+    Ok(BatchLimits {
+        view: view(d)?,
         teacher,
         max_images: get(d, "max_images")?,
         label_width: get(d, "label_width")?,
         text_tokens: get(d, "text_tokens")?,
         max_text_tokens: get(d, "max_text_tokens")?,
-    };
+    })
+}
+
+/// The same, refused where nothing can be rendered with it.
+pub(super) fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
+    let limits = limits(d)?;
+    for view in [Some(limits.view), limits.teacher.map(|(view, _)| view)].into_iter().flatten() {
+        if !(1..=32767).contains(&view.sequence_length) || !(1..=view.sequence_length).contains(&view.max_tokens) {
+            return Err(bad(format!("limits are not possible: {view:?}")));
+        }
+    }
+    if let Some((_, p)) = limits.teacher.filter(|(_, p)| !(1..=4096).contains(p)) {
+        return Err(bad(format!("teacher.patch_size = {p} is not allowed; it must be between 1 and 4096")));
+    }
     if !(1..=32767).contains(&limits.max_images) {
         return Err(bad(format!("max_images = {} is not allowed; it must be between 1 and 32767", limits.max_images)));
     }

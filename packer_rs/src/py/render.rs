@@ -12,7 +12,7 @@ use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
 use crate::fetch::window::Window;
 use crate::fetch::{Foreseen, Read, Source};
 use crate::probe::probe_header;
-use crate::py::batch::{Buffer, entries, to_dict};
+use crate::py::batch::{Buffer, batch_fields, entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::{bad, batch_limits, chunk_of_bytes, source};
@@ -245,5 +245,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Renderer>()?;
     m.add_class::<Ahead>()?;
     m.add_class::<Pending>()?;
+    m.add_function(wrap_pyfunction!(batch_fields, m)?)?;
     m.add_function(wrap_pyfunction!(render_images, m)?)
 }

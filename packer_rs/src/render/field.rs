@@ -27,8 +27,8 @@ impl Dtype {
         }
     }
 
-    /// Its name in numpy.
-    pub fn numpy(self) -> &'static str {
+    /// Its code where arrays are described.
+    pub fn code(self) -> &'static str {
         match self {
             Self::U8 => "u1",
             Self::I16 => "<i2",

@@ -98,12 +98,12 @@ pub struct BatchLayout {
 impl BatchLayout {
     /// The layout of a batch of `batch_size` sequences with patches of `patch_size`.
     pub fn new(limits: &BatchLimits, patch_size: u32, batch_size: usize) -> Result<Self> {
-        Self::make(limits, patch_size, batch_size, None)
+        Self::of(limits, patch_size, batch_size, None).checked()
     }
 
     /// The layout of the same batch with encoded files in place of pixels: `data` bytes of files and names.
     pub fn encoded(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: usize) -> Result<Self> {
-        let mut layout = Self::make(limits, patch_size, batch_size, Some(data))?;
+        let mut layout = Self::of(limits, patch_size, batch_size, Some(data)).checked()?;
         // Every such batch has another size. Coarse steps, an eighth of the size at most, let the pool use blocks again.
         let step = (layout.bytes.next_power_of_two() / 16).max(ALIGN);
         layout.bytes = layout.bytes.next_multiple_of(step);
@@ -117,17 +117,25 @@ impl BatchLayout {
         own.chain(teacher).chain(self.encoded.iter().flat_map(EncodedFields::fields).map(|field| (field, false)))
     }
 
-    fn make(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: Option<usize>) -> Result<Self> {
+    fn checked(self) -> Result<Self> {
+        // Offsets into the flattened tokens are 32-bit.
+        let views = std::iter::once(&self.view).chain(&self.teacher);
+        let most = views.map(|v| self.batch_size.saturating_mul(v.limits.sequence_length as usize)).max();
+        if self.bytes > isize::MAX as usize / 2 || most > Some(i32::MAX as usize) {
+            let b = self.batch_size;
+            let message = format!("a batch of {b} sequences is too large for one buffer; lower data.batch_size");
+            return Err(Error::new(Kind::Render, message));
+        }
+        Ok(self)
+    }
+
+    /// What such a batch looks like, with `data` bytes of files and names where it is an encoded one, however large it would be.
+    pub fn of(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: Option<usize>) -> Self {
         let mut end = 0usize;
-        let mut too_large = false;
         let mut field = |name, dtype: Dtype, shape: &[usize]| {
             let offset = end;
-            let bytes = shape.iter().try_fold(dtype.bytes(), |n, &side| n.checked_mul(side));
-            let next = bytes.and_then(|b| end.checked_add(b)).and_then(|e| e.checked_next_multiple_of(ALIGN));
-            match next {
-                Some(next) if next <= isize::MAX as usize / 2 => end = next,
-                _ => too_large = true,
-            }
+            let bytes = shape.iter().fold(dtype.bytes(), |n, &side| n.saturating_mul(side));
+            end = end.saturating_add(bytes).checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX);
             Field::new(name, dtype, shape, offset)
         };
         let (b, e, k) = (batch_size, limits.max_images as usize, limits.label_width as usize);
@@ -168,14 +176,6 @@ impl BatchLayout {
             file_offsets: field("file_offsets", Dtype::I64, &[b, e]),
             data: field("data", Dtype::U8, &[data]),
         });
-        // Offsets into the flattened tokens are 32-bit.
-        let tokens = [Some(limits.view), limits.teacher.map(|(v, _)| v)].into_iter().flatten();
-        if too_large || tokens.map(|v| v.sequence_length as usize).any(|l| b.saturating_mul(l) > i32::MAX as usize) {
-            return Err(Error::new(
-                Kind::Render,
-                format!("a batch of {batch_size} sequences is too large for one buffer; lower data.batch_size"),
-            ));
-        }
-        Ok(Self { view: own, images, teacher, encoded, max_images: e, batch_size: b, bytes: end.max(ALIGN) })
+        Self { view: own, images, teacher, encoded, max_images: e, batch_size: b, bytes: end.max(ALIGN) }
     }
 }
