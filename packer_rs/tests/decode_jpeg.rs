@@ -1,6 +1,6 @@
 //! Our own JPEG decoder beside libjpeg-turbo: whatever the file, both decoders agree on the verdict, its words, and every sample.
 
-#[path = "common/encode.rs"]
+#[path = "../../jpeg_rs/tests/common/encode.rs"]
 mod encode;
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The inner loops of resizing, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
-//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file, in
-//! `triples` (colours) and in `decode/baseline/avx2.rs` (the inverse transforms of JPEG).
+//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file and in
+//! `triples` (colours).
 
 use crate::pixels::taps::{BITS, GROUP, Taps};
 

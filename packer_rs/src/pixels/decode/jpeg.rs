@@ -2,17 +2,17 @@
 //! the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a usual one it
 //! stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted to RGB.
 //!
-//! Plain baseline files, by far the most, are decoded by `baseline`, which gives the same samples sooner; libjpeg-turbo gets all
-//! that it turns away, and alone says what is wrong with a file.
+//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner; libjpeg-turbo
+//! gets all that it turns away, and alone says what is wrong with a file.
 //!
 //! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other is
 //! `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF version.
 
 use std::ffi::CStr;
 
+use navit_jpeg::{Decoder as Plain, Header};
 use turbojpeg_sys as tj;
 
-use super::baseline::Baseline;
 use crate::failure::{Failure, Reason};
 use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, check_size, room};
 
@@ -21,7 +21,7 @@ const MAX_SCANS: i32 = 500;
 
 /// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
 pub struct Jpeg {
-    own: Option<Baseline>,
+    own: Option<Plain>,
     handle: tj::tjhandle,
     /// Whether a file went through the handle.
     used: bool,
@@ -41,7 +41,7 @@ impl Drop for Jpeg {
 
 impl Jpeg {
     /// Without our `own` decoder libjpeg-turbo gets all files.
-    pub fn new(own: Option<Baseline>) -> Result<Self, Failure> {
+    pub fn new(own: Option<Plain>) -> Result<Self, Failure> {
         let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
@@ -78,8 +78,8 @@ impl Jpeg {
 
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         if let Some(own) = &mut self.own {
-            let denominator = if wanted.dct_scaling { scale(wanted) } else { 1 };
-            if own.decode(bytes, wanted, denominator as u32, out).is_some() {
+            let shrink = if wanted.dct_scaling { scale(wanted) } else { 1 };
+            if plain(own, bytes, wanted, shrink as u32, out).is_some() {
                 return Ok(());
             }
         }
@@ -250,6 +250,21 @@ impl Jpeg {
         }
         Ok(())
     }
+}
+
+/// A plain file through our own decoder. None leaves `out` in any state, and the file to libjpeg-turbo.
+fn plain(own: &mut Plain, bytes: &[u8], wanted: &Wanted, shrink: u32, out: &mut Pixels) -> Option<()> {
+    let header = Header::of(bytes)?;
+    check_size(header.size, wanted).ok()?;
+    let picture = own.decode(&header, shrink, &mut out.data)?;
+    for (to, p) in out.planes.iter_mut().zip(&picture.planes[..picture.count]) {
+        let scale = (1.0 / f64::from(p.step.0), 1.0 / f64::from(p.step.1));
+        *to = Plane { start: p.start, stride: p.stride, width: p.width, height: p.height, scale };
+    }
+    out.colours = if picture.count == 1 { Colours::Grey } else { Colours::Ycc };
+    // What kernels read behind the last plane.
+    room(&mut out.data, picture.bytes);
+    Some(())
 }
 
 /// The largest denominator among 1, 2, 4, 8 at which the crop keeps at least the target's pixels on both axes.

@@ -7,7 +7,6 @@
 
 pub mod foreign;
 
-mod baseline;
 mod jpeg;
 mod others;
 mod png;
@@ -35,7 +34,7 @@ impl Decoder {
     /// Decoders with empty buffers; `helpers` read what they cannot.
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
         Ok(Self {
-            jpeg: jpeg::Jpeg::new(Some(baseline::Baseline::default()))?,
+            jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()))?,
             helpers,
             scratch: Vec::new(),
             foreign_profile: false,
@@ -49,7 +48,7 @@ impl Decoder {
 
     /// Decoders to compare with: our own of JPEG files in its plain form.
     pub fn plain() -> Result<Self, Failure> {
-        let own = baseline::Baseline::new(false);
+        let own = navit_jpeg::Decoder::new(false);
         Ok(Self { jpeg: jpeg::Jpeg::new(Some(own))?, ..Self::new(Arc::default())? })
     }
 

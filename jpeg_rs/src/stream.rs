@@ -56,7 +56,7 @@ fn copy_clean(fast: bool, from: &[u8], to: &mut [u8]) -> (usize, bool) {
     #[cfg(target_arch = "x86_64")]
     if fast {
         // SAFETY: `fast` is only true where AVX2 was found.
-        return unsafe { super::avx2::copy_clean(from, to) };
+        return unsafe { crate::avx2::copy_clean(from, to) };
     }
     let _ = fast;
     let mut copied = 0;

@@ -3,8 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::block::Block;
-use super::idct::{BETWEEN, Divisors, FACTOR_BITS, full::*, small};
+use crate::block::Block;
+use crate::idct::{BETWEEN, Divisors, FACTOR_BITS, full::*, small};
 
 const fn pair(low: i16, high: i16) -> i32 {
     low as u16 as i32 | (high as i32) << 16

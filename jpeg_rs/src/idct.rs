@@ -5,7 +5,7 @@
 //! what a smaller square does not show. Widths, roundings, wrapping and saturation are those of libjpeg-turbo's SIMD code, for
 //! hostile coefficients too: so either decoder gives the same samples. This is the plain form; `avx2` has the fast one.
 
-use super::block::{Block, ROWS};
+use crate::block::{Block, ROWS};
 
 /// Divisors in the order of a block.
 pub type Divisors = [i16; 64];
