@@ -39,7 +39,7 @@ pub struct Source {
     pub locations: Locations,
     /// Caption tokens.
     pub captions: Captions,
-    /// The bytes themselves, row by row, where they are in memory already.
+    /// The bytes themselves, row by row, where they are in memory already; the locations then name them for messages alone.
     pub memory: Vec<Chunk<u8>>,
     containers: Arc<Containers>,
     spans: Arc<Spans>,
@@ -85,12 +85,6 @@ impl Source {
     /// Bytes of such parts at hand or on their way.
     pub fn parts_held(&self) -> usize {
         self.budgets.iter().map(|budget| budget.used()).sum()
-    }
-
-    /// A source whose encoded images are in memory; its locations name them for messages alone.
-    pub fn with_memory(mut self, memory: Vec<Chunk<u8>>) -> Self {
-        self.memory = memory;
-        self
     }
 
     /// Number of images.

@@ -155,11 +155,6 @@ impl Epoch {
         &self.plan
     }
 
-    /// A copy of what is known of the counts.
-    pub fn table(&self) -> Table {
-        lock(&self.table).clone()
-    }
-
     /// Reads the table under its lock.
     pub fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
         read(&lock(&self.table))
