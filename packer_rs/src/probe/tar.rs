@@ -1,5 +1,5 @@
-//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small text
-//! members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
+//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small
+//! text members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
 
 use std::path::Path;
 
@@ -49,8 +49,8 @@ pub struct Scan {
     pub fault: Option<String>,
 }
 
-/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
-/// probe and to read; a fault of the tar is part of the result, never an error.
+/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the
+/// base name) to probe and to read; a fault of the tar is part of the result, never an error.
 pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
     match open(path) {

@@ -1,5 +1,6 @@
-//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its block:
-//! segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are `worker`'s.
+//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its
+//! block: segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are
+//! `worker`'s.
 
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;

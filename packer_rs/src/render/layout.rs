@@ -1,6 +1,7 @@
-//! What a batch looks like: the one definition of its fields, their types, shapes and places. In: limits, P and B. Out: where each
-//! field lies in the batch's block: in the order of the wire, each at a multiple of 64, so that a block can be handed to another
-//! process as it is. Python asks for it (`_packer.batch_fields`); docs/protocol.md says it in words.
+//! What a batch looks like: the one definition of its fields, their types, shapes and places. In: limits, P and B. Out:
+//! where each field lies in the batch's block: in the order of the wire, each at a multiple of 64, so that a block can
+//! be handed to another process as it is. Python asks for it (`_packer.batch_fields`); docs/protocol.md says it in
+//! words.
 
 use crate::error::{Error, Kind, Result};
 use crate::render::field::{ALIGN, Dtype, Field};
@@ -104,7 +105,8 @@ impl BatchLayout {
     /// The layout of the same batch with encoded files in place of pixels: `data` bytes of files and names.
     pub fn encoded(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: usize) -> Result<Self> {
         let mut layout = Self::of(limits, patch_size, batch_size, Some(data)).checked()?;
-        // Every such batch has another size. Coarse steps, an eighth of the size at most, let the pool use blocks again.
+        // Every such batch has another size. Coarse steps, an eighth of the size at most, let the pool use blocks
+        // again.
         let step = (layout.bytes.next_power_of_two() / 16).max(ALIGN);
         layout.bytes = layout.bytes.next_multiple_of(step);
         Ok(layout)
@@ -129,7 +131,8 @@ impl BatchLayout {
         Ok(self)
     }
 
-    /// What such a batch looks like, with `data` bytes of files and names where it is an encoded one, however large it would be.
+    /// What such a batch looks like, with `data` bytes of files and names where it is an encoded one, however large it
+    /// would be.
     pub fn of(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: Option<usize>) -> Self {
         let mut end = 0usize;
         let mut field = |name, dtype: Dtype, shape: &[usize]| {

@@ -1,8 +1,8 @@
-//! Where things go in a batch's block. In: a block and its layout, and an image with its number. Out: the image's slots in each
-//! view and its own values, found once and named; or every field whole, for whoever has the block to itself.
+//! Where things go in a batch's block. In: a block and its layout, and an image with its number. Out: the image's slots
+//! in each view and its own values, found once and named; or every field whole, for whoever has the block to itself.
 //!
-//! Apart, since all writing to blocks that several threads share goes through here: what is `unsafe` in rendering is one
-//! promise, that an image's places are in one hand at a time.
+//! Apart, since all writing to blocks that several threads share goes through here: what is `unsafe` in rendering is
+//! one promise, that an image's places are in one hand at a time.
 
 use crate::render::field::{Field, Value};
 use crate::render::layout::{BatchLayout, EncodedFields, ImageFields, ViewFields};
@@ -83,8 +83,8 @@ impl<'a> Places<'a> {
     /// The places of image `i` of sequence `s`.
     ///
     /// # Safety
-    /// The batch was checked against its limits, `layout` is that of `block`, and nobody else uses this image's places while these
-    /// are there.
+    /// The batch was checked against its limits, `layout` is that of `block`, and nobody else uses this image's places
+    /// while these are there.
     pub unsafe fn of(image: &'a PlannedImage, (s, i): (u32, u32), layout: &'a BatchLayout, block: &'a Block) -> Self {
         let s = s as usize;
         Self {

@@ -1,12 +1,14 @@
-//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode runs at
-//! the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a usual one it
-//! stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted to RGB.
+//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode
+//! runs at the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a
+//! usual one it stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted
+//! to RGB.
 //!
-//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner; libjpeg-turbo
-//! gets all that it turns away, and alone says what is wrong with a file.
+//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner;
+//! libjpeg-turbo gets all that it turns away, and alone says what is wrong with a file.
 //!
-//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other is
-//! `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF version.
+//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other
+//! is `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF
+//! version.
 
 use std::ffi::CStr;
 

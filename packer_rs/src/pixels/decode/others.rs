@@ -1,5 +1,5 @@
-//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts), alpha over
-//! the background. Floating-point and palette TIFF are `unsupported`.
+//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts),
+//! alpha over the background. Floating-point and palette TIFF are `unsupported`.
 
 use std::io::{Cursor, ErrorKind};
 

@@ -1,7 +1,8 @@
-//! Packers that keep every sequence open: first fit, best fit, and best fit decreasing. In: all loads. Out: a `Packing`.
+//! Packers that keep every sequence open: first fit, best fit, and best fit decreasing. In: all loads. Out: a
+//! `Packing`.
 //!
-//! Where only the first part of a load is used, a tree or a list by room finds a sequence. Where others are too, many sequences have
-//! room in one part and none in another: `Tree` passes over them without looking at each.
+//! Where only the first part of a load is used, a tree or a list by room finds a sequence. Where others are too, many
+//! sequences have room in one part and none in another: `Tree` passes over them without looking at each.
 
 use super::load::{Limits, Load, Packing, Used};
 
@@ -31,8 +32,8 @@ fn next_of<'a>(left: &mut &'a [Load], right: &mut &'a [Load]) -> Option<Load> {
     Some(*room)
 }
 
-/// A tree over the rooms of leaves. Each node knows the rooms beneath it that no other one there covers, by falling parts, so whether
-/// an item finds a place there is told for certain.
+/// A tree over the rooms of leaves. Each node knows the rooms beneath it that no other one there covers, by falling
+/// parts, so whether an item finds a place there is told for certain.
 struct Tree {
     /// The root is `nodes[1]`.
     nodes: Vec<Vec<Load>>,
@@ -277,7 +278,8 @@ struct PartedRooms {
     rooms: Tree,
 }
 
-/// Sequences with the same room in the first part, in the order in which they came, and what they have left of the others.
+/// Sequences with the same room in the first part, in the order in which they came, and what they have left of the
+/// others.
 struct Peers {
     bins: Vec<(u32, Load)>,
     left: Tree,

@@ -35,7 +35,8 @@ fn check_packing(loads: &[Load], limits: &Limits, packing: &Packing) -> std::res
     Ok(())
 }
 
-/// First fit, or best fit, by the definition: every open sequence is looked at. Among equally full ones, the one that became so last.
+/// First fit, or best fit, by the definition: every open sequence is looked at. Among equally full ones, the one that
+/// became so last.
 fn by_looking_at_all(loads: &[Load], limits: &Limits, order: impl IntoIterator<Item = usize>, best: bool) -> Packing {
     let mut bins: Vec<(Used, usize)> = Vec::new();
     let mut of = vec![0; loads.len()];
