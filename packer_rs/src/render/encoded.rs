@@ -11,9 +11,9 @@ use std::sync::Arc;
 use crate::error::{Error, Kind, Result};
 use crate::failure::{Failure, Reason};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, EncodedFields};
+use crate::render::layout::{BatchLayout, EncodedFields, EncodedValues};
 use crate::render::memory::Block;
-use crate::render::place::{EncodedValues, Places};
+use crate::render::place::Places;
 use crate::slots::{BatchLimits, PlannedBatch};
 
 use super::worker::Worker;

@@ -4,9 +4,9 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, ViewFields};
+use crate::render::layout::{BatchLayout, ImageValues, ViewFields, ViewValues};
 use crate::render::memory::Block;
-use crate::render::place::{ImageValues, ViewValues, slot};
+use crate::render::place::slot;
 use crate::slots::{BatchLimits, PlannedBatch};
 
 /// `PackedBatch.status` of an image that was rendered.
