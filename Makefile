@@ -11,7 +11,7 @@ DEMO   ?= runs/demo
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 UV     := $(BIN)/uv pip install --python $(PY) --quiet
-RUST   := $(shell find packer_rs/src -name '*.rs' 2>/dev/null) packer_rs/Cargo.toml Cargo.toml Cargo.lock
+RUST   := $(shell find jpeg_rs/src packer_rs/src -name '*.rs' 2>/dev/null) jpeg_rs/Cargo.toml packer_rs/Cargo.toml Cargo.toml Cargo.lock
 # cmake comes from .venv; pyo3's build script finds .venv's Python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1

@@ -24,6 +24,7 @@ __all__ = [
     "Renderer",
     "SlotRenderer",
     "__version__",
+    "batch_fields",
     "pack",
     "probe_bytes",
     "probe_files",
@@ -270,6 +271,22 @@ class Layout:
         """What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest."""
 
 # render: planned batches -> the fields of `PackedBatch`; see `navit_loader.render.engine`
+
+def batch_fields(
+    limits: dict[str, Any], patch_size: int, count: int, encoded: bool
+) -> tuple[list[tuple[str, str, list[int], int]], int]:
+    """What a batch looks like: the one definition of its shape.
+
+    Args:
+        limits: as for `Renderer`.
+        patch_size: P.
+        count: B.
+        encoded: with files in place of pixels; their `data` is given 0 bytes.
+
+    Returns:
+        Name as in `PackedBatch.arrays()`, dtype, shape and first byte of each field, in the order of the wire; and the
+        bytes of the block that holds them.
+    """
 
 @final
 class Buffer:

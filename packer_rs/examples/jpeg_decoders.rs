@@ -1,6 +1,6 @@
-//! Which JPEG decoder is the default, by measurement: our own for plain baseline files, beside libjpeg-turbo, which decodes the
-//! others, and zune-jpeg, the fastest in pure Rust that we know. In: JPEG files. Out: milliseconds an image for each, one thread,
-//! medians over interleaved rounds.
+//! Which JPEG decoder is the default, by measurement: our own for plain baseline files, beside libjpeg-turbo, which
+//! decodes the others, and zune-jpeg, the fastest in pure Rust that we know. In: JPEG files. Out: milliseconds an image
+//! for each, one thread, medians over interleaved rounds.
 //!
 //! ```text
 //! python bench/corpus.py /tmp/corpus --count 60 && cargo run --release -p navit-packer --example jpeg_decoders /tmp/corpus/*/*
@@ -9,7 +9,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use navit_packer::pixels::decode::{Decoder, Pixels, Wanted};
+use navit_packer::pixels::decode::Decoder;
+use navit_packer::pixels::picture::{Pixels, Wanted};
 use navit_packer::slots::Crop;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;

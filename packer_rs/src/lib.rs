@@ -10,6 +10,7 @@
 
 pub mod columns;
 pub mod error;
+pub mod failure;
 pub mod fetch;
 pub mod pixels;
 pub mod plan;

@@ -1,12 +1,15 @@
-//! Our own JPEG decoder beside libjpeg-turbo: whatever the file, both decoders agree on the verdict, its words, and every sample.
+//! Our own JPEG decoder beside libjpeg-turbo: whatever the file, both decoders agree on the verdict, its words, and
+//! every sample.
 
-#[path = "common/encode.rs"]
+#[path = "../../jpeg_rs/tests/common/encode.rs"]
 mod encode;
 
 use std::sync::Arc;
 
 use encode::{Style, encode};
-use navit_packer::pixels::decode::{Colours, Decoder, Pixels, Wanted};
+use navit_packer::failure::Reason;
+use navit_packer::pixels::decode::Decoder;
+use navit_packer::pixels::picture::{Colours, Pixels, Wanted};
 use navit_packer::slots::Crop;
 use proptest::prelude::*;
 use turbojpeg_sys as tj;
@@ -36,7 +39,7 @@ fn decoders() -> Decoders {
 type Shown = (u32, u32, (f64, f64), Vec<u8>);
 
 /// What can be seen of an image, or why there is none.
-type Seen = Result<Vec<Shown>, (&'static str, String)>;
+type Seen = Result<Vec<Shown>, (Reason, String)>;
 
 fn seen(pixels: &Pixels) -> Vec<Shown> {
     let channels = if pixels.colours == Colours::Rgb { 3 } else { 1 };

@@ -1,8 +1,10 @@
-//! Invariants of the header probe: no bytes make it panic, a window shows the same wherever an image lies, and what a tar
-//! scan returns lies inside the tar.
+//! Invariants of the header probe: no bytes make it panic, a window shows the same wherever an image lies, and what a
+//! tar scan returns lies inside the tar.
 
+use navit_packer::fetch::window::{ReadAt, Window};
 use navit_packer::pixels::decode::foreign::Helpers;
-use navit_packer::probe::{Format, Outcome, Payload, ReadAt, Window, probe_files, probe_header, scan_tar};
+use navit_packer::pixels::format::Format;
+use navit_packer::probe::{Outcome, Payload, probe_files, probe_header, scan_tar};
 use proptest::prelude::*;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

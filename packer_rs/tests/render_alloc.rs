@@ -1,5 +1,6 @@
 //! Our own code allocates nothing per image once it is warm: a batch of many images allocates as often as one of few.
-//! (What libjpeg-turbo takes from C's allocator for itself is not counted.)
+//! And nothing stays of batches that are gone, however many sizes of them were asked for. (What libjpeg-turbo takes
+//! from C's allocator for itself is not counted.)
 
 mod common;
 
@@ -10,26 +11,31 @@ use std::time::{Duration, Instant};
 
 use common::{index, jpeg, limits, plan, settings};
 use navit_packer::render::Renderer;
+use navit_packer::slots::{BatchLimits, PlannedBatch, ViewLimits};
 
 struct Counting;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: all is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.fetch_add(1, Ordering::Relaxed);
+        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
         // SAFETY: as for the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         // SAFETY: as for the caller.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         COUNT.fetch_add(1, Ordering::Relaxed);
+        LIVE.fetch_add(size.wrapping_sub(layout.size()), Ordering::Relaxed);
         // SAFETY: as for the caller.
         unsafe { System.realloc(at, layout, size) }
     }
@@ -75,4 +81,26 @@ fn nothing_is_allocated_per_image() {
         assert!(many[10] < 20, "{many:?}");
     }
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
+    nothing_stays_of_batches_that_are_gone();
+}
+
+/// In the same test, since it counts what all threads hold.
+fn nothing_stays_of_batches_that_are_gone() {
+    let mut settings = settings(1, 0);
+    settings.memory_mb = 1;
+    let view = ViewLimits { sequence_length: 16, max_tokens: 16, prefix_tokens: 0 };
+    let limits = BatchLimits { view, max_images: 4, ..limits() };
+    let renderer =
+        Renderer::new(settings, limits, Vec::new(), Arc::default(), false, Box::new(|| {})).expect("a renderer");
+    let ask = |batch_size: usize| {
+        let empty = PlannedBatch { batch_size, patch_size: 1, ..PlannedBatch::default() };
+        let mut ticket = renderer.submit(empty, false).expect("a ticket");
+        ticket.wait(Instant::now() + Duration::from_secs(60)).expect("no error").expect("in time");
+    };
+    (1..100).for_each(ask);
+    let before = LIVE.load(Ordering::Relaxed);
+    (100..4000).for_each(ask);
+    let stays = LIVE.load(Ordering::Relaxed).saturating_sub(before);
+    // Blocks may lie idle within the renderer's bound.
+    assert!(stays < 5 << 18, "{stays} bytes stay of batches that nobody holds");
 }

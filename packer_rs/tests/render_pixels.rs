@@ -1,9 +1,9 @@
-//! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat; orientation is
-//! a permutation of pixels.
+//! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat;
+//! orientation is a permutation of pixels.
 
-use navit_packer::pixels::decode::{Colours, Pixels, Plane};
 use navit_packer::pixels::orient::Frame;
 use navit_packer::pixels::patchify::patchify;
+use navit_packer::pixels::picture::{Colours, Pixels, Plane};
 use navit_packer::pixels::resize::{Resizer, Small};
 use navit_packer::pixels::taps::{Axis, BITS, Filter, Taps};
 use navit_packer::slots::Crop;

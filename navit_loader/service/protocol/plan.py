@@ -1,24 +1,22 @@
 """What a client must know of a plan, and the shapes of its batches that follow from it.
 
 In: an engine at the daemon, the map of a `hello` at the client. Out: `PlanInfo`, and for each patch size and batch size
-the dtype and shape of every array, so that a frame has exactly one right length.
+the dtype and shape of every array as the engine defines them, so that a frame has exactly one right length.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from ... import _packer
 from ...config import RENDER_KEYS, RenderConfig
 from ...errors import ConfigError, ServiceError
 from .messages import NUMBER, check, named, short
-
-SLOT_ALIGN = 64
-"""In shared memory every field starts at a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +163,6 @@ class Field:
     shape: tuple[int, ...]
     nbytes: int
 
-    @classmethod
-    def of(cls, name: str, dtype: str, *shape: int) -> Field:
-        """A field of the given shape."""
-        kind = np.dtype(dtype)
-        return cls(name, kind, shape, math.prod(shape) * kind.itemsize)
-
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -189,57 +181,27 @@ class BatchShape:
     slot_bytes: int
 
 
-def batch_shape(info: PlanInfo, patch_size: int, count: int) -> BatchShape:
-    """The shape of a batch of `count` sequences. Worked out once: it is asked for with every batch."""
-    return _shape(info.max_images, info.label_width, info.text_tokens, info.view, info.teacher, patch_size, count)
+def batch_shape(info: PlanInfo, patch_size: int, count: int, encoded: bool = False) -> BatchShape:
+    """The shape of a batch of `count` sequences. Asked of the engine once: it is wanted with every batch."""
+    sides = info.max_images, info.label_width, info.text_tokens
+    return _shape(sides, info.view, info.teacher, patch_size, count, encoded)
 
 
 @lru_cache(maxsize=256)
-def _shape(e: int, k: int, t: int, own: Limits, teacher: Limits | None, patch_size: int, count: int) -> BatchShape:
-    def view(limits: Limits, p: int, prefix: str) -> list[Field]:
-        length = limits.sequence_length
-        cuts = count * (e + -(-length // limits.max_tokens)) + 1
-        return [
-            Field.of(prefix + "patches", "u1", count, length, p * p * 3),
-            Field.of(prefix + "positions", "<i2", count, length, 2),
-            Field.of(prefix + "segment_ids", "<i2", count, length),
-            Field.of(prefix + "cu_seqlens", "<i4", cuts),
-            Field.of(prefix + "grids", "<i2", count, e, 2),
-        ]
-
-    found = view(own, patch_size, "")
-    found += [
-        Field.of("status", "u1", count, e),
-        Field.of("labels", "<i8", count, e, k),
-        Field.of("image_ids", "<i8", count, e),
-        Field.of("source_ids", "<i2", count, e),
-        Field.of("sizes", "<i4", count, e, 2),
-        Field.of("crops", "<i4", count, e, 4),
-        Field.of("flips", "u1", count, e),
-        Field.of("text", "<i4", count, t) if t else Field.of("text", "<i4", 0),
-        Field.of("text_cu_seqlens", "<i4", count * (e + 1) + 1 if t else 0),
-    ]
-    if teacher is not None:
-        found += view(teacher, teacher.patch_size, "teacher.")
-    offsets, end = [], 0
-    for one in found:
-        offsets.append(end)
-        end += -(-one.nbytes // SLOT_ALIGN) * SLOT_ALIGN
-    return BatchShape(tuple(found), tuple(offsets), sum(f.nbytes for f in found), end)
+def _shape(
+    sides: tuple[int, int, int], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
+) -> BatchShape:
+    limits = asdict(own) | dict(zip(("max_images", "label_width", "text_tokens"), sides, strict=True))
+    limits |= {"max_text_tokens": 0, "teacher": teacher and asdict(teacher)}
+    described, slot_bytes = _packer.batch_fields(limits, patch_size, count, encoded)
+    found, offsets = [], []
+    for name, dtype, shape, offset in described:
+        kind = np.dtype(dtype)
+        found.append(Field(name, kind, tuple(shape), math.prod(shape) * kind.itemsize))
+        offsets.append(offset)
+    return BatchShape(tuple(found), tuple(offsets), sum(f.nbytes for f in found), slot_bytes)
 
 
 def encoded_fields(info: PlanInfo, patch_size: int, count: int) -> tuple[Field, ...]:
     """The arrays of an encoded batch but its `data`, which has no fixed length and comes last."""
-    e = info.max_images
-    slots = (
-        replace(f, shape=(*f.shape[:2], 0), nbytes=0) if f.name.endswith("patches") else f
-        for f in batch_shape(info, patch_size, count).fields
-    )
-    return (
-        *slots,
-        Field.of("keys", "<i8", count, e),
-        Field.of("orientations", "u1", count, e),
-        Field.of("spans", "<i8", count, e, 2),
-        Field.of("uri_spans", "<i8", count, e, 2),
-        Field.of("file_offsets", "<i8", count, e),
-    )
+    return batch_shape(info, patch_size, count, encoded=True).fields[:-1]

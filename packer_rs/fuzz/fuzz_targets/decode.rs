@@ -5,20 +5,25 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use navit_packer::decode::{Decoder, Pixels, Wanted};
-use navit_packer::foreign::Helpers;
-use navit_packer::orient::Frame;
-use navit_packer::probe::{Window, probe_header};
-use navit_packer::resize::{Resizer, Small};
+use navit_packer::fetch::window::Window;
+use navit_packer::pixels::decode::Decoder;
+use navit_packer::pixels::decode::foreign::Helpers;
+use navit_packer::pixels::orient::Frame;
+use navit_packer::pixels::picture::{Pixels, Wanted};
+use navit_packer::pixels::resize::{Resizer, Small};
+use navit_packer::pixels::taps::Filter;
+use navit_packer::probe::probe_header;
 use navit_packer::slots::Crop;
-use navit_packer::taps::Filter;
 
 thread_local! {
     static TOOLS: RefCell<(Option<Decoder>, Pixels, Resizer, Small)> = RefCell::default();
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(header) = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut Vec::new()), &Helpers::default()) else { return };
+    let Ok(header) = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut Vec::new()), &Helpers::default())
+    else {
+        return;
+    };
     let (width, height) = Frame::new(header.orientation).swapped((header.width, header.height));
     TOOLS.with_borrow_mut(|(decoder, pixels, resizer, small)| {
         let decoder = decoder.get_or_insert_with(|| Decoder::new(Arc::default()).expect("memory for a decoder"));

@@ -1,35 +1,37 @@
-//! Containers kept open, and the pages of Parquet files decoded last. In: the place of a container. Out: something to read
-//! from. Both are bounded: a data set may have a hundred thousand shards.
+//! Containers kept open, and the pages of Parquet files decoded last. In: the place of a container. Out: something to
+//! read from. Both are bounded: a data set may have a hundred thousand shards.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::budget::{Budget, Counted};
+use super::file::{fault, open_file};
 use super::spans::{Cut, Foreseen, Spanned, Spans};
-use super::{File, fault, open_file};
 use parquet::data_type::ByteArray;
 
+use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::pages::{Buffers, PageKey, Pages, Trouble};
 use crate::fetch::remote::{Blocks, Object, is_remote, spawn_blocking};
 use crate::fetch::window::ReadAt;
-use crate::render::ledger::{Failure, Fault};
 use crate::sync::lock;
 
 /// Open containers kept per source; more are opened again when they are needed.
 const OPEN: usize = 64;
 
-/// A row group whose pages take no more is fetched whole before it is known where each of them lies: finding that out takes as many
-/// requests, one after the other.
+/// A row group whose pages take no more is fetched whole before it is known where each of them lies: finding that out
+/// takes as many requests, one after the other.
 const WHOLE: u64 = 32 << 20;
 
 /// Containers and row groups of them that are looked into in the background at once.
 const LOOKING: usize = 16;
 
-/// A decoded page, counted while it is held. A page is about 1 MB, and block order comes back to it while its block lasts.
+/// A decoded page, counted while it is held. A page is about 1 MB, and block order comes back to it while its block
+/// lasts.
 type Page = Arc<OnceLock<Result<(Vec<Option<ByteArray>>, Counted), Fault>>>;
 
-/// What is looked into in the background: a container, and which row group of it once its footer is known. The values of it that
-/// were foreseen since.
+/// What is looked into in the background: a container, and which row group of it once its footer is known. The values
+/// of it that were foreseen since.
 type Looking = HashMap<(i32, Option<usize>), HashSet<String>>;
 
 /// See the module.
@@ -59,7 +61,7 @@ impl From<Trouble> for Fault {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Io(e) => fault(&e),
-            Trouble::File(what) => Failure::new("fetch", "corrupt", what).into(),
+            Trouble::File(what) => Failure::fetch(Reason::Corrupt, what).into(),
         }
     }
 }
@@ -99,8 +101,8 @@ impl Containers {
         Ok(container)
     }
 
-    /// Starts to read the page of a value in a remote Parquet container. What has to be known for that is looked up in the
-    /// background, once.
+    /// Starts to read the page of a value in a remote Parquet container. What has to be known for that is looked up in
+    /// the background, once.
     pub fn foresee(self: &Arc<Self>, number: i32, path: &str, name: &str) -> Foreseen {
         // What is wrong is said when the value is wanted.
         let Ok((column, row)) = place_of(name) else { return Foreseen::NOTHING };
@@ -128,7 +130,8 @@ impl Containers {
         Foreseen::LATER
     }
 
-    /// Finds out in the background where pages lie, and then starts to read those of all values that were foreseen meanwhile.
+    /// Finds out in the background where pages lie, and then starts to read those of all values that were foreseen
+    /// meanwhile.
     fn look(self: &Arc<Self>, number: i32, group: Option<usize>, path: &str, name: &str) {
         let what = (number, group);
         {
@@ -192,7 +195,7 @@ impl Containers {
                     out.extend_from_slice(value.data());
                     Ok(())
                 }
-                _ => Err(Failure::new("fetch", "missing", "the row holds no bytes").into()),
+                _ => Err(Failure::fetch(Reason::Missing, "the row holds no bytes").into()),
             },
             Err(fault) => {
                 // A fault may pass, so it is not kept.
@@ -229,7 +232,7 @@ impl Containers {
 /// The column and the row that a name in a Parquet container stands for.
 fn place_of(name: &str) -> Result<(&str, u64), Fault> {
     let place = name.rsplit_once('/').and_then(|(column, row)| Some((column, row.parse::<u64>().ok()?)));
-    place.ok_or_else(|| Failure::new("fetch", "index", format!("the index names '{name}' in a Parquet file")).into())
+    place.ok_or_else(|| Failure::fetch(Reason::Index, format!("the index names '{name}' in a Parquet file")).into())
 }
 
 impl Container {

@@ -1,10 +1,10 @@
-//! Ranges of remote objects on their way or at hand. In: what planned batches will want. Out: their bytes. Requests start when a
-//! batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
+//! Ranges of remote objects on their way or at hand. In: what planned batches will want. Out: their bytes. Requests
+//! start when a batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
 //!
-//! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once; in any other
-//! order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two of them. All of it
-//! counts against one budget: where a span does not fit, just the image is fetched, and where that does not fit either, it is
-//! fetched when it is wanted.
+//! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once;
+//! in any other order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two
+//! of them. All of it counts against one budget: where a span does not fit, just the image is fetched, and where that
+//! does not fit either, it is fetched when it is wanted.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -15,10 +15,10 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Counted};
-use super::fault;
+use super::file::fault;
+use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::{Expect, Object, spawn};
 use crate::fetch::window::ReadAt;
-use crate::render::ledger::{Failure, Fault};
 use crate::sync::lock;
 
 /// Requests under way at once.
@@ -73,7 +73,7 @@ impl ReadAt for Spanned {
                 Ok(()) => {}
                 Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
                 // The kinds that `fault` makes these failures of.
-                Err(Fault::Failed(f)) if f.reason == "missing" => {
+                Err(Fault::Failed(f)) if f.reason == Reason::Missing => {
                     return Err(io::Error::new(ErrorKind::NotFound, f.detail));
                 }
                 Err(Fault::Failed(f)) => return Err(io::Error::new(ErrorKind::UnexpectedEof, f.detail)),
@@ -154,7 +154,8 @@ impl Read {
 }
 
 impl Held {
-    /// Counts bytes, letting go of the oldest that no submitted batch wants, until they fit. None if they do not even then.
+    /// Counts bytes, letting go of the oldest that no submitted batch wants, until they fit. None if they do not even
+    /// then.
     fn room(&mut self, bytes: usize, budget: &Arc<Budget>) -> Option<Counted> {
         let mut wanted = VecDeque::new();
         let counted = loop {
@@ -229,7 +230,7 @@ impl Spans {
                 Some(bytes) => take(bytes),
                 None => {
                     let size = part.start + bytes.len() as u64;
-                    return Err(Failure::new("fetch", "changed", format!("the container has only {size} bytes")).into());
+                    return Err(Failure::fetch(Reason::Changed, format!("the container has only {size} bytes")).into());
                 }
             }
         }
@@ -266,8 +267,8 @@ impl Spans {
         (first..=last).map(move |n| if size == 0 { range.clone() } else { span(n) })
     }
 
-    /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one of, 0 for
-    /// just what is wanted; None where there is no room for it and it is not `needed` now.
+    /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one
+    /// of, 0 for just what is wanted; None where there is no room for it and it is not `needed` now.
     fn start(
         &self,
         shard: i32,

@@ -35,7 +35,7 @@ impl ReadAt for [u8] {
 }
 
 /// Why bytes are not there.
-pub(crate) enum Fault {
+pub(crate) enum Unread {
     /// They lie beyond the end.
     Short,
     /// The system refused.
@@ -73,9 +73,9 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
     }
 
     /// The `n` bytes at `at`.
-    pub(crate) fn get(&mut self, at: u64, n: usize) -> Result<&[u8], Fault> {
+    pub(crate) fn get(&mut self, at: u64, n: usize) -> Result<&[u8], Unread> {
         if at.checked_add(n as u64).is_none_or(|end| end > self.length) {
-            return Err(Fault::Short);
+            return Err(Unread::Short);
         }
         let end = self.start + self.buffer.len() as u64;
         if at < self.start || at + n as u64 > end {
@@ -87,16 +87,16 @@ impl<'a, R: ReadAt + ?Sized> Window<'a, R> {
                 Ok(got) => self.buffer.truncate(got),
                 Err(e) => {
                     self.buffer.clear();
-                    return Err(Fault::Io(e));
+                    return Err(Unread::Io(e));
                 }
             }
         }
         let from = (at - self.start) as usize;
-        self.buffer.get(from..from + n).ok_or(Fault::Short)
+        self.buffer.get(from..from + n).ok_or(Unread::Short)
     }
 
     /// The `N` bytes at `at`.
-    pub(crate) fn array<const N: usize>(&mut self, at: u64) -> Result<[u8; N], Fault> {
+    pub(crate) fn array<const N: usize>(&mut self, at: u64) -> Result<[u8; N], Unread> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.get(at, N)?);
         Ok(bytes)

@@ -1,9 +1,14 @@
-//! From bytes to pixels to patches. In: an encoded image. Out: the patches of its target grid.
+//! Encoded bytes → pixels → patches. Takes a file's bytes and what is wanted of them. Gives planes of just enough
+//! pixels, resized, turned and cut into the patches of a target grid.
+//!
+//! May not know where bytes come from, which slot of which batch they are for, or how images were planned.
 
 pub mod decode;
+pub mod format;
 pub mod kernels;
 pub mod orient;
 pub mod patchify;
+pub mod picture;
 pub mod resize;
+pub mod rgb;
 pub mod taps;
-pub mod triples;

@@ -1,11 +1,13 @@
-//! Images in a binary column of a Parquet file: probed where they lie, or in their decoded pages. In: a path and a column. Out:
-//! one entry a row, in order.
+//! Images in a binary column of a Parquet file: probed where they lie, or in their decoded pages. In: a path and a
+//! column. Out: one entry a row, in order.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Header, Window, io_reason, open, probe_header};
+use super::headers::{Header, probe_header};
+use super::open::{io_reason, open};
 use crate::fetch::pages::{Buffers, Pages, Trouble};
+use crate::fetch::window::Window;
 use crate::pixels::decode::foreign::Helpers;
 
 /// Bytes of idle buffers kept while a column is read.

@@ -1,22 +1,36 @@
-//! One function per container: each follows the container's own chunks to the size and to the orientation, wherever they
-//! stand, and refuses what no decoder could use.
+//! One function per container: each follows the container's own chunks to the size and to the orientation, wherever
+//! they stand, and refuses what no decoder could use.
 
-use super::{Format, Header, io_reason};
-use crate::fetch::window::{Fault, ReadAt, Window};
+use super::open::io_reason;
+use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::format::Format;
 use crate::pixels::orient::exif_orientation;
+
+/// What an image's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Width after orientation, in pixels, at least 1.
+    pub width: i32,
+    /// Height after orientation, in pixels, at least 1.
+    pub height: i32,
+    /// EXIF orientation, 1 to 8.
+    pub orientation: u8,
+    /// Container.
+    pub format: Format,
+}
 
 type Found = Result<(u32, u32, u8), Stop>;
 
 /// Why a container could not be followed to its size.
 enum Stop {
-    Fault(Fault),
+    Unread(Unread),
     Reason(String),
 }
 
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<Unread> for Stop {
+    fn from(unread: Unread) -> Self {
+        Self::Unread(unread)
     }
 }
 
@@ -34,16 +48,16 @@ const STRAY_BYTES: u64 = 1 << 20;
 /// A file that goes to a helper is read whole, up to this.
 const FOREIGN_BYTES: u64 = 1 << 30;
 
-/// Size, orientation and format of the image in the window, or one phrase that says why there is none. `helpers` are asked
-/// about the formats that are not read here.
+/// Size, orientation and format of the image in the window, or one phrase that says why there is none. `helpers` are
+/// asked about the formats that are not read here.
 pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>, helpers: &Helpers) -> Result<Header, String> {
     if window.is_empty() {
         return Err("empty file (0 bytes)".into());
     }
     let length = window.len();
     let (format, name, found) = match window.get(0, length.min(64) as usize) {
-        Err(Fault::Io(e)) => return Err(io_reason(&e)),
-        Err(Fault::Short) => return Err(format!("shorter than its stated {length} bytes")),
+        Err(Unread::Io(e)) => return Err(io_reason(&e)),
+        Err(Unread::Short) => return Err(format!("shorter than its stated {length} bytes")),
         Ok(magic) => match Magic::of(magic) {
             Magic::Jpeg => (Format::Jpeg, "JPEG", jpeg(window)),
             Magic::Png => (Format::Png, "PNG", png(window)),
@@ -56,8 +70,8 @@ pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>, helpers: &He
         },
     };
     let (width, height, orientation) = found.map_err(|stop| match stop {
-        Stop::Fault(Fault::Short) => format!("truncated {name}: ends inside its headers, after {length} bytes"),
-        Stop::Fault(Fault::Io(e)) => io_reason(&e),
+        Stop::Unread(Unread::Short) => format!("truncated {name}: ends inside its headers, after {length} bytes"),
+        Stop::Unread(Unread::Io(e)) => io_reason(&e),
         Stop::Reason(reason) => format!("broken {name}: {reason}"),
     })?;
     let (Ok(width), Ok(height)) = (i32::try_from(width), i32::try_from(height)) else {
@@ -185,7 +199,7 @@ fn png<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
 fn webp<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
     let end = 8 + u64::from(u32::from_le_bytes(w.array(4)?));
     if end > w.len() {
-        return Err(Fault::Short.into());
+        return Err(Unread::Short.into());
     }
     let kind: [u8; 4] = w.array(12)?;
     match &kind {

@@ -1,10 +1,12 @@
-//! Header probe: bytes of a container → size after orientation, format, or the reason why there is none. Pixels are never
-//! read. In: files, or members of tars. Out: plain values, in the order asked for.
+//! Header probe: bytes of a container → size after orientation, format, or the reason why there is none. Takes files,
+//! members of tars, values of Parquet columns. Gives plain values, in the order asked for.
 //!
-//! Apart from decoding, because indexing touches every image of a data set and must cost a few microseconds each.
+//! May not read pixels, since indexing touches every image of a data set and must cost a few microseconds each; may not
+//! know of plans or batches.
 
 mod column;
 mod headers;
+mod open;
 mod tar;
 
 use std::fs::File;
@@ -14,104 +16,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::fetch::remote::{Blocks, is_remote};
-pub use crate::fetch::window::{ReadAt, Window};
+use crate::fetch::remote::Blocks;
+use crate::fetch::window::Window;
 use crate::pixels::decode::foreign::Helpers;
 pub use column::{Value, scan_column};
-pub use headers::probe_header;
+pub use headers::{Header, probe_header};
+use open::io_reason;
 pub use tar::{Entry, Payload, Scan, scan_tar};
-
-/// Containers that the probe knows. The discriminants are the codes of the index's dictionary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Format {
-    /// JPEG, JFIF or EXIF.
-    Jpeg = 0,
-    /// PNG and APNG.
-    Png = 1,
-    /// WebP, lossy, lossless or extended.
-    Webp = 2,
-    /// GIF.
-    Gif = 3,
-    /// Windows or OS/2 bitmap.
-    Bmp = 4,
-    /// TIFF and BigTIFF.
-    Tiff = 5,
-    /// AVIF. This and the following are read by helpers (`foreign`).
-    Avif = 6,
-    /// HEIF and HEIC.
-    Heif = 7,
-    /// JPEG 2000, as a file or as a bare codestream.
-    Jpeg2000 = 8,
-    /// PBM, PGM and PPM, plain or raw.
-    Ppm = 9,
-    /// Windows icon.
-    Ico = 10,
-    /// Apple icon.
-    Icns = 11,
-    /// DirectDraw surface.
-    Dds = 12,
-    /// Quite OK Image.
-    Qoi = 13,
-    /// SGI image.
-    Sgi = 14,
-}
-
-/// Names of the formats, by code.
-pub const FORMAT_NAMES: [&str; 15] = [
-    "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heif", "jpeg2000", "ppm", "ico", "icns", "dds", "qoi", "sgi",
-];
-
-impl Format {
-    /// Its name in the index.
-    pub fn name(self) -> &'static str {
-        FORMAT_NAMES[self as usize]
-    }
-
-    /// The format of a file that starts with `bytes` (64 of them, if there are as many), where a helper reads it.
-    pub fn foreign(bytes: &[u8]) -> Option<Self> {
-        Some(match bytes {
-            [_, _, _, _, b'f', b't', b'y', b'p', ..] => return isobmff(bytes),
-            [0, 0, 0, 12, b'j', b'P', b' ', b' ', b'\r', b'\n', 0x87, b'\n', ..] => Self::Jpeg2000,
-            [0xFF, 0x4F, 0xFF, 0x51, ..] => Self::Jpeg2000,
-            [b'P', b'1'..=b'6', b' ' | b'\t' | b'\r' | b'\n' | b'#', ..] => Self::Ppm,
-            [0, 0, 1, 0, _, 0, ..] => Self::Ico,
-            [b'i', b'c', b'n', b's', ..] => Self::Icns,
-            [b'D', b'D', b'S', b' ', ..] => Self::Dds,
-            [b'q', b'o', b'i', b'f', ..] => Self::Qoi,
-            [0x01, 0xDA, 0 | 1, 1 | 2, ..] => Self::Sgi,
-            _ => return None,
-        })
-    }
-}
-
-/// AVIF or HEIF by the brands of the first box: the major one, then the compatible ones. A film is neither.
-fn isobmff(bytes: &[u8]) -> Option<Format> {
-    let length = u32::from_be_bytes(bytes.first_chunk().copied()?) as usize;
-    let end = length.min(bytes.len()).min(64);
-    let brands = || bytes.get(8..12).into_iter().chain(bytes.get(16..end).unwrap_or(&[]).chunks_exact(4));
-    let any = |known: &[&[u8; 4]]| brands().any(|brand| known.iter().any(|k| k[..] == *brand));
-    if any(&[b"avif", b"avis"]) {
-        Some(Format::Avif)
-    } else if any(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"]) {
-        Some(Format::Heif)
-    } else {
-        None
-    }
-}
-
-/// What an image's header says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Width after orientation, in pixels, at least 1.
-    pub width: i32,
-    /// Height after orientation, in pixels, at least 1.
-    pub height: i32,
-    /// EXIF orientation, 1 to 8.
-    pub orientation: u8,
-    /// Container.
-    pub format: Format,
-}
 
 /// What became of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,20 +106,6 @@ pub fn probe_objects(root: &str, objects: &[(String, u64)], helpers: &Helpers) -
     found.into_iter().map(|(_, header)| header).collect()
 }
 
-/// Opens a file or object for a scan: something to read from, and its length.
-fn open(path: &Path) -> std::io::Result<(Box<dyn ReadAt + Send + Sync>, u64)> {
-    if let Some(url) = path.to_str().filter(|path| is_remote(path)) {
-        let (blocks, meta) = Blocks::open(url)?;
-        return Ok((Box::new(blocks), meta.length));
-    }
-    let meta = std::fs::metadata(path)?;
-    // A pipe or device would block on opening.
-    if !meta.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    Ok((Box::new(File::open(path)?), meta.len()))
-}
-
 /// Runs `work` on this many threads (on the caller's alone for one) and joins what they return.
 fn in_threads<T: Send>(threads: usize, work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
     if threads <= 1 {
@@ -250,14 +147,5 @@ fn probe_file(path: &Path, known: Option<(i64, i64)>, buffer: &mut Vec<u8>, help
     match probe_header(&mut window, helpers) {
         Ok(header) => Probed { length, mtime_ns, outcome: Outcome::Image(header) },
         Err(reason) => broken(length, mtime_ns, reason),
-    }
-}
-
-/// One plain phrase for what the system refused.
-fn io_reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => "no such file".into(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".into(),
-        _ => format!("cannot be read: {error}"),
     }
 }

@@ -1,10 +1,11 @@
-//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small text
-//! members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
+//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small
+//! text members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
 
 use std::path::Path;
 
-use super::{Header, io_reason, open, probe_header};
-use crate::fetch::window::{Fault, ReadAt, Window};
+use super::headers::{Header, probe_header};
+use super::open::{io_reason, open};
+use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
 
 const BLOCK: u64 = 512;
@@ -48,8 +49,8 @@ pub struct Scan {
     pub fault: Option<String>,
 }
 
-/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
-/// probe and to read; a fault of the tar is part of the result, never an error.
+/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the
+/// base name) to probe and to read; a fault of the tar is part of the result, never an error.
 pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
     match open(path) {
@@ -146,9 +147,9 @@ fn next_header<R: ReadAt + ?Sized>(
 ) -> Result<Option<[u8; 512]>, (String, bool)> {
     let block: [u8; 512] = match headers.array(at) {
         Ok(block) => block,
-        Err(Fault::Io(e)) => return Err((io_reason(&e), false)),
-        Err(Fault::Short) if at == 0 => return Err(("not a tar: shorter than one header of 512 bytes".into(), false)),
-        Err(Fault::Short) => {
+        Err(Unread::Io(e)) => return Err((io_reason(&e), false)),
+        Err(Unread::Short) if at == 0 => return Err(("not a tar: shorter than one header of 512 bytes".into(), false)),
+        Err(Unread::Short) => {
             return Err((
                 "truncated tar: it has no end mark; the images before its end are in, copy it anew for the rest".into(),
                 false,
@@ -258,7 +259,7 @@ fn payload<R: ReadAt + ?Sized>(
     }
     Some(Payload::Text(match content.get(0, length as usize) {
         Ok(bytes) => Ok(bytes.to_vec()),
-        Err(Fault::Short) => Err("cut short".into()),
-        Err(Fault::Io(e)) => Err(io_reason(&e)),
+        Err(Unread::Short) => Err("cut short".into()),
+        Err(Unread::Io(e)) => Err(io_reason(&e)),
     }))
 }

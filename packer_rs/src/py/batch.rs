@@ -1,5 +1,5 @@
-//! A finished batch as Python sees it. In: a block of memory and where each field lies in it. Out: numpy arrays over the block,
-//! which goes back to its pool with the last of them.
+//! A finished batch as Python sees it. In: a block of memory and where each field lies in it. Out: numpy arrays over
+//! the block, which goes back to its pool with the last of them.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -9,8 +9,10 @@ use numpy::{Element, PyArray};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use crate::py::given;
 use crate::render::Rendered;
-use crate::render::layout::{Dtype, Field, ViewFields};
+use crate::render::field::{Dtype, Field};
+use crate::render::layout::{BatchLayout, EncodedFields, ViewFields};
 use crate::render::ledger::Entry;
 use crate::render::memory::Block;
 
@@ -46,7 +48,7 @@ fn array<'py>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
         // SAFETY: rendering is over, so the block is this owner's alone; the field lies inside it and is of this type.
         let view = unsafe {
             ArrayView::<T, IxDyn>::from_shape_ptr(
-                IxDyn(&field.shape),
+                IxDyn(field.shape()),
                 block.start().add(field.offset).cast::<T>().cast_const(),
             )
         };
@@ -65,7 +67,7 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
     let owner = Bound::new(py, Buffer { block: rendered.block })?;
     let view_of = |view: &ViewFields| -> PyResult<Bound<'_, PyDict>> {
         let d = PyDict::new(py);
-        for field in &view.fields {
+        for field in view.fields() {
             d.set_item(field.name, array(&owner, field))?;
         }
         d.set_item("patch_size", view.patch_size)?;
@@ -74,16 +76,35 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
         Ok(d)
     };
     let d = view_of(&rendered.layout.view)?;
-    for field in &rendered.layout.rest {
+    for field in rendered.layout.images.fields() {
         d.set_item(field.name, array(&owner, field))?;
     }
     d.set_item("teacher", rendered.layout.teacher.as_ref().map(view_of).transpose()?)?;
-    for field in rendered.layout.encoded.iter().flat_map(|e| &e.fields) {
+    for field in rendered.layout.encoded.iter().flat_map(EncodedFields::fields) {
         d.set_item(field.name, array(&owner, field))?;
     }
     d.set_item("epoch", rendered.epoch)?;
     d.set_item("sequence", rendered.first)?;
     Ok(d)
+}
+
+/// Name, dtype, shape and first byte.
+type Described = (String, &'static str, Vec<usize>, usize);
+
+/// What a batch of `count` sequences looks like: its fields in the order of the wire, and the bytes of its block.
+#[pyfunction]
+pub(super) fn batch_fields(
+    limits: &Bound<'_, PyDict>,
+    patch_size: u32,
+    count: u32,
+    encoded: bool,
+) -> PyResult<(Vec<Described>, usize)> {
+    let layout = BatchLayout::of(&given::limits(limits)?, patch_size, count as usize, encoded.then_some(0));
+    let described = |(field, teacher): (&Field, bool)| {
+        let name = if teacher { format!("teacher.{}", field.name) } else { field.name.to_owned() };
+        (name, field.dtype.code(), field.shape().to_vec(), field.offset)
+    };
+    Ok((layout.fields().map(described).collect(), layout.bytes))
 }
 
 /// Entries of a ledger as dictionaries.
@@ -96,9 +117,9 @@ pub(super) fn entries(py: Python<'_>, found: Vec<Entry>) -> PyResult<Bound<'_, P
         d.set_item("image", e.image)?;
         d.set_item("uri", e.uri)?;
         d.set_item("offset", e.offset)?;
-        d.set_item("stage", e.stage)?;
-        d.set_item("reason", e.reason)?;
-        d.set_item("detail", e.detail)?;
+        d.set_item("stage", e.failure.stage.word())?;
+        d.set_item("reason", e.failure.reason.word())?;
+        d.set_item("detail", e.failure.detail)?;
         list.append(d)?;
     }
     Ok(list)

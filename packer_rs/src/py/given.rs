@@ -1,5 +1,5 @@
-//! What Python hands to the renderer. In: dictionaries of numbers and numpy columns. Out: the limits and sources of the engine,
-//! checked, over the same memory.
+//! What Python hands to the renderer. In: dictionaries of numbers and numpy columns. Out: the limits and sources of the
+//! engine, checked, over the same memory.
 
 use std::sync::Arc;
 
@@ -25,38 +25,43 @@ fn get<'py, T: FromPyObjectOwned<'py>>(d: &Bound<'py, PyDict>, name: &str) -> Py
     }
 }
 
-fn view_limits(d: &Bound<'_, PyDict>) -> PyResult<ViewLimits> {
-    let limits = ViewLimits {
-        sequence_length: get(d, "sequence_length")?,
-        max_tokens: get(d, "max_tokens")?,
-        prefix_tokens: get(d, "prefix_tokens")?,
+/// What fixes the shapes of a batch, as it was given.
+pub(super) fn limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
+    let view = |d: &Bound<'_, PyDict>| -> PyResult<ViewLimits> {
+        Ok(ViewLimits {
+            sequence_length: get(d, "sequence_length")?,
+            max_tokens: get(d, "max_tokens")?,
+            prefix_tokens: get(d, "prefix_tokens")?,
+        })
     };
-    if !(1..=32767).contains(&limits.sequence_length) || !(1..=limits.sequence_length).contains(&limits.max_tokens) {
-        return Err(bad(format!("limits are not possible: {limits:?}")));
-    }
-    Ok(limits)
-}
-
-pub(super) fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
     let teacher = match d.get_item("teacher")? {
         Some(t) if !t.is_none() => {
             let t = t.cast_into::<PyDict>()?;
-            let p: u32 = get(&t, "patch_size")?;
-            if !(1..=4096).contains(&p) {
-                return Err(bad(format!("teacher.patch_size = {p} is not allowed; it must be between 1 and 4096")));
-            }
-            Some((view_limits(&t)?, p))
+            Some((view(&t)?, get(&t, "patch_size")?))
         }
         _ => None,
     };
-    let limits = BatchLimits {
-        view: view_limits(d)?,
+    Ok(BatchLimits {
+        view: view(d)?,
         teacher,
         max_images: get(d, "max_images")?,
         label_width: get(d, "label_width")?,
         text_tokens: get(d, "text_tokens")?,
         max_text_tokens: get(d, "max_text_tokens")?,
-    };
+    })
+}
+
+/// The same, refused where nothing can be rendered with it.
+pub(super) fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
+    let limits = limits(d)?;
+    for view in [Some(limits.view), limits.teacher.map(|(view, _)| view)].into_iter().flatten() {
+        if !(1..=32767).contains(&view.sequence_length) || !(1..=view.sequence_length).contains(&view.max_tokens) {
+            return Err(bad(format!("limits are not possible: {view:?}")));
+        }
+    }
+    if let Some((_, p)) = limits.teacher.filter(|(_, p)| !(1..=4096).contains(p)) {
+        return Err(bad(format!("teacher.patch_size = {p} is not allowed; it must be between 1 and 4096")));
+    }
     if !(1..=32767).contains(&limits.max_images) {
         return Err(bad(format!("max_images = {} is not allowed; it must be between 1 and 32767", limits.max_images)));
     }
@@ -74,10 +79,6 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         Some(pairs) => lists("name", &pairs.extract::<Vec<(Bound<'_, PyArray1<i64>>, Bound<'_, PyArray1<u8>>)>>()?)?,
         None => StringColumn::from_strings::<&str>(&[]),
     };
-    let memory: Vec<Chunk<u8>> = match d.get_item("bytes")? {
-        Some(list) => list.extract::<Vec<Bound<'_, PyBytes>>>()?.into_iter().map(chunk_of_bytes).collect(),
-        None => Vec::new(),
-    };
     let locations = Locations {
         shard: ints(d, "shard")?,
         shards: d.get_item("shards")?.map_or(Ok(Vec::new()), |s| s.extract())?,
@@ -90,17 +91,14 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
     };
     let (width, height): (Column<i32>, Column<i32>) = (ints(d, "width")?, ints(d, "height")?);
     let rows = width.len();
-    let mut lengths = vec![("height", height.len(), false), ("orientation", locations.orientation.len(), false)];
-    if memory.is_empty() {
-        lengths.extend([
-            ("shard", locations.shard.len(), false),
-            ("name", locations.name.len(), false),
-            ("offset", locations.offset.len(), false),
-            ("length", locations.length.len(), false),
-        ]);
-    } else {
-        lengths.push(("bytes", memory.len(), false));
-    }
+    let mut lengths = vec![
+        ("height", height.len(), false),
+        ("orientation", locations.orientation.len(), false),
+        ("shard", locations.shard.len(), false),
+        ("name", locations.name.len(), false),
+        ("offset", locations.offset.len(), false),
+        ("length", locations.length.len(), false),
+    ];
     let captions = captions(d)?;
     lengths.push(("caption", captions.len(), true));
     for (what, len, optional) in lengths {
@@ -112,7 +110,7 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         }
     }
     let spans: u64 = d.get_item("span_bytes")?.map_or(Ok(0), |s| s.extract())?;
-    Ok(Source::new(width, height, locations, captions).with_memory(memory).with_spans(spans))
+    Ok(Source::new(width, height, locations, captions).with_spans(spans))
 }
 
 fn captions(d: &Bound<'_, PyDict>) -> PyResult<Captions> {

@@ -1,4 +1,5 @@
-//! Python names of `probe`: names in as bytes, columns out as numpy arrays. The interpreter's lock is released throughout.
+//! Python names of `probe`: names in as bytes, columns out as numpy arrays. The interpreter's lock is released
+//! throughout.
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
@@ -12,7 +13,9 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::error::{Error, Kind};
 use crate::fetch::IN_PAGES;
 use crate::fetch::remote;
-use crate::probe::{self, FORMAT_NAMES, Header, Outcome, Payload};
+use crate::fetch::window::Window;
+use crate::pixels::format::FORMAT_NAMES;
+use crate::probe::{self, Header, Outcome, Payload};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 
@@ -42,7 +45,7 @@ fn probe_bytes(py: Python<'_>, data: &Bound<'_, PyBytes>, helpers: Option<&Bound
     let (bytes, helpers) = (data.as_bytes(), given(helpers));
     let header = py.detach(|| {
         let mut scratch = Vec::new();
-        probe::probe_header(&mut probe::Window::new(bytes, 0, bytes.len() as u64, &mut scratch), &helpers)
+        probe::probe_header(&mut Window::new(bytes, 0, bytes.len() as u64, &mut scratch), &helpers)
     });
     header.ok().map(|h| (h.height, h.width))
 }

@@ -1,5 +1,5 @@
-//! Python names of `render`: `Renderer`, `Pending` and `render_images`. In: planned batches, and sources (`given`). Out: the
-//! fields of `PackedBatch` (`batch`). The interpreter's lock is released wherever something takes time.
+//! Python names of `render`: `Renderer`, `Pending` and `render_images`. In: planned batches, and sources (`given`).
+//! Out: the fields of `PackedBatch` (`batch`). The interpreter's lock is released wherever something takes time.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,9 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
+use crate::fetch::window::Window;
 use crate::fetch::{Foreseen, Read, Source};
-use crate::probe::{Window, probe_header};
-use crate::py::batch::{Buffer, entries, to_dict};
+use crate::probe::probe_header;
+use crate::py::batch::{Buffer, batch_fields, entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::{bad, batch_limits, chunk_of_bytes, source};
@@ -164,7 +165,8 @@ impl Pending {
     }
 }
 
-/// Renders one planned batch from images in memory: encoded bytes, or H × W × 3 arrays of u8. Row r of the plan is image r.
+/// Renders one planned batch from images in memory: encoded bytes, or H × W × 3 arrays of u8. Row r of the plan is
+/// image r.
 #[pyfunction]
 #[pyo3(signature = (images, batch, limits, render_json, helpers = None))]
 fn render_images<'py>(
@@ -244,5 +246,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Renderer>()?;
     m.add_class::<Ahead>()?;
     m.add_class::<Pending>()?;
+    m.add_function(wrap_pyfunction!(batch_fields, m)?)?;
     m.add_function(wrap_pyfunction!(render_images, m)?)
 }

@@ -1,5 +1,6 @@
-//! The renderer: threads that turn planned batches into blocks of memory. In: planned batches. Out: tickets, each good for one
-//! batch. Threads belong to the process that made them; a forked child is told so rather than left to wait for ever.
+//! The renderer: threads that turn planned batches into blocks of memory. In: planned batches. Out: tickets, each good
+//! for one batch. Threads belong to the process that made them; a forked child is told so rather than left to wait for
+//! ever.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use super::fill::check;
 use super::job::Job;
 use super::queue::{Queue, closed_error};
 use super::settings::RenderSettings;
+use super::shared::{Ended, Shared};
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
 use crate::error::{Error, Kind, Result};
@@ -17,24 +19,12 @@ use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
 use crate::render::layout::BatchLayout;
 use crate::render::ledger::{Entry, Ledger};
-use crate::render::memory::{Block, Pool};
+use crate::render::memory::Pool;
 use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
 
 /// How long `close` waits for a thread that sits in a system call.
 const CLOSE: Duration = Duration::from_secs(5);
-
-/// A batch with its pixels.
-pub struct Rendered {
-    /// Its memory.
-    pub block: Arc<Block>,
-    /// Where each field lies in it.
-    pub layout: Arc<BatchLayout>,
-    /// Epoch of the plan.
-    pub epoch: u64,
-    /// Number of the first sequence.
-    pub first: u64,
-}
 
 /// What a renderer has done so far.
 #[derive(Clone, Debug, Default)]
@@ -55,34 +45,15 @@ pub struct Stats {
     pub seconds: [f64; 5],
 }
 
-pub(super) struct Shared {
-    pub(super) queue: Queue,
-    pub(super) settings: RenderSettings,
-    pub(super) limits: BatchLimits,
-    pub(super) sources: Vec<Source>,
-    pub(super) ledger: Ledger,
-    pub(super) clocks: Clocks,
-    pub(super) images: AtomicU64,
-    pub(super) tokens: AtomicU64,
-    pub(super) failed: AtomicU64,
-    pub(super) profiles: AtomicU64,
-    pub(super) pool: Arc<Pool>,
-    pub(super) notify: Box<dyn Fn() + Send + Sync>,
-    pub(super) alive: Mutex<usize>,
-    pub(super) ended: Condvar,
-    pub(super) owner: u32,
-}
-
 /// Renders planned batches on threads of its own until it is closed or dropped.
 pub struct Renderer {
     shared: Arc<Shared>,
     submitted: AtomicU64,
-    layouts: Mutex<Vec<Arc<BatchLayout>>>,
 }
 
 impl Renderer {
-    /// Starts the threads. `helpers` read the formats that no decoder here does; with `shared`, other processes can map the
-    /// batches; `notify` is called, on any thread, whenever a batch is over.
+    /// Starts the threads. `helpers` read the formats that no decoder here does; with `shared`, other processes can map
+    /// the batches; `notify` is called, on any thread, whenever a batch is over.
     pub fn new(
         settings: RenderSettings,
         limits: BatchLimits,
@@ -115,7 +86,7 @@ impl Renderer {
             ended: Condvar::new(),
             owner: std::process::id(),
         });
-        let renderer = Self { shared: shared.clone(), submitted: AtomicU64::new(0), layouts: Mutex::default() };
+        let renderer = Self { shared: shared.clone(), submitted: AtomicU64::new(0) };
         let start = |name: String, body: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = shared.clone();
             *lock(&shared.alive) += 1;
@@ -144,8 +115,8 @@ impl Renderer {
     /// Queues a batch and returns at once. `encoded`: with the files themselves in place of pixels.
     ///
     /// # Errors
-    /// The batch does not fit its limits; the renderer is closed, has met its failure limit, or belongs to another process;
-    /// the files of an encoded batch do not fit into the memory allowed.
+    /// The batch does not fit its limits; the renderer is closed, has met its failure limit, or belongs to another
+    /// process; the files of an encoded batch do not fit into the memory allowed.
     pub fn submit(&self, plan: PlannedBatch, encoded: bool) -> Result<Ticket> {
         self.shared.same_process()?;
         if self.shared.queue.closed() {
@@ -156,7 +127,7 @@ impl Renderer {
         let layout = if encoded {
             encoded::layout(&plan, &self.shared.limits, &self.shared.sources, self.shared.settings.memory())?
         } else {
-            self.layout(plan.patch_size, plan.batch_size)?
+            Arc::new(BatchLayout::new(&self.shared.limits, plan.patch_size, plan.batch_size)?)
         };
         let ahead = self.shared.foresee(&plan).reads;
         let job = Arc::new(Job::new(self.submitted.fetch_add(1, Ordering::Relaxed), plan, layout, ahead));
@@ -164,8 +135,8 @@ impl Renderer {
         Ok(Ticket::new(job, self.shared.clone()))
     }
 
-    /// Starts to fetch what a batch will need that is to be submitted later, as far as there is room. What comes back keeps it at
-    /// hand.
+    /// Starts to fetch what a batch will need that is to be submitted later, as far as there is room. What comes back
+    /// keeps it at hand.
     ///
     /// # Errors
     /// The batch does not fit its limits; the renderer belongs to another process.
@@ -183,17 +154,6 @@ impl Renderer {
         let s = &self.shared;
         check(plan, &s.limits, &s.sources)?;
         Ok(encoded::layout(plan, &s.limits, &s.sources, s.settings.memory())?.bytes)
-    }
-
-    fn layout(&self, patch_size: u32, batch_size: usize) -> Result<Arc<BatchLayout>> {
-        let mut layouts = lock(&self.layouts);
-        let same = |l: &&Arc<BatchLayout>| l.view.patch_size == patch_size && l.batch_size == batch_size;
-        if let Some(layout) = layouts.iter().find(same) {
-            return Ok(layout.clone());
-        }
-        let layout = Arc::new(BatchLayout::new(&self.shared.limits, patch_size, batch_size)?);
-        layouts.push(layout.clone());
-        Ok(layout)
     }
 
     /// What has been done so far.
@@ -243,42 +203,5 @@ impl Renderer {
 impl Drop for Renderer {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// Counts a thread out, however it ends.
-struct Ended<'a>(&'a Shared);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.alive) -= 1;
-        self.0.ended.notify_all();
-    }
-}
-
-impl Shared {
-    fn foresee(&self, plan: &PlannedBatch) -> Foreseen {
-        let mut all = Foreseen::NOTHING;
-        for image in plan.sequences.iter().flatten() {
-            let one = self.sources[usize::from(image.source)].foresee(image.row as usize);
-            all.reads.extend(one.reads);
-            all.complete &= one.complete;
-        }
-        all
-    }
-
-    pub(super) fn same_process(&self) -> Result<()> {
-        let here = std::process::id();
-        if here == self.owner {
-            return Ok(());
-        }
-        Err(Error::new(
-            Kind::Render,
-            format!(
-                "this renderer was made in process {} and its threads did not follow the fork into {here}; make it after \
-                 the fork, or start processes with 'spawn'",
-                self.owner
-            ),
-        ))
     }
 }

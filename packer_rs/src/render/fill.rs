@@ -1,25 +1,18 @@
-//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its block:
-//! segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are `worker`'s.
+//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its
+//! block: segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are
+//! `worker`'s.
 
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, ViewFields};
+use crate::render::layout::{BatchLayout, ImageValues, ViewFields, ViewValues};
 use crate::render::memory::Block;
-use crate::slots::{BatchLimits, Grid, PlannedBatch, PlannedImage};
+use crate::render::place::slot;
+use crate::slots::{BatchLimits, PlannedBatch};
 
 /// `PackedBatch.status` of an image that was rendered.
 pub const OK: u8 = 1;
 /// `PackedBatch.status` of an image that was not.
 pub const FAILED: u8 = 2;
-
-/// First slot, tokens after drop and grid of an image in one view.
-pub fn slot(image: &PlannedImage, teacher: bool) -> (usize, usize, Grid) {
-    if teacher {
-        (image.teacher_offset as usize, image.teacher_grid.tokens() as usize, image.teacher_grid)
-    } else {
-        (image.offset as usize, image.kept as usize, image.grid)
-    }
-}
 
 /// Refuses a planned batch that does not fit its limits or its indexes: nothing is written on trust.
 pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> Result<()> {
@@ -92,21 +85,15 @@ fn caption_tokens(source: &Source, row: usize, limits: &BatchLimits) -> u32 {
     if row < source.captions.len() { source.captions.count(row).min(limits.max_text_tokens as usize) as u32 } else { 0 }
 }
 
-/// Writes all that needs no pixels. Nobody else may use the block meanwhile.
-pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, sources: &[Source], block: &Block) {
+/// Writes all that needs no pixels.
+pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, sources: &[Source], block: &mut Block) {
     fill_view(batch, &layout.view, layout, false, block);
     if let Some(teacher) = &layout.teacher {
         fill_view(batch, teacher, layout, true, block);
     }
-    // SAFETY (of every `part` here): whole fields of their own types, and the caller has the block to itself.
-    macro_rules! whole {
-        ($i:expr, $t:ty) => {
-            // SAFETY: as above.
-            unsafe { block.part::<$t>(&layout.rest[$i], 0, layout.rest[$i].len()) }
-        };
-    }
-    let (status, labels, image_ids) = (whole!(0, u8), whole!(1, i64), whole!(2, i64));
-    let (source_ids, sizes, crops, flips) = (whole!(3, i16), whole!(4, i32), whole!(5, i32), whole!(6, u8));
+    let values = layout.images.whole(block);
+    let ImageValues { status, labels, image_ids, source_ids, sizes, crops, flips, text, text_cu_seqlens: cuts } =
+        values;
     status.fill(0);
     labels.fill(-1);
     image_ids.fill(-1);
@@ -136,7 +123,6 @@ pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, so
         }
     }
     if limits.text_tokens > 0 {
-        let (text, cuts) = (whole!(7, i32), whole!(8, i32));
         text.fill(-1);
         let (b, lt) = (layout.batch_size, limits.text_tokens as usize);
         let mut n = 0;
@@ -158,19 +144,10 @@ pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, so
     }
 }
 
-fn fill_view(batch: &PlannedBatch, view: &ViewFields, layout: &BatchLayout, teacher: bool, block: &Block) {
-    let [patches, positions, segments, cuts, grids] = &view.fields;
+fn fill_view(batch: &PlannedBatch, view: &ViewFields, layout: &BatchLayout, teacher: bool, block: &mut Block) {
     let (l, m) = (view.limits.sequence_length as usize, view.limits.max_tokens as usize);
     let (prefix, bytes) = (view.limits.prefix_tokens as usize, view.bytes_per_token());
-    // SAFETY: whole fields of their own types, and the caller has the block to itself.
-    let (positions, segments, cuts, grids) = unsafe {
-        (
-            block.part::<i16>(positions, 0, positions.len()),
-            block.part::<i16>(segments, 0, segments.len()),
-            block.part::<i32>(cuts, 0, cuts.len()),
-            block.part::<i16>(grids, 0, grids.len()),
-        )
-    };
+    let ViewValues { patches, positions, segment_ids, cu_seqlens: cuts, grids } = view.whole(block);
     grids.fill(0);
     cuts[0] = 0;
     let mut n = 1;
@@ -186,9 +163,8 @@ fn fill_view(batch: &PlannedBatch, view: &ViewFields, layout: &BatchLayout, teac
             grids[at..at + 2].copy_from_slice(&[grid.h as i16, grid.w as i16]);
         }
         positions[(s * l + end) * 2..(s + 1) * l * 2].fill(-1);
-        segments[s * l + end..(s + 1) * l].fill(-1);
-        // SAFETY: a range of the field's own type, and the caller has the block to itself.
-        unsafe { block.part::<u8>(patches, (s * l + end) * bytes, (l - end) * bytes) }.fill(0);
+        segment_ids[s * l + end..(s + 1) * l].fill(-1);
+        patches[(s * l + end) * bytes..(s + 1) * l * bytes].fill(0);
         // Padding is real segments of at most M: an attention kernel must neither skip it nor see a longer one.
         while end < l {
             end = (end + m).min(l);

@@ -1,8 +1,8 @@
-//! Why an image has no pixels, and the list of those that have none. In: failures as they happen, on any thread. Out: counts
+//! The list of images that have no pixels. In: failures as they happen, on any thread. Out: counts
 //! by reason, the entries, JSON lines, and the moment at which so many fail that it cannot be the images.
 //!
-//! Apart, since it decides between the two kinds of trouble: a failure that every replica would see masks one slot; a fault
-//! that may pass must never do so.
+//! Apart, since it decides between the two kinds of trouble: a failure that every replica would see masks one slot; a
+//! fault that may pass must never do so.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
+use crate::failure::{Failure, Reason};
 use crate::sync::lock;
 
 /// Images over which the share of failures is taken.
@@ -21,39 +22,8 @@ const JUDGED_FROM: usize = 1_000;
 const ALL_FAILED_FROM: usize = 64;
 /// Entries kept in memory; counts go on after it.
 const KEPT: usize = 100_000;
-
-/// A failure that every replica sees: the image's slot is masked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// `fetch`, `decode` or `render`.
-    pub stage: &'static str,
-    /// One of a small set of words, to count by: `missing`, `changed`, `truncated`, `corrupt`, `unsupported`, `too_large`, …
-    pub reason: &'static str,
-    /// What the library or the system said.
-    pub detail: String,
-}
-
-impl Failure {
-    /// A failure of this stage, for this reason.
-    pub fn new(stage: &'static str, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { stage, reason, detail: detail.into() }
-    }
-}
-
-/// What can go wrong with one image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Every replica sees it, now and later.
-    Failed(Failure),
-    /// It may pass: retried, then the request fails. Never masked.
-    Passing(String),
-}
-
-impl From<Failure> for Fault {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
+/// Epochs whose failed images are remembered.
+const EPOCHS: usize = 8;
 
 /// One image that could not be rendered.
 #[derive(Clone, Debug, Serialize)]
@@ -68,20 +38,20 @@ pub struct Entry {
     pub uri: String,
     /// First byte in the container.
     pub offset: i64,
-    /// Where it failed.
-    pub stage: &'static str,
-    /// Why, as one word.
-    pub reason: &'static str,
-    /// Why, in full.
-    pub detail: String,
+    /// Where and why it failed.
+    #[serde(flatten)]
+    pub failure: Failure,
 }
+
+/// Failed images of one epoch: index of the mixture, and row.
+type Seen = HashSet<(u16, u64)>;
 
 #[derive(Default)]
 struct Inner {
-    seen: HashSet<(u64, u16, u64)>,
-    newest_epoch: u64,
+    /// By epoch, the one in which an image failed last at the end.
+    seen: VecDeque<(u64, Seen)>,
     entries: Vec<Entry>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<Reason, u64>,
     window: VecDeque<bool>,
     failed_in_window: usize,
     file: Option<File>,
@@ -96,7 +66,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger that also appends to `path`, unless that is empty. `limit` is the share of failures that stops rendering.
+    /// A ledger that also appends to `path`, unless that is empty. `limit` is the share of failures that stops
+    /// rendering.
     pub fn new(path: &str, limit: f64) -> Result<Self> {
         let mut inner = Inner { window: VecDeque::with_capacity(WINDOW), ..Inner::default() };
         if !path.is_empty() {
@@ -124,15 +95,9 @@ impl Ledger {
     pub fn failed(&self, entry: Entry) -> Result<()> {
         let mut inner = self.lock();
         inner.note(true);
-        // A rank may ask for a batch twice, but not for one of an epoch long gone: the set stays small.
-        if entry.epoch > inner.newest_epoch {
-            inner.newest_epoch = entry.epoch;
-            let keep_from = entry.epoch - 1;
-            inner.seen.retain(|&(epoch, _, _)| epoch >= keep_from);
-        }
         let uri = entry.uri.clone();
-        if inner.seen.insert((entry.epoch, entry.source, entry.image)) {
-            *inner.counts.entry(entry.reason).or_insert(0) += 1;
+        if inner.first_time(&entry) {
+            *inner.counts.entry(entry.failure.reason).or_insert(0) += 1;
             if let Some(file) = inner.file.as_mut() {
                 let mut line = serde_json::to_vec(&entry).unwrap_or_default();
                 line.push(b'\n');
@@ -171,12 +136,25 @@ impl Ledger {
     }
 
     /// Failed images by reason, each counted once an epoch.
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+    pub fn counts(&self) -> BTreeMap<Reason, u64> {
         self.lock().counts.clone()
     }
 }
 
 impl Inner {
+    /// Whether this image has not failed in this epoch yet. A rank may ask for a batch twice, but not for one of an
+    /// epoch long gone: only the epochs asked for last are remembered, whatever their numbers.
+    fn first_time(&mut self, entry: &Entry) -> bool {
+        let at = self.seen.iter().position(|&(epoch, _)| epoch == entry.epoch);
+        let (epoch, mut seen) = at.and_then(|at| self.seen.remove(at)).unwrap_or((entry.epoch, Seen::new()));
+        let first = seen.insert((entry.source, entry.image));
+        self.seen.push_back((epoch, seen));
+        if self.seen.len() > EPOCHS {
+            self.seen.pop_front();
+        }
+        first
+    }
+
     fn note(&mut self, failed: bool) {
         if self.window.len() == WINDOW && self.window.pop_front() == Some(true) {
             self.failed_in_window -= 1;
@@ -192,7 +170,7 @@ mod tests {
 
     fn entry(epoch: u64, image: u64) -> Entry {
         let uri = format!("file {image}");
-        Entry { epoch, source: 0, image, uri, offset: 0, stage: "decode", reason: "corrupt", detail: String::new() }
+        Entry { epoch, source: 0, image, uri, offset: 0, failure: Failure::decode(Reason::Corrupt, "") }
     }
 
     #[test]
@@ -202,7 +180,21 @@ mod tests {
             ledger.failed(entry(epoch, image)).expect("below the limit");
         }
         assert_eq!(ledger.entries().len(), 3);
-        assert_eq!(ledger.counts()["corrupt"], 3);
+        assert_eq!(ledger.counts()[&Reason::Corrupt], 3);
+    }
+
+    #[test]
+    fn a_huge_epoch_stops_no_forgetting() {
+        let ledger = Ledger::new("", 1.0).expect("a ledger");
+        for epoch in std::iter::once(u64::MAX).chain(0..1000) {
+            for image in 0..10 {
+                ledger.failed(entry(epoch, image)).expect("below the limit");
+                ledger.failed(entry(epoch, image)).expect("below the limit");
+            }
+        }
+        assert_eq!(ledger.counts()[&Reason::Corrupt], 10_010);
+        let remembered: usize = ledger.lock().seen.iter().map(|(_, seen)| seen.len()).sum();
+        assert!(remembered <= 10 * EPOCHS, "{remembered}");
     }
 
     #[test]

@@ -1,56 +1,90 @@
-//! The memory of batches: one block each, used again once the last reader has let go. In: sizes. Out: blocks that come back to
-//! their pool by themselves. A pool for a daemon takes its blocks from sealed memfds, which other processes of the host can
-//! map read-only while nobody but the daemon can write, shrink or grow them; where the system has none, from the heap.
+//! The memory of batches: one block each, used again once the last reader has let go. In: sizes. Out: blocks that come
+//! back to their pool by themselves: what lies idle and what is in use stay within one bound, and what was not asked
+//! for longest goes first. A pool for a daemon takes its blocks from sealed memfds, which other processes of the host
+//! can map read-only while nobody but the daemon can write, shrink or grow them; where the system has none, from the
+//! heap.
 
 use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, Result};
-use crate::render::layout::Field;
+use crate::render::field::{ALIGN, Field, Value};
 use crate::sync::lock;
-
-/// Where fields and blocks start, in bytes.
-pub const ALIGN: usize = 64;
 
 /// Blocks of memory, kept for reuse by size.
 pub struct Pool {
-    free: Mutex<HashMap<usize, Vec<Memory>>>,
-    /// Bytes that may lie free.
-    keep: usize,
+    state: Mutex<State>,
+    /// Bytes of all blocks, beyond which none lies idle.
+    bound: usize,
     shared: bool,
     owner: u32,
 }
 
+#[derive(Default)]
+struct State {
+    /// What lies idle, the longest first.
+    idle: VecDeque<Memory>,
+    /// Bytes of the blocks that somebody holds.
+    out: usize,
+}
+
+impl State {
+    /// Takes out what has lain idle longest, until all blocks are within `bound`.
+    fn trim(&mut self, bound: usize) -> Vec<Memory> {
+        let mut all = self.out + self.idle.iter().map(|m| m.bytes).sum::<usize>();
+        let mut gone = Vec::new();
+        while all > bound
+            && let Some(memory) = self.idle.pop_front()
+        {
+            all -= memory.bytes;
+            gone.push(memory);
+        }
+        gone
+    }
+}
+
 impl Pool {
-    /// A pool that keeps at most `keep` bytes free. With `shared`, other processes can map its blocks.
-    pub fn new(keep: usize, shared: bool) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::new(HashMap::new()), keep, shared, owner: std::process::id() })
+    /// A pool that lets blocks lie idle while all of them, with those in use, have at most `bound` bytes. With
+    /// `shared`, other processes can map its blocks.
+    pub fn new(bound: usize, shared: bool) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), bound, shared, owner: std::process::id() })
     }
 
     /// A block of `bytes`, zeroed when it is new, and as its last user left it otherwise.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Block> {
-        let mut free = lock(&self.free);
-        let memory = match free.get_mut(&bytes).and_then(Vec::pop) {
-            Some(memory) => memory,
-            None => Memory::new(bytes, self.shared).ok_or_else(|| {
-                Error::new(
-                    Kind::Render,
-                    format!("no memory for a batch of {bytes} bytes; lower data.batch_size or render.memory_mb"),
-                )
-            })?,
+        let mut state = lock(&self.state);
+        let at = state.idle.iter().rposition(|m| m.bytes == bytes);
+        let idle = at.and_then(|at| state.idle.remove(at));
+        state.out += bytes;
+        let gone = state.trim(self.bound);
+        // The system's work is done without the lock.
+        drop(state);
+        drop(gone);
+        let Some(memory) = idle.or_else(|| Memory::new(bytes, self.shared)) else {
+            lock(&self.state).out -= bytes;
+            return Err(Error::new(
+                Kind::Render,
+                format!("no memory for a batch of {bytes} bytes; lower data.batch_size or render.memory_mb"),
+            ));
         };
         Ok(Block { memory: Some(memory), pool: self.clone(), abandoned: AtomicBool::new(false) })
     }
 
-    fn give_back(&self, memory: Memory) {
-        let mut free = lock(&self.free);
-        let held: usize = free.iter().map(|(bytes, blocks)| bytes * blocks.len()).sum();
-        if held + memory.bytes <= self.keep {
-            free.entry(memory.bytes).or_default().push(memory);
+    /// Takes a block back; one that is `abandoned` is not used again.
+    fn give_back(&self, memory: Memory, abandoned: bool) {
+        let mut state = lock(&self.state);
+        state.out -= memory.bytes;
+        let mut gone = Vec::new();
+        if abandoned {
+            gone.push(memory)
+        } else {
+            state.idle.push_back(memory)
         }
+        gone.extend(state.trim(self.bound));
+        drop(state);
     }
 }
 
@@ -175,12 +209,24 @@ impl Block {
     /// `len` values from the `at`-th value of a field.
     ///
     /// # Safety
-    /// `field` is of this block's layout and of type `T`, the range lies inside it, and nobody else uses the range meanwhile.
+    /// Nobody else uses these values meanwhile.
     #[allow(clippy::mut_from_ref)] // Disjoint parts are written by several threads.
-    pub unsafe fn part<T>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
-        debug_assert!(at + len <= field.len() && field.offset + (at + len) * size_of::<T>() <= self.len());
-        // SAFETY: promised by the caller; offsets are multiples of 64, so the type's alignment holds.
+    pub unsafe fn part<T: Value>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
+        assert!(field.dtype == T::DTYPE && at + len <= field.len());
+        assert!(field.offset + field.len() * size_of::<T>() <= self.len());
+        // SAFETY: inside the block, as checked, and left to the caller; offsets are multiples of 64, so the alignment
+        // holds.
         unsafe { std::slice::from_raw_parts_mut(self.start().add(field.offset).cast::<T>().add(at), len) }
+    }
+
+    /// A whole field.
+    ///
+    /// # Safety
+    /// As for `part`.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn whole<T: Value>(&self, field: &Field) -> &mut [T] {
+        // SAFETY: as for the caller.
+        unsafe { self.part(field, 0, field.len()) }
     }
 }
 
@@ -189,9 +235,8 @@ impl Drop for Block {
         // In a forked child another thread may have held the lock for ever: its copy is simply given up.
         if let Some(memory) = self.memory.take()
             && self.pool.owner == std::process::id()
-            && !*self.abandoned.get_mut()
         {
-            self.pool.give_back(memory);
+            self.pool.give_back(memory, *self.abandoned.get_mut());
         }
     }
 }
@@ -200,12 +245,12 @@ impl Drop for Block {
 mod tests {
     use super::*;
 
-    fn take(pool: &Arc<Pool>) -> Block {
-        pool.take(4096).unwrap_or_else(|e| panic!("{e:?}"))
+    fn take(pool: &Arc<Pool>, bytes: usize) -> Block {
+        pool.take(bytes).unwrap_or_else(|e| panic!("{e:?}"))
     }
 
-    fn free(pool: &Pool) -> usize {
-        lock(&pool.free).values().map(Vec::len).sum()
+    fn idle(pool: &Pool) -> Vec<usize> {
+        lock(&pool.state).idle.iter().map(|m| m.bytes).collect()
     }
 
     #[test]
@@ -213,21 +258,43 @@ mod tests {
         for shared in [false, true] {
             let pool = Pool::new(1 << 20, shared);
             let name = |b: &Block| (b.start() as usize, b.shared().map(|s| s.number));
-            let first = name(&take(&pool));
-            let again = take(&pool);
+            let first = name(&take(&pool, 4096));
+            let again = take(&pool, 4096);
             assert_eq!(first, name(&again));
             assert_eq!(again.shared().is_some(), shared && cfg!(target_os = "linux"));
             again.abandon();
             drop(again);
-            assert_eq!(free(&pool), 0);
+            assert!(idle(&pool).is_empty());
+            assert_eq!(lock(&pool.state).out, 0);
         }
     }
 
     #[test]
-    fn no_more_is_kept_than_the_bound() {
+    fn idle_blocks_and_those_in_use_stay_within_the_bound() {
         let pool = Pool::new(8192, true);
-        let blocks: Vec<_> = (0..5).map(|_| take(&pool)).collect();
-        drop(blocks);
-        assert_eq!(free(&pool), 2);
+        let mut blocks: Vec<_> = (0..5).map(|_| take(&pool, 4096)).collect();
+        blocks.truncate(2);
+        assert!(idle(&pool).is_empty(), "what is in use takes the whole bound");
+        blocks.truncate(1);
+        assert_eq!(idle(&pool), [4096]);
+        blocks.clear();
+        assert_eq!(idle(&pool), [4096; 2]);
+        let _large = take(&pool, 4096 + 64);
+        assert!(idle(&pool).is_empty(), "a new block takes the room of idle ones");
+    }
+
+    #[test]
+    fn sizes_asked_for_lately_stay_and_old_ones_go() {
+        let pool = Pool::new(1 << 16, false);
+        for step in 1..200 {
+            drop(take(&pool, 64 * step));
+        }
+        let held: usize = idle(&pool).iter().sum();
+        assert!(held <= 1 << 16 && idle(&pool).contains(&(64 * 199)), "{:?}", idle(&pool));
+        let (now, mut seen) = (64 * 150, Vec::new());
+        for _ in 0..3 {
+            seen.push(take(&pool, now).start() as usize);
+        }
+        assert!(seen.iter().all(|&start| start == seen[0]), "the size that is asked for now is not used again");
     }
 }

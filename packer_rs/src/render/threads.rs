@@ -1,18 +1,25 @@
-//! What the renderer's threads do. In: tasks of the queue. Out: images in their slots, failures in the ledger, finished batches.
+//! What the renderer's threads do. In: tasks of the queue. Out: images in their slots, failures in the ledger, finished
+//! batches.
+//!
+//! Every task is counted as done, whatever comes of it: a panic fails its batch and leaves the thread for the next one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::encoded;
-use super::engine::Shared;
+
 use super::fill::fill;
 use super::job::Job;
 use super::queue::Task;
+use super::shared::Shared;
 use super::worker::{Input, Worker, lap};
 use crate::error::{Error, Kind};
-use crate::pixels::decode::{HELPER, OUT_OF_MEMORY};
-use crate::render::ledger::{Entry, Failure, Fault};
+use crate::failure::{Fault, Reason, said};
+use crate::pixels::picture::KEEP_BYTES;
+use crate::render::ledger::Entry;
+use crate::render::place::Places;
 use crate::sync::lock;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -30,14 +37,9 @@ impl Shared {
                 Some(Task::Start(job)) => self.start(job),
                 Some(Task::Fetch(..)) => {}
                 Some(Task::Image(job, i, None)) => {
-                    let image = job.image(i);
-                    if let Some(bytes) = self.sources[usize::from(image.source)].resident(image.row as usize) {
-                        self.image(&mut worker, &job, i, Ok(bytes));
-                        continue;
-                    }
                     let fetched = self.fetch(&job, i, &mut path, &mut own);
                     self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
-                    if own.capacity() > crate::pixels::decode::KEEP_BYTES {
+                    if own.capacity() > KEEP_BYTES {
                         own = Vec::new();
                     }
                 }
@@ -64,17 +66,32 @@ impl Shared {
         }
     }
 
+    /// Does a part of a batch's work. A panic is a fault of ours, so it fails the batch; None then.
+    fn guarded<T>(&self, job: &Job, work: impl FnOnce() -> T) -> Option<T> {
+        catch_unwind(AssertUnwindSafe(work))
+            .map_err(|panic| {
+                let (first, said) = (job.plan.first, said(&*panic));
+                job.fail(Error::new(
+                    Kind::Render,
+                    format!(
+                        "batch {first} cannot be rendered ({said}); this is a fault of the engine: please report it"
+                    ),
+                ));
+            })
+            .ok()
+    }
+
     fn start(&self, job: Arc<Job>) {
-        match self.pool.take(job.layout.bytes) {
-            Ok(block) => {
-                fill(&job.plan, &job.layout, &self.limits, &self.sources, &block);
+        self.guarded(&job, || match self.pool.take(job.layout.bytes) {
+            Ok(mut block) => {
+                fill(&job.plan, &job.layout, &self.limits, &self.sources, &mut block);
                 if let Some(encoded) = &job.layout.encoded {
-                    encoded::fill_encoded(&job.plan, &job.layout, encoded, &self.sources, &block);
+                    encoded::fill_encoded(&job.plan, &job.layout, encoded, &self.sources, &mut block);
                 }
                 *lock(&job.block) = Some(Arc::new(block));
             }
             Err(e) => job.fail(e),
-        }
+        });
         let empty = job.items.is_empty();
         self.queue.started(job.clone());
         if empty {
@@ -88,11 +105,17 @@ impl Shared {
         if job.abandoned() {
             self.queue.release(job);
         }
-        (self.notify)();
+        // The batch is over, whatever becomes of the news.
+        drop(catch_unwind(AssertUnwindSafe(&self.notify)));
     }
 
     /// Reads an image's bytes, trying again after a fault that may pass.
     fn fetch(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
+        let gone = || Err(Fault::Passing("cancelled".into()));
+        self.guarded(job, || self.attempt(job, i, path, out)).unwrap_or_else(gone)
+    }
+
+    fn attempt(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
         let mut pause = FIRST_PAUSE;
@@ -116,8 +139,15 @@ impl Shared {
         Ok(())
     }
 
+    /// Deals with an image whose bytes were fetched, or were not to be had.
     fn image(&self, worker: &mut Worker, job: &Job, i: usize, fetched: std::result::Result<&[u8], Fault>) {
-        let (s, e) = job.items[i];
+        self.guarded(job, || self.render(worker, job, i, fetched));
+        if job.dealt_with() {
+            self.complete(job);
+        }
+    }
+
+    fn render(&self, worker: &mut Worker, job: &Job, i: usize, fetched: std::result::Result<&[u8], Fault>) {
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
         let block = lock(&job.block).clone();
@@ -140,12 +170,13 @@ impl Shared {
             }
         };
         if let (Some(fetched), Some(block)) = (fetched, block) {
-            let (at, layout) = ((s as usize, e as usize), &*job.layout);
-            let outcome = if let Some(encoded) = &layout.encoded {
-                worker.keep(fetched, image, at, source, layout, encoded, &block)
+            // SAFETY: `submit` has checked the batch, the block was made for its layout, and the queue hands out each
+            // image once.
+            let mut places = unsafe { Places::of(image, job.items[i], &job.layout, &block) };
+            let outcome = if let Some(encoded) = &job.layout.encoded {
+                worker.keep(fetched, &mut places, source, encoded)
             } else {
-                let input = fetched.map(Input::Encoded);
-                worker.render(input, image, at, source, layout, &block, &self.settings, &self.clocks)
+                worker.render(fetched.map(Input::Encoded), &mut places, source, &self.settings, &self.clocks)
             };
             match outcome {
                 Ok(()) => {
@@ -154,7 +185,7 @@ impl Shared {
                     self.profiles.fetch_add(u64::from(worker.other_than_srgb(bytes)), Ordering::Relaxed);
                     self.ledger.passed();
                 }
-                Err(failure) if failure.reason == OUT_OF_MEMORY => job.fail(Error::new(
+                Err(failure) if failure.reason == Reason::Memory => job.fail(Error::new(
                     Kind::Render,
                     format!(
                         "no memory to decode '{}' ({}); lower render.threads or render.max_pixels",
@@ -162,7 +193,7 @@ impl Shared {
                         failure.detail
                     ),
                 )),
-                Err(failure) if failure.reason == HELPER => job.fail(Error::new(
+                Err(failure) if failure.reason == Reason::Helper => job.fail(Error::new(
                     Kind::Render,
                     format!(
                         "'{}' goes through Pillow in a process of its own, but {}; see that this process may start others",
@@ -176,25 +207,13 @@ impl Shared {
                     let l = &source.locations;
                     let row = image.row as usize;
                     let offset = if row < l.offset.len() { l.offset.get(row) } else { 0 };
-                    let Failure { stage, reason, detail } = failure;
-                    let entry = Entry {
-                        epoch: job.plan.epoch,
-                        source: image.source,
-                        image: image.row,
-                        uri,
-                        offset,
-                        stage,
-                        reason,
-                        detail,
-                    };
+                    let (epoch, source, image) = (job.plan.epoch, image.source, image.row);
+                    let entry = Entry { epoch, source, image, uri, offset, failure };
                     if let Err(e) = self.ledger.failed(entry) {
                         job.fail(e);
                     }
                 }
             }
-        }
-        if job.dealt_with() {
-            self.complete(job);
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{Rendered, Shared};
 use super::job::{Job, Outcome};
 use super::queue::closed_error;
+use super::shared::{Rendered, Shared};
 use crate::error::{Error, Kind, Result};
 use crate::sync::lock;
 
@@ -30,7 +30,8 @@ impl Ticket {
     /// Waits until `deadline` at most; None when the batch is not finished by then.
     ///
     /// # Errors
-    /// A passing fault outlasted its retries; too many images failed; the renderer was closed; the batch was taken before.
+    /// A passing fault outlasted its retries; too many images failed; the renderer was closed; the batch was taken
+    /// before.
     pub fn wait(&mut self, deadline: Instant) -> Result<Option<Rendered>> {
         self.shared.same_process()?;
         if self.taken {

@@ -1,24 +1,25 @@
-//! One image: bytes → its kept patches in its slots, in every view. In: encoded bytes and the image's plan. Out: its slots of
-//! the block written, or zeroed and masked. Buffers are the thread's own and are used again.
+//! One image: bytes → its kept patches in its slots, in every view. In: encoded bytes and the image's plan. Out: its
+//! slots of the block written, or zeroed and masked. Buffers are the thread's own and are used again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::failure::{Failure, Reason, said};
 use crate::fetch::Source;
+use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
-use crate::pixels::decode::{Decoder, Pixels, Wanted};
 use crate::pixels::orient::Frame;
 use crate::pixels::patchify::patchify;
+use crate::pixels::picture::{Pixels, Wanted};
 use crate::pixels::resize::{Resizer, Small};
+use crate::pixels::taps::Filter;
 use crate::plan::draw::kept_tokens;
-use crate::render::RenderSettings;
-use crate::render::fill::{FAILED, slot};
-use crate::render::layout::{BatchLayout, ViewFields};
-use crate::render::ledger::Failure;
-use crate::render::memory::Block;
-use crate::slots::PlannedImage;
+use crate::render::fill::FAILED;
+use crate::render::place::{Place, Places};
+use crate::render::settings::RenderSettings;
+use crate::slots::{Crop, PlannedImage};
 
 /// Nanoseconds spent, over all threads.
 #[derive(Default)]
@@ -74,73 +75,66 @@ impl Worker {
         self.decoder.other_than_srgb(bytes)
     }
 
-    /// Renders image `i` of sequence `s`. On a failure, a panic of a decoder included, its slots are masked; whoever calls sees
-    /// to it that a failure that may pass ends the batch.
-    #[allow(clippy::too_many_arguments)]
+    /// Renders an image into its places. On a failure, a panic of a decoder included, its slots are masked; whoever
+    /// calls sees to it that a failure that may pass ends the batch.
     pub fn render(
         &mut self,
         input: Result<Input<'_>, Failure>,
-        image: &PlannedImage,
-        (s, i): (usize, usize),
+        places: &mut Places<'_>,
         source: &Source,
-        layout: &BatchLayout,
-        block: &Block,
         settings: &RenderSettings,
         clocks: &Clocks,
     ) -> Result<(), Failure> {
         let outcome = input.and_then(|input| {
             catch_unwind(AssertUnwindSafe(|| {
-                let frame = self.decode(input, image, source, layout, settings, clocks)?;
-                for (view, teacher) in views(layout) {
-                    self.view(image, (s, i), view, teacher, frame, source, block, settings, clocks)?;
+                let stored = self.decode(input, places, source, settings, clocks)?;
+                let (image, segment) = (places.image, places.segment);
+                for place in places.views() {
+                    self.view(image, segment, place, stored, settings.filter, clocks);
                 }
                 Ok(())
             }))
-            .unwrap_or_else(|panic| {
-                let said = panic.downcast_ref::<String>().map(String::as_str);
-                let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-                Err(Failure::new("decode", "panic", said))
-            })
+            .unwrap_or_else(|panic| Err(Failure::decode(Reason::Panic, said(&*panic))))
         });
         if outcome.is_err() {
-            self.mask_all(image, (s, i), layout, block);
+            self.mask(places);
         }
         self.pixels.trim();
         outcome
     }
 
+    /// Decodes what all views need of an image. Returns how it lies as stored, and its crop there.
     fn decode(
         &mut self,
         input: Input<'_>,
-        image: &PlannedImage,
+        places: &mut Places<'_>,
         source: &Source,
-        layout: &BatchLayout,
         settings: &RenderSettings,
         clocks: &Clocks,
-    ) -> Result<Frame, Failure> {
-        let row = image.row as usize;
+    ) -> Result<(Frame, Crop), Failure> {
+        let (image, row) = (places.image, places.image.row as usize);
         let orientation = &source.locations.orientation;
         let frame = Frame::new(if row < orientation.len() { orientation.get(row) } else { 1 });
         let oriented = (source.width.get(row), source.height.get(row));
         let from = Instant::now();
         let size = frame.swapped((oriented.0 as u32, oriented.1 as u32));
+        let crop = frame.stored_crop(image.crop, oriented);
         match input {
             Input::Rgb(rgb) => {
                 if rgb.len() as u64 != u64::from(size.0) * u64::from(size.1) * 3 {
-                    return Err(Failure::new("decode", "changed", "an array of another size than planned"));
+                    return Err(Failure::decode(Reason::Changed, "an array of another size than planned"));
                 }
                 self.pixels.take_rgb(rgb, size);
             }
             Input::Encoded(bytes) => {
                 let mut target = (0, 0);
-                for (view, teacher) in views(layout) {
-                    let (_, _, grid) = slot(image, teacher);
-                    let (w, h) = frame.swapped((u32::from(grid.w), u32::from(grid.h)));
-                    target = (target.0.max(w * view.patch_size), target.1.max(h * view.patch_size));
+                for place in places.views() {
+                    let (w, h) = target_size(frame, place);
+                    target = (target.0.max(w), target.1.max(h));
                 }
                 let wanted = Wanted {
                     size,
-                    crop: frame.stored_crop(image.crop, oriented),
+                    crop,
                     target,
                     dct_scaling: settings.dct_scaling,
                     background: settings.background,
@@ -150,119 +144,76 @@ impl Worker {
             }
         }
         lap(&clocks.decode, from);
-        Ok(frame)
+        Ok((frame, crop))
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// The decoded image in one view.
     fn view(
         &mut self,
         image: &PlannedImage,
-        (s, i): (usize, usize),
-        view: &ViewFields,
-        teacher: bool,
-        frame: Frame,
-        source: &Source,
-        block: &Block,
-        settings: &RenderSettings,
-        clocks: &Clocks,
-    ) -> Result<(), Failure> {
-        let from = Instant::now();
-        let (_, kept, grid) = slot(image, teacher);
-        let p = view.patch_size;
-        let row = image.row as usize;
-        let crop = frame.stored_crop(image.crop, (source.width.get(row), source.height.get(row)));
-        let target = frame.swapped((u32::from(grid.w) * p, u32::from(grid.h) * p));
-        self.resizer.resize(&self.pixels, crop, target, settings.filter, &mut self.small);
-        let from = lap(&clocks.resize, from);
-        self.places(image, (s, i), view, teacher, block, i as i16);
-        let (first, bytes) = (self.first(image, s, view, teacher), (p * p * 3) as usize);
-        let prefix = view.limits.prefix_tokens as usize;
-        // SAFETY: the image's own slots of a u8 field.
-        let patches = unsafe { block.part::<u8>(&view.fields[0], first * bytes, (prefix + kept) * bytes) };
-        let (blank, patches) = patches.split_at_mut(prefix * bytes);
-        blank.fill(0);
-        let turned = if image.flip { frame.flipped() } else { frame };
-        patchify(&self.small, turned, usize::from(grid.w), p as usize, &self.tokens, &mut self.line, patches);
-        lap(&clocks.patches, from);
-        Ok(())
-    }
-
-    fn first(&self, image: &PlannedImage, s: usize, view: &ViewFields, teacher: bool) -> usize {
-        s * view.limits.sequence_length as usize + slot(image, teacher).0
-    }
-
-    /// Positions and segment ids of the image's slots; leaves its kept tokens in `self.tokens`.
-    fn places(
-        &mut self,
-        image: &PlannedImage,
-        (s, _): (usize, usize),
-        view: &ViewFields,
-        teacher: bool,
-        block: &Block,
         segment: i16,
+        place: &mut Place<'_>,
+        (frame, crop): (Frame, Crop),
+        filter: Filter,
+        clocks: &Clocks,
     ) {
-        let (_, kept, grid) = slot(image, teacher);
+        let from = Instant::now();
+        self.resizer.resize(&self.pixels, crop, target_size(frame, place), filter, &mut self.small);
+        let from = lap(&clocks.resize, from);
+        self.positions(image.key, segment, place);
+        let (columns, p) = (usize::from(place.grid.w), place.patch_size() as usize);
+        let (prefix, patches) = place.patches();
+        prefix.fill(0);
+        let turned = if image.flip { frame.flipped() } else { frame };
+        patchify(&self.small, turned, columns, p, &self.tokens, &mut self.line, patches);
+        lap(&clocks.patches, from);
+    }
+
+    /// Positions and segment ids of the image's slots in one view; leaves its kept tokens in `self.tokens`.
+    fn positions(&mut self, key: u64, segment: i16, place: &mut Place<'_>) {
+        let (grid, kept) = (place.grid, place.kept);
         self.tokens.clear();
         if kept == grid.tokens() as usize {
             self.tokens.extend(0..grid.tokens());
         } else {
-            kept_tokens(image.key, grid.tokens(), kept as u32, &mut self.tokens);
+            kept_tokens(key, grid.tokens(), kept as u32, &mut self.tokens);
         }
-        let (first, prefix) = (self.first(image, s, view, teacher), view.limits.prefix_tokens as usize);
-        // SAFETY: the image's own slots of an i16 field.
-        unsafe { block.part::<i16>(&view.fields[2], first, prefix + kept) }.fill(segment);
-        // SAFETY: as above.
-        let positions = unsafe { block.part::<i16>(&view.fields[1], first * 2, (prefix + kept) * 2) };
-        let (learned, real) = positions.split_at_mut(prefix * 2);
-        for (j, to) in learned.chunks_exact_mut(2).enumerate() {
+        let (prefix, own) = place.segments();
+        prefix.fill(segment);
+        own.fill(segment);
+        let (prefix, own) = place.positions();
+        for (j, to) in prefix.chunks_exact_mut(2).enumerate() {
             to.copy_from_slice(&[-1, j as i16]);
         }
-        let width = u32::from(grid.w);
-        for (to, &token) in real.chunks_exact_mut(2).zip(&self.tokens) {
-            to.copy_from_slice(&[(token / width) as i16, (token % width) as i16]);
+        let columns = u32::from(grid.w);
+        for (to, &token) in own.chunks_exact_mut(2).zip(&self.tokens) {
+            to.copy_from_slice(&[(token / columns) as i16, (token % columns) as i16]);
         }
     }
 
     /// Positions and segment ids in every view, of an image without pixels.
-    pub(super) fn take_places(
-        &mut self,
-        image: &PlannedImage,
-        (s, i): (usize, usize),
-        layout: &BatchLayout,
-        block: &Block,
-    ) {
-        for (view, teacher) in views(layout) {
-            self.places(image, (s, i), view, teacher, block, i as i16);
+    pub(super) fn take_places(&mut self, places: &mut Places<'_>) {
+        let (key, segment) = (places.image.key, places.segment);
+        for place in places.views() {
+            self.positions(key, segment, place);
         }
     }
 
-    /// A failed image, in every view.
-    pub(super) fn mask_all(
-        &mut self,
-        image: &PlannedImage,
-        (s, i): (usize, usize),
-        layout: &BatchLayout,
-        block: &Block,
-    ) {
-        for (view, teacher) in views(layout) {
-            self.mask(image, (s, i), view, teacher, block);
+    /// A failed image, in every view: its segment stays, its tokens belong to nobody and hold nothing.
+    pub(super) fn mask(&mut self, places: &mut Places<'_>) {
+        let key = places.image.key;
+        for place in places.views() {
+            self.positions(key, -1, place);
+            let (prefix, patches) = place.patches();
+            prefix.fill(0);
+            patches.fill(0);
         }
-        // SAFETY: one value of the field's own type, and the image belongs to this thread.
-        let status = unsafe { block.part::<u8>(&layout.rest[0], s * layout.max_images + i, 1) };
-        status.fill(FAILED);
-    }
-
-    /// A failed image: its segment stays, its tokens belong to nobody and hold nothing.
-    fn mask(&mut self, image: &PlannedImage, at: (usize, usize), view: &ViewFields, teacher: bool, block: &Block) {
-        self.places(image, at, view, teacher, block, -1);
-        let (_, kept, _) = slot(image, teacher);
-        let bytes = view.bytes_per_token();
-        let (first, prefix) = (self.first(image, at.0, view, teacher), view.limits.prefix_tokens as usize);
-        // SAFETY: the image's own slots of a u8 field.
-        unsafe { block.part::<u8>(&view.fields[0], first * bytes, (prefix + kept) * bytes) }.fill(0);
+        *places.status() = FAILED;
     }
 }
 
-fn views(layout: &BatchLayout) -> impl Iterator<Item = (&ViewFields, bool)> {
-    [Some((&layout.view, false)), layout.teacher.as_ref().map(|v| (v, true))].into_iter().flatten()
+/// Width and height, as stored, to which a view's crop is resized.
+fn target_size(frame: Frame, place: &Place<'_>) -> (u32, u32) {
+    let (grid, p) = (place.grid, place.patch_size());
+    frame.swapped((u32::from(grid.w) * p, u32::from(grid.h) * p))
 }

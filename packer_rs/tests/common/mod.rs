@@ -1,5 +1,6 @@
 //! What the tests of rendering share: JPEG files, an index of them, plans.
 
+#[path = "../../../jpeg_rs/tests/common/encode.rs"]
 pub mod encode;
 
 use encode::{Style, encode};

@@ -1,15 +1,14 @@
-//! Binary values in the columns of a Parquet file. In: a file that can be read at offsets. Out: for each row the bytes, and where
-//! they lie in the file as they are, if they do. Apart, since it alone knows of row groups and pages.
+//! Binary values in the columns of a Parquet file. In: a file that can be read at offsets. Out: for each row the bytes,
+//! and where they lie in the file as they are, if they do. Apart, since it alone knows of row groups and pages.
 //!
-//! Values of uncompressed pages lie in the file as they are, so an index points at them as into a tar. Those of compressed pages
-//! are read page by page: a page is the least that can be decompressed, and holds few images. Where pages lie is read from the file's
-//! own index of them if it has one, and else from their headers.
+//! Values of uncompressed pages lie in the file as they are, so an index points at them as into a tar. Those of
+//! compressed pages are read page by page: a page is the least that can be decompressed, and holds few images. Where
+//! pages lie is read from the file's own index of them if it has one, and else from their headers.
 
 mod buffers;
 mod input;
 mod unpack;
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -26,6 +25,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 
+use crate::failure::said;
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 pub use buffers::Buffers;
@@ -283,8 +283,5 @@ impl Pages {
 
 /// Damaged files can make the crate panic; such a panic is a fault of the file.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
-        let said = panic.downcast_ref::<String>().map(String::as_str);
-        broken(said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it cannot be decoded").to_owned())
-    })
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| broken(said(&*panic)))
 }

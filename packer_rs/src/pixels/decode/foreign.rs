@@ -1,17 +1,17 @@
-//! Formats that no decoder here reads, through helper processes. In: encoded bytes. Out: size and orientation, or samples. The
-//! command of a helper is given from outside (`navit_loader/foreign.py` is one, through Pillow) and speaks the few bytes
-//! described there: a request with the file on its standard input, a reply on its standard output.
+//! Formats that no decoder here reads, through helper processes. In: encoded bytes. Out: size and orientation, or
+//! samples. The command of a helper is given from outside (`navit_loader/foreign.py` is one, through Pillow) and speaks
+//! the few bytes described there: a request with the file on its standard input, a reply on its standard output.
 //!
-//! Apart, and in processes of their own, so that such an image holds up nobody: no thread here takes an interpreter's lock,
-//! each thread has a helper of its own, and a decoder that crashes on a hostile file takes nobody with it.
+//! Apart, and in processes of their own, so that such an image holds up nobody: no thread here takes an interpreter's
+//! lock, each thread has a helper of its own, and a decoder that crashes on a hostile file takes nobody with it.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
-use crate::pixels::decode::{HELPER, OUT_OF_MEMORY};
-use crate::render::ledger::Failure;
+use crate::failure::{Failure, Reason};
+use crate::pixels::picture::room;
 use crate::sync::lock;
 
 /// Files beyond this are not handed over.
@@ -92,13 +92,16 @@ impl Helpers {
     }
 
     fn ask(&self, bytes: &[u8], pixels: bool, max_pixels: u64, out: &mut Vec<u8>) -> Result<Reply, Failure> {
-        let fail = |reason, detail: String| Err(Failure::new("decode", reason, detail));
+        let fail = |reason, detail: String| Err(Failure::decode(reason, detail));
         if self.is_empty() {
-            return fail("unsupported", "its format is read through Pillow alone, which is not at hand here".into());
+            return fail(
+                Reason::Unsupported,
+                "its format is read through Pillow alone, which is not at hand here".into(),
+            );
         }
         if bytes.len() as u64 > MOST_BYTES {
             return fail(
-                "too_large",
+                Reason::TooLarge,
                 format!("{} bytes; files beyond {MOST_BYTES} do not go through Pillow", bytes.len()),
             );
         }
@@ -118,14 +121,14 @@ impl Helpers {
                 lock(&self.idle).push(helper);
                 reply
             }
-            Err(Silence::Io(e)) => fail(HELPER, format!("'{}' cannot be started: {e}", self.command.join(" "))),
-            Err(Silence::Nonsense) => fail("panic", "Pillow's helper gave an answer that makes no sense".into()),
+            Err(Silence::Io(e)) => fail(Reason::Helper, format!("'{}' cannot be started: {e}", self.command.join(" "))),
+            Err(Silence::Nonsense) => fail(Reason::Panic, "Pillow's helper gave an answer that makes no sense".into()),
             Err(Silence::Ended(status)) => match status.signal() {
                 // The system's own last resort when memory is short, which may pass.
-                Some(libc::SIGKILL) => fail(OUT_OF_MEMORY, "Pillow's helper was killed".into()),
-                Some(libc::SIGXCPU) => fail("panic", "Pillow's decoder did not come to an end".into()),
-                Some(signal) => fail("panic", format!("Pillow's decoder crashed with signal {signal}")),
-                None => fail(HELPER, format!("'{}' ended with {status}", self.command.join(" "))),
+                Some(libc::SIGKILL) => fail(Reason::Memory, "Pillow's helper was killed".into()),
+                Some(libc::SIGXCPU) => fail(Reason::Panic, "Pillow's decoder did not come to an end".into()),
+                Some(signal) => fail(Reason::Panic, format!("Pillow's decoder crashed with signal {signal}")),
+                None => fail(Reason::Helper, format!("'{}' ended with {status}", self.command.join(" "))),
             },
         }
     }
@@ -175,14 +178,14 @@ impl Helper {
             return Err(Silence::Nonsense);
         }
         let length = length as usize;
-        crate::pixels::decode::room(out, length);
+        room(out, length);
         self.from.read_exact(&mut out[..length]).map_err(|e| self.silence(e))?;
         if failed {
             let text = String::from_utf8_lossy(&out[..length]).into_owned();
             let (reason, detail) = text.split_once('\n').unwrap_or(("corrupt", &text));
-            let known = ["truncated", "corrupt", "unsupported", "too_large", OUT_OF_MEMORY];
-            let reason = known.into_iter().find(|&k| k == reason).unwrap_or("corrupt");
-            return Ok(Err(Failure::new("decode", reason, detail)));
+            let known = [Reason::Truncated, Reason::Unsupported, Reason::TooLarge, Reason::Memory];
+            let reason = known.into_iter().find(|known| known.word() == reason).unwrap_or(Reason::Corrupt);
+            return Ok(Err(Failure::decode(reason, detail)));
         }
         let samples = samples as usize;
         Ok(Ok(Reply { size, orientation, channels, samples, profile: length - samples }))

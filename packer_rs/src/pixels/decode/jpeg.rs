@@ -1,27 +1,29 @@
-//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode runs at
-//! the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a usual one it
-//! stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted to RGB.
+//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode
+//! runs at the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a
+//! usual one it stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted
+//! to RGB.
 //!
-//! Plain baseline files, by far the most, are decoded by `baseline`, which gives the same samples sooner; libjpeg-turbo gets all
-//! that it turns away, and alone says what is wrong with a file.
+//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner;
+//! libjpeg-turbo gets all that it turns away, and alone says what is wrong with a file.
 //!
-//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other is
-//! `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF version.
+//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other
+//! is `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF
+//! version.
 
 use std::ffi::CStr;
 
+use navit_jpeg::{Decoder as Plain, Header};
 use turbojpeg_sys as tj;
 
-use super::baseline::Baseline;
-use super::{Colours, OUT_OF_MEMORY, Pixels, Plane, Wanted, check_size, fail, room};
-use crate::render::ledger::Failure;
+use crate::failure::{Failure, Reason};
+use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, check_size, room};
 
 /// Scans of a progressive file; a real encoder writes some ten, a hostile file thousands.
 const MAX_SCANS: i32 = 500;
 
 /// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
 pub struct Jpeg {
-    own: Option<Baseline>,
+    own: Option<Plain>,
     handle: tj::tjhandle,
     /// Whether a file went through the handle.
     used: bool,
@@ -41,7 +43,7 @@ impl Drop for Jpeg {
 
 impl Jpeg {
     /// Without our `own` decoder libjpeg-turbo gets all files.
-    pub fn new(own: Option<Baseline>) -> Result<Self, Failure> {
+    pub fn new(own: Option<Plain>) -> Result<Self, Failure> {
         let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
@@ -52,7 +54,7 @@ impl Jpeg {
         // SAFETY: no requirement beyond a valid constant.
         let handle = unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as i32) };
         if handle.is_null() {
-            return Err(fail(OUT_OF_MEMORY, "libjpeg-turbo could not be started"));
+            return Err(Failure::decode(Reason::Memory, "libjpeg-turbo could not be started"));
         }
         // SAFETY: the old handle, if any, came from `tj3Init` and is not used again.
         unsafe { tj::tj3Destroy(std::mem::replace(&mut self.handle, handle)) };
@@ -78,8 +80,8 @@ impl Jpeg {
 
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         if let Some(own) = &mut self.own {
-            let denominator = if wanted.dct_scaling { scale(wanted) } else { 1 };
-            if own.decode(bytes, wanted, denominator as u32, out).is_some() {
+            let shrink = if wanted.dct_scaling { scale(wanted) } else { 1 };
+            if plain(own, bytes, wanted, shrink as u32, out).is_some() {
                 return Ok(());
             }
         }
@@ -110,11 +112,11 @@ impl Jpeg {
         self.accept(code)?;
         let size = (self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH), self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
         if size.0 < 1 || size.1 < 1 {
-            return Err(fail("truncated", "no image in it"));
+            return Err(Failure::decode(Reason::Truncated, "no image in it"));
         }
         check_size((size.0 as u32, size.1 as u32), wanted)?;
         if self.get(tj::TJPARAM_TJPARAM_PRECISION) != 8 {
-            return Err(fail("unsupported", "JPEG of more than 8 bits a sample"));
+            return Err(Failure::decode(Reason::Unsupported, "JPEG of more than 8 bits a sample"));
         }
         let lossless = self.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
         let denominator = if wanted.dct_scaling && !lossless { scale(wanted) } else { 1 };
@@ -149,15 +151,15 @@ impl Jpeg {
         }
         let any = |words: [&str; 2]| words.iter().any(|w| message.contains(w));
         let reason = if any(["Insufficient memory", "allocation failure"]) {
-            OUT_OF_MEMORY
+            Reason::Memory
         } else if any(["Premature end", "Empty input"]) {
-            "truncated"
+            Reason::Truncated
         } else if any(["Unsupported JPEG", "not supported"]) {
-            "unsupported"
+            Reason::Unsupported
         } else {
-            "corrupt"
+            Reason::Corrupt
         };
-        Err(fail(reason, message))
+        Err(Failure::decode(reason, message))
     }
 
     /// Y, Cb and Cr as they are stored, one plane after the other.
@@ -244,12 +246,27 @@ impl Jpeg {
                     rgb[c] = (key - (((t >> 8) + t) >> 8)) as u8;
                 }
             }
-            if self.scratch.len() > super::KEEP_BYTES {
+            if self.scratch.len() > KEEP_BYTES {
                 self.scratch = Vec::new();
             }
         }
         Ok(())
     }
+}
+
+/// A plain file through our own decoder. None leaves `out` in any state, and the file to libjpeg-turbo.
+fn plain(own: &mut Plain, bytes: &[u8], wanted: &Wanted, shrink: u32, out: &mut Pixels) -> Option<()> {
+    let header = Header::of(bytes)?;
+    check_size(header.size, wanted).ok()?;
+    let picture = own.decode(&header, shrink, &mut out.data)?;
+    for (to, p) in out.planes.iter_mut().zip(&picture.planes[..picture.count]) {
+        let scale = (1.0 / f64::from(p.step.0), 1.0 / f64::from(p.step.1));
+        *to = Plane { start: p.start, stride: p.stride, width: p.width, height: p.height, scale };
+    }
+    out.colours = if picture.count == 1 { Colours::Grey } else { Colours::Ycc };
+    // What kernels read behind the last plane.
+    room(&mut out.data, picture.bytes);
+    Some(())
 }
 
 /// The largest denominator among 1, 2, 4, 8 at which the crop keeps at least the target's pixels on both axes.

@@ -1,5 +1,5 @@
-//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts), alpha over
-//! the background. Floating-point and palette TIFF are `unsupported`.
+//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts),
+//! alpha over the background. Floating-point and palette TIFF are `unsupported`.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -7,8 +7,8 @@ use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, tiff::TiffDecoder, webp::W
 use image::error::{ImageError, LimitErrorKind};
 use image::{ColorType, ImageDecoder, Limits};
 
-use super::{Pixels, Wanted, check_size, compose, fail, room};
-use crate::render::ledger::Failure;
+use crate::failure::{Failure, Reason};
+use crate::pixels::picture::{Pixels, Wanted, check_size, compose, room};
 
 /// Whether the first bytes are of a format that is read here.
 pub fn known(bytes: &[u8]) -> bool {
@@ -53,12 +53,12 @@ fn read(
         ColorType::La16 => (2, true),
         ColorType::Rgb16 => (3, true),
         ColorType::Rgba16 => (4, true),
-        other => return Err(fail("unsupported", format!("samples of type {other:?}"))),
+        other => return Err(Failure::decode(Reason::Unsupported, format!("samples of type {other:?}"))),
     };
-    let size =
-        usize::try_from(decoder.total_bytes()).map_err(|_| fail("too_large", "larger than the address space"))?;
+    let size = usize::try_from(decoder.total_bytes())
+        .map_err(|_| Failure::decode(Reason::TooLarge, "larger than the address space"))?;
     if size != wanted.size.0 as usize * wanted.size.1 as usize * channels * if deep { 2 } else { 1 } {
-        return Err(fail("corrupt", "the number of its bytes does not fit its size"));
+        return Err(Failure::decode(Reason::Corrupt, "the number of its bytes does not fit its size"));
     }
     room(scratch, size);
     decoder.read_image(&mut scratch[..size]).map_err(failure)?;
@@ -73,10 +73,10 @@ fn read(
 
 fn failure(e: ImageError) -> Failure {
     let reason = match &e {
-        ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => "truncated",
-        ImageError::Limits(l) if !matches!(l.kind(), LimitErrorKind::Unsupported { .. }) => "too_large",
-        ImageError::Unsupported(_) => "unsupported",
-        _ => "corrupt",
+        ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => Reason::Truncated,
+        ImageError::Limits(l) if !matches!(l.kind(), LimitErrorKind::Unsupported { .. }) => Reason::TooLarge,
+        ImageError::Unsupported(_) => Reason::Unsupported,
+        _ => Reason::Corrupt,
     };
-    fail(reason, e.to_string())
+    Failure::decode(reason, e.to_string())
 }

@@ -1,11 +1,12 @@
-//! PNG: palette, grey, 16 bits (the high byte counts), alpha over the background, interlaced; an animation's first image.
+//! PNG: palette, grey, 16 bits (the high byte counts), alpha over the background, interlaced; an animation's first
+//! image.
 
 use std::io::Cursor;
 
 use png::{ColorType, DecodingError, Transformations};
 
-use super::{Pixels, Wanted, check_size, compose, fail, room};
-use crate::render::ledger::Failure;
+use crate::failure::{Failure, Reason};
+use crate::pixels::picture::{Pixels, Wanted, check_size, compose, room};
 
 pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
@@ -15,18 +16,20 @@ pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pi
     let info = decoder.read_header_info().map_err(failure)?;
     check_size((info.width, info.height), wanted)?;
     let mut reader = decoder.read_info().map_err(failure)?;
-    let size = reader.output_buffer_size().ok_or_else(|| fail("too_large", "larger than the address space"))?;
+    let size = reader
+        .output_buffer_size()
+        .ok_or_else(|| Failure::decode(Reason::TooLarge, "larger than the address space"))?;
     room(scratch, size);
     let frame = reader.next_frame(&mut scratch[..size]).map_err(failure)?;
     if (frame.width, frame.height) != wanted.size {
-        return Err(fail("corrupt", "its first frame does not fill the image"));
+        return Err(Failure::decode(Reason::Corrupt, "its first frame does not fill the image"));
     }
     let channels = match frame.color_type {
         ColorType::Grayscale => 1,
         ColorType::GrayscaleAlpha => 2,
         ColorType::Rgb => 3,
         ColorType::Rgba => 4,
-        ColorType::Indexed => return Err(fail("corrupt", "a palette image without a palette")),
+        ColorType::Indexed => return Err(Failure::decode(Reason::Corrupt, "a palette image without a palette")),
     };
     compose(scratch, channels, wanted, out);
     Ok(())
@@ -34,9 +37,9 @@ pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pi
 
 fn failure(e: DecodingError) -> Failure {
     let reason = match &e {
-        DecodingError::IoError(_) => "truncated",
-        DecodingError::LimitsExceeded => "too_large",
-        _ => "corrupt",
+        DecodingError::IoError(_) => Reason::Truncated,
+        DecodingError::LimitsExceeded => Reason::TooLarge,
+        _ => Reason::Corrupt,
     };
-    fail(reason, e.to_string())
+    Failure::decode(reason, e.to_string())
 }

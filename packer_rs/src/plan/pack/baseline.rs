@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Limits, Load, Packing, Used};
+use super::load::{Limits, Load, Packing, Used};
 
 /// One open sequence; it is closed as soon as an item does not fit.
 pub fn next_fit(loads: &[Load], limits: &Limits) -> Packing {

@@ -5,7 +5,7 @@
 //! over bit sets), preferring the oldest among equals. In: a window of loads, oldest first. Out: which of them make the
 //! next sequence.
 
-use super::{Limits, Load, Packing, Used};
+use super::load::{Limits, Load, Packing, Used};
 
 /// Scratch memory of the packer; it allocates only while it grows.
 pub struct Exact {

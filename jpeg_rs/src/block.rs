@@ -1,7 +1,8 @@
-//! Bits → the coefficients of one block. In: a reader of clean data, and tables. Out: coefficients in the order in which the
-//! inverse transforms load them, not yet multiplied by their divisors. None for whatever libjpeg-turbo might warn of.
+//! Bits → the coefficients of one block. In: a reader of clean data, and tables. Out: coefficients in the order in
+//! which the inverse transforms load them, not yet multiplied by their divisors. None for whatever libjpeg-turbo might
+//! warn of.
 
-use super::huffman::{AC_BITS, AcTable, DC_BITS, DcTable, SLOW, extend};
+use crate::huffman::{AC_BITS, AcTable, DC_BITS, DcTable, SLOW, extend};
 
 /// A block, and room behind it for what has no place in it.
 pub type Block = [i16; 256];

@@ -1,5 +1,5 @@
-//! A JPEG file up to its scan. In: the whole file. Out: what decoding the scan needs, or None for a file that is not of the
-//! plain kind or has anything odd about it: libjpeg-turbo then judges it.
+//! A JPEG file up to its scan. In: the whole file. Out: what decoding the scan needs, or None for a file that is not of
+//! the plain kind or has anything odd about it: another decoder then judges it.
 
 /// One colour component.
 #[derive(Clone, Copy, Debug)]
@@ -18,15 +18,15 @@ pub struct Header<'a> {
     /// Width and height.
     pub size: (u32, u32),
     /// One component of grey, or Y, Cb and Cr.
-    pub components: [Component; 3],
+    pub(crate) components: [Component; 3],
     /// How many of them there are.
-    pub count: usize,
+    pub(crate) count: usize,
     /// Definitions of Huffman tables, DC and AC: 16 counts, then the symbols. Empty where there is none.
-    pub tables: [[&'a [u8]; 4]; 2],
+    pub(crate) tables: [[&'a [u8]; 4]; 2],
     /// MCUs between restart markers, 0 for none.
-    pub restart: u32,
-    /// Where the scan's data begin.
-    pub scan: usize,
+    pub(crate) restart: u32,
+    /// The file from the scan's data on.
+    pub(crate) scan: &'a [u8],
 }
 
 /// As in libjpeg-turbo.
@@ -43,30 +43,32 @@ struct Segments<'a> {
     adobe: Option<u8>,
 }
 
-/// Reads the segments of a plain file.
-pub fn parse(data: &[u8]) -> Option<Header<'_>> {
-    if !data.starts_with(&[0xFF, 0xD8]) {
-        return None;
-    }
-    let (mut at, mut found) = (2, Segments::default());
-    loop {
-        let &[0xFF, code] = data.get(at..at + 2)? else { return None };
-        let length = usize::from(u16::from_be_bytes([*data.get(at + 2)?, *data.get(at + 3)?]));
-        let body = data.get(at + 4..at + 2 + length)?;
-        at += 2 + length;
-        match code {
-            // Application data and comments.
-            0xE0..=0xEF | 0xFE => found.application(code, body)?,
-            0xDB => found.quantisation(body)?,
-            0xC4 => found.huffman(body)?,
-            // Baseline, and extended with 8 bits.
-            0xC0 | 0xC1 if found.frame.is_none() => found.frame = Some(body),
-            0xDD => {
-                let &[high, low] = body else { return None };
-                found.restart = u32::from(u16::from_be_bytes([high, low]));
+impl<'a> Header<'a> {
+    /// Reads the segments of a plain file up to its scan.
+    pub fn of(data: &'a [u8]) -> Option<Self> {
+        if !data.starts_with(&[0xFF, 0xD8]) {
+            return None;
+        }
+        let (mut at, mut found) = (2, Segments::default());
+        loop {
+            let &[0xFF, code] = data.get(at..at + 2)? else { return None };
+            let length = usize::from(u16::from_be_bytes([*data.get(at + 2)?, *data.get(at + 3)?]));
+            let body = data.get(at + 4..at + 2 + length)?;
+            at += 2 + length;
+            match code {
+                // Application data and comments.
+                0xE0..=0xEF | 0xFE => found.application(code, body)?,
+                0xDB => found.quantisation(body)?,
+                0xC4 => found.huffman(body)?,
+                // Baseline, and extended with 8 bits.
+                0xC0 | 0xC1 if found.frame.is_none() => found.frame = Some(body),
+                0xDD => {
+                    let &[high, low] = body else { return None };
+                    found.restart = u32::from(u16::from_be_bytes([high, low]));
+                }
+                0xDA => return found.scan(body, &data[at..]),
+                _ => return None,
             }
-            0xDA => return found.scan(body, at),
-            _ => return None,
         }
     }
 }
@@ -108,7 +110,7 @@ impl<'a> Segments<'a> {
         Some(())
     }
 
-    fn scan(self, body: &[u8], at: usize) -> Option<Header<'a>> {
+    fn scan(self, body: &[u8], data: &'a [u8]) -> Option<Header<'a>> {
         let &[8, h1, h0, w1, w0, count, ref frame @ ..] = self.frame? else { return None };
         let size = (u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0])));
         let (&count_in_scan, scan) = body.split_first()?;
@@ -144,6 +146,6 @@ impl<'a> Segments<'a> {
                 if self.jfif || self.adobe == Some(1) || self.adobe.is_none() && named == [1, 2, 3] => {}
             _ => return None,
         }
-        Some(Header { size, components, count, tables: self.tables, restart: self.restart, scan: at })
+        Some(Header { size, components, count, tables: self.tables, restart: self.restart, scan: data })
     }
 }

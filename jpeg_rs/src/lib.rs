@@ -1,14 +1,15 @@
-//! Our own JPEG decoder, for the plain case alone: baseline, one scan, grey or Y, Cb, Cr of a usual sampling. In: a whole file.
-//! Out: the same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind or with anything odd about
-//! it, however small. Such a file goes to libjpeg-turbo from the start, so faults are judged and named in one place.
+//! A JPEG decoder for the plain case alone: baseline, one scan, grey or Y, Cb, Cr of a usual sampling. In: a whole
+//! file. Out: the same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind or with
+//! anything odd about it, however small. Such a file goes to another decoder from the start, so faults are judged and
+//! named in one place.
 //!
 //! ```text
 //! header ─► stream ─► huffman, block ─► idct, avx2
 //! segments   no stuffing   coefficients     samples
 //! ```
 //!
-//! It stands here because the entropy decoder bounds the whole loader. One look-up for two symbols and their values, bits
-//! refilled without a branch, and no marker in the way: that takes about 0.6 of the time.
+//! It was written because the entropy decoder bounds a whole loader of images. One look-up for two symbols and their
+//! values, bits refilled without a branch, and no marker in the way: that takes about 0.6 of the time.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -19,13 +20,41 @@ mod idct;
 mod stream;
 
 use self::block::{Bits, Block, PLACES};
-use self::header::Header;
+pub use self::header::Header;
 use self::huffman::{AcTable, Cache, DcTable};
 use self::stream::Stream;
-use super::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, room};
+
+/// Buffers larger than this are given back after the file that needed them.
+const KEEP_BYTES: usize = 64 << 20;
+
+/// One plane of samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plane {
+    /// First byte in the buffer.
+    pub start: usize,
+    /// Bytes from row to row.
+    pub stride: usize,
+    /// Samples per row that belong to the image.
+    pub width: u32,
+    /// Rows that belong to the image.
+    pub height: u32,
+    /// Pixels of the file for each of its samples, across and down.
+    pub step: (u32, u32),
+}
+
+/// A decoded file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Grey, or Y, Cb and Cr.
+    pub planes: [Plane; 3],
+    /// How many of them there are.
+    pub count: usize,
+    /// Their bytes in the buffer, padding to whole blocks included.
+    pub bytes: usize,
+}
 
 /// The decoder of one thread.
-pub struct Baseline {
+pub struct Decoder {
     fast: bool,
     stream: Stream,
     dc: Cache<DcTable>,
@@ -55,26 +84,24 @@ struct Scan<'a> {
     side: usize,
 }
 
-impl Default for Baseline {
+impl Default for Decoder {
     fn default() -> Self {
         Self::new(fast())
     }
 }
 
-impl Baseline {
+impl Decoder {
     /// A decoder in its fast form or its plain one.
     pub fn new(fast: bool) -> Self {
         Self { fast, stream: Stream::default(), dc: Cache::default(), ac: Cache::default() }
     }
 
-    /// Decodes a plain file at the DCT scale 1/`denominator`. None leaves `out` in any state, and the file to libjpeg-turbo.
-    pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, denominator: u32, out: &mut Pixels) -> Option<()> {
-        let header = header::parse(bytes)?;
-        let (width, height) = header.size;
-        if header.size != wanted.size || u64::from(width) * u64::from(height) > wanted.max_pixels {
-            return None;
-        }
-        self.stream.take(self.fast, &bytes[header.scan..])?;
+    /// Decodes a file at the DCT scale 1/`shrink` (1, 2, 4 or 8) into `out`, which grows where it is too small, is
+    /// never cleared and may be longer than the planes. None leaves `out` in any state, and the file to another
+    /// decoder.
+    pub fn decode(&mut self, header: &Header<'_>, shrink: u32, out: &mut Vec<u8>) -> Option<Picture> {
+        assert!(matches!(shrink, 1 | 2 | 4 | 8), "a shrink of {shrink}; it must be 1, 2, 4 or 8");
+        self.stream.take(self.fast, header.scan)?;
         self.dc.next();
         self.ac.next();
         let mut tables = [(0, 0); 3];
@@ -83,7 +110,7 @@ impl Baseline {
             to.0 = self.dc.find(definition(0, component.tables.0)?)?;
             to.1 = self.ac.find(definition(1, component.tables.1)?)?;
         }
-        let mcus = lay_out(&header, denominator, out);
+        let (picture, mcus) = lay_out(header, shrink, out);
         let mut parts: [Option<Part<'_>>; 3] = [None, None, None];
         for (n, (component, part)) in header.components[..header.count].iter().zip(&mut parts).enumerate() {
             let mut divisors = [0; 64];
@@ -95,17 +122,17 @@ impl Baseline {
                 ac: self.ac.get(tables[n].1),
                 divisors,
                 blocks: (component.sampling.0 as usize, component.sampling.1 as usize),
-                start: out.planes[n].start,
-                stride: out.planes[n].stride,
+                start: picture.planes[n].start,
+                stride: picture.planes[n].stride,
             });
         }
-        let side = 8 / denominator as usize;
+        let side = 8 / shrink as usize;
         let scan = Scan { stream: &self.stream, parts, mcus, restart: header.restart as usize, side };
-        let done = scan.run(self.fast, &mut out.data);
+        let done = scan.run(self.fast, out);
         if self.stream.data.len() > KEEP_BYTES {
             self.stream = Stream::default();
         }
-        done
+        done.map(|()| picture)
     }
 }
 
@@ -124,30 +151,32 @@ fn fast() -> bool {
     }
 }
 
-/// Planes of whole MCUs, one after the other, and room for them. Returns the MCUs across and down.
-fn lay_out(header: &Header<'_>, denominator: u32, out: &mut Pixels) -> (usize, usize) {
+/// Planes of whole MCUs, one after the other, and room for them. Returns them, and the MCUs across and down.
+fn lay_out(header: &Header<'_>, shrink: u32, out: &mut Vec<u8>) -> (Picture, (usize, usize)) {
     let (across, down) = header.components[0].sampling;
     let (width, height) = header.size;
     let mcus = (width.div_ceil(8 * across), height.div_ceil(8 * down));
-    let scaled = (width.div_ceil(denominator), height.div_ceil(denominator));
-    let (mut start, side) = (0, 8 / denominator);
-    for (component, plane) in header.components[..header.count].iter().zip(&mut out.planes) {
+    let scaled = (width.div_ceil(shrink), height.div_ceil(shrink));
+    let (mut start, side) = (0, 8 / shrink);
+    let mut picture = Picture { count: header.count, ..Picture::default() };
+    for (component, plane) in header.components[..header.count].iter().zip(&mut picture.planes) {
         let (h, v) = component.sampling;
         let (sub_x, sub_y) = (across / h, down / v);
-        let scale = f64::from(denominator);
         let stride = (mcus.0 * h * side) as usize;
         *plane = Plane {
             start,
             stride,
             width: scaled.0.div_ceil(sub_x),
             height: scaled.1.div_ceil(sub_y),
-            scale: (1.0 / (scale * f64::from(sub_x)), 1.0 / (scale * f64::from(sub_y))),
+            step: (shrink * sub_x, shrink * sub_y),
         };
         start += stride * (mcus.1 * v * side) as usize;
     }
-    out.colours = if header.count == 1 { Colours::Grey } else { Colours::Ycc };
-    room(&mut out.data, start);
-    (mcus.0 as usize, mcus.1 as usize)
+    picture.bytes = start;
+    if out.len() < start {
+        out.resize(start, 0);
+    }
+    (picture, (mcus.0 as usize, mcus.1 as usize))
 }
 
 impl Scan<'_> {

@@ -1,0 +1,29 @@
+//! Regular files. In: a path, or what the system said. Out: an open file and its length, or a fault.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::failure::{Failure, Fault, Reason};
+
+/// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for
+/// ever.
+pub fn open_file(path: &str) -> Result<(File, u64), Fault> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| fault(&e))?;
+    let found = file.metadata().map_err(|e| fault(&e))?;
+    if !found.is_file() {
+        return Err(Failure::fetch(Reason::Missing, "it is not a regular file").into());
+    }
+    Ok((file, found.len()))
+}
+
+/// Which system errors every replica sees, now and later: the file is not there, or is not a file.
+pub fn fault(e: &io::Error) -> Fault {
+    match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename => {
+            Failure::fetch(Reason::Missing, e.to_string()).into()
+        }
+        ErrorKind::UnexpectedEof => Failure::fetch(Reason::Changed, "it became shorter while it was read").into(),
+        _ => Fault::Passing(e.to_string()),
+    }
+}

@@ -1,0 +1,146 @@
+//! An image between its file and its patches. In: what is wanted of it, samples as decoders give them. Out: planes in a
+//! buffer that is used again, checked against what was indexed.
+//!
+//! Apart from the decoders, since each of them fills it and `resize` reads it.
+
+use crate::failure::{Failure, Reason};
+use crate::pixels::kernels::SLACK;
+use crate::slots::Crop;
+
+/// Buffers larger than this are given back after the image that needed them.
+pub const KEEP_BYTES: usize = 64 << 20;
+
+/// What is wanted of an image.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Width and height as stored, from the index.
+    pub size: (u32, u32),
+    /// The crop in the stored frame, in pixels.
+    pub crop: Crop,
+    /// The largest width and height, over all views, to which the crop will be resized.
+    pub target: (u32, u32),
+    /// Whether JPEG may be decoded at a smaller DCT scale.
+    pub dct_scaling: bool,
+    /// RGB under transparent pixels.
+    pub background: [u8; 3],
+    /// Largest number of pixels that is decoded at all.
+    pub max_pixels: u64,
+}
+
+/// How samples lie in the planes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Colours {
+    /// One plane of grey.
+    #[default]
+    Grey,
+    /// One plane of R, G, B triples.
+    Rgb,
+    /// Three planes Y, Cb, Cr of JFIF, each at its own scale.
+    Ycc,
+}
+
+/// One plane of samples.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plane {
+    /// First byte in the buffer.
+    pub start: usize,
+    /// Bytes from row to row.
+    pub stride: usize,
+    /// Pixels per row that belong to the image.
+    pub width: u32,
+    /// Rows that belong to the image.
+    pub height: u32,
+    /// Plane pixels per source pixel, across and down.
+    pub scale: (f64, f64),
+}
+
+/// A decoded image.
+#[derive(Clone, Debug, Default)]
+pub struct Pixels {
+    /// How samples lie.
+    pub colours: Colours,
+    /// One or three planes.
+    pub planes: [Plane; 3],
+    /// Their bytes; longer than needed, since it is used again.
+    pub data: Vec<u8>,
+}
+
+impl Pixels {
+    /// One tight plane of `size`, at the source's scale; `data` has room for it afterwards.
+    pub(crate) fn whole(&mut self, colours: Colours, (width, height): (u32, u32)) {
+        let stride = width as usize * if colours == Colours::Rgb { 3 } else { 1 };
+        self.colours = colours;
+        self.planes[0] = Plane { start: 0, stride, width, height, scale: (1.0, 1.0) };
+        room(&mut self.data, stride * height as usize);
+    }
+
+    /// Takes pixels that are in memory already, as R, G, B triples.
+    pub fn take_rgb(&mut self, rgb: &[u8], size: (u32, u32)) {
+        self.whole(Colours::Rgb, size);
+        self.data[..rgb.len()].copy_from_slice(rgb);
+    }
+
+    /// Gives back a buffer that only one image in many needs.
+    pub fn trim(&mut self) {
+        if self.data.len() > KEEP_BYTES {
+            self.data = Vec::new();
+        }
+    }
+}
+
+/// Grows a buffer to `len` bytes at least, and the slack that kernels read; never shrinks it and never clears what it
+/// has.
+pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) {
+    let len = len + SLACK;
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+}
+
+/// Refuses what the header claims, before anything is allocated for it.
+pub(crate) fn check_size(found: (u32, u32), wanted: &Wanted) -> Result<(), Failure> {
+    let (width, height) = found;
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > wanted.max_pixels {
+        return Err(Failure::decode(
+            Reason::TooLarge,
+            format!("{width} × {height} pixels, more than render.max_pixels = {}", wanted.max_pixels),
+        ));
+    }
+    if found != wanted.size {
+        let (w, h) = wanted.size;
+        return Err(Failure::decode(
+            Reason::Changed,
+            format!("{width} × {height} pixels as stored, but {w} × {h} when it was indexed"),
+        ));
+    }
+    Ok(())
+}
+
+/// Lays samples of `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) over the background, tightly, into `out`.
+pub(crate) fn compose(samples: &[u8], channels: usize, wanted: &Wanted, out: &mut Pixels) {
+    let blend = |under: u8, over: u8, alpha: u8| {
+        let t = u32::from(under) * (255 - u32::from(alpha)) + u32::from(over) * u32::from(alpha) + 128;
+        (((t >> 8) + t) >> 8) as u8
+    };
+    let back = wanted.background;
+    let pixels = wanted.size.0 as usize * wanted.size.1 as usize;
+    out.whole(if channels == 1 { Colours::Grey } else { Colours::Rgb }, wanted.size);
+    match channels {
+        1 | 3 => out.data[..pixels * channels].copy_from_slice(&samples[..pixels * channels]),
+        2 => {
+            for (to, from) in out.data.chunks_exact_mut(3).zip(samples[..pixels * 2].chunks_exact(2)) {
+                for c in 0..3 {
+                    to[c] = blend(back[c], from[0], from[1]);
+                }
+            }
+        }
+        _ => {
+            for (to, from) in out.data.chunks_exact_mut(3).zip(samples[..pixels * 4].chunks_exact(4)) {
+                for c in 0..3 {
+                    to[c] = blend(back[c], from[c], from[3]);
+                }
+            }
+        }
+    }
+}
