@@ -55,6 +55,19 @@ def test_the_data_is_worth_testing_with(config: Path) -> None:
         assert sum(int((b.status == FAILED).sum()) for b in batches) >= 6
 
 
+def test_an_iteration_goes_on_however_many_epochs_are_looked_at_meanwhile(
+    daemon: Daemon, expected: list[tuple[Any, ...]]
+) -> None:
+    with RemoteLoader([daemon.endpoint], prefetch=1) as loader:
+        batches = iter(loader)
+        found = [digest(next(batches))]
+        for epoch in range(1, 7):
+            loader.set_epoch(epoch)
+            assert len(loader) > 0
+        found += [digest(batch) for batch in batches]
+    assert found == expected[: len(found)] and len(found) == len([b for b in expected if b[0] == 0])
+
+
 @pytest.mark.parametrize(("shared", "prefetch"), [(True, 1), (True, 8), (False, 1), (False, 8)])
 def test_remote_batches_equal_local_batches_byte_for_byte(
     daemon: Daemon, expected: list[tuple[Any, ...]], shared: bool, prefetch: int
