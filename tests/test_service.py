@@ -330,11 +330,11 @@ def test_a_second_sigterm_ends_a_drain_at_once(config: Path, tmp_path: Path, mon
         for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 8192), (zmq.LINGER, 0)):
             peer.setsockopt(option, value)
         peer.connect(daemon.endpoint)
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="takes nothing")))
-        info = protocol.PlanInfo.from_table(protocol.decode_reply(peer.recv()).info or {})
+        peer.send(protocol.encode(protocol.Hello(1, client="takes nothing")))
+        info = protocol.PlanInfo.from_table(protocol.decode_reply(peer.recv()).info)
         ids = {"plan_id": info.plan_id, "render_id": info.render_id}
         for number in range(12):  # 6 MB each, mostly padding
-            peer.send(protocol.encode_request(protocol.Request("batch", 2 + number, **ids, count=512)))
+            peer.send(protocol.encode(protocol.GetBatch(2 + number, **ids, count=512)))
         assert daemon.metrics is not None
         until = time.monotonic() + 20
         while time.monotonic() < until:

@@ -48,13 +48,15 @@ def test_a_client_that_asks_for_the_end_of_a_large_epoch_delays_nobody(config: P
         peer.setsockopt(zmq.LINGER, 0)
         peer.setsockopt(zmq.RCVTIMEO, 20_000)
         peer.connect(daemon.endpoint)
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="greedy")))
+        peer.send(protocol.encode(protocol.Hello(1, client="greedy")))
         assert protocol.decode_reply(peer.recv()).kind == "hello"
         for number, epoch in enumerate((0, 7)):
             ids = {"plan_id": loader.plan_id, "render_id": loader.render_id, "epoch": epoch}
-            for kind, limit in (("batch", 0), ("encoded", 2**30)):
-                request = protocol.Request(kind, 2 + number, **ids, first=2**40, count=4, limit=limit)
-                peer.send(protocol.encode_request(request))
+            for request in (
+                protocol.GetBatch(2 + number, **ids, first=2**40, count=4),
+                protocol.GetEncoded(2 + number, **ids, first=2**40, count=4, limit=2**30),
+            ):
+                peer.send(protocol.encode(request))
         found = [digest(batch) for batch, _ in zip(loader, range(30), strict=False)]
         assert found == expected
         assert not peer.poll(0), "the greedy one still waits"

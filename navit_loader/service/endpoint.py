@@ -18,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import NavitError, ServiceError
 from . import protocol
-from .protocol import Reply, Request
+from .protocol import Credit, Hello, Reply, Request
 from .security import ClientKeys
 from .shm import Window
 
@@ -146,16 +146,16 @@ class Endpoint:
         except zmq.ZMQError as e:
             self.hang_up(f"cannot connect: {e.strerror}")
             raise ServiceError(f"endpoint '{self.address}' is not allowed: {e.strerror}") from None
-        hello = Request("hello", client=terms.client, plan=terms.plan, shared=terms.shared)
-        self.send(hello, plan_id=plan_id, render_id=render_id)
+        hello = Hello(client=terms.client, plan=terms.plan, shared=terms.shared, plan_id=plan_id, render_id=render_id)
+        self.send(hello)
         self.flush()
 
-    def welcome(self, door: tuple[str, ...]) -> None:
-        """The daemon's hello is there: it can be asked, through its `door` to shared memory where that opens."""
-        if len(door) == 2:
+    def welcome(self, passage: tuple[str, ...]) -> None:
+        """The daemon's hello is there: it can be asked, through its `passage` to shared memory where that opens."""
+        if len(passage) == 2:
             # Being on the same host means that this succeeds.
             with contextlib.suppress(OSError):
-                self.window = Window(*door, self._terms.memory)
+                self.window = Window(*passage, self._terms.memory)
                 self._terms.poller.register(self.window.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
 
@@ -163,7 +163,7 @@ class Endpoint:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
         if self._socket is None:
             return
-        self._outbox.append(protocol.encode_request(request, **now))
+        self._outbox.append(protocol.encode(request, **now))
         if len(self._outbox) >= protocol.MAX_TOGETHER:
             self.flush()
 
@@ -191,7 +191,7 @@ class Endpoint:
     def give_back(self) -> None:
         """Sends credits for the shared slots that the user has let go of, where no request takes them along."""
         if slots := self.freed():
-            self.send(Request("credit", ids=slots))
+            self.send(Credit(slots=slots))
 
     def receive(self, ready: dict[Any, int]) -> Iterator[tuple[Reply, list[Any]]]:
         """The replies that have come, with their frames; a daemon that breaks the protocol is hung up on.

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NavitError, ServiceError
+from .protocol import GetBatch, GetEncoded, GetLayout
 
 if TYPE_CHECKING:
     from .._packer import Layout, PlannedBatch
     from ..render.engine import Engine
-    from .protocol import Request
     from .session import Job, Session
+
+Request = GetBatch | GetEncoded | GetLayout
+"""What has to be planned."""
 
 EPOCHS_OF_A_CLIENT = 2
 _BLOCKS_AT_ONCE = 4 * (os.cpu_count() or 1)
@@ -100,10 +103,10 @@ class Planner:
         self._add(Task(session, request, epoch, job))
         return None
 
-    def look_up(self, session: Session, request: Request) -> None:
+    def look_up(self, session: Session, request: GetEncoded | GetLayout) -> None:
         """Asks what only the plan says, which comes out of `done`: how many bytes an encoded batch takes; or the counts of
         blocks, at least one where there is one, and all that are quick to have."""
-        blocks = 1 if request.kind == "encoded" else _BLOCKS_AT_ONCE
+        blocks = 1 if isinstance(request, GetEncoded) else _BLOCKS_AT_ONCE
         self._add(Task(session, request, self._keep(session, request.epoch), blocks=blocks))
 
     def done(self) -> Iterator[Task]:
@@ -193,7 +196,7 @@ def _plan(task: Task) -> bool:
         epoch.layout = epoch.engine.layouts.open(epoch.epoch)
     layout = epoch.layout
     task.begun = task.begun or time.monotonic()
-    if request.kind != "layout":
+    if not isinstance(request, GetLayout):
         if not layout.reaches(request.first, request.count):
             if request.block >= 0:
                 layout = _at(epoch, request)
@@ -223,7 +226,7 @@ def _plan(task: Task) -> bool:
     return True
 
 
-def _at(epoch: _Epoch, request: Request) -> Layout:
+def _at(epoch: _Epoch, request: GetBatch | GetEncoded) -> Layout:
     """A layout from the block on in which the client says that its batch lies; checked by planning that block."""
     layout = epoch.engine.layouts.near(epoch.epoch, request.block, request.before)
     layout.counts(request.block, request.block + 1)

@@ -33,7 +33,22 @@ from .fair import FairShare
 from .log import Journal
 from .planner import Planner, Task
 from .porter import Porter
-from .protocol import Reply, Request
+from .protocol import (
+    BatchReply,
+    Beat,
+    Bye,
+    Cancel,
+    Credit,
+    EncodedReply,
+    ErrorReply,
+    GetBatch,
+    GetEncoded,
+    GetLayout,
+    Hello,
+    LayoutReply,
+    Reply,
+    Welcome,
+)
 from .router import Router
 from .security import ServerKeys
 from .session import Job, Session
@@ -185,7 +200,7 @@ class Server:
     def _handle(self, peer: bytes, frames: list[bytes]) -> None:
         if len(frames) > protocol.MAX_TOGETHER:
             why = f"{len(frames)} frames in one message; at most {protocol.MAX_TOGETHER} requests may travel together"
-            self._refuse(peer, Request("bye"), "request", why)
+            self._refuse(peer, 0, "request", why)
             return
         for frame in frames:
             self._handle_one(peer, frame)
@@ -197,77 +212,81 @@ class Server:
         try:
             request = protocol.decode_request(frame)
         except ServiceError as e:
-            self._refuse(peer, Request("bye"), "request", str(e))
+            self._refuse(peer, 0, "request", str(e))
             return
         self.counts[f"requests_{request.kind}"] += 1
-        if request.kind == "hello":
+        if isinstance(request, Hello):
             self._hello(peer, request)
             return
         session = self.sessions.get(peer)
         if session is None:
-            if request.kind not in ("bye", "cancel", "credit"):
-                self._refuse(peer, request, "hello", "say hello first")
+            if isinstance(request, GetBatch | GetEncoded | GetLayout):
+                self._refuse(peer, request.id, "hello", "say hello first")
             return
         session.heard = time.monotonic()
-        if request.kind in ("credit", "batch") and request.ids:
-            self._porter.take_back(session, request.ids)
-        if request.kind == "credit":
-            return
-        if request.kind == "bye":
-            self._forget(session, "said goodbye")
-        elif request.kind == "cancel":
-            self._cancel(session, set(request.ids))
-        elif self._stopping:
-            self._refuse(peer, request, "draining", "this daemon is stopping; ask another, or this one again later")
-        elif session.asked >= protocol.MAX_IN_FLIGHT:
-            self._refuse(peer, request, "busy", f"{session.asked} requests are outstanding; wait for their answers")
-        else:
-            self._ask(session, request)
+        if isinstance(request, Credit | GetBatch) and request.slots:
+            self._porter.take_back(session, request.slots)
+        match request:
+            case Credit():
+                pass
+            case Bye():
+                self._forget(session, "said goodbye")
+            case Cancel():
+                self._cancel(session, set(request.requests))
+            case _ if self._stopping:
+                why = "this daemon is stopping; ask another, or this one again later"
+                self._refuse(peer, request.id, "draining", why)
+            case _ if session.asked >= protocol.MAX_IN_FLIGHT:
+                why = f"{session.asked} requests are outstanding; wait for their answers"
+                self._refuse(peer, request.id, "busy", why)
+            case _:
+                self._ask(session, request)
 
-    def _hello(self, peer: bytes, request: Request) -> None:
+    def _hello(self, peer: bytes, request: Hello) -> None:
         if self._stopping:
-            self._refuse(peer, request, "draining", "this daemon is stopping")
+            self._refuse(peer, request.id, "draining", "this daemon is stopping")
             return
         used = {session.plan for session in self.sessions.values()}
         try:
             name = self._editions.choose(request.plan, request.plan_id, request.render_id, used)
         except ServiceError as e:
-            self._refuse(peer, request, "plan", str(e))
+            self._refuse(peer, request.id, "plan", str(e))
             return
         for old in [s for s in self.sessions.values() if s.peer == peer or s.client == request.client]:
             self._forget(old, "came back")
         if len(self.sessions) >= MAX_SESSIONS:
-            self._refuse(peer, request, "busy", f"{MAX_SESSIONS} clients are connected; no more are allowed")
+            self._refuse(peer, request.id, "busy", f"{MAX_SESSIONS} clients are connected; no more are allowed")
             return
         session = self.sessions[peer] = Session(peer, request.client, name, time.monotonic())
         self._journal.say("client", f"client={request.client!r} plan={name!r} joined", logging.INFO)
-        door = self._porter.invite(session) if request.shared else ()
-        self._send(session.peer, Reply("hello", request.id, info=self.infos[name].to_table(), door=door))
+        passage = self._porter.invite(session) if request.shared else ()
+        self._send(session.peer, Welcome(request.id, self.infos[name].to_table(), passage))
 
-    def _ask(self, session: Session, request: Request) -> None:
+    def _ask(self, session: Session, request: GetBatch | GetEncoded | GetLayout) -> None:
         info = self.infos[session.plan]
-        for key in ("plan_id", "render_id"):
+        for key in ("plan_id",) if isinstance(request, GetLayout) else ("plan_id", "render_id"):
             asked, ours = getattr(request, key), getattr(info, key)
-            if asked != ours and not (key == "render_id" and request.kind == "layout"):
-                self._refuse(session.peer, request, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
+            if asked != ours:
+                self._refuse(session.peer, request.id, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
                 return
         session.asked += 1
-        session.starved += request.starved_us / 1e6
-        if request.kind in ("layout", "encoded"):  # how much an encoded batch holds is known from its plan alone
-            self._planner.look_up(session, request)
-        else:
+        if not isinstance(request, GetLayout):
+            session.starved += request.starved_us / 1e6
+        if isinstance(request, GetBatch):
             self._queue(session, request, info.nbytes(request.count))
+        else:  # how much an encoded batch holds is known from its plan alone
+            self._planner.look_up(session, request)
 
-    def _queue(self, session: Session, request: Request, nbytes: int) -> None:
+    def _queue(self, session: Session, request: GetBatch | GetEncoded, nbytes: int) -> None:
         """Queues a batch of a known size, or refuses one that would never fit."""
         allowed, whose = self.bound, "serve.memory_mb"
-        if request.kind == "encoded" and request.limit < allowed:
+        if isinstance(request, GetEncoded) and request.limit < allowed:
             allowed, whose = request.limit, "the client (its memory_mb over its prefetch)"
         if nbytes > allowed:
             session.asked -= 1
             self._refuse(
                 session.peer,
-                request,
+                request.id,
                 "request",
                 f"a batch of {request.count} sequences takes {nbytes:,} bytes, but {whose} allows "
                 f"{allowed:,}; raise it or lower data.batch_size",
@@ -300,11 +319,11 @@ class Server:
 
     def _refuse_waiting(self) -> None:
         for session in list(self.sessions.values()):
-            waiting = [job.request for job in self.share.drop(session)]
-            waiting += self._planner.drop(session, lambda _: True)
+            waiting = [job.request.id for job in self.share.drop(session)]
+            waiting += [request.id for request in self._planner.drop(session, lambda _: True)]
             session.asked -= len(waiting)
-            for request in waiting:
-                self._refuse(session.peer, request, "draining", "this daemon is stopping; ask another")
+            for id in waiting:
+                self._refuse(session.peer, id, "draining", "this daemon is stopping; ask another")
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
@@ -314,10 +333,10 @@ class Server:
             session, job, _ = found
             assert job.planned is not None, "pop passes over what is not planned"
             try:
-                job.pending = self.plans[session.plan].submit_planned(job.planned, job.request.kind == "encoded")
+                job.pending = self.plans[session.plan].submit_planned(job.planned, isinstance(job.request, GetEncoded))
             except NavitError as e:
                 self.share.release(session, job.nbytes)
-                self._failed(session, job.request, e)
+                self._failed(session, job.request.id, e)
             else:
                 self._rendering.append(job)
 
@@ -338,14 +357,14 @@ class Server:
             if task.error is None or not self.share.drop(session, lambda job: job is task.job):
                 return
         if task.error is not None:
-            self._failed(session, request, task.error)
+            self._failed(session, request.id, task.error)
             return
-        if request.kind == "encoded":
+        if isinstance(request, GetEncoded):
             self._queue(session, request, task.nbytes)
             return
         session.asked -= 1
         frame = memoryview(task.counts.astype("<u4").data).cast("B") if len(task.counts) else b""
-        self._send(session.peer, Reply("layout", request.id, run=task.run, num_blocks=task.num_blocks), [frame])
+        self._send(session.peer, LayoutReply(request.id, task.run, task.num_blocks), [frame])
 
     def _finish(self) -> bool:
         """Sends what the engines have finished; whether that made room for more."""
@@ -359,16 +378,16 @@ class Server:
                     raise ServiceError("the batch was withdrawn")
             except NavitError as e:
                 self.share.release(job.session, job.nbytes)
-                self._failed(job.session, job.request, e)
+                self._failed(job.session, job.request.id, e)
             else:
                 self._deliver(job, batch)
         return bool(finished)
 
-    def _failed(self, session: Session, request: Request, error: NavitError) -> None:
+    def _failed(self, session: Session, id: int, error: NavitError) -> None:
         session.asked -= 1
         self.counts["failed"] += 1
         self._journal.say("failed", f"client={session.client!r} error={str(error)!r}", logging.WARNING)
-        self._send(session.peer, protocol.error_reply(request.id, error))
+        self._send(session.peer, protocol.error_reply(id, error))
 
     def _deliver(self, job: Job, batch: PackedBatch | EncodedBatch) -> None:
         session = job.session
@@ -381,8 +400,8 @@ class Server:
         self.counts["slots"] += slots.segment_ids.size
         if isinstance(batch, PackedBatch) and (slot := self._porter.lend(session, batch, job.nbytes)) >= 0:
             self.counts["batches_shared"] += 1
-            reply = Reply("batch", job.request.id, patch_size=slots.patch_size, slot=slot)
-            if session.shelf is None or not session.shelf.say(protocol.encode_reply(reply)):
+            reply = BatchReply(job.request.id, slots.patch_size, slot)
+            if session.shelf is None or not session.shelf.say(protocol.encode(reply)):
                 self._send(session.peer, reply)
             return
         frames: list[Any] = protocol.batch_frames(batch)
@@ -394,7 +413,8 @@ class Server:
         frames[at] = memoryview(view).cast("B") if view.size else b""
         self.counts["bytes_sent"] += sum(memoryview(f).nbytes for f in frames)
         del view, large
-        self._send(session.peer, Reply(job.request.kind, job.request.id, patch_size=slots.patch_size), frames)
+        kind = EncodedReply if isinstance(batch, EncodedBatch) else BatchReply
+        self._send(session.peer, kind(job.request.id, slots.patch_size), frames)
 
     def _release(self, session: Session, nbytes: int) -> None:
         # In ZeroMQ's own thread, or wherever the last view dies.
@@ -402,17 +422,17 @@ class Server:
         self._wake()
 
     def _send(self, peer: bytes, reply: Reply, frames: list[Any] | None = None) -> None:
-        why = self._router.send(peer, [protocol.encode_reply(reply), *(frames or [])])
+        why = self._router.send(peer, [protocol.encode(reply), *(frames or [])])
         if why and peer in self.sessions:
             self._lost[self.sessions[peer]] = why
 
-    def _refuse(self, peer: bytes, request: Request, error: str, message: str) -> None:
+    def _refuse(self, peer: bytes, id: int, error: str, message: str) -> None:
         self.counts[f"refused_{error}"] += 1
         self._refusals[peer] += 1
         name = self.sessions[peer].client if peer in self.sessions else peer.hex()
         words = f"client={name!r} refused={error} reason={message!r}"
         self._journal.say(f"refused_{error}", words, logging.WARNING)
-        self._send(peer, Reply("error", request.id, error=error, message=message))
+        self._send(peer, ErrorReply(id, error, message))
 
     def _look_after(self) -> None:
         """Once a second: clients that are gone, shared memory that does not come back, callers that say nothing."""
@@ -424,4 +444,4 @@ class Server:
         self._porter.look_after(now)
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
-            self._send(session.peer, Reply("beat"))
+            self._send(session.peer, Beat())

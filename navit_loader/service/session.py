@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .protocol import Request
+from .protocol import GetBatch, GetEncoded
 
 if TYPE_CHECKING:
     from .._packer import PlannedBatch
@@ -37,7 +37,7 @@ class Job:
     """One batch on its way: asked for, being planned, planned, or being rendered."""
 
     session: Session
-    request: Request
+    request: GetBatch | GetEncoded
     nbytes: int
     planning: bool = False
     planned: PlannedBatch | None = None
