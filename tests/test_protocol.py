@@ -1,6 +1,7 @@
 """The protocol alone: what is encoded is decoded, and whatever else arrives is refused in one clear line."""
 
 import contextlib
+import weakref
 from typing import get_args
 
 import msgpack
@@ -259,3 +260,19 @@ def test_a_frame_is_taken_for_the_field_whose_place_it_has(info: p.PlanInfo, cou
         request = p.GetEncoded(count=count, limit=p.WIDE)
         batch = p.read_encoded(info, request, size, [*(sent[f.name] for f in order), b"files"])
     assert {name: a.tobytes() for name, a in batch.arrays().items()} == sent | {"data": b"files"}
+
+
+@given(infos, st.integers(1, 3), st.randoms(use_true_random=False))
+def test_a_batch_is_on_loan_until_its_last_frame_is_sent(info: p.PlanInfo, count: int, random) -> None:
+    size = random.choice(info.patch_sizes)
+    sent = [random.randbytes(f.nbytes) for f in p.batch_shape(info, size, count).fields]
+    batch = p.read_batch(info, p.GetBatch(count=count), size, sent)
+    loan = p.Loan()
+    over = weakref.ref(loan)
+    left = [frame for frame in p.batch_frames(batch, loan) if frame.nbytes]
+    del loan
+    random.shuffle(left)
+    while left:
+        assert over() is not None
+        left.pop()
+    assert over() is None

@@ -127,6 +127,9 @@ class Planner:
         """Forgets a client, its requests and its epochs."""
         with self._news:
             self._turns.pop(session, None)
+            done = [task for task in self._done if task.session is not session]
+            self._done.clear()
+            self._done.extend(done)
         for name in list(self._kept.pop(session, ())):
             self._let_go(session, name)
 

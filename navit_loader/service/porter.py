@@ -53,7 +53,7 @@ class Porter:
 
     def receive(
         self, ready: dict[Any, int], gone: Callable[[Session, str], None]
-    ) -> Iterator[tuple[bytes, list[bytes]]]:
+    ) -> Iterator[tuple[bytes, str, list[bytes]]]:
         """The requests of clients that have shared memory, a bounded number of each a turn, as `Router.receive` gives them.
 
         Lets callers in, and calls `gone` for clients whose process has ended.
@@ -72,7 +72,7 @@ class Porter:
                     break
                 if requests is None:
                     break
-                yield session.peer, requests
+                yield session.peer, session.key, requests
         for fd in [fd for fd in self._callers if fd in ready]:
             self._callers.discard(fd)
             self._poller.unregister(fd)

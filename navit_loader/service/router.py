@@ -71,18 +71,20 @@ class Router:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
 
-    def receive(self, ready: dict[Any, int]) -> Iterator[tuple[bytes, list[bytes]]]:
-        """The messages that have come, a bounded number a turn: (peer, frames)."""
+    def receive(self, ready: dict[Any, int]) -> Iterator[tuple[bytes, str, list[bytes]]]:
+        """The messages that have come, a bounded number a turn: peer, its key (empty without keys), and frames."""
         for _ in range(_EVENTS_PER_TURN if self._socket in ready else 0):
             try:
                 frame = self._socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            peer, frames = frame.bytes, []
+            peer, key, frames = frame.bytes, "", []
             while frame.more:
                 frame = self._socket.recv(_NOBLOCK, copy=False)
                 frames.append(frame.bytes)
-            yield peer, frames
+            if self._auth is not None:
+                key = str(frame.get("User-Id"))
+            yield peer, key, frames
 
     def send(self, peer: bytes, frames: list[Any]) -> str:
         """Hands a message to ZeroMQ, large frames without a copy, and never waits; why not, if it could not be, else empty."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import time
 import weakref
@@ -81,12 +82,15 @@ class Server:
     def __init__(self, plans: Mapping[str, Engine], serve: ServeConfig, keys: ServerKeys | None = None) -> None:
         self.bound = serve.memory_mb * 2**20
         self.sessions: dict[bytes, Session] = {}
+        self._names: dict[str, Session] = {}
         self.share: FairShare[Session, Job] = FairShare(self.bound)
         self._journal = Journal()
         self.counts = self._journal.counts
         self._poller = zmq.Poller()
         self._engine_fds: list[int] = []
-        self._editions = Editions(plans, self.bound, self._journal, self._attend, self._let_go)
+        self._editions: Editions[tuple[bytes, str, Hello]] = Editions(
+            plans, self.bound, self._journal, self._attend, self._let_go, self._wake
+        )
         self.plans, self.infos = self._editions.engines, self._editions.infos
         self._depth = sum(e.config.render.prefetch for e in self.plans.values())
         self._rendering: list[Job] = []
@@ -124,10 +128,12 @@ class Server:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
             self._router.watch(ready)
-            for peer, frames in self._router.receive(ready):
-                self._handle(peer, frames)
-            for peer, frames in self._porter.receive(ready, self._forget):
-                self._handle(peer, frames)
+            for message in self._router.receive(ready):
+                self._handle(*message)
+            for message in self._porter.receive(ready, self._forget):
+                self._handle(*message)
+            for visitor in self._editions.looked(lambda: {session.plan for session in self.sessions.values()}):
+                self._hello(*visitor, looked=True)
             while self._freed:
                 self._unsent -= 1
                 self.share.release(*self._freed.popleft())
@@ -197,15 +203,15 @@ class Server:
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def _handle(self, peer: bytes, frames: list[bytes]) -> None:
+    def _handle(self, peer: bytes, key: str, frames: list[bytes]) -> None:
         if len(frames) > protocol.MAX_TOGETHER:
             why = f"{len(frames)} frames in one message; at most {protocol.MAX_TOGETHER} requests may travel together"
             self._refuse(peer, 0, "request", why)
             return
         for frame in frames:
-            self._handle_one(peer, frame)
+            self._handle_one(peer, key, frame)
 
-    def _handle_one(self, peer: bytes, frame: bytes) -> None:
+    def _handle_one(self, peer: bytes, key: str, frame: bytes) -> None:
         if self._refusals.get(peer, 0) >= MAX_REFUSALS:
             self.counts["refused_flood"] += 1
             return
@@ -216,7 +222,7 @@ class Server:
             return
         self.counts[f"requests_{request.kind}"] += 1
         if isinstance(request, Hello):
-            self._hello(peer, request)
+            self._hello(peer, key, request)
             return
         session = self.sessions.get(peer)
         if session is None:
@@ -242,25 +248,36 @@ class Server:
             case _:
                 self._ask(session, request)
 
-    def _hello(self, peer: bytes, request: Hello) -> None:
+    def _hello(self, peer: bytes, key: str, request: Hello, looked: bool = False) -> None:
         if self._stopping:
             self._refuse(peer, request.id, "draining", "this daemon is stopping")
             return
-        used = {session.plan for session in self.sessions.values()}
         try:
-            name = self._editions.choose(request.plan, request.plan_id, request.render_id, used)
+            plan = self._editions.choose(request.plan, request.plan_id, request.render_id, looked)
         except ServiceError as e:
             self._refuse(peer, request.id, "plan", str(e))
             return
-        for old in [s for s in self.sessions.values() if s.peer == peer or s.client == request.client]:
+        if plan is None:
+            self._editions.look(request.plan, peer, (peer, key, request))
+            return
+        if (old := self.sessions.get(peer)) is not None:
             self._forget(old, "came back")
+        name = request.client
+        if (old := self._names.get(name)) is not None:
+            # Only who shows the same key can end another's session. Else it ends where its connection turns out to be over.
+            why = "came back" if key and key == old.key else self._router.send(old.peer, [protocol.encode(Beat())])
+            if why:
+                self._forget(old, why)
+            while name in self._names:
+                name = f"{request.client}@{secrets.token_hex(4)}"
         if len(self.sessions) >= MAX_SESSIONS:
             self._refuse(peer, request.id, "busy", f"{MAX_SESSIONS} clients are connected; no more are allowed")
             return
-        session = self.sessions[peer] = Session(peer, request.client, name, time.monotonic())
-        self._journal.say("client", f"client={request.client!r} plan={name!r} joined", logging.INFO)
+        session = self.sessions[peer] = Session(peer, key, name, plan, time.monotonic())
+        self._names[name] = session
+        self._journal.say("client", f"client={name!r} plan={plan!r} joined", logging.INFO)
         passage = self._porter.invite(session) if request.shared else ()
-        self._send(session.peer, Welcome(request.id, self.infos[name].to_table(), passage))
+        self._send(session.peer, Welcome(request.id, self.infos[plan].to_table(), passage))
 
     def _ask(self, session: Session, request: GetBatch | GetEncoded | GetLayout) -> None:
         info = self.infos[session.plan]
@@ -308,8 +325,9 @@ class Server:
         self.share.release(job.session, job.nbytes)
 
     def _forget(self, session: Session, why: str) -> None:
-        if self.sessions.pop(session.peer, None) is None:
+        if self.sessions.get(session.peer) is not session:
             return
+        del self.sessions[session.peer], self._names[session.client]
         for job in [j for j in self._rendering if j.session is session]:
             self._abandon(job)
         self._planner.forget(session)
@@ -350,7 +368,7 @@ class Server:
     def _planned(self, task: Task) -> None:
         """Takes what the planner has finished."""
         session, request = task.session, task.request
-        if session.peer not in self.sessions:
+        if self.sessions.get(session.peer) is not session:
             return
         if task.job is not None:
             task.job.planned = task.planned
@@ -404,15 +422,13 @@ class Server:
             if session.shelf is None or not session.shelf.say(protocol.encode(reply)):
                 self._send(session.peer, reply)
             return
-        frames: list[Any] = protocol.batch_frames(batch)
-        # The largest array as a fresh view: when ZeroMQ has sent it and lets go, its finaliser gives the bytes back.
-        large, at = (batch.data, -1) if isinstance(batch, EncodedBatch) else (batch.patches, 0)
-        view = large[...]
+        # When ZeroMQ has sent the last frame and lets go of it, nothing keeps the loan any more, and its bytes come back.
+        loan = protocol.Loan()
         self._unsent += 1
-        weakref.finalize(view, self._release, session, job.nbytes).atexit = False
-        frames[at] = memoryview(view).cast("B") if view.size else b""
-        self.counts["bytes_sent"] += sum(memoryview(f).nbytes for f in frames)
-        del view, large
+        weakref.finalize(loan, self._release, session, job.nbytes).atexit = False
+        frames = protocol.batch_frames(batch, loan)
+        self.counts["bytes_sent"] += sum(f.nbytes for f in frames)
+        del loan
         kind = EncodedReply if isinstance(batch, EncodedBatch) else BatchReply
         self._send(session.peer, kind(job.request.id, slots.patch_size), frames)
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """A client that has said hello: its name, plan, and what it asked for."""
+    """A client that has said hello: its name, plan, and what it asked for; the key that it showed, empty without keys."""
 
     peer: bytes
+    key: str
     client: str
     plan: str
     heard: float

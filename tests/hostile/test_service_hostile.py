@@ -291,6 +291,27 @@ def test_words_through_the_door_are_believed_no_more_than_others(daemon: Daemon,
     honest(daemon, expected)
 
 
+def test_whoever_uses_anothers_name_ends_nobodys_session(daemon: Daemon, expected: Any) -> None:
+    """Names stand in the metrics. A client that comes back over a new connection ends its old session all the same."""
+    with RemoteLoader([daemon.endpoint], prefetch=1) as loader:
+        batches = iter(loader)
+        found = [digest(next(batches))]
+        mine = next(line for line in reversed(daemon.log) if "joined" in line).split("client='")[1].split("'")[0]
+        with dealer(daemon) as peer:
+            for _ in range(3):
+                peer.send(protocol.encode(protocol.Hello(1, client=mine)))
+                assert protocol.decode_reply(peer.recv()).kind == "hello"
+            found += [digest(batch) for batch in batches]
+        assert found == expected
+        assert not any(f"client='{mine}' left" in line for line in daemon.log)
+        names = [line.split("client='")[1].split("'")[0] for line in daemon.log if mine in line and "joined" in line]
+        assert len(set(names)) == 4, "each session has a name of its own"
+        # Its connection breaks: the old session is over when the new one begins, and the name is its own again.
+        loader._connection._endpoints[0].hang_up("cut")
+        assert [digest(batch) for batch in loader][1:] != []
+        assert sum(f"client='{mine}' plan" in line and "joined" in line for line in daemon.log) == 2
+
+
 @pytest.mark.parametrize("lie", ["no seal", "another size", "two descriptors", "words with a descriptor", "no memory"])
 def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> None:
     name = f"navit-test-{os.getpid()}-{lie}"

@@ -18,9 +18,22 @@ from .messages import ErrorReply, GetBatch, GetEncoded, GetLayout
 from .plan import Field, PlanInfo, batch_shape, encoded_fields
 
 
-def batch_frames(batch: PackedBatch | EncodedBatch) -> list[memoryview]:
-    """The raw frames of a batch: views of its arrays, not copies. Each keeps its array alive."""
-    return [memoryview(a).cast("B") if a.size else memoryview(b"") for a in batch.arrays().values()]
+class Loan:
+    """Lives as long as a frame of its batch."""
+
+
+class _Lent(np.ndarray[Any, Any]):
+    loan: Loan | None
+
+
+def batch_frames(batch: PackedBatch | EncodedBatch, loan: Loan | None = None) -> list[memoryview]:
+    """The raw frames of a batch: views of its arrays, not copies. Each that is not empty keeps its array and the loan alive."""
+    frames = []
+    for array in batch.arrays().values():
+        view = array.view(_Lent)
+        view.loan = loan
+        frames.append(memoryview(view).cast("B") if view.size else memoryview(b""))
+    return frames
 
 
 def read_encoded(info: PlanInfo, request: GetEncoded, patch_size: int, frames: Sequence[Any]) -> EncodedBatch:
