@@ -267,7 +267,7 @@ def test_a_batch_is_on_loan_until_its_last_frame_is_sent(info: p.PlanInfo, count
     size = random.choice(info.patch_sizes)
     sent = [random.randbytes(f.nbytes) for f in p.batch_shape(info, size, count).fields]
     batch = p.read_batch(info, p.GetBatch(count=count), size, sent)
-    loan = p.Loan()
+    loan = p.Sending()
     over = weakref.ref(loan)
     left = [frame for frame in p.batch_frames(batch, loan) if frame.nbytes]
     del loan

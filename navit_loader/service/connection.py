@@ -304,8 +304,8 @@ class Connection:
             elif want is not None and want.request.kind == reply.kind:
                 want.asked.pop(reply.id, None)
                 self._settle(endpoint, want, reply, frames)
-            elif isinstance(reply, BatchReply) and reply.slot >= 0 and endpoint.window is not None:
-                endpoint.window.returned.append(reply.slot)  # nobody wants it any more
+            elif isinstance(reply, BatchReply) and reply.slot >= 0 and endpoint.borrowed is not None:
+                endpoint.borrowed.returned.append(reply.slot)  # nobody wants it any more
             if endpoint.draining and not endpoint.in_flight:
                 endpoint.hang_up(endpoint.why)
 
@@ -366,9 +366,9 @@ class Connection:
             case GetBatch(), BatchReply() if reply.slot < 0:
                 return protocol.read_batch(self.info, request, reply.patch_size, frames)
             case GetBatch(), BatchReply():
-                if endpoint.window is None:
+                if endpoint.borrowed is None:
                     raise ServiceError("a batch in shared memory, which was never agreed on")
-                return protocol.read_slot(self.info, request, reply.patch_size, endpoint.window.open(reply.slot))
+                return protocol.read_slot(self.info, request, reply.patch_size, endpoint.borrowed.open(reply.slot))
             case GetEncoded(), EncodedReply():
                 return protocol.read_encoded(self.info, request, reply.patch_size, frames)
             case GetLayout(), LayoutReply():

@@ -19,7 +19,7 @@ from .protocol import PlanInfo
 
 if TYPE_CHECKING:
     from ..render.engine import Engine
-    from .log import Journal
+    from .log import ServiceLog
 
 V = TypeVar("V")
 
@@ -30,7 +30,7 @@ class Editions(Generic[V]):
     Args:
         plans: the engines of the start. One that a newer one has replaced is closed when nobody needs it.
         bound: bytes of batches that the daemon holds at most.
-        journal: what is said.
+        log: what is said.
         came: called with each engine that is opened here.
         gone: called with each engine that is closed here, before that.
         wake: called on another thread when an index was looked at.
@@ -44,7 +44,7 @@ class Editions(Generic[V]):
         self,
         plans: Mapping[str, Engine],
         bound: int,
-        journal: Journal,
+        log: ServiceLog,
         came: Callable[[Engine], None],
         gone: Callable[[Engine], None],
         wake: Callable[[], None],
@@ -53,7 +53,7 @@ class Editions(Generic[V]):
         self.infos = {name: PlanInfo.of(engine, name, bound) for name, engine in plans.items()}
         self._keys = {name: [name] for name in plans}  # of each plan, the newest last
         self._opened = dict.fromkeys(plans, 0)
-        self._bound, self._journal, self._came, self._gone, self._wake = bound, journal, came, gone, wake
+        self._bound, self._log, self._came, self._gone, self._wake = bound, log, came, gone, wake
         self._waiting: dict[str, dict[bytes, V]] = {}  # for the next look at a plan's indexes
         self._looking: dict[str, tuple[threading.Thread, dict[bytes, V]]] = {}
         self._looked: deque[tuple[str, Engine | NavitError | None]] = deque()
@@ -110,7 +110,7 @@ class Editions(Generic[V]):
             if isinstance(found, NavitError):
                 # Whoever serves goes on with what it has; the clients' plan says which that is.
                 why = f"plan={name!r} a new index cannot be taken up: {found}"
-                self._journal.say("index", why, logging.WARNING)
+                self._log.say("index", why, logging.WARNING)
             elif found is not None:
                 self._take_up(name, found, used())
             yield from self._looking.pop(name)[1].values()
@@ -157,7 +157,7 @@ class Editions(Generic[V]):
         self._came(engine)
         keys.append(key)
         rows = sum(index.num_rows for index in engine.indexes)
-        self._journal.say("index", f"plan={name!r} id={engine.plan_id} a new index of {rows} images", logging.INFO)
+        self._log.say("index", f"plan={name!r} id={engine.plan_id} a new index of {rows} images", logging.INFO)
         # The one before is kept for clients that come back in the middle of their epoch.
         for old in [k for k in keys[:-2] if k not in used]:
             keys.remove(old)

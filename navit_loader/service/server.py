@@ -3,7 +3,7 @@
 In: engines (plan and renderer in this process) and an address. Out: batches, to whoever asks for them by name. One
 thread turns a loop over sockets, the engines' eventfds and a wake-up descriptor: what clients say (`Router`) becomes
 requests, whose turn it is says `FairShare`, what has to be planned for them first goes to the `Planner`, pixels are
-made by the engines' own threads, and the `Porter` hands batches to clients of this host. Nothing is rendered that no
+made by the engines' own threads, and the `Lender` hands batches to clients of this host. Nothing is rendered that no
 client has asked for. A batch goes out as views of the renderer's memory, which stays accounted until nobody reads it.
 Whatever a peer sends that is not a well-formed request is refused, counted, and logged at most once a second.
 """
@@ -31,9 +31,9 @@ from ..render.encoded import EncodedBatch
 from . import protocol
 from .editions import Editions
 from .fair import FairShare
-from .log import Journal
-from .planner import Planner, Task
-from .porter import Porter
+from .lender import Lender
+from .log import ServiceLog
+from .planner import Planner, Planning
 from .protocol import (
     BatchReply,
     Beat,
@@ -52,7 +52,7 @@ from .protocol import (
 )
 from .router import Router
 from .security import ServerKeys
-from .session import Job, Session
+from .session import Delivery, Session
 
 if TYPE_CHECKING:
     from ..render.engine import Engine
@@ -83,29 +83,29 @@ class Server:
         self.bound = serve.memory_mb * 2**20
         self.sessions: dict[bytes, Session] = {}
         self._names: dict[str, Session] = {}
-        self.share: FairShare[Session, Job] = FairShare(self.bound)
-        self._journal = Journal()
-        self.counts = self._journal.counts
+        self.share: FairShare[Session, Delivery] = FairShare(self.bound)
+        self._log = ServiceLog()
+        self.counts = self._log.counts
         self._poller = zmq.Poller()
         self._engine_fds: list[int] = []
         self._editions: Editions[tuple[bytes, str, Hello]] = Editions(
-            plans, self.bound, self._journal, self._attend, self._let_go, self._wake
+            plans, self.bound, self._log, self._attend, self._let_go, self._wake
         )
         self.plans, self.infos = self._editions.engines, self._editions.infos
         self._depth = sum(e.config.render.prefetch for e in self.plans.values())
-        self._rendering: list[Job] = []
+        self._rendering: list[Delivery] = []
         self._freed: deque[tuple[Session, int]] = deque()
         self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
         self._unsent = 0  # batches that ZeroMQ still holds
         self._refusals: Counter[bytes] = Counter()  # by peer, this second
         self._stopping = 0
         self._looked = time.monotonic()
-        self._router = Router(serve, keys, self._journal)
+        self._router = Router(serve, keys, self._log)
         self.endpoint = self._router.endpoint
         self._wake_fd, self._wake_end = os.pipe()
         for fd in (self._wake_fd, self._wake_end):
             os.set_blocking(fd, False)
-        self._porter = Porter(self._poller, self.share, self._journal)
+        self._lender = Lender(self._poller, self.share, self._log)
         self._planner = Planner(self.plans, self._wake)
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class Server:
             self._router.watch(ready)
             for message in self._router.receive(ready):
                 self._handle(*message)
-            for message in self._porter.receive(ready, self._forget):
+            for message in self._lender.receive(ready, self._forget):
                 self._handle(*message)
             for visitor in self._editions.looked(lambda: {session.plan for session in self.sessions.values()}):
                 self._hello(*visitor, looked=True)
@@ -175,7 +175,7 @@ class Server:
         self._planner.close()
         for session in list(self.sessions.values()):
             self._forget(session, "the daemon ends")
-        self._porter.close()
+        self._lender.close()
         self._router.close()
         self._editions.close()
         if self._wake_fd >= 0:
@@ -231,7 +231,7 @@ class Server:
             return
         session.heard = time.monotonic()
         if isinstance(request, Credit | GetBatch) and request.slots:
-            self._porter.take_back(session, request.slots)
+            self._lender.take_back(session, request.slots)
         match request:
             case Credit():
                 pass
@@ -275,8 +275,8 @@ class Server:
             return
         session = self.sessions[peer] = Session(peer, key, name, plan, time.monotonic())
         self._names[name] = session
-        self._journal.say("client", f"client={name!r} plan={plan!r} joined", logging.INFO)
-        passage = self._porter.invite(session) if request.shared else ()
+        self._log.say("client", f"client={name!r} plan={plan!r} joined", logging.INFO)
+        passage = self._lender.invite(session) if request.shared else ()
         self._send(session.peer, Welcome(request.id, self.infos[plan].to_table(), passage))
 
     def _ask(self, session: Session, request: GetBatch | GetEncoded | GetLayout) -> None:
@@ -309,35 +309,35 @@ class Server:
                 f"{allowed:,}; raise it or lower data.batch_size",
             )
             return
-        self.share.push(session, Job(session, request, nbytes), nbytes)
+        self.share.push(session, Delivery(session, request, nbytes), nbytes)
 
     def _cancel(self, session: Session, ids: set[int]) -> None:
-        session.asked -= len(self.share.drop(session, lambda job: job.request.id in ids))
+        session.asked -= len(self.share.drop(session, lambda delivery: delivery.request.id in ids))
         session.asked -= len(self._planner.drop(session, lambda request: request.id in ids))
-        for job in [j for j in self._rendering if j.session is session and j.request.id in ids]:
-            self._abandon(job)
+        for delivery in [j for j in self._rendering if j.session is session and j.request.id in ids]:
+            self._abandon(delivery)
 
-    def _abandon(self, job: Job) -> None:
-        if job.pending is not None:
-            job.pending.cancel()
-        self._rendering.remove(job)
-        job.session.asked -= 1
-        self.share.release(job.session, job.nbytes)
+    def _abandon(self, delivery: Delivery) -> None:
+        if delivery.pending is not None:
+            delivery.pending.cancel()
+        self._rendering.remove(delivery)
+        delivery.session.asked -= 1
+        self.share.release(delivery.session, delivery.nbytes)
 
     def _forget(self, session: Session, why: str) -> None:
         if self.sessions.get(session.peer) is not session:
             return
         del self.sessions[session.peer], self._names[session.client]
-        for job in [j for j in self._rendering if j.session is session]:
-            self._abandon(job)
+        for delivery in [j for j in self._rendering if j.session is session]:
+            self._abandon(delivery)
         self._planner.forget(session)
-        self._porter.forget(session)
+        self._lender.forget(session)
         self.share.forget(session)
-        self._journal.say("client", f"client={session.client!r} left: {why}", logging.INFO)
+        self._log.say("client", f"client={session.client!r} left: {why}", logging.INFO)
 
     def _refuse_waiting(self) -> None:
         for session in list(self.sessions.values()):
-            waiting = [job.request.id for job in self.share.drop(session)]
+            waiting = [delivery.request.id for delivery in self.share.drop(session)]
             waiting += [request.id for request in self._planner.drop(session, lambda _: True)]
             session.asked -= len(waiting)
             for id in waiting:
@@ -348,31 +348,33 @@ class Server:
     def _start(self) -> None:
         """Hands requests to the engines, as many as render at once, the fairest next."""
         while len(self._rendering) < self._depth and (found := self.share.pop(self._at_hand)) is not None:
-            session, job, _ = found
-            assert job.planned is not None, "pop passes over what is not planned"
+            session, delivery, _ = found
+            assert delivery.planned is not None, "pop passes over what is not planned"
             try:
-                job.pending = self.plans[session.plan].submit_planned(job.planned, isinstance(job.request, GetEncoded))
+                delivery.pending = self.plans[session.plan].submit_planned(
+                    delivery.planned, isinstance(delivery.request, GetEncoded)
+                )
             except NavitError as e:
-                self.share.release(session, job.nbytes)
-                self._failed(session, job.request.id, e)
+                self.share.release(session, delivery.nbytes)
+                self._failed(session, delivery.request.id, e)
             else:
-                self._rendering.append(job)
+                self._rendering.append(delivery)
 
-    def _at_hand(self, job: Job) -> bool:
+    def _at_hand(self, delivery: Delivery) -> bool:
         """Whether a request's plan is there; if not, it is asked for."""
-        if job.planned is None and not job.planning:
-            job.planned = self._planner.batch(job)
-            job.planning = job.planned is None
-        return job.planned is not None
+        if delivery.planned is None and not delivery.planning:
+            delivery.planned = self._planner.batch(delivery)
+            delivery.planning = delivery.planned is None
+        return delivery.planned is not None
 
-    def _planned(self, task: Task) -> None:
+    def _planned(self, task: Planning) -> None:
         """Takes what the planner has finished."""
         session, request = task.session, task.request
         if self.sessions.get(session.peer) is not session:
             return
-        if task.job is not None:
-            task.job.planned = task.planned
-            if task.error is None or not self.share.drop(session, lambda job: job is task.job):
+        if task.delivery is not None:
+            task.delivery.planned = task.planned
+            if task.error is None or not self.share.drop(session, lambda delivery: delivery is task.delivery):
                 return
         if task.error is not None:
             self._failed(session, request.id, task.error)
@@ -387,28 +389,28 @@ class Server:
     def _finish(self) -> bool:
         """Sends what the engines have finished; whether that made room for more."""
         finished = [j for j in self._rendering if j.pending is not None and j.pending.ready]
-        for job in finished:
-            self._rendering.remove(job)
-            assert job.pending is not None
+        for delivery in finished:
+            self._rendering.remove(delivery)
+            assert delivery.pending is not None
             try:
-                batch = job.pending.wait(0)
+                batch = delivery.pending.wait(0)
                 if batch is None:  # pragma: no cover - `ready` was true
                     raise ServiceError("the batch was withdrawn")
             except NavitError as e:
-                self.share.release(job.session, job.nbytes)
-                self._failed(job.session, job.request.id, e)
+                self.share.release(delivery.session, delivery.nbytes)
+                self._failed(delivery.session, delivery.request.id, e)
             else:
-                self._deliver(job, batch)
+                self._deliver(delivery, batch)
         return bool(finished)
 
     def _failed(self, session: Session, id: int, error: NavitError) -> None:
         session.asked -= 1
         self.counts["failed"] += 1
-        self._journal.say("failed", f"client={session.client!r} error={str(error)!r}", logging.WARNING)
+        self._log.say("failed", f"client={session.client!r} error={str(error)!r}", logging.WARNING)
         self._send(session.peer, protocol.error_reply(id, error))
 
-    def _deliver(self, job: Job, batch: PackedBatch | EncodedBatch) -> None:
-        session = job.session
+    def _deliver(self, delivery: Delivery, batch: PackedBatch | EncodedBatch) -> None:
+        session = delivery.session
         session.asked -= 1
         slots = batch.slots if isinstance(batch, EncodedBatch) else batch
         images, tokens = int(np.count_nonzero(slots.status == OK)), int(np.count_nonzero(slots.segment_ids >= 0))
@@ -416,21 +418,21 @@ class Server:
             self.counts[name] += n
             session.counts[name] += n
         self.counts["slots"] += slots.segment_ids.size
-        if isinstance(batch, PackedBatch) and (slot := self._porter.lend(session, batch, job.nbytes)) >= 0:
+        if isinstance(batch, PackedBatch) and (slot := self._lender.lend(session, batch, delivery.nbytes)) >= 0:
             self.counts["batches_shared"] += 1
-            reply = BatchReply(job.request.id, slots.patch_size, slot)
-            if session.shelf is None or not session.shelf.say(protocol.encode(reply)):
+            reply = BatchReply(delivery.request.id, slots.patch_size, slot)
+            if session.loans is None or not session.loans.say(protocol.encode(reply)):
                 self._send(session.peer, reply)
             return
         # When ZeroMQ has sent the last frame and lets go of it, nothing keeps the loan any more, and its bytes come back.
-        loan = protocol.Loan()
+        loan = protocol.Sending()
         self._unsent += 1
-        weakref.finalize(loan, self._release, session, job.nbytes).atexit = False
+        weakref.finalize(loan, self._release, session, delivery.nbytes).atexit = False
         frames = protocol.batch_frames(batch, loan)
         self.counts["bytes_sent"] += sum(f.nbytes for f in frames)
         del loan
         kind = EncodedReply if isinstance(batch, EncodedBatch) else BatchReply
-        self._send(session.peer, kind(job.request.id, slots.patch_size), frames)
+        self._send(session.peer, kind(delivery.request.id, slots.patch_size), frames)
 
     def _release(self, session: Session, nbytes: int) -> None:
         # In ZeroMQ's own thread, or wherever the last view dies.
@@ -447,7 +449,7 @@ class Server:
         self._refusals[peer] += 1
         name = self.sessions[peer].client if peer in self.sessions else peer.hex()
         words = f"client={name!r} refused={error} reason={message!r}"
-        self._journal.say(f"refused_{error}", words, logging.WARNING)
+        self._log.say(f"refused_{error}", words, logging.WARNING)
         self._send(peer, ErrorReply(id, error, message))
 
     def _look_after(self) -> None:
@@ -457,7 +459,7 @@ class Server:
             return
         self._looked = now
         self._refusals.clear()
-        self._porter.look_after(now)
+        self._lender.look_after(now)
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
             self._send(session.peer, Beat())

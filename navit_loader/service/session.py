@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .._packer import PlannedBatch
     from ..render.encoded import PendingEncoded
     from ..render.pending import Pending
-    from .shm import Shelf
+    from .shm import Loans
 
 
 @dataclass(eq=False, slots=True)
@@ -30,11 +30,11 @@ class Session:
     starved: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     token: str = ""  # by which it may fetch shared memory
-    shelf: Shelf | None = None
+    loans: Loans | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class Delivery:
     """One batch on its way: asked for, being planned, planned, or being rendered."""
 
     session: Session

@@ -22,7 +22,7 @@ import zmq
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.errors import ServiceError
 from navit_loader.service import protocol
-from navit_loader.service.shm import Window
+from navit_loader.service.shm import Borrowed
 
 from ..service_kit import Daemon, digest, load, make_config
 
@@ -319,7 +319,7 @@ def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
         door.bind("\0" + name)
         door.listen()
-        window = Window(name, "0" * 32, 2**20)
+        borrowed = Borrowed(name, "0" * 32, 2**20)
         caller, _ = door.accept()
         with caller:
             assert caller.recv(64) == b"0" * 32
@@ -334,8 +334,8 @@ def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> No
             socket.send_fds(caller, [words], [memory] * copies)
             os.close(memory)
             with pytest.raises(ServiceError, match=r"shared (slot 3|memory)"):
-                window.open(3)
-            window.close()
+                borrowed.open(3)
+            borrowed.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -2,7 +2,7 @@
 `messages` (headers), `plan` (what fixes a batch's shapes), `frames` (arrays). `docs/protocol.md` says the same in prose.
 """
 
-from .frames import Loan, batch_frames, error_of, error_reply, read_batch, read_counts, read_encoded, read_slot
+from .frames import Sending, batch_frames, error_of, error_reply, read_batch, read_counts, read_encoded, read_slot
 from .messages import (
     MAGIC,
     MAX_IN_FLIGHT,
@@ -57,10 +57,10 @@ __all__ = [
     "Hello",
     "LayoutReply",
     "Limits",
-    "Loan",
     "PlanInfo",
     "Reply",
     "Request",
+    "Sending",
     "Welcome",
     "batch_frames",
     "batch_shape",

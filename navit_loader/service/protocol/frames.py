@@ -18,20 +18,20 @@ from .messages import ErrorReply, GetBatch, GetEncoded, GetLayout
 from .plan import Field, PlanInfo, batch_shape, encoded_fields
 
 
-class Loan:
+class Sending:
     """Lives as long as a frame of its batch."""
 
 
-class _Lent(np.ndarray[Any, Any]):
-    loan: Loan | None
+class _Sent(np.ndarray[Any, Any]):
+    sending: Sending | None
 
 
-def batch_frames(batch: PackedBatch | EncodedBatch, loan: Loan | None = None) -> list[memoryview]:
-    """The raw frames of a batch: views of its arrays, not copies. Each that is not empty keeps its array and the loan alive."""
+def batch_frames(batch: PackedBatch | EncodedBatch, sending: Sending | None = None) -> list[memoryview]:
+    """The raw frames of a batch: views of its arrays, not copies. Each with bytes keeps its array and `sending` alive."""
     frames = []
     for array in batch.arrays().values():
-        view = array.view(_Lent)
-        view.loan = loan
+        view = array.view(_Sent)
+        view.sending = sending
         frames.append(memoryview(view).cast("B") if view.size else memoryview(b""))
     return frames
 
