@@ -24,21 +24,6 @@ from ..errors import RenderError, ServiceError
 from ..render.encoded import EncodedBatch
 from . import protocol
 from .endpoint import Endpoint, Terms, Want
-from .protocol import (
-    BatchReply,
-    Bye,
-    Cancel,
-    EncodedReply,
-    ErrorReply,
-    GetBatch,
-    GetEncoded,
-    GetLayout,
-    LayoutReply,
-    PlanInfo,
-    Reply,
-    Request,
-    Welcome,
-)
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
@@ -68,7 +53,7 @@ class Connection:
         ServiceError: no daemon answered in time (each is named, with the reason), or one refused.
     """
 
-    info: PlanInfo
+    info: protocol.PlanInfo
 
     def __init__(
         self,
@@ -90,7 +75,7 @@ class Connection:
             check_address(address)
         self.starved_s = 0.0
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
-        self._known: PlanInfo | None = None
+        self._known: protocol.PlanInfo | None = None
         self._next_id = 1
         self._starved_us = 0
         self._wants: list[Want] = []
@@ -147,13 +132,13 @@ class Connection:
             count: its sequences.
             place: the block that holds `first` and the sequences before it, so that no daemon has to count them.
         """
-        return self._want(GetBatch(**self._named(epoch, first, count, place)))
+        return self._want(protocol.GetBatch(**self._named(epoch, first, count, place)))
 
     def want_encoded(
         self, epoch: int, first: int, count: int, limit: int, place: tuple[int, int] | None = None
     ) -> Want:
         """As `want_batch`, with encoded files in place of pixels, of `limit` bytes at most."""
-        return self._want(GetEncoded(**self._named(epoch, first, count, place), limit=limit))
+        return self._want(protocol.GetEncoded(**self._named(epoch, first, count, place), limit=limit))
 
     def _named(self, epoch: int, first: int, count: int, place: tuple[int, int] | None) -> dict[str, Any]:
         ids = {"plan_id": self.info.plan_id, "render_id": self.info.render_id}
@@ -181,7 +166,7 @@ class Connection:
             Sequences per patch-size run, blocks of the epoch, and the counts (u32).
         """
         count = min(count, protocol.MAX_LAYOUT)
-        want = self._want(GetLayout(plan_id=self.info.plan_id, epoch=epoch, first=first, count=count))
+        want = self._want(protocol.GetLayout(plan_id=self.info.plan_id, epoch=epoch, first=first, count=count))
         found: tuple[int, int, np.ndarray[Any, Any]] = self._wait(want)
         return found
 
@@ -196,7 +181,7 @@ class Connection:
                     gone.setdefault(endpoint, []).append(id)
             want.asked.clear()
         for endpoint, ids in gone.items():
-            endpoint.send(Cancel(requests=tuple(ids)))
+            endpoint.send(protocol.Cancel(requests=tuple(ids)))
             endpoint.flush()
 
     def close(self) -> None:
@@ -205,15 +190,15 @@ class Connection:
             return
         for endpoint in self._endpoints:
             if endpoint.ready:
-                endpoint.send(Bye())
+                endpoint.send(protocol.Bye())
                 endpoint.flush()
             endpoint.hang_up("closed", linger=200)
         self._context.term()
 
-    def _first_hello(self) -> PlanInfo | None:
+    def _first_hello(self) -> protocol.PlanInfo | None:
         return self._known
 
-    def _want(self, request: Request) -> Want:
+    def _want(self, request: protocol.Request) -> Want:
         want = Want(request)
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
@@ -282,9 +267,9 @@ class Connection:
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
         settled: dict[str, Any] = {"id": id}
-        if isinstance(want.request, GetBatch | GetEncoded):
+        if isinstance(want.request, protocol.GetBatch | protocol.GetEncoded):
             settled["starved_us"], self._starved_us = min(self._starved_us, protocol.WIDE), 0
-        if isinstance(want.request, GetBatch):
+        if isinstance(want.request, protocol.GetBatch):
             settled["slots"] = endpoint.freed()
         want.asked[id] = endpoint
         want.since = now
@@ -295,22 +280,22 @@ class Connection:
 
     def _take(self, endpoint: Endpoint, ready: dict[Any, int]) -> None:
         for reply, frames in endpoint.receive(ready):
-            if isinstance(reply, Welcome):
+            if isinstance(reply, protocol.Welcome):
                 self._welcome(endpoint, reply)
                 continue
             want = endpoint.in_flight.pop(reply.id, None)
-            if isinstance(reply, ErrorReply):
+            if isinstance(reply, protocol.ErrorReply):
                 self._refused(endpoint, want, reply)
             elif want is not None and want.request.kind == reply.kind:
                 want.asked.pop(reply.id, None)
                 self._settle(endpoint, want, reply, frames)
-            elif isinstance(reply, BatchReply) and reply.slot >= 0 and endpoint.borrowed is not None:
+            elif isinstance(reply, protocol.BatchReply) and reply.slot >= 0 and endpoint.borrowed is not None:
                 endpoint.borrowed.returned.append(reply.slot)  # nobody wants it any more
             if endpoint.draining and not endpoint.in_flight:
                 endpoint.hang_up(endpoint.why)
 
-    def _welcome(self, endpoint: Endpoint, reply: Welcome) -> None:
-        info = PlanInfo.from_table(reply.info)
+    def _welcome(self, endpoint: Endpoint, reply: protocol.Welcome) -> None:
+        info = protocol.PlanInfo.from_table(reply.info)
         if self._known is None:
             self._known = info
         for key in ("plan_id", "render_id"):
@@ -326,7 +311,7 @@ class Connection:
                 )
         endpoint.welcome(reply.passage)
 
-    def _refused(self, endpoint: Endpoint, want: Want | None, reply: ErrorReply) -> None:
+    def _refused(self, endpoint: Endpoint, want: Want | None, reply: protocol.ErrorReply) -> None:
         error = protocol.error_of(reply, endpoint.address)
         if reply.error in ("draining", "busy", "hello"):
             if want is not None:
@@ -346,7 +331,7 @@ class Connection:
         if not (isinstance(error, RenderError) and others) and not want.asked:
             want.error = error
 
-    def _settle(self, endpoint: Endpoint, want: Want, reply: Reply, frames: list[Any]) -> None:
+    def _settle(self, endpoint: Endpoint, want: Want, reply: protocol.Reply, frames: list[Any]) -> None:
         try:
             want.answer = self._read(endpoint, want.request, reply, frames)
         except ServiceError as e:
@@ -359,18 +344,18 @@ class Connection:
             gone.setdefault(other, []).append(id)
         want.asked.clear()
         for other, ids in gone.items():
-            other.send(Cancel(requests=tuple(ids)))
+            other.send(protocol.Cancel(requests=tuple(ids)))
 
-    def _read(self, endpoint: Endpoint, request: Request, reply: Reply, frames: list[Any]) -> Any:
+    def _read(self, endpoint: Endpoint, request: protocol.Request, reply: protocol.Reply, frames: list[Any]) -> Any:
         match request, reply:
-            case GetBatch(), BatchReply() if reply.slot < 0:
+            case protocol.GetBatch(), protocol.BatchReply() if reply.slot < 0:
                 return protocol.read_batch(self.info, request, reply.patch_size, frames)
-            case GetBatch(), BatchReply():
+            case protocol.GetBatch(), protocol.BatchReply():
                 if endpoint.borrowed is None:
                     raise ServiceError("a batch in shared memory, which was never agreed on")
                 return protocol.read_slot(self.info, request, reply.patch_size, endpoint.borrowed.open(reply.slot))
-            case GetEncoded(), EncodedReply():
+            case protocol.GetEncoded(), protocol.EncodedReply():
                 return protocol.read_encoded(self.info, request, reply.patch_size, frames)
-            case GetLayout(), LayoutReply():
+            case protocol.GetLayout(), protocol.LayoutReply():
                 return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
         raise AssertionError("asked where both are of one kind")

@@ -34,22 +34,6 @@ from .fair import FairShare
 from .lender import Lender
 from .log import ServiceLog
 from .planner import Planner, Planning
-from .protocol import (
-    BatchReply,
-    Beat,
-    Bye,
-    Cancel,
-    Credit,
-    EncodedReply,
-    ErrorReply,
-    GetBatch,
-    GetEncoded,
-    GetLayout,
-    Hello,
-    LayoutReply,
-    Reply,
-    Welcome,
-)
 from .router import Router
 from .security import ServerKeys
 from .session import Delivery, Session
@@ -88,7 +72,7 @@ class Server:
         self.counts = self._log.counts
         self._poller = zmq.Poller()
         self._engine_fds: list[int] = []
-        self._editions: Editions[tuple[bytes, str, Hello]] = Editions(
+        self._editions: Editions[tuple[bytes, str, protocol.Hello]] = Editions(
             plans, self.bound, self._log, self._attend, self._let_go, self._wake
         )
         self.plans, self.infos = self._editions.engines, self._editions.infos
@@ -221,23 +205,23 @@ class Server:
             self._refuse(peer, 0, "request", str(e))
             return
         self.counts[f"requests_{request.kind}"] += 1
-        if isinstance(request, Hello):
+        if isinstance(request, protocol.Hello):
             self._hello(peer, key, request)
             return
         session = self.sessions.get(peer)
         if session is None:
-            if isinstance(request, GetBatch | GetEncoded | GetLayout):
+            if isinstance(request, protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout):
                 self._refuse(peer, request.id, "hello", "say hello first")
             return
         session.heard = time.monotonic()
-        if isinstance(request, Credit | GetBatch) and request.slots:
+        if isinstance(request, protocol.Credit | protocol.GetBatch) and request.slots:
             self._lender.take_back(session, request.slots)
         match request:
-            case Credit():
+            case protocol.Credit():
                 pass
-            case Bye():
+            case protocol.Bye():
                 self._forget(session, "said goodbye")
-            case Cancel():
+            case protocol.Cancel():
                 self._cancel(session, set(request.requests))
             case _ if self._stopping:
                 why = "this daemon is stopping; ask another, or this one again later"
@@ -248,7 +232,7 @@ class Server:
             case _:
                 self._ask(session, request)
 
-    def _hello(self, peer: bytes, key: str, request: Hello, looked: bool = False) -> None:
+    def _hello(self, peer: bytes, key: str, request: protocol.Hello, looked: bool = False) -> None:
         if self._stopping:
             self._refuse(peer, request.id, "draining", "this daemon is stopping")
             return
@@ -265,7 +249,11 @@ class Server:
         name = request.client
         if (old := self._names.get(name)) is not None:
             # Only who shows the same key can end another's session. Else it ends where its connection turns out to be over.
-            why = "came back" if key and key == old.key else self._router.send(old.peer, [protocol.encode(Beat())])
+            why = (
+                "came back"
+                if key and key == old.key
+                else self._router.send(old.peer, [protocol.encode(protocol.Beat())])
+            )
             if why:
                 self._forget(old, why)
             while name in self._names:
@@ -277,27 +265,27 @@ class Server:
         self._names[name] = session
         self._log.say("client", f"client={name!r} plan={plan!r} joined", logging.INFO)
         passage = self._lender.invite(session) if request.shared else ()
-        self._send(session.peer, Welcome(request.id, self.infos[plan].to_table(), passage))
+        self._send(session.peer, protocol.Welcome(request.id, self.infos[plan].to_table(), passage))
 
-    def _ask(self, session: Session, request: GetBatch | GetEncoded | GetLayout) -> None:
+    def _ask(self, session: Session, request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> None:
         info = self.infos[session.plan]
-        for key in ("plan_id",) if isinstance(request, GetLayout) else ("plan_id", "render_id"):
+        for key in ("plan_id",) if isinstance(request, protocol.GetLayout) else ("plan_id", "render_id"):
             asked, ours = getattr(request, key), getattr(info, key)
             if asked != ours:
                 self._refuse(session.peer, request.id, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
                 return
         session.asked += 1
-        if not isinstance(request, GetLayout):
+        if not isinstance(request, protocol.GetLayout):
             session.starved += request.starved_us / 1e6
-        if isinstance(request, GetBatch):
+        if isinstance(request, protocol.GetBatch):
             self._queue(session, request, info.nbytes(request.count))
         else:  # how much an encoded batch holds is known from its plan alone
             self._planner.look_up(session, request)
 
-    def _queue(self, session: Session, request: GetBatch | GetEncoded, nbytes: int) -> None:
+    def _queue(self, session: Session, request: protocol.GetBatch | protocol.GetEncoded, nbytes: int) -> None:
         """Queues a batch of a known size, or refuses one that would never fit."""
         allowed, whose = self.bound, "serve.memory_mb"
-        if isinstance(request, GetEncoded) and request.limit < allowed:
+        if isinstance(request, protocol.GetEncoded) and request.limit < allowed:
             allowed, whose = request.limit, "the client (its memory_mb over its prefetch)"
         if nbytes > allowed:
             session.asked -= 1
@@ -352,7 +340,7 @@ class Server:
             assert delivery.planned is not None, "pop passes over what is not planned"
             try:
                 delivery.pending = self.plans[session.plan].submit_planned(
-                    delivery.planned, isinstance(delivery.request, GetEncoded)
+                    delivery.planned, isinstance(delivery.request, protocol.GetEncoded)
                 )
             except NavitError as e:
                 self.share.release(session, delivery.nbytes)
@@ -379,12 +367,12 @@ class Server:
         if task.error is not None:
             self._failed(session, request.id, task.error)
             return
-        if isinstance(request, GetEncoded):
+        if isinstance(request, protocol.GetEncoded):
             self._queue(session, request, task.nbytes)
             return
         session.asked -= 1
         frame = memoryview(task.counts.astype("<u4").data).cast("B") if len(task.counts) else b""
-        self._send(session.peer, LayoutReply(request.id, task.run, task.num_blocks), [frame])
+        self._send(session.peer, protocol.LayoutReply(request.id, task.run, task.num_blocks), [frame])
 
     def _finish(self) -> bool:
         """Sends what the engines have finished; whether that made room for more."""
@@ -420,7 +408,7 @@ class Server:
         self.counts["slots"] += slots.segment_ids.size
         if isinstance(batch, PackedBatch) and (slot := self._lender.lend(session, batch, delivery.nbytes)) >= 0:
             self.counts["batches_shared"] += 1
-            reply = BatchReply(delivery.request.id, slots.patch_size, slot)
+            reply = protocol.BatchReply(delivery.request.id, slots.patch_size, slot)
             if session.loans is None or not session.loans.say(protocol.encode(reply)):
                 self._send(session.peer, reply)
             return
@@ -431,7 +419,7 @@ class Server:
         frames = protocol.batch_frames(batch, loan)
         self.counts["bytes_sent"] += sum(f.nbytes for f in frames)
         del loan
-        kind = EncodedReply if isinstance(batch, EncodedBatch) else BatchReply
+        kind = protocol.EncodedReply if isinstance(batch, EncodedBatch) else protocol.BatchReply
         self._send(session.peer, kind(delivery.request.id, slots.patch_size), frames)
 
     def _release(self, session: Session, nbytes: int) -> None:
@@ -439,7 +427,7 @@ class Server:
         self._freed.append((session, nbytes))
         self._wake()
 
-    def _send(self, peer: bytes, reply: Reply, frames: list[Any] | None = None) -> None:
+    def _send(self, peer: bytes, reply: protocol.Reply, frames: list[Any] | None = None) -> None:
         why = self._router.send(peer, [protocol.encode(reply), *(frames or [])])
         if why and peer in self.sessions:
             self._lost[self.sessions[peer]] = why
@@ -450,7 +438,7 @@ class Server:
         name = self.sessions[peer].client if peer in self.sessions else peer.hex()
         words = f"client={name!r} refused={error} reason={message!r}"
         self._log.say(f"refused_{error}", words, logging.WARNING)
-        self._send(peer, ErrorReply(id, error, message))
+        self._send(peer, protocol.ErrorReply(id, error, message))
 
     def _look_after(self) -> None:
         """Once a second: clients that are gone, shared memory that does not come back, callers that say nothing."""
@@ -462,4 +450,4 @@ class Server:
         self._lender.look_after(now)
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
-            self._send(session.peer, Beat())
+            self._send(session.peer, protocol.Beat())
