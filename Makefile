@@ -49,13 +49,14 @@ test-aarch64: $(VENV)/.deps  ## the plan's digests on an emulated Arm processor;
 		else echo "for $(ARM) install, on Debian: rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross" >&2; exit 1; fi; }
 	@RUSTC=/usr/bin/rustc $(ARMRUN) cargo test --quiet --locked --target $(ARM) --target-dir target/aarch64 --test plan_digest
 
-check: build  ## formatters, linters, types, and the stub against the binary
+check: build  ## formatters, linters, types, the walls between rooms, and the stub against the binary
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --workspace --all-targets --locked --features python -- -D warnings
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(BIN)/lint-imports
 	$(PY) -m mypy.stubtest navit_loader._packer
 
 bench: build  ## our loader beside torch + torchvision, on this machine

@@ -207,8 +207,8 @@ def patch_pass(device: str, repeat: int) -> dict[str, float]:
         "copy": rate(lambda: other.copy_(out), rounds),
     }
     if device != "cpu" and kernel.launch is not None:
-        told = kernel.told(images, tokens, P, out.device)
-        rates["kernel"] = rate(lambda: kernel.copy(told, P, out), rounds)
+        per_token = kernel.per_token(images, tokens, P, out.device)
+        rates["kernel"] = rate(lambda: kernel.copy(per_token, P, out), rounds)
     return rates
 
 

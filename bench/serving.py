@@ -214,9 +214,9 @@ def hostile(address: str, connections: int = 1000, readers: int = 6) -> Iterator
         for number in range(readers):
             caller = stack.enter_context(socket.create_connection((host, int(port)), 30))
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            requests = [protocol.Request("hello", 1, client=f"reads-nothing-{number}")]
-            requests += [protocol.Request("batch", 2 + n, **ids, epoch=n, count=2) for n in range(300)]
-            words = b"".join(b"\x00" + bytes([len(w)]) + w for w in map(protocol.encode_request, requests))
+            requests = [protocol.Hello(1, client=f"reads-nothing-{number}")]
+            requests += [protocol.GetBatch(2 + n, **ids, epoch=n, count=2) for n in range(300)]
+            words = b"".join(b"\x00" + bytes([len(w)]) + w for w in map(protocol.encode, requests))
             caller.sendall(greeting + words)
         yield
 

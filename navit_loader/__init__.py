@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch import PackedBatch, View
     from .config import LoaderConfig
-    from .deliver.client import RemoteLoader
     from .deliver.device import DevicePrefetcher
-    from .deliver.loader import PackedLoader
+    from .deliver.local import PackedLoader
+    from .deliver.remote import RemoteLoader
     from .index import build_index, open_index
     from .plan.packing import pack
     from .render.encoded import EncodedBatch
@@ -36,8 +36,8 @@ _HOME = {
     "EncodedBatch": "render.encoded",
     "LoaderConfig": "config",
     "PackedBatch": "batch",
-    "PackedLoader": "deliver.loader",
-    "RemoteLoader": "deliver.client",
+    "PackedLoader": "deliver.local",
+    "RemoteLoader": "deliver.remote",
     "View": "batch",
     "build_index": "index",
     "open_index": "index",

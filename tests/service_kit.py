@@ -132,6 +132,10 @@ class Daemon:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def threads(self) -> int:
+        """How many it has now."""
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
     def memory_mb(self) -> float:
         """Resident memory of the process."""
         assert self.process is not None

@@ -214,7 +214,7 @@ def test_more_bytes_than_allowed_are_refused_on_both_sides(config: Path, daemon:
         assert batch is not None
         assert engine.encoded_bytes(engine.layout(0).batch(0, 4)) >= batch.nbytes
         frames = protocol.batch_frames(batch)
-        request = protocol.Request("encoded", count=4, limit=batch.nbytes)
+        request = protocol.GetEncoded(count=4, limit=batch.nbytes)
         assert whole(protocol.read_encoded(info, request, batch.patch_size, frames)) == whole(batch)
         for wrong, says in (
             ((replace(request, limit=batch.nbytes - 1), batch.patch_size, frames), "were allowed"),

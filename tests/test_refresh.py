@@ -241,6 +241,33 @@ def test_a_daemon_serves_both_until_each_client_is_through(place: Path) -> None:
                 list(loader)
 
 
+def test_nobody_else_waits_while_a_new_index_is_opened(place: Path) -> None:
+    """The index is a pipe now, whose opening waits for a writer, as a slow disk might make it wait."""
+    old = epochs(place / "x.arrow", 0, 1)
+    with Daemon(write_config(place)) as daemon:
+        with RemoteLoader([daemon.endpoint], timeout_s=20) as loader:
+            first = iter(loader)
+            found = [digest(batch) for batch in islice(first, 1)]
+            (place / "x.arrow").unlink()
+            os.mkfifo(place / "x.arrow")
+            late: list[object] = []
+            before = daemon.threads()
+            thread = threading.Thread(target=lambda: late.append(RemoteLoader([daemon.endpoint], connect_timeout_s=60)))
+            thread.start()
+            while daemon.threads() == before:
+                assert thread.is_alive()
+            assert found + [digest(batch) for batch in first] == old[0]
+            assert [digest(batch) for batch in loader] == old[1]
+            assert thread.is_alive()
+            os.close(os.open(place / "x.arrow", os.O_WRONLY))
+            thread.join(60)
+        (client,) = late
+        assert isinstance(client, RemoteLoader)
+        with client:
+            assert [digest(batch) for batch in client] == old[0], "what cannot be opened leaves all as it is"
+        assert any("a new index cannot be taken up" in line for line in daemon.log)
+
+
 def test_replicas_with_different_indexes_never_mix(place: Path) -> None:
     """One daemon never sees the new index. Its client goes on with the other, and each epoch is of one plan alone."""
     old = epochs(place / "x.arrow", 0)[0]

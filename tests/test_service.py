@@ -55,6 +55,19 @@ def test_the_data_is_worth_testing_with(config: Path) -> None:
         assert sum(int((b.status == FAILED).sum()) for b in batches) >= 6
 
 
+def test_an_iteration_goes_on_however_many_epochs_are_looked_at_meanwhile(
+    daemon: Daemon, expected: list[tuple[Any, ...]]
+) -> None:
+    with RemoteLoader([daemon.endpoint], prefetch=1) as loader:
+        batches = iter(loader)
+        found = [digest(next(batches))]
+        for epoch in range(1, 7):
+            loader.set_epoch(epoch)
+            assert len(loader) > 0
+        found += [digest(batch) for batch in batches]
+    assert found == expected[: len(found)] and len(found) == len([b for b in expected if b[0] == 0])
+
+
 @pytest.mark.parametrize(("shared", "prefetch"), [(True, 1), (True, 8), (False, 1), (False, 8)])
 def test_remote_batches_equal_local_batches_byte_for_byte(
     daemon: Daemon, expected: list[tuple[Any, ...]], shared: bool, prefetch: int
@@ -317,11 +330,11 @@ def test_a_second_sigterm_ends_a_drain_at_once(config: Path, tmp_path: Path, mon
         for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 8192), (zmq.LINGER, 0)):
             peer.setsockopt(option, value)
         peer.connect(daemon.endpoint)
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="takes nothing")))
-        info = protocol.PlanInfo.from_table(protocol.decode_reply(peer.recv()).info or {})
+        peer.send(protocol.encode(protocol.Hello(1, client="takes nothing")))
+        info = protocol.PlanInfo.from_table(protocol.decode_reply(peer.recv()).info)
         ids = {"plan_id": info.plan_id, "render_id": info.render_id}
         for number in range(12):  # 6 MB each, mostly padding
-            peer.send(protocol.encode_request(protocol.Request("batch", 2 + number, **ids, count=512)))
+            peer.send(protocol.encode(protocol.GetBatch(2 + number, **ids, count=512)))
         assert daemon.metrics is not None
         until = time.monotonic() + 20
         while time.monotonic() < until:

@@ -13,6 +13,7 @@ import torch
 
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.deliver.device import DevicePrefetcher
+from navit_loader.errors import ConfigError, StateError
 
 from .service_kit import Daemon, digest, load, make_config
 
@@ -91,8 +92,12 @@ def test_it_leaves_no_thread_and_passes_errors_on(config: Path) -> None:
         ahead = DevicePrefetcher(loader, "cpu")
         batches = iter(ahead)
         next(batches)
-        with pytest.raises(RuntimeError, match="while an iteration runs"):
+        with pytest.raises(StateError, match="while an iteration runs"):
             ahead.set_epoch(3)
+        with pytest.raises(StateError, match="while an iteration runs"):
+            next(iter(ahead))
+        with pytest.raises(ConfigError, match="depth = 0"):
+            DevicePrefetcher(loader, "cpu", depth=0)
         batches.close()  # type: ignore[attr-defined]
         ahead.set_epoch(3)
         assert next(iter(ahead)).epoch == 3

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import zmq
 
 from navit_loader import RemoteLoader
 from navit_loader.errors import ServiceError
+from navit_loader.service import protocol
 from navit_loader.service.security import ClientKeys, ServerKeys, check_bind, make_keys
 
 from .service_kit import Daemon, make_config
@@ -91,6 +94,23 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         check_bind(address, None)
     with pytest.raises(ServiceError, match=f"'{address}' is not allowed"):
         RemoteLoader([address])
+
+
+def test_a_name_is_taken_over_by_the_same_key_alone(keys: Path, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "data", count=40)
+    with Daemon(config, args=("--keys", str(keys / "server"))) as daemon, ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        for who, ended in (("alice", 0), ("bob", 0), ("alice", 1)):
+            peer = stack.enter_context(context.socket(zmq.DEALER))
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.setsockopt(zmq.RCVTIMEO, 5000)
+            ClientKeys.read(keys / who).apply(peer)
+            peer.connect(daemon.endpoint)
+            peer.send(protocol.encode(protocol.Hello(1, client="trainer")))
+            while (reply := protocol.decode_reply(peer.recv())).kind == "beat":
+                pass
+            assert reply.kind == "hello"
+            assert sum("client='trainer' left: came back" in line for line in daemon.log) == ended
 
 
 def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from navit_loader.errors import ServiceError, StateError
 from navit_loader.plan import layouts
 from navit_loader.render.engine import Engine
 from navit_loader.service import protocol
+from navit_loader.service.server import Server
 
 from .service_kit import PLAN, Daemon, digest, load, make_config, make_images
 
@@ -48,13 +50,15 @@ def test_a_client_that_asks_for_the_end_of_a_large_epoch_delays_nobody(config: P
         peer.setsockopt(zmq.LINGER, 0)
         peer.setsockopt(zmq.RCVTIMEO, 20_000)
         peer.connect(daemon.endpoint)
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="greedy")))
+        peer.send(protocol.encode(protocol.Hello(1, client="greedy")))
         assert protocol.decode_reply(peer.recv()).kind == "hello"
         for number, epoch in enumerate((0, 7)):
             ids = {"plan_id": loader.plan_id, "render_id": loader.render_id, "epoch": epoch}
-            for kind, limit in (("batch", 0), ("encoded", 2**30)):
-                request = protocol.Request(kind, 2 + number, **ids, first=2**40, count=4, limit=limit)
-                peer.send(protocol.encode_request(request))
+            for request in (
+                protocol.GetBatch(2 + number, **ids, first=2**40, count=4),
+                protocol.GetEncoded(2 + number, **ids, first=2**40, count=4, limit=2**30),
+            ):
+                peer.send(protocol.encode(request))
         found = [digest(batch) for batch, _ in zip(loader, range(30), strict=False)]
         assert found == expected
         assert not peer.poll(0), "the greedy one still waits"
@@ -95,6 +99,37 @@ def test_clients_that_name_many_epochs_leave_no_threads_files_or_memory(
         assert len(os.listdir(f"/proc/{daemon.pid}/task")) == threads
         assert daemon.memory_mb() < before + 80  # 64 MiB of planned blocks are kept
     assert not any(tmp_path.rglob("*"))
+
+
+def test_nothing_stays_of_sessions_that_are_over(tmp_path: Path) -> None:
+    """A peer asks and says hello again in one breath: what was planned for its session before is nobody's any more."""
+    config = load(make_config(tmp_path, count=60))
+    with (
+        Engine(config) as engine,
+        Server({"x": engine}, replace(config.serve, bind="tcp://127.0.0.1:0")) as server,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as peer,
+    ):
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(server.endpoint)
+        ids = {"plan_id": engine.plan_id, "render_id": engine.render_id}
+        hello = protocol.encode(protocol.Hello(1, client="again"))
+        for n in range(600):
+            peer.send(hello)
+            peer.send(protocol.encode(protocol.GetEncoded(2, **ids, epoch=n, count=4, limit=2**20)))
+            if n % 10 == 9:
+                time.sleep(0.01)  # some are planned, some are not
+        peer.send(hello)
+        seen = 0
+        while seen < 601:
+            seen += protocol.decode_reply(peer.recv_multipart()[0]).kind == "hello"
+        time.sleep(0.5)
+        accounts, kept = len(server.share._accounts), len(server._planner._kept)
+        server.stop()
+        thread.join()
+    assert accounts <= 1 and kept <= 1
 
 
 def test_counts_of_whole_epochs_are_kept_on_disk_in_bounded_number(

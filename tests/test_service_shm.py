@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from navit_loader.render.engine import Engine
-from navit_loader.service.shm import ABANDON_S, Shelf, Window
+from navit_loader.service.shm import ABANDON_S, Borrowed, Loans
 
 from .service_kit import load, make_config
 
@@ -25,29 +25,29 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Shelf, Window]]:
-    """A daemon's shelf, and the window of its client."""
+def ends() -> Iterator[tuple[Loans, Borrowed]]:
+    """A daemon's loans, and what its client has borrowed."""
     name = f"navit-test-{os.getpid()}-{time.monotonic_ns()}"
     with ExitStack() as stack:
         door = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         door.bind("\0" + name)
         door.listen()
-        window = Window(name, "0" * 32, 2**30)
-        stack.callback(window.close)
-        shelf = Shelf(door.accept()[0])
-        stack.callback(shelf.close)
-        shelf.connection.setblocking(False)
-        assert shelf.connection.recv(64) == b"0" * 32
-        yield shelf, window
+        borrowed = Borrowed(name, "0" * 32, 2**30)
+        stack.callback(borrowed.close)
+        loans = Loans(door.accept()[0])
+        stack.callback(loans.close)
+        loans.connection.setblocking(False)
+        assert loans.connection.recv(64) == b"0" * 32
+        yield loans, borrowed
 
 
-def lend(engine: Engine, shelf: Shelf, first: int) -> tuple[int, bytes]:
+def lend(engine: Engine, loans: Loans, first: int) -> tuple[int, bytes]:
     """Renders a batch and lends it: its slot, and its pixels."""
     batch = engine.submit(0, first, 4).wait()
     assert batch is not None
     memory: Any = batch.patches.base
-    assert shelf.can(memory)
-    slot = shelf.lend(memory, batch, batch.patches.nbytes)
+    assert loans.can(memory)
+    slot = loans.lend(memory, batch, batch.patches.nbytes)
     assert slot >= 0
     return slot, batch.patches.tobytes()
 
@@ -64,73 +64,73 @@ def numbers(engine: Engine, count: int = 12) -> set[int]:
     return found
 
 
-def test_a_slot_is_written_again_after_its_credit_and_not_before(engine: Engine, ends: tuple[Shelf, Window]) -> None:
-    shelf, window = ends
-    slot, pixels = lend(engine, shelf, 0)
-    view = window.open(slot)
+def test_a_slot_is_written_again_after_its_credit_and_not_before(engine: Engine, ends: tuple[Loans, Borrowed]) -> None:
+    loans, borrowed = ends
+    slot, pixels = lend(engine, loans, 0)
+    view = borrowed.open(slot)
     assert slot not in numbers(engine)
     assert view[: len(pixels)].tobytes() == pixels
     part = view[10:20]
     del view
-    assert not window.returned  # a view of it is still held
+    assert not borrowed.returned  # a view of it is still held
     del part
-    assert list(window.returned) == [slot]
-    assert list(shelf.take_back(window.returned)) == [len(pixels)]
-    assert list(shelf.take_back([slot, 77])) == []  # a second credit, and one for what was never lent
+    assert list(borrowed.returned) == [slot]
+    assert list(loans.take_back(borrowed.returned)) == [len(pixels)]
+    assert list(loans.take_back([slot, 77])) == []  # a second credit, and one for what was never lent
     assert slot in numbers(engine)
 
 
-def test_a_slot_that_stays_away_is_never_written_again(engine: Engine, ends: tuple[Shelf, Window]) -> None:
-    shelf, window = ends
-    slot, pixels = lend(engine, shelf, 0)
-    view = window.open(slot)
+def test_a_slot_that_stays_away_is_never_written_again(engine: Engine, ends: tuple[Loans, Borrowed]) -> None:
+    loans, borrowed = ends
+    slot, pixels = lend(engine, loans, 0)
+    view = borrowed.open(slot)
     now = time.monotonic()
-    assert shelf.abandon_old(now + ABANDON_S - 5) == 0
-    assert shelf.abandon_old(now + ABANDON_S + 5) == 1
-    assert shelf.abandon_old(now + ABANDON_S + 5) == 0
+    assert loans.abandon_old(now + ABANDON_S - 5) == 0
+    assert loans.abandon_old(now + ABANDON_S + 5) == 1
+    assert loans.abandon_old(now + ABANDON_S + 5) == 0
     assert slot not in numbers(engine)
     assert view[: len(pixels)].tobytes() == pixels
     # Its bytes count until it is back; the memory stays given up.
-    assert list(shelf.take_back([slot])) == [len(pixels)]
+    assert list(loans.take_back([slot])) == [len(pixels)]
     assert slot not in numbers(engine)
     assert view[: len(pixels)].tobytes() == pixels
 
 
-def test_what_is_out_when_a_session_ends_stays_as_it_is(engine: Engine, ends: tuple[Shelf, Window]) -> None:
-    shelf, window = ends
-    slot, pixels = lend(engine, shelf, 4)
-    view = window.open(slot)
-    assert shelf.close() == [len(pixels)]
-    window.close()
+def test_what_is_out_when_a_session_ends_stays_as_it_is(engine: Engine, ends: tuple[Loans, Borrowed]) -> None:
+    loans, borrowed = ends
+    slot, pixels = lend(engine, loans, 4)
+    view = borrowed.open(slot)
+    assert loans.close() == [len(pixels)]
+    borrowed.close()
     assert slot not in numbers(engine)
     assert view[: len(pixels)].tobytes() == pixels
 
 
-def test_words_and_memory_keep_their_order(engine: Engine, ends: tuple[Shelf, Window]) -> None:
+def test_words_and_memory_keep_their_order(engine: Engine, ends: tuple[Loans, Borrowed]) -> None:
     """Replies that come before the announcement of a slot wait for their turn; requests travel together."""
-    shelf, window = ends
-    assert window.hear() is None and shelf.hear() is None
+    loans, borrowed = ends
+    assert borrowed.hear() is None and loans.hear() is None
     for word in (b"first", b"second"):
-        assert shelf.say(word)
-    slot, pixels = lend(engine, shelf, 0)
-    assert window.open(slot)[: len(pixels)].tobytes() == pixels
-    assert [window.hear(), window.hear(), window.hear()] == [b"first", b"second", None]
-    assert window.say([b"one", b"", b"three" * 1000])
-    assert shelf.hear() == [b"one", b"", b"three" * 1000]
-    assert not window.say([bytes(40_000), bytes(40_000)])  # too long for one packet: to be sent otherwise
-    assert shelf.hear() is None
+        assert loans.say(word)
+    slot, pixels = lend(engine, loans, 0)
+    assert borrowed.open(slot)[: len(pixels)].tobytes() == pixels
+    assert [borrowed.hear(), borrowed.hear(), borrowed.hear()] == [b"first", b"second", None]
+    assert borrowed.say([b"one", b"", b"three" * 1000])
+    assert loans.hear() == [b"one", b"", b"three" * 1000]
+    assert not borrowed.say([bytes(40_000), bytes(40_000)])  # too long for one packet: to be sent otherwise
+    assert loans.hear() is None
 
 
-def test_a_full_socket_is_said_not_waited_for(ends: tuple[Shelf, Window]) -> None:
-    shelf, window = ends
+def test_a_full_socket_is_said_not_waited_for(ends: tuple[Loans, Borrowed]) -> None:
+    loans, borrowed = ends
     before = time.monotonic()
     sent = 0
-    while window.say([struct.pack("<I", sent) * 1000]):
+    while borrowed.say([struct.pack("<I", sent) * 1000]):
         sent += 1
         assert sent < 10_000
     heard = 0
-    while (requests := shelf.hear()) is not None:
+    while (requests := loans.hear()) is not None:
         assert requests == [struct.pack("<I", heard) * 1000]
         heard += 1
-    assert heard == sent and window.say([b"again"])
+    assert heard == sent and borrowed.say([b"again"])
     assert time.monotonic() - before < 2

@@ -1,4 +1,8 @@
-"""The subcommands of `navit-loader`, one module each, and how they show progress."""
+"""The subcommands of `navit-loader`, one module each, and how they show progress.
+
+Takes: arguments. Gives: a status, and what a person reads. May not know: how anything is done; a command asks other
+rooms, and prints. Modules are imported when their command is called, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         RenderError: a fault that may pass, such as a refused permission, outlasted its retries.
     """
     from ..config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
-    from ..deliver.loader import PackedLoader
+    from ..deliver.local import PackedLoader
     from ..index import open_index
 
     index = open_index(args.index)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..batch import PackedBatch, View
+from ..errors import ConfigError, StateError
 
 
 class Loader(Protocol):
@@ -58,11 +59,14 @@ class DevicePrefetcher:
         loader: where the batches come from.
         device: where they go.
         depth: batches on the device in advance.
+
+    Raises:
+        ConfigError: a depth below 1.
     """
 
     def __init__(self, loader: Loader, device: torch.device | str, *, depth: int = 2) -> None:
         if depth < 1:
-            raise ValueError(f"depth = {depth} is not allowed; it must be at least 1")
+            raise ConfigError(f"depth = {depth} is not allowed; it must be at least 1")
         self.loader = loader
         self.device = torch.device(device)
         self._cuda = self.device.type == "cuda"
@@ -82,26 +86,27 @@ class DevicePrefetcher:
         return self.loader.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state; not while an iteration runs."""
+        """Goes on from a state. Raises StateError while an iteration runs."""
         self._check_idle("load_state_dict")
         self._state = None
         self.loader.load_state_dict(state)
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch; not while an iteration runs."""
+        """Goes to the start of an epoch. Raises StateError while an iteration runs."""
         self._check_idle("set_epoch")
         self._state = None
         self.loader.set_epoch(epoch)
 
     def _check_idle(self, what: str) -> None:
         if self._running:
-            raise RuntimeError(f"{what} was called while an iteration runs; close the iterator first")
+            raise StateError(f"{what} was called while an iteration runs; close the iterator first")
 
     def __iter__(self) -> Iterator[PackedBatch]:
         """The batches from the present state to the end of the epoch.
 
         Raises:
             NavitError: whatever the loader raises, in the user's thread.
+            StateError: another iteration runs.
         """
         self._check_idle("iter")
         self._running = True

@@ -1,155 +1,258 @@
-"""`PackedLoader`: planned and rendered batches in this process.
+"""`Loader`: what `next()` does, whoever makes the batches.
 
-In: an index and a configuration. Out: an iterator over `PackedBatch`, rendered ahead on the engine's threads, always in
-plan order, whatever finishes first.
+In: a cursor (which batch comes next), a supply (who makes it: the engine in this process, or daemons) and a decoder. Out: an
+iterator over `PackedBatch` in plan order, asked for ahead, and the state behind the last one. `PackedLoader` and `RemoteLoader`
+only say which supply it is.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import deque
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any, Literal, Protocol, Self
 
-from .._packer import Layout
-from ..config import LoaderConfig
-from ..index import Index
-from ..render.encoded import PendingEncoded
-from ..render.engine import Engine
-from ..render.pending import Pending
-from .boundary import Agree
-from .decoders import Decode, Decoding
+from ..batch import PackedBatch
+from ..errors import StateError
+from ..render.encoded import EncodedBatch
+from . import boundary
+from .cursor import Cursor, Step, Steps
+from .decoder import Decoder
 
-log = logging.getLogger("navit_loader")
+Found = Generator[tuple[Any, int], None, None]
+"""Batches, and where the step behind each starts."""
 
 
-class PackedLoader(Decoding):
+class Asked(Protocol):
+    """A batch that was asked for: whether it is there, what became of it, and a way to give it up."""
+
+    @property
+    def ready(self) -> bool: ...  # noqa: D102
+    def wait(self) -> Any: ...  # noqa: D102
+    def cancel(self) -> None: ...  # noqa: D102
+
+
+class Supply(Protocol):
+    """Who makes a loader's batches.
+
+    Attributes:
+        plan_id, render_id: what they are made of.
+    """
+
+    plan_id: str
+    render_id: str
+
+    def layout(self, epoch: int) -> Steps:
+        """How the sequences of an epoch fall into batches."""
+
+    def ask(self, epoch: int, steps: Iterator[Step], batch_size: int, encoded: bool) -> Iterator[tuple[Asked, int]]:
+        """Asks for the batch of the next step each time that it is asked itself; steps are looked at ahead of that."""
+
+    def ahead(self, encoded: bool) -> tuple[int, int]:
+        """Of how few batches on their way on others are asked for, and up to how many."""
+
+    def look(self) -> str:
+        """What an epoch that begins now would be read from, in words that ranks compare; `take_up` settles on it."""
+
+    def take_up(self) -> None:
+        """Goes over to what `look` saw last."""
+
+    def close(self) -> None:
+        """Ends everything. Safe to call twice."""
+
+
+class Loader:
     """Iterates the packed batches of an epoch.
 
     After an epoch's last batch the state moves to the start of the next one, so that `for epoch in range(n)` around
     `for batch in loader` needs nothing else. Breaking out of a loop and iterating again goes on behind the last batch.
+
+    Attributes:
+        rank, world_size: this process among those that share an epoch.
+        batch_size: B.
+        drop: whether an epoch's last step counts only where it is whole for all ranks.
+        plan_id: names everything that decides what goes where.
+        render_id: names everything that decides the pixels, the decoder included.
+        decode: the decoder in use, `cpu` or `dali`.
+        measured: images per second of each decoder, over all ranks, where `decode = "auto"` measured them; else empty.
     """
 
+    plan_id: str
+    render_id: str
+    decode: Literal["cpu", "dali"]
+
     def __init__(
-        self,
-        index: str | os.PathLike[str] | Index | None = None,
-        config: LoaderConfig | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        *,
-        decode: Decode = "cpu",
-        device: str = "cpu",
-        agree: Agree | None = None,
+        self, cursor: Cursor, supply: Supply, decoder: Decoder, refresh: bool, agree: boundary.Agree | None
     ) -> None:
-        """Opens the index and starts the threads.
-
-        Args:
-            index: an index or its path; None takes `config.data`.
-            config: what to plan and how to render; None is the default configuration.
-            rank: this process among `world_size`; both default from torchrun's environment.
-            world_size: processes that share an epoch.
-            decode: `cpu`, the engine's decoder; `dali`, NVIDIA's (docs/dali.md); `auto`, the faster of them, measured
-                on the first batches.
-            device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
-            agree: gives every rank the texts of all ranks, in their order; with several ranks needed for `data.refresh`,
-                where they compare what they see when an epoch begins, and for `decode = "auto"`, where they choose alike.
-
-        Raises:
-            NavitError: see `Engine`, `rank_and_world` and `DaliRenderer`.
-        """
-        config = LoaderConfig() if config is None else config
-        data = config.data
-        super().__init__(rank, world_size, data.batch_size, data.remainder == "drop", data.refresh, agree)
-        self.engine = Engine(config, index)
-        self._indexes = self.engine.indexes
-        self._failed_before: list[dict[str, Any]] = []
-        self.config = config
-        self.plan_id = self.engine.plan_id
-        self.render_id = self.engine.render_id
-        render = config.render
-        options = {name: getattr(render, name) for name in ("threads", "memory_mb", "ledger", "failure_limit")}
+        self._cursor, self._supply, self._decoder = cursor, supply, decoder
+        self.rank, self.world_size = cursor.rank, cursor.world_size
+        self.batch_size, self.drop = cursor.batch_size, cursor.drop
+        self.measured = decoder.measured
+        self._refresh, self._agree = refresh, agree
+        # What was just opened is new enough for one rank alone.
+        self._begun = 0 if agree is None else -1
         try:
-            self._choose(decode, device, options)
+            decoder.settle(lambda dali: self._rendered(cursor.epoch) if dali else self._ahead(cursor.epoch, False))
+            self._name()
         except BaseException:
-            self.engine.close()
+            self.close()
             raise
 
     @property
-    def classes(self) -> list[str]:
-        """Class names by label."""
-        return self.engine.classes
+    def epoch(self) -> int:
+        """The epoch that the current or next iteration reads."""
+        return self._cursor.epoch
 
-    @property
-    def vocabulary(self) -> int:
-        """Caption token ids are below this; 0 without captions."""
-        return self.engine.vocabulary
+    def set_epoch(self, epoch: int) -> None:
+        """Moves to the start of an epoch; nothing happens where it is the current one, so a resumed position stays."""
+        if epoch < 0:
+            raise StateError(f"epoch = {epoch} is not allowed; it must be at least 0")
+        if epoch != self._cursor.epoch:
+            self._cursor.move(epoch)
+            self._begun = -1
 
-    @property
-    def max_text_tokens(self) -> int:
-        """Tokens of one caption at most."""
-        return self.config.plan.caption_cap
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last batch handed out. The same on every rank after the same number of steps."""
+        return self._cursor.state_dict()
 
-    def _look(self) -> str:
-        self._indexes = self.engine.renewed()
-        parts = (f"{i.num_rows:,} images {i.plan_fingerprint[:12]}.{i.render_fingerprint[:12]}" for i in self._indexes)
-        return " and ".join(parts)
+    def load_state_dict(self, state: dict[str, Any], *, other_renderer: bool = False) -> None:
+        """Goes to a saved position, of any rank, world size or batch size.
 
-    def _take_up(self) -> None:
-        if self.engine.serves(self._indexes):
-            return
-        old, new = self.engine, self.engine.successor(self._indexes)
-        before, now = (sum(index.num_rows for index in each.indexes) for each in (old, new))
-        log.info("epoch %d is read from a new index: %d images, %d before", self._epoch, now, before)
-        self._failed_before += old.failures()
-        self.engine = new
-        self._renamed(new.plan_id, new.render_id)
-        old.close()
+        Args:
+            state: from `state_dict`; with `decode = "auto"` its decoder is taken in place of the measured one.
+            other_renderer: accept a state of another `render_id`: the same plan with other pixels.
 
-    def _layout(self, epoch: int) -> Layout:
-        return self.engine.layout(epoch)
+        Raises:
+            StateError: the state is of another plan or renderer, or no state at all; both ids and what differs are named.
+                With `data.refresh` a state at the start of an epoch may be of an older index: that epoch is read from the
+                new one.
+        """
+        if not other_renderer:
+            self._decoder.follow(str(state.get("render_id", "")))
+            self._name()
+        self._cursor.load_state_dict(state, other_renderer=other_renderer, refresh=self._refresh)
 
-    def _ahead(self, epoch: int, encoded: bool) -> Generator[tuple[Any, int], None, None]:
-        layout = self._layout(epoch)
-        walk = self.engine.foreseen(self._walk(layout, self._start), epoch, self.batch_size)
-        submit = self.engine.submit_encoded if encoded else self.engine.submit
-        ahead: deque[tuple[Pending | PendingEncoded, int]] = deque()
-        try:
-            while True:
-                while len(ahead) < self.config.render.prefetch and (step := next(walk, None)) is not None:
-                    ahead.append((submit(epoch, step[0], self.batch_size), step[1]))
-                if not ahead:
-                    break
-                pending, behind = ahead.popleft()
-                batch = pending.wait()
-                assert batch is not None, "without a timeout there is a batch or an error"
-                del pending
-                found = batch, behind
-                del batch
-                yield found
-                # Let go of it, so that its buffers return to the pool as soon as the caller does too.
-                del found
-        finally:
-            for pending, _ in ahead:
-                pending.cancel()
+    def __len__(self) -> int:
+        """Steps of every rank from where the current or next iteration starts to the end of its epoch, exactly; behind an
+        epoch's last batch, those of the next epoch.
 
-    def stats(self) -> dict[str, Any]:
-        """See `Engine.stats`; since the index in use was opened."""
-        return self.engine.stats()
+        It never speaks to other ranks, so with `data.refresh` on several ranks an epoch's length is that of its own index only
+        from its iteration on.
+        """
+        if self._cursor.start == 0 and self._agree is None:
+            self._begin()
+        return self._cursor.count(self._supply.layout)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """The batches from the current position to the end of the epoch; behind its last batch, those of the next epoch.
+
+        Raises:
+            RenderError: a batch could not be rendered; the state still names it.
+        """
+        yield from self._hand_out(lambda n: self._rendered(n) if self.decode == "dali" else self._ahead(n, False))
+
+    def encoded(self) -> Iterator[EncodedBatch]:
+        """The same batches with encoded files in place of pixels; the state moves as in an iteration of the loader.
+
+        Raises:
+            RenderError: a file stayed out of reach, or the files of a batch do not fit into the memory allowed.
+        """
+        yield from self._hand_out(lambda n: self._ahead(n, True))
 
     def failures(self) -> list[dict[str, Any]]:
-        """The quarantine ledger so far: what the engine could not have or decode, then what DALI could not."""
-        return self._failed_before + self.engine.failures() + super().failures()
+        """The quarantine ledger of what was fetched or decoded in this process: one entry per (epoch, image)."""
+        return [] if self._decoder.dali is None else self._decoder.dali.failures()
 
     def close(self) -> None:
-        """Stops the threads. Safe to call twice."""
-        self._close_decoder()
-        self.engine.close()
+        """Stops threads, or says goodbye to daemons. Safe to call twice."""
+        self._decoder.close()
+        self._supply.close()
 
-    def __enter__(self) -> PackedLoader:
+    def __enter__(self) -> Self:
         """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Closes."""
         self.close()
+
+    def _name(self) -> None:
+        """The position is of what is now in use."""
+        self.decode = self._decoder.name
+        self.plan_id = self._cursor.plan_id = self._supply.plan_id
+        self.render_id = self._cursor.render_id = self._decoder.render_id(self._supply.render_id)
+
+    def _begin(self) -> None:
+        """To be called before anything of an epoch is used: at its start, what was replaced is taken up.
+
+        Raises:
+            IndexFileError: the ranks see different indexes, or one has other classes than before.
+        """
+        epoch = self._cursor.epoch
+        if self._refresh and self._cursor.next == 0 and self._begun != epoch:
+            boundary.settle(self._supply.look, self._agree, epoch)
+            self._supply.take_up()
+            self._name()
+            self._begun = epoch
+
+    def _hand_out(self, made: Callable[[int], Found]) -> Iterator[Any]:
+        """Hands out what is made of the epoch at hand, moving the cursor."""
+        cursor, some, resumed = self._cursor, False, True
+        # Whoever takes exactly `len` batches never sees an epoch end; the next time it means the next one.
+        while resumed and not some:
+            self._begin()
+            resumed = cursor.next > 0
+            cursor.start, epoch = cursor.next, cursor.epoch
+            with closing(made(epoch)) as found:
+                while (pair := next(found, None)) is not None:
+                    some = True
+                    batch, cursor.next = pair
+                    cursor.epoch = epoch
+                    del pair
+                    yield batch
+                    # Let go of it, so that its memory is free as soon as the caller has let go too.
+                    del batch
+            cursor.move(epoch + 1)
+
+    def _ahead(self, epoch: int, encoded: bool) -> Found:
+        """From the cursor's start to the epoch's end: each batch, packed or encoded, in order."""
+        walk = self._cursor.walk(self._supply.layout(epoch))
+        asking = self._supply.ask(epoch, walk, self.batch_size, encoded)
+        few, many = self._supply.ahead(encoded)
+        ahead: deque[tuple[Asked, int]] = deque()
+        try:
+            while True:
+                if len(ahead) <= few or not ahead[0][0].ready:
+                    while len(ahead) < many and (asked := next(asking, None)) is not None:
+                        ahead.append(asked)
+                        del asked
+                if not ahead:
+                    return
+                found = ahead[0][0].wait(), ahead[0][1]
+                ahead.popleft()
+                yield found
+                # Let go of it, so that its buffers return to the pool as soon as the caller does too.
+                del found
+        finally:
+            for waiting, _ in ahead:
+                waiting.cancel()
+
+    def _rendered(self, epoch: int) -> Found:
+        """The encoded batches through DALI: one is decoded while the one before it is used."""
+        assert self._decoder.dali is not None
+        ahead: deque[tuple[Asked, int]] = deque()
+        with closing(self._ahead(epoch, True)) as encoded:
+            try:
+                while True:
+                    while len(ahead) < 2 and (pair := next(encoded, None)) is not None:
+                        ahead.append((self._decoder.dali.submit(pair[0]), pair[1]))
+                        del pair
+                    if not ahead:
+                        return
+                    found = ahead[0][0].wait(), ahead[0][1]
+                    ahead.popleft()
+                    yield found
+                    del found
+            finally:
+                for rendering, _ in ahead:
+                    rendering.cancel()

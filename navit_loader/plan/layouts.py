@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,12 +27,17 @@ _BLOCKS_AT_ONCE = 4 * (os.cpu_count() or 1)
 _STALE_S = 3600.0  # a half-written file of this age has no writer any more
 
 
-Known = OrderedDict[int, _packer.Layout]
-"""Layouts by epoch, that asked for last at the end."""
+L = TypeVar("L")
 
 
-def recent(known: Known, epoch: int, make: Callable[[], _packer.Layout]) -> _packer.Layout:
-    """The layout of an epoch: the same object while it is one of the last four that were asked for, else a new one."""
+def recent(known: OrderedDict[int, L], epoch: int, make: Callable[[], L]) -> L:
+    """The layout of an epoch: the same object while it is one of the last four that were asked for, else a new one.
+
+    Args:
+        known: layouts by epoch, that asked for last at the end.
+        epoch: whose is wanted.
+        make: makes a new one.
+    """
     if epoch not in known:
         known[epoch] = make()
     known.move_to_end(epoch)
@@ -50,7 +56,7 @@ class Layouts:
 
     def __init__(self, plan: _packer.Plan, plan_id: str) -> None:
         self._plan, self._plan_id = plan, plan_id
-        self._known: Known = Known()
+        self._known: OrderedDict[int, _packer.Layout] = OrderedDict()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import PlanConfig
 from ..errors import ConfigError, PlanError
+from .config import PlanConfig
 
 if TYPE_CHECKING:
     from ..index import Index

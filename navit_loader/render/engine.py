@@ -81,14 +81,14 @@ class Engine:
                     f"the indexes {first.path} and {other.path} have different class tables; "
                     f"write one with `navit-loader index --classes {first.path}`"
                 )
-        told = [index for index in self.indexes if index.tokens.hash]
-        for other in told[1:]:
-            if other.tokens != told[0].tokens:
+        captioned = [index for index in self.indexes if index.tokens.hash]
+        for other in captioned[1:]:
+            if other.tokens != captioned[0].tokens:
                 raise ConfigError(
-                    f"the captions of {told[0].path} and {other.path} have different tokenizers; "
+                    f"the captions of {captioned[0].path} and {other.path} have different tokenizers; "
                     "write both indexes with the same --tokenizer"
                 )
-        self.vocabulary: int = told[0].tokens.vocabulary if told else 0
+        self.vocabulary: int = captioned[0].tokens.vocabulary if captioned else 0
         if config.plan.text_tokens and not self.vocabulary:
             raise ConfigError(
                 f"plan.text_tokens = {config.plan.text_tokens}, but no image of {first.path} has a caption; set it to 0, or "
@@ -256,15 +256,15 @@ def fingerprints(indexes: Sequence[Index]) -> list[tuple[str, str]]:
 def _open(
     config: LoaderConfig, index: str | os.PathLike[str] | Index | Sequence[Index] | None
 ) -> tuple[list[Index], list[float]]:
-    sources: Sequence[Source] = config.data.mixture
+    mixture: Sequence[Source] = config.data.mixture
     if isinstance(index, Index):
         index = [index]
     if isinstance(index, Sequence) and not isinstance(index, str):
-        return list(index), [source.weight for source in sources] if len(index) == len(sources) else [1.0]
+        return list(index), [entry.weight for entry in mixture] if len(index) == len(mixture) else [1.0]
     if index is not None:
         return [open_index(index)], [1.0]
     if config.data.index:
         return [open_index(config.data.index)], [1.0]
-    if not sources:
+    if not mixture:
         raise ConfigError("no index: set data.index or [[data.mixture]], or pass index=")
-    return [open_index(source.index) for source in sources], [source.weight for source in sources]
+    return [open_index(entry.index) for entry in mixture], [entry.weight for entry in mixture]

@@ -24,7 +24,6 @@ from ..errors import RenderError, ServiceError
 from ..render.encoded import EncodedBatch
 from . import protocol
 from .endpoint import Endpoint, Terms, Want
-from .protocol import PlanInfo, Reply, Request
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
@@ -54,7 +53,7 @@ class Connection:
         ServiceError: no daemon answered in time (each is named, with the reason), or one refused.
     """
 
-    info: PlanInfo
+    info: protocol.PlanInfo
 
     def __init__(
         self,
@@ -76,7 +75,7 @@ class Connection:
             check_address(address)
         self.starved_s = 0.0
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
-        self._known: PlanInfo | None = None
+        self._known: protocol.PlanInfo | None = None
         self._next_id = 1
         self._starved_us = 0
         self._wants: list[Want] = []
@@ -133,29 +132,18 @@ class Connection:
             count: its sequences.
             place: the block that holds `first` and the sequences before it, so that no daemon has to count them.
         """
-        return self._want(self._request("batch", epoch, first, count, place, 0))
+        return self._want(protocol.GetBatch(**self._named(epoch, first, count, place)))
 
     def want_encoded(
         self, epoch: int, first: int, count: int, limit: int, place: tuple[int, int] | None = None
     ) -> Want:
         """As `want_batch`, with encoded files in place of pixels, of `limit` bytes at most."""
-        return self._want(self._request("encoded", epoch, first, count, place, limit))
+        return self._want(protocol.GetEncoded(**self._named(epoch, first, count, place), limit=limit))
 
-    def _request(
-        self, kind: str, epoch: int, first: int, count: int, place: tuple[int, int] | None, limit: int
-    ) -> Request:
+    def _named(self, epoch: int, first: int, count: int, place: tuple[int, int] | None) -> dict[str, Any]:
+        ids = {"plan_id": self.info.plan_id, "render_id": self.info.render_id}
         block, before = place or (-1, 0)
-        return Request(
-            kind,
-            plan_id=self.info.plan_id,
-            render_id=self.info.render_id,
-            epoch=epoch,
-            first=first,
-            count=count,
-            block=block,
-            before=before,
-            limit=limit,
-        )
+        return ids | {"epoch": epoch, "first": first, "count": count, "block": block, "before": before}
 
     def batch(self, want: Want) -> PackedBatch | EncodedBatch:
         """Waits for a batch of either kind; its arrays are views of the frames that arrived.
@@ -178,7 +166,7 @@ class Connection:
             Sequences per patch-size run, blocks of the epoch, and the counts (u32).
         """
         count = min(count, protocol.MAX_LAYOUT)
-        want = self._want(Request("layout", plan_id=self.info.plan_id, epoch=epoch, first=first, count=count))
+        want = self._want(protocol.GetLayout(plan_id=self.info.plan_id, epoch=epoch, first=first, count=count))
         found: tuple[int, int, np.ndarray[Any, Any]] = self._wait(want)
         return found
 
@@ -193,7 +181,7 @@ class Connection:
                     gone.setdefault(endpoint, []).append(id)
             want.asked.clear()
         for endpoint, ids in gone.items():
-            endpoint.send(Request("cancel", ids=tuple(ids)))
+            endpoint.send(protocol.Cancel(requests=tuple(ids)))
             endpoint.flush()
 
     def close(self) -> None:
@@ -202,15 +190,15 @@ class Connection:
             return
         for endpoint in self._endpoints:
             if endpoint.ready:
-                endpoint.send(Request("bye"))
+                endpoint.send(protocol.Bye())
                 endpoint.flush()
             endpoint.hang_up("closed", linger=200)
         self._context.term()
 
-    def _first_hello(self) -> PlanInfo | None:
+    def _first_hello(self) -> protocol.PlanInfo | None:
         return self._known
 
-    def _want(self, request: Request) -> Want:
+    def _want(self, request: protocol.Request) -> Want:
         want = Want(request)
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
@@ -278,35 +266,36 @@ class Connection:
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
-        kind, starved = want.request.kind, 0
-        if kind in ("batch", "encoded"):
-            starved, self._starved_us = min(self._starved_us, protocol.WIDE), 0
-        freed = endpoint.freed() if kind == "batch" else ()
+        settled: dict[str, Any] = {"id": id}
+        if isinstance(want.request, protocol.GetBatch | protocol.GetEncoded):
+            settled["starved_us"], self._starved_us = min(self._starved_us, protocol.WIDE), 0
+        if isinstance(want.request, protocol.GetBatch):
+            settled["slots"] = endpoint.freed()
         want.asked[id] = endpoint
         want.since = now
         endpoint.in_flight[id] = want
-        endpoint.send(want.request, id=id, starved_us=starved, ids=freed)
+        endpoint.send(want.request, **settled)
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
     def _take(self, endpoint: Endpoint, ready: dict[Any, int]) -> None:
         for reply, frames in endpoint.receive(ready):
-            if reply.kind == "hello":
+            if isinstance(reply, protocol.Welcome):
                 self._welcome(endpoint, reply)
                 continue
             want = endpoint.in_flight.pop(reply.id, None)
-            if reply.kind == "error":
+            if isinstance(reply, protocol.ErrorReply):
                 self._refused(endpoint, want, reply)
             elif want is not None and want.request.kind == reply.kind:
                 want.asked.pop(reply.id, None)
                 self._settle(endpoint, want, reply, frames)
-            elif reply.slot >= 0 and endpoint.window is not None:
-                endpoint.window.returned.append(reply.slot)  # nobody wants it any more
+            elif isinstance(reply, protocol.BatchReply) and reply.slot >= 0 and endpoint.borrowed is not None:
+                endpoint.borrowed.returned.append(reply.slot)  # nobody wants it any more
             if endpoint.draining and not endpoint.in_flight:
                 endpoint.hang_up(endpoint.why)
 
-    def _welcome(self, endpoint: Endpoint, reply: Reply) -> None:
-        info = PlanInfo.from_table(reply.info or {})
+    def _welcome(self, endpoint: Endpoint, reply: protocol.Welcome) -> None:
+        info = protocol.PlanInfo.from_table(reply.info)
         if self._known is None:
             self._known = info
         for key in ("plan_id", "render_id"):
@@ -320,9 +309,9 @@ class Connection:
                     f"{endpoint.address}: its {key} is {theirs!r}, but this loader began with {ours!r};"
                     " all endpoints must serve the same configuration and index"
                 )
-        endpoint.welcome(reply.door)
+        endpoint.welcome(reply.passage)
 
-    def _refused(self, endpoint: Endpoint, want: Want | None, reply: Reply) -> None:
+    def _refused(self, endpoint: Endpoint, want: Want | None, reply: protocol.ErrorReply) -> None:
         error = protocol.error_of(reply, endpoint.address)
         if reply.error in ("draining", "busy", "hello"):
             if want is not None:
@@ -342,20 +331,9 @@ class Connection:
         if not (isinstance(error, RenderError) and others) and not want.asked:
             want.error = error
 
-    def _settle(self, endpoint: Endpoint, want: Want, reply: Reply, frames: list[Any]) -> None:
+    def _settle(self, endpoint: Endpoint, want: Want, reply: protocol.Reply, frames: list[Any]) -> None:
         try:
-            if reply.kind == "batch":
-                if reply.slot < 0:
-                    want.answer = protocol.read_batch(self.info, want.request, reply.patch_size, frames)
-                elif endpoint.window is None:
-                    raise ServiceError("a batch in shared memory, which was never agreed on")
-                else:
-                    slot = endpoint.window.open(reply.slot)
-                    want.answer = protocol.read_slot(self.info, want.request, reply.patch_size, slot)
-            elif reply.kind == "encoded":
-                want.answer = protocol.read_encoded(self.info, want.request, reply.patch_size, frames)
-            else:
-                want.answer = (reply.run, reply.num_blocks, protocol.read_counts(want.request, frames))
+            want.answer = self._read(endpoint, want.request, reply, frames)
         except ServiceError as e:
             endpoint.hang_up(f"it broke the protocol: {e}")
             return
@@ -366,4 +344,18 @@ class Connection:
             gone.setdefault(other, []).append(id)
         want.asked.clear()
         for other, ids in gone.items():
-            other.send(Request("cancel", ids=tuple(ids)))
+            other.send(protocol.Cancel(requests=tuple(ids)))
+
+    def _read(self, endpoint: Endpoint, request: protocol.Request, reply: protocol.Reply, frames: list[Any]) -> Any:
+        match request, reply:
+            case protocol.GetBatch(), protocol.BatchReply() if reply.slot < 0:
+                return protocol.read_batch(self.info, request, reply.patch_size, frames)
+            case protocol.GetBatch(), protocol.BatchReply():
+                if endpoint.borrowed is None:
+                    raise ServiceError("a batch in shared memory, which was never agreed on")
+                return protocol.read_slot(self.info, request, reply.patch_size, endpoint.borrowed.open(reply.slot))
+            case protocol.GetEncoded(), protocol.EncodedReply():
+                return protocol.read_encoded(self.info, request, reply.patch_size, frames)
+            case protocol.GetLayout(), protocol.LayoutReply():
+                return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
+        raise AssertionError("asked where both are of one kind")

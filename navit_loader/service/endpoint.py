@@ -18,9 +18,9 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import NavitError, ServiceError
 from . import protocol
-from .protocol import Reply, Request
+from .protocol import Credit, Hello, Reply, Request
 from .security import ClientKeys
-from .shm import Window
+from .shm import Borrowed
 
 log = logging.getLogger("navit_loader.client")
 
@@ -87,7 +87,7 @@ class Endpoint:
         retry: when to connect again.
         why: the state of the connection in words.
         before: why the connection before this one ended, until this one has given something.
-        window: its shared memory, where it is on this host.
+        borrowed: its shared memory, where it is on this host.
         in_flight: what has been asked for there, by request id.
     """
 
@@ -96,7 +96,7 @@ class Endpoint:
         self.ready = self.draining = False
         self.retry = 0.0
         self.why, self.before = "no answer yet", ""
-        self.window: Window | None = None
+        self.borrowed: Borrowed | None = None
         self.in_flight: dict[int, Want] = {}
         self._terms = terms
         self._backoff = _BACKOFF_S[0]
@@ -146,24 +146,24 @@ class Endpoint:
         except zmq.ZMQError as e:
             self.hang_up(f"cannot connect: {e.strerror}")
             raise ServiceError(f"endpoint '{self.address}' is not allowed: {e.strerror}") from None
-        hello = Request("hello", client=terms.client, plan=terms.plan, shared=terms.shared)
-        self.send(hello, plan_id=plan_id, render_id=render_id)
+        hello = Hello(client=terms.client, plan=terms.plan, shared=terms.shared, plan_id=plan_id, render_id=render_id)
+        self.send(hello)
         self.flush()
 
-    def welcome(self, door: tuple[str, ...]) -> None:
-        """The daemon's hello is there: it can be asked, through its `door` to shared memory where that opens."""
-        if len(door) == 2:
+    def welcome(self, passage: tuple[str, ...]) -> None:
+        """The daemon's hello is there: it can be asked, through its `passage` to shared memory where that opens."""
+        if len(passage) == 2:
             # Being on the same host means that this succeeds.
             with contextlib.suppress(OSError):
-                self.window = Window(*door, self._terms.memory)
-                self._terms.poller.register(self.window.fileno(), zmq.POLLIN)
+                self.borrowed = Borrowed(*passage, self._terms.memory)
+                self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
 
     def send(self, request: Request, **now: Any) -> None:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
         if self._socket is None:
             return
-        self._outbox.append(protocol.encode_request(request, **now))
+        self._outbox.append(protocol.encode(request, **now))
         if len(self._outbox) >= protocol.MAX_TOGETHER:
             self.flush()
 
@@ -172,7 +172,7 @@ class Endpoint:
         if not self._outbox or self._socket is None:
             return
         requests, self._outbox = self._outbox, []
-        if self.window is not None and self.window.say(requests):
+        if self.borrowed is not None and self.borrowed.say(requests):
             return
         try:
             self._socket.send_multipart(requests, _NOBLOCK)
@@ -181,17 +181,17 @@ class Endpoint:
 
     def freed(self) -> tuple[int, ...]:
         """The shared slots that the user has let go of since the last call; the daemon is to hear of them."""
-        if self.window is None or not self.window.returned:
+        if self.borrowed is None or not self.borrowed.returned:
             return ()
         slots: list[int] = []
-        while self.window.returned and len(slots) < protocol.MAX_IN_FLIGHT:
-            slots.append(self.window.returned.popleft())
+        while self.borrowed.returned and len(slots) < protocol.MAX_IN_FLIGHT:
+            slots.append(self.borrowed.returned.popleft())
         return tuple(slots)
 
     def give_back(self) -> None:
         """Sends credits for the shared slots that the user has let go of, where no request takes them along."""
         if slots := self.freed():
-            self.send(Request("credit", ids=slots))
+            self.send(Credit(slots=slots))
 
     def receive(self, ready: dict[Any, int]) -> Iterator[tuple[Reply, list[Any]]]:
         """The replies that have come, with their frames; a daemon that breaks the protocol is hung up on.
@@ -212,16 +212,16 @@ class Endpoint:
                 if (reply := self._decode(raw)) is None:
                     return
                 yield reply, frames
-        if self.window is not None and self.window.fileno() in ready:
-            yield from self._through_window()
+        if self.borrowed is not None and self.borrowed.fileno() in ready:
+            yield from self._through_borrowed()
         # What the daemon sent before it went is taken first.
         if self._monitor is not None and self._monitor in ready:
             self._watch()
 
-    def _through_window(self) -> Iterator[tuple[Reply, list[Any]]]:
-        while self.window is not None:
+    def _through_borrowed(self) -> Iterator[tuple[Reply, list[Any]]]:
+        while self.borrowed is not None:
             try:
-                raw = self.window.hear()
+                raw = self.borrowed.hear()
             except ServiceError as e:
                 self.hang_up(str(e))
                 return
@@ -251,10 +251,10 @@ class Endpoint:
                 self._terms.poller.unregister(old)
                 old.close(linger=linger)
         self._socket = self._monitor = None
-        if self.window is not None:
-            self._terms.poller.unregister(self.window.fileno())
-            self.window.close()
-            self.window = None
+        if self.borrowed is not None:
+            self._terms.poller.unregister(self.borrowed.fileno())
+            self.borrowed.close()
+            self.borrowed = None
         self.ready, self.draining, self.why = False, False, why
         self.before = why
         self.retry = time.monotonic() + self._backoff

@@ -49,10 +49,6 @@ class FairShare(Generic[C, T]):
         """Requests that have not been started."""
         return sum(len(a.queue) for a in self._accounts.values())
 
-    def queued(self, client: C) -> int:
-        """Requests of a client that have not been started."""
-        return len(self._accounts[client].queue) if client in self._accounts else 0
-
     def held(self, client: C) -> int:
         """Bytes of a client's requests that were started and have not come back, and of what it was lent."""
         account = self._accounts.get(client)

@@ -9,7 +9,7 @@ from collections import Counter
 log = logging.getLogger("navit_loader.serve")
 
 
-class Journal:
+class ServiceLog:
     """Counters by name, and the log.
 
     Attributes:

@@ -86,7 +86,7 @@ class ServerCollector(Collector):
     def _engines(self) -> Iterator[Metric]:
         stats = GaugeMetricFamily("navit_engine", "statistics of an engine", labels=["plan", "name"])
         failures = CounterMetricFamily("navit_quarantined", "images that failed", labels=["plan", "stage", "reason"])
-        for plan, engine in self._server.plans.items():
+        for plan, engine in list(self._server.plans.items()):  # a new index may be taken up meanwhile
             for name, value in _flat("", engine.stats()):
                 stats.add_metric([plan, name], value)
             by: dict[tuple[str, str], int] = {}

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NavitError, ServiceError
+from .protocol import GetBatch, GetEncoded, GetLayout
 
 if TYPE_CHECKING:
     from .._packer import Layout, PlannedBatch
     from ..render.engine import Engine
-    from .protocol import Request
-    from .session import Job, Session
+    from .session import Delivery, Session
+
+Request = GetBatch | GetEncoded | GetLayout
+"""What has to be planned."""
 
 EPOCHS_OF_A_CLIENT = 2
 _BLOCKS_AT_ONCE = 4 * (os.cpu_count() or 1)
@@ -41,13 +44,13 @@ class _Epoch:
 
 
 @dataclass(eq=False, slots=True)
-class Task:
+class Planning:
     """A request that has to be planned, and what came of it: `error`, or `planned` for a batch, or what was looked up.
 
     Attributes:
         session: who asked.
         request: for what.
-        job: the batch's.
+        delivery: the batch's.
         planned: the planned batch.
         nbytes: bytes of an encoded batch.
         near: a layout that begins where counts are asked for.
@@ -58,7 +61,7 @@ class Task:
     session: Session
     request: Request
     epoch: _Epoch
-    job: Job | None = None
+    delivery: Delivery | None = None
     planned: PlannedBatch | None = None
     near: Layout | None = None
     nbytes: int = 0
@@ -82,31 +85,31 @@ class Planner:
         self._plans, self._wake = plans, wake
         self._epochs: dict[tuple[str, int], _Epoch] = {}
         self._kept: dict[Session, OrderedDict[tuple[str, int], _Epoch]] = {}
-        self._turns: OrderedDict[Session, deque[Task]] = OrderedDict()
+        self._turns: OrderedDict[Session, deque[Planning]] = OrderedDict()
         self._news = threading.Condition()
-        self._done: deque[Task] = deque()
+        self._done: deque[Planning] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="navit-plan", daemon=True)
         self._thread.start()
 
-    def batch(self, job: Job) -> PlannedBatch | None:
+    def batch(self, delivery: Delivery) -> PlannedBatch | None:
         """The batch where it is at hand; else None, and it comes out of `done` some time later."""
-        session, request = job.session, job.request
+        session, request = delivery.session, delivery.request
         epoch = self._keep(session, request.epoch)
         if epoch.layout is not None:
             planned = epoch.layout.batch_at_hand(request.first, request.count)
             if planned is not None:
                 return planned
-        self._add(Task(session, request, epoch, job))
+        self._add(Planning(session, request, epoch, delivery))
         return None
 
-    def look_up(self, session: Session, request: Request) -> None:
+    def look_up(self, session: Session, request: GetEncoded | GetLayout) -> None:
         """Asks what only the plan says, which comes out of `done`: how many bytes an encoded batch takes; or the counts of
         blocks, at least one where there is one, and all that are quick to have."""
-        blocks = 1 if request.kind == "encoded" else _BLOCKS_AT_ONCE
-        self._add(Task(session, request, self._keep(session, request.epoch), blocks=blocks))
+        blocks = 1 if isinstance(request, GetEncoded) else _BLOCKS_AT_ONCE
+        self._add(Planning(session, request, self._keep(session, request.epoch), blocks=blocks))
 
-    def done(self) -> Iterator[Task]:
+    def done(self) -> Iterator[Planning]:
         """What is finished, each once."""
         while self._done:
             yield self._done.popleft()
@@ -118,12 +121,15 @@ class Planner:
             dropped = [task for task in tasks if unwanted(task.request)]
             if dropped:
                 self._turns[session] = deque(task for task in tasks if not unwanted(task.request))
-        return [task.request for task in dropped if task.job is None]
+        return [task.request for task in dropped if task.delivery is None]
 
     def forget(self, session: Session) -> None:
         """Forgets a client, its requests and its epochs."""
         with self._news:
             self._turns.pop(session, None)
+            done = [task for task in self._done if task.session is not session]
+            self._done.clear()
+            self._done.extend(done)
         for name in list(self._kept.pop(session, ())):
             self._let_go(session, name)
 
@@ -153,7 +159,7 @@ class Planner:
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
-    def _add(self, task: Task) -> None:
+    def _add(self, task: Planning) -> None:
         with self._news:
             self._turns.setdefault(task.session, deque()).append(task)
             self._news.notify()
@@ -186,14 +192,14 @@ class Planner:
             self._wake()
 
 
-def _plan(task: Task) -> bool:
+def _plan(task: Planning) -> bool:
     """One slice of work; whether the task is finished."""
     epoch, request = task.epoch, task.request
     if epoch.layout is None:
         epoch.layout = epoch.engine.layouts.open(epoch.epoch)
     layout = epoch.layout
     task.begun = task.begun or time.monotonic()
-    if request.kind != "layout":
+    if not isinstance(request, GetLayout):
         if not layout.reaches(request.first, request.count):
             if request.block >= 0:
                 layout = _at(epoch, request)
@@ -202,7 +208,7 @@ def _plan(task: Task) -> bool:
                 if not layout.reaches(request.first, request.count):
                     return False
         planned = layout.batch(request.first, request.count)
-        if task.job is None:
+        if task.delivery is None:
             task.nbytes = epoch.engine.encoded_bytes(planned)
         else:
             task.planned = planned
@@ -223,7 +229,7 @@ def _plan(task: Task) -> bool:
     return True
 
 
-def _at(epoch: _Epoch, request: Request) -> Layout:
+def _at(epoch: _Epoch, request: GetBatch | GetEncoded) -> Layout:
     """A layout from the block on in which the client says that its batch lies; checked by planning that block."""
     layout = epoch.engine.layouts.near(epoch.epoch, request.block, request.before)
     layout.counts(request.block, request.block + 1)
@@ -234,7 +240,7 @@ def _at(epoch: _Epoch, request: Request) -> Layout:
     return layout
 
 
-def _count(task: Task, layout: Layout, stop: int) -> None:
+def _count(task: Planning, layout: Layout, stop: int) -> None:
     """Counts the next blocks: one at first, which then is at hand, and more each time, on all cores."""
     layout.counts(layout.known, min(layout.known + task.blocks, stop))
     task.blocks = min(2 * task.blocks, _BLOCKS_AT_ONCE)

@@ -18,7 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 from ..config import ServeConfig
 from ..errors import ServiceError
 from . import protocol
-from .log import Journal
+from .log import ServiceLog
 from .security import ServerKeys, allow_list, check_bind
 
 _EVENTS_PER_TURN = 256
@@ -32,7 +32,7 @@ class Router:
     Args:
         serve: address and heartbeat.
         keys: key pair and allow-list; needed beyond loopback.
-        journal: where connections and refused handshakes are counted.
+        log: where connections and refused handshakes are counted.
 
     Attributes:
         endpoint: where it listens, with the real port.
@@ -41,9 +41,9 @@ class Router:
         ServiceError: the address is taken, not possible, or open to others without keys.
     """
 
-    def __init__(self, serve: ServeConfig, keys: ServerKeys | None, journal: Journal) -> None:
+    def __init__(self, serve: ServeConfig, keys: ServerKeys | None, log: ServiceLog) -> None:
         check_bind(serve.bind, keys)
-        self._journal = journal
+        self._log = log
         self._context = zmq.Context()
         self._auth = None
         self._socket = self._context.socket(zmq.ROUTER)
@@ -52,7 +52,7 @@ class Router:
             for option, value in _options(serve).items():
                 self._socket.setsockopt(option, value)
             if keys is not None:
-                self._auth = allow_list(self._context, keys, journal)
+                self._auth = allow_list(self._context, keys, log)
                 keys.apply(self._socket)
             self._monitor = self._socket.get_monitor_socket(
                 zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -71,18 +71,20 @@ class Router:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
 
-    def receive(self, ready: dict[Any, int]) -> Iterator[tuple[bytes, list[bytes]]]:
-        """The messages that have come, a bounded number a turn: (peer, frames)."""
+    def receive(self, ready: dict[Any, int]) -> Iterator[tuple[bytes, str, list[bytes]]]:
+        """The messages that have come, a bounded number a turn: peer, its key (empty without keys), and frames."""
         for _ in range(_EVENTS_PER_TURN if self._socket in ready else 0):
             try:
                 frame = self._socket.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            peer, frames = frame.bytes, []
+            peer, key, frames = frame.bytes, "", []
             while frame.more:
                 frame = self._socket.recv(_NOBLOCK, copy=False)
                 frames.append(frame.bytes)
-            yield peer, frames
+            if self._auth is not None:
+                key = str(frame.get("User-Id"))
+            yield peer, key, frames
 
     def send(self, peer: bytes, frames: list[Any]) -> str:
         """Hands a message to ZeroMQ, large frames without a copy, and never waits; why not, if it could not be, else empty."""
@@ -92,7 +94,7 @@ class Router:
                 self._socket.send(frame, _MORE, copy=len(frame) < _COPY_BELOW)
             self._socket.send(frames[-1], _NOBLOCK, copy=len(frames[-1]) < _COPY_BELOW)
         except zmq.Again:
-            self._journal.counts["overflow"] += 1
+            self._log.counts["overflow"] += 1
             return "reads none of its answers"
         except zmq.ZMQError as e:
             if e.errno != zmq.EHOSTUNREACH:
@@ -102,7 +104,7 @@ class Router:
 
     def watch(self, ready: dict[Any, int]) -> None:
         """Counts connections that came, went or were refused."""
-        counts, monitor = self._journal.counts, self._monitor
+        counts, monitor = self._log.counts, self._monitor
         if monitor is None or monitor not in ready:
             return
         for _ in range(_EVENTS_PER_TURN):
@@ -117,7 +119,7 @@ class Router:
             else:
                 counts["refused_handshake"] += 1
                 name = zmq.Event(event).name
-                self._journal.say("refused_handshake", f"handshake refused={name}", logging.WARNING)
+                self._log.say("refused_handshake", f"handshake refused={name}", logging.WARNING)
 
     def unlink(self) -> None:
         """Removes the file of an `ipc://` socket, where the process is about to end without closing."""

@@ -19,7 +19,7 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from ..errors import ServiceError
-from .log import Journal
+from .log import ServiceLog
 
 SERVER, CLIENT, ALLOW = "server", "client", "allow"
 
@@ -150,23 +150,23 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
 class _Listed:
     """What `ThreadAuthenticator` asks for each key."""
 
-    def __init__(self, allowed: frozenset[bytes], journal: Journal) -> None:
-        self._allowed, self._journal = allowed, journal
+    def __init__(self, allowed: frozenset[bytes], log: ServiceLog) -> None:
+        self._allowed, self._log = allowed, log
 
     def callback(self, domain: str, key: bytes) -> bool:
         listed = key in self._allowed
-        self._journal.counts["keys_accepted" if listed else "refused_key"] += 1
+        self._log.counts["keys_accepted" if listed else "refused_key"] += 1
         if not listed:
             words = f"refused=key key={key.decode('ascii', 'replace')!r} is not on the allow-list"
-            self._journal.say("refused_key", words, logging.WARNING)
+            self._log.say("refused_key", words, logging.WARNING)
         return listed
 
 
-def allow_list(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys, journal: Journal) -> ThreadAuthenticator:
+def allow_list(context: zmq.Context[zmq.Socket[bytes]], keys: ServerKeys, log: ServiceLog) -> ThreadAuthenticator:
     """Starts the ZAP handler of `context`: the listed keys may connect, all others are refused, logged and counted."""
     auth = ThreadAuthenticator(context)
     auth.start()
-    auth.configure_curve_callback("navit", _Listed(keys.allowed, journal))
+    auth.configure_curve_callback("navit", _Listed(keys.allowed, log))
     return auth
 
 

@@ -3,7 +3,7 @@
 In: engines (plan and renderer in this process) and an address. Out: batches, to whoever asks for them by name. One
 thread turns a loop over sockets, the engines' eventfds and a wake-up descriptor: what clients say (`Router`) becomes
 requests, whose turn it is says `FairShare`, what has to be planned for them first goes to the `Planner`, pixels are
-made by the engines' own threads, and the `Porter` hands batches to clients of this host. Nothing is rendered that no
+made by the engines' own threads, and the `Lender` hands batches to clients of this host. Nothing is rendered that no
 client has asked for. A batch goes out as views of the renderer's memory, which stays accounted until nobody reads it.
 Whatever a peer sends that is not a well-formed request is refused, counted, and logged at most once a second.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import time
 import weakref
@@ -30,13 +31,12 @@ from ..render.encoded import EncodedBatch
 from . import protocol
 from .editions import Editions
 from .fair import FairShare
-from .log import Journal
-from .planner import Planner, Task
-from .porter import Porter
-from .protocol import Reply, Request
+from .lender import Lender
+from .log import ServiceLog
+from .planner import Planner, Planning
 from .router import Router
 from .security import ServerKeys
-from .session import Job, Session
+from .session import Delivery, Session
 
 if TYPE_CHECKING:
     from ..render.engine import Engine
@@ -66,27 +66,30 @@ class Server:
     def __init__(self, plans: Mapping[str, Engine], serve: ServeConfig, keys: ServerKeys | None = None) -> None:
         self.bound = serve.memory_mb * 2**20
         self.sessions: dict[bytes, Session] = {}
-        self.share: FairShare[Session, Job] = FairShare(self.bound)
-        self._journal = Journal()
-        self.counts = self._journal.counts
+        self._names: dict[str, Session] = {}
+        self.share: FairShare[Session, Delivery] = FairShare(self.bound)
+        self._log = ServiceLog()
+        self.counts = self._log.counts
         self._poller = zmq.Poller()
         self._engine_fds: list[int] = []
-        self._editions = Editions(plans, self.bound, self._journal, self._attend, self._let_go)
+        self._editions: Editions[tuple[bytes, str, protocol.Hello]] = Editions(
+            plans, self.bound, self._log, self._attend, self._let_go, self._wake
+        )
         self.plans, self.infos = self._editions.engines, self._editions.infos
         self._depth = sum(e.config.render.prefetch for e in self.plans.values())
-        self._rendering: list[Job] = []
+        self._rendering: list[Delivery] = []
         self._freed: deque[tuple[Session, int]] = deque()
         self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
         self._unsent = 0  # batches that ZeroMQ still holds
         self._refusals: Counter[bytes] = Counter()  # by peer, this second
         self._stopping = 0
         self._looked = time.monotonic()
-        self._router = Router(serve, keys, self._journal)
+        self._router = Router(serve, keys, self._log)
         self.endpoint = self._router.endpoint
         self._wake_fd, self._wake_end = os.pipe()
         for fd in (self._wake_fd, self._wake_end):
             os.set_blocking(fd, False)
-        self._porter = Porter(self._poller, self.share, self._journal)
+        self._lender = Lender(self._poller, self.share, self._log)
         self._planner = Planner(self.plans, self._wake)
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -109,10 +112,12 @@ class Server:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
             self._router.watch(ready)
-            for peer, frames in self._router.receive(ready):
-                self._handle(peer, frames)
-            for peer, frames in self._porter.receive(ready, self._forget):
-                self._handle(peer, frames)
+            for message in self._router.receive(ready):
+                self._handle(*message)
+            for message in self._lender.receive(ready, self._forget):
+                self._handle(*message)
+            for visitor in self._editions.looked(lambda: {session.plan for session in self.sessions.values()}):
+                self._hello(*visitor, looked=True)
             while self._freed:
                 self._unsent -= 1
                 self.share.release(*self._freed.popleft())
@@ -154,7 +159,7 @@ class Server:
         self._planner.close()
         for session in list(self.sessions.values()):
             self._forget(session, "the daemon ends")
-        self._porter.close()
+        self._lender.close()
         self._router.close()
         self._editions.close()
         if self._wake_fd >= 0:
@@ -182,196 +187,218 @@ class Server:
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def _handle(self, peer: bytes, frames: list[bytes]) -> None:
+    def _handle(self, peer: bytes, key: str, frames: list[bytes]) -> None:
         if len(frames) > protocol.MAX_TOGETHER:
             why = f"{len(frames)} frames in one message; at most {protocol.MAX_TOGETHER} requests may travel together"
-            self._refuse(peer, Request("bye"), "request", why)
+            self._refuse(peer, 0, "request", why)
             return
         for frame in frames:
-            self._handle_one(peer, frame)
+            self._handle_one(peer, key, frame)
 
-    def _handle_one(self, peer: bytes, frame: bytes) -> None:
+    def _handle_one(self, peer: bytes, key: str, frame: bytes) -> None:
         if self._refusals.get(peer, 0) >= MAX_REFUSALS:
             self.counts["refused_flood"] += 1
             return
         try:
             request = protocol.decode_request(frame)
         except ServiceError as e:
-            self._refuse(peer, Request("bye"), "request", str(e))
+            self._refuse(peer, 0, "request", str(e))
             return
         self.counts[f"requests_{request.kind}"] += 1
-        if request.kind == "hello":
-            self._hello(peer, request)
+        if isinstance(request, protocol.Hello):
+            self._hello(peer, key, request)
             return
         session = self.sessions.get(peer)
         if session is None:
-            if request.kind not in ("bye", "cancel", "credit"):
-                self._refuse(peer, request, "hello", "say hello first")
+            if isinstance(request, protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout):
+                self._refuse(peer, request.id, "hello", "say hello first")
             return
         session.heard = time.monotonic()
-        if request.kind in ("credit", "batch") and request.ids:
-            self._porter.take_back(session, request.ids)
-        if request.kind == "credit":
-            return
-        if request.kind == "bye":
-            self._forget(session, "said goodbye")
-        elif request.kind == "cancel":
-            self._cancel(session, set(request.ids))
-        elif self._stopping:
-            self._refuse(peer, request, "draining", "this daemon is stopping; ask another, or this one again later")
-        elif session.asked >= protocol.MAX_IN_FLIGHT:
-            self._refuse(peer, request, "busy", f"{session.asked} requests are outstanding; wait for their answers")
-        else:
-            self._ask(session, request)
+        if isinstance(request, protocol.Credit | protocol.GetBatch) and request.slots:
+            self._lender.take_back(session, request.slots)
+        match request:
+            case protocol.Credit():
+                pass
+            case protocol.Bye():
+                self._forget(session, "said goodbye")
+            case protocol.Cancel():
+                self._cancel(session, set(request.requests))
+            case _ if self._stopping:
+                why = "this daemon is stopping; ask another, or this one again later"
+                self._refuse(peer, request.id, "draining", why)
+            case _ if session.asked >= protocol.MAX_IN_FLIGHT:
+                why = f"{session.asked} requests are outstanding; wait for their answers"
+                self._refuse(peer, request.id, "busy", why)
+            case _:
+                self._ask(session, request)
 
-    def _hello(self, peer: bytes, request: Request) -> None:
+    def _hello(self, peer: bytes, key: str, request: protocol.Hello, looked: bool = False) -> None:
         if self._stopping:
-            self._refuse(peer, request, "draining", "this daemon is stopping")
+            self._refuse(peer, request.id, "draining", "this daemon is stopping")
             return
-        used = {session.plan for session in self.sessions.values()}
         try:
-            name = self._editions.choose(request.plan, request.plan_id, request.render_id, used)
+            plan = self._editions.choose(request.plan, request.plan_id, request.render_id, looked)
         except ServiceError as e:
-            self._refuse(peer, request, "plan", str(e))
+            self._refuse(peer, request.id, "plan", str(e))
             return
-        for old in [s for s in self.sessions.values() if s.peer == peer or s.client == request.client]:
+        if plan is None:
+            self._editions.look(request.plan, peer, (peer, key, request))
+            return
+        if (old := self.sessions.get(peer)) is not None:
             self._forget(old, "came back")
+        name = request.client
+        if (old := self._names.get(name)) is not None:
+            # Only who shows the same key can end another's session. Else it ends where its connection turns out to be over.
+            why = (
+                "came back"
+                if key and key == old.key
+                else self._router.send(old.peer, [protocol.encode(protocol.Beat())])
+            )
+            if why:
+                self._forget(old, why)
+            while name in self._names:
+                name = f"{request.client}@{secrets.token_hex(4)}"
         if len(self.sessions) >= MAX_SESSIONS:
-            self._refuse(peer, request, "busy", f"{MAX_SESSIONS} clients are connected; no more are allowed")
+            self._refuse(peer, request.id, "busy", f"{MAX_SESSIONS} clients are connected; no more are allowed")
             return
-        session = self.sessions[peer] = Session(peer, request.client, name, time.monotonic())
-        self._journal.say("client", f"client={request.client!r} plan={name!r} joined", logging.INFO)
-        door = self._porter.invite(session) if request.shared else ()
-        self._send(session.peer, Reply("hello", request.id, info=self.infos[name].to_table(), door=door))
+        session = self.sessions[peer] = Session(peer, key, name, plan, time.monotonic())
+        self._names[name] = session
+        self._log.say("client", f"client={name!r} plan={plan!r} joined", logging.INFO)
+        passage = self._lender.invite(session) if request.shared else ()
+        self._send(session.peer, protocol.Welcome(request.id, self.infos[plan].to_table(), passage))
 
-    def _ask(self, session: Session, request: Request) -> None:
+    def _ask(self, session: Session, request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> None:
         info = self.infos[session.plan]
-        for key in ("plan_id", "render_id"):
+        for key in ("plan_id",) if isinstance(request, protocol.GetLayout) else ("plan_id", "render_id"):
             asked, ours = getattr(request, key), getattr(info, key)
-            if asked != ours and not (key == "render_id" and request.kind == "layout"):
-                self._refuse(session.peer, request, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
+            if asked != ours:
+                self._refuse(session.peer, request.id, "plan", f"{key} {asked!r} was asked for, but this is {ours!r}")
                 return
         session.asked += 1
-        session.starved += request.starved_us / 1e6
-        if request.kind in ("layout", "encoded"):  # how much an encoded batch holds is known from its plan alone
-            self._planner.look_up(session, request)
-        else:
+        if not isinstance(request, protocol.GetLayout):
+            session.starved += request.starved_us / 1e6
+        if isinstance(request, protocol.GetBatch):
             self._queue(session, request, info.nbytes(request.count))
+        else:  # how much an encoded batch holds is known from its plan alone
+            self._planner.look_up(session, request)
 
-    def _queue(self, session: Session, request: Request, nbytes: int) -> None:
+    def _queue(self, session: Session, request: protocol.GetBatch | protocol.GetEncoded, nbytes: int) -> None:
         """Queues a batch of a known size, or refuses one that would never fit."""
         allowed, whose = self.bound, "serve.memory_mb"
-        if request.kind == "encoded" and request.limit < allowed:
+        if isinstance(request, protocol.GetEncoded) and request.limit < allowed:
             allowed, whose = request.limit, "the client (its memory_mb over its prefetch)"
         if nbytes > allowed:
             session.asked -= 1
             self._refuse(
                 session.peer,
-                request,
+                request.id,
                 "request",
                 f"a batch of {request.count} sequences takes {nbytes:,} bytes, but {whose} allows "
                 f"{allowed:,}; raise it or lower data.batch_size",
             )
             return
-        self.share.push(session, Job(session, request, nbytes), nbytes)
+        self.share.push(session, Delivery(session, request, nbytes), nbytes)
 
     def _cancel(self, session: Session, ids: set[int]) -> None:
-        session.asked -= len(self.share.drop(session, lambda job: job.request.id in ids))
+        session.asked -= len(self.share.drop(session, lambda delivery: delivery.request.id in ids))
         session.asked -= len(self._planner.drop(session, lambda request: request.id in ids))
-        for job in [j for j in self._rendering if j.session is session and j.request.id in ids]:
-            self._abandon(job)
+        for delivery in [j for j in self._rendering if j.session is session and j.request.id in ids]:
+            self._abandon(delivery)
 
-    def _abandon(self, job: Job) -> None:
-        if job.pending is not None:
-            job.pending.cancel()
-        self._rendering.remove(job)
-        job.session.asked -= 1
-        self.share.release(job.session, job.nbytes)
+    def _abandon(self, delivery: Delivery) -> None:
+        if delivery.pending is not None:
+            delivery.pending.cancel()
+        self._rendering.remove(delivery)
+        delivery.session.asked -= 1
+        self.share.release(delivery.session, delivery.nbytes)
 
     def _forget(self, session: Session, why: str) -> None:
-        if self.sessions.pop(session.peer, None) is None:
+        if self.sessions.get(session.peer) is not session:
             return
-        for job in [j for j in self._rendering if j.session is session]:
-            self._abandon(job)
+        del self.sessions[session.peer], self._names[session.client]
+        for delivery in [j for j in self._rendering if j.session is session]:
+            self._abandon(delivery)
         self._planner.forget(session)
-        self._porter.forget(session)
+        self._lender.forget(session)
         self.share.forget(session)
-        self._journal.say("client", f"client={session.client!r} left: {why}", logging.INFO)
+        self._log.say("client", f"client={session.client!r} left: {why}", logging.INFO)
 
     def _refuse_waiting(self) -> None:
         for session in list(self.sessions.values()):
-            waiting = [job.request for job in self.share.drop(session)]
-            waiting += self._planner.drop(session, lambda _: True)
+            waiting = [delivery.request.id for delivery in self.share.drop(session)]
+            waiting += [request.id for request in self._planner.drop(session, lambda _: True)]
             session.asked -= len(waiting)
-            for request in waiting:
-                self._refuse(session.peer, request, "draining", "this daemon is stopping; ask another")
+            for id in waiting:
+                self._refuse(session.peer, id, "draining", "this daemon is stopping; ask another")
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Hands requests to the engines, as many as render at once, the fairest next."""
         while len(self._rendering) < self._depth and (found := self.share.pop(self._at_hand)) is not None:
-            session, job, _ = found
-            assert job.planned is not None, "pop passes over what is not planned"
+            session, delivery, _ = found
+            assert delivery.planned is not None, "pop passes over what is not planned"
             try:
-                job.pending = self.plans[session.plan].submit_planned(job.planned, job.request.kind == "encoded")
+                delivery.pending = self.plans[session.plan].submit_planned(
+                    delivery.planned, isinstance(delivery.request, protocol.GetEncoded)
+                )
             except NavitError as e:
-                self.share.release(session, job.nbytes)
-                self._failed(session, job.request, e)
+                self.share.release(session, delivery.nbytes)
+                self._failed(session, delivery.request.id, e)
             else:
-                self._rendering.append(job)
+                self._rendering.append(delivery)
 
-    def _at_hand(self, job: Job) -> bool:
+    def _at_hand(self, delivery: Delivery) -> bool:
         """Whether a request's plan is there; if not, it is asked for."""
-        if job.planned is None and not job.planning:
-            job.planned = self._planner.batch(job)
-            job.planning = job.planned is None
-        return job.planned is not None
+        if delivery.planned is None and not delivery.planning:
+            delivery.planned = self._planner.batch(delivery)
+            delivery.planning = delivery.planned is None
+        return delivery.planned is not None
 
-    def _planned(self, task: Task) -> None:
+    def _planned(self, task: Planning) -> None:
         """Takes what the planner has finished."""
         session, request = task.session, task.request
-        if session.peer not in self.sessions:
+        if self.sessions.get(session.peer) is not session:
             return
-        if task.job is not None:
-            task.job.planned = task.planned
-            if task.error is None or not self.share.drop(session, lambda job: job is task.job):
+        if task.delivery is not None:
+            task.delivery.planned = task.planned
+            if task.error is None or not self.share.drop(session, lambda delivery: delivery is task.delivery):
                 return
         if task.error is not None:
-            self._failed(session, request, task.error)
+            self._failed(session, request.id, task.error)
             return
-        if request.kind == "encoded":
+        if isinstance(request, protocol.GetEncoded):
             self._queue(session, request, task.nbytes)
             return
         session.asked -= 1
         frame = memoryview(task.counts.astype("<u4").data).cast("B") if len(task.counts) else b""
-        self._send(session.peer, Reply("layout", request.id, run=task.run, num_blocks=task.num_blocks), [frame])
+        self._send(session.peer, protocol.LayoutReply(request.id, task.run, task.num_blocks), [frame])
 
     def _finish(self) -> bool:
         """Sends what the engines have finished; whether that made room for more."""
         finished = [j for j in self._rendering if j.pending is not None and j.pending.ready]
-        for job in finished:
-            self._rendering.remove(job)
-            assert job.pending is not None
+        for delivery in finished:
+            self._rendering.remove(delivery)
+            assert delivery.pending is not None
             try:
-                batch = job.pending.wait(0)
+                batch = delivery.pending.wait(0)
                 if batch is None:  # pragma: no cover - `ready` was true
                     raise ServiceError("the batch was withdrawn")
             except NavitError as e:
-                self.share.release(job.session, job.nbytes)
-                self._failed(job.session, job.request, e)
+                self.share.release(delivery.session, delivery.nbytes)
+                self._failed(delivery.session, delivery.request.id, e)
             else:
-                self._deliver(job, batch)
+                self._deliver(delivery, batch)
         return bool(finished)
 
-    def _failed(self, session: Session, request: Request, error: NavitError) -> None:
+    def _failed(self, session: Session, id: int, error: NavitError) -> None:
         session.asked -= 1
         self.counts["failed"] += 1
-        self._journal.say("failed", f"client={session.client!r} error={str(error)!r}", logging.WARNING)
-        self._send(session.peer, protocol.error_reply(request.id, error))
+        self._log.say("failed", f"client={session.client!r} error={str(error)!r}", logging.WARNING)
+        self._send(session.peer, protocol.error_reply(id, error))
 
-    def _deliver(self, job: Job, batch: PackedBatch | EncodedBatch) -> None:
-        session = job.session
+    def _deliver(self, delivery: Delivery, batch: PackedBatch | EncodedBatch) -> None:
+        session = delivery.session
         session.asked -= 1
         slots = batch.slots if isinstance(batch, EncodedBatch) else batch
         images, tokens = int(np.count_nonzero(slots.status == OK)), int(np.count_nonzero(slots.segment_ids >= 0))
@@ -379,40 +406,39 @@ class Server:
             self.counts[name] += n
             session.counts[name] += n
         self.counts["slots"] += slots.segment_ids.size
-        if isinstance(batch, PackedBatch) and (slot := self._porter.lend(session, batch, job.nbytes)) >= 0:
+        if isinstance(batch, PackedBatch) and (slot := self._lender.lend(session, batch, delivery.nbytes)) >= 0:
             self.counts["batches_shared"] += 1
-            reply = Reply("batch", job.request.id, patch_size=slots.patch_size, slot=slot)
-            if session.shelf is None or not session.shelf.say(protocol.encode_reply(reply)):
+            reply = protocol.BatchReply(delivery.request.id, slots.patch_size, slot)
+            if session.loans is None or not session.loans.say(protocol.encode(reply)):
                 self._send(session.peer, reply)
             return
-        frames: list[Any] = protocol.batch_frames(batch)
-        # The largest array as a fresh view: when ZeroMQ has sent it and lets go, its finaliser gives the bytes back.
-        large, at = (batch.data, -1) if isinstance(batch, EncodedBatch) else (batch.patches, 0)
-        view = large[...]
+        # When ZeroMQ has sent the last frame and lets go of it, nothing keeps the loan any more, and its bytes come back.
+        loan = protocol.Sending()
         self._unsent += 1
-        weakref.finalize(view, self._release, session, job.nbytes).atexit = False
-        frames[at] = memoryview(view).cast("B") if view.size else b""
-        self.counts["bytes_sent"] += sum(memoryview(f).nbytes for f in frames)
-        del view, large
-        self._send(session.peer, Reply(job.request.kind, job.request.id, patch_size=slots.patch_size), frames)
+        weakref.finalize(loan, self._release, session, delivery.nbytes).atexit = False
+        frames = protocol.batch_frames(batch, loan)
+        self.counts["bytes_sent"] += sum(f.nbytes for f in frames)
+        del loan
+        kind = protocol.EncodedReply if isinstance(batch, EncodedBatch) else protocol.BatchReply
+        self._send(session.peer, kind(delivery.request.id, slots.patch_size), frames)
 
     def _release(self, session: Session, nbytes: int) -> None:
         # In ZeroMQ's own thread, or wherever the last view dies.
         self._freed.append((session, nbytes))
         self._wake()
 
-    def _send(self, peer: bytes, reply: Reply, frames: list[Any] | None = None) -> None:
-        why = self._router.send(peer, [protocol.encode_reply(reply), *(frames or [])])
+    def _send(self, peer: bytes, reply: protocol.Reply, frames: list[Any] | None = None) -> None:
+        why = self._router.send(peer, [protocol.encode(reply), *(frames or [])])
         if why and peer in self.sessions:
             self._lost[self.sessions[peer]] = why
 
-    def _refuse(self, peer: bytes, request: Request, error: str, message: str) -> None:
+    def _refuse(self, peer: bytes, id: int, error: str, message: str) -> None:
         self.counts[f"refused_{error}"] += 1
         self._refusals[peer] += 1
         name = self.sessions[peer].client if peer in self.sessions else peer.hex()
         words = f"client={name!r} refused={error} reason={message!r}"
-        self._journal.say(f"refused_{error}", words, logging.WARNING)
-        self._send(peer, Reply("error", request.id, error=error, message=message))
+        self._log.say(f"refused_{error}", words, logging.WARNING)
+        self._send(peer, protocol.ErrorReply(id, error, message))
 
     def _look_after(self) -> None:
         """Once a second: clients that are gone, shared memory that does not come back, callers that say nothing."""
@@ -421,7 +447,7 @@ class Server:
             return
         self._looked = now
         self._refusals.clear()
-        self._porter.look_after(now)
+        self._lender.look_after(now)
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
-            self._send(session.peer, Reply("beat"))
+            self._send(session.peer, protocol.Beat())

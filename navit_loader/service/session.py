@@ -8,20 +8,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .protocol import Request
+from .protocol import GetBatch, GetEncoded
 
 if TYPE_CHECKING:
     from .._packer import PlannedBatch
     from ..render.encoded import PendingEncoded
     from ..render.pending import Pending
-    from .shm import Shelf
+    from .shm import Loans
 
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """A client that has said hello: its name, plan, and what it asked for."""
+    """A client that has said hello: its name, plan, and what it asked for; the key that it showed, empty without keys."""
 
     peer: bytes
+    key: str
     client: str
     plan: str
     heard: float
@@ -29,15 +30,15 @@ class Session:
     starved: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     token: str = ""  # by which it may fetch shared memory
-    shelf: Shelf | None = None
+    loans: Loans | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class Delivery:
     """One batch on its way: asked for, being planned, planned, or being rendered."""
 
     session: Session
-    request: Request
+    request: GetBatch | GetEncoded
     nbytes: int
     planning: bool = False
     planned: PlannedBatch | None = None

@@ -59,7 +59,7 @@ class _Loan:
     since: float
 
 
-class Shelf:
+class Loans:
     """What one client has been lent, at the daemon.
 
     Args:
@@ -155,7 +155,7 @@ class Shelf:
         return sizes
 
 
-class Door:
+class Listener:
     """Where clients of this host fetch their descriptors: an abstract Unix socket, at the daemon."""
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class Door:
         self._callers: dict[int, tuple[socket.socket, float]] = {}
 
     def fileno(self) -> int:
-        """Readable when somebody is at the door."""
+        """Readable when somebody calls."""
         return self._socket.fileno()
 
     @staticmethod
@@ -209,18 +209,18 @@ class Door:
         return gone
 
     def close(self) -> None:
-        """Closes the door and sends all callers away."""
+        """Closes and sends all callers away."""
         for caller, _ in self._callers.values():
             caller.close()
         self._callers.clear()
         self._socket.close()
 
 
-class Window:
+class Borrowed:
     """The daemon's slots as a client sees them: mapped, read-only.
 
     Args:
-        name: the door's name.
+        name: the listener's name.
         token: this client's token.
         limit: bytes of one slot at most.
 

@@ -22,7 +22,7 @@ import zmq
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.errors import ServiceError
 from navit_loader.service import protocol
-from navit_loader.service.shm import Window
+from navit_loader.service.shm import Borrowed
 
 from ..service_kit import Daemon, digest, load, make_config
 
@@ -89,7 +89,7 @@ def test_random_bytes_in_well_formed_messages_are_refused_with_words(daemon: Dae
 
 def test_another_version_is_answered_with_both_versions(daemon: Daemon) -> None:
     with dealer(daemon) as peer:
-        request = bytearray(protocol.encode_request(protocol.Request("hello", 1, client="x")))
+        request = bytearray(protocol.encode(protocol.Hello(1, client="x")))
         request[3] = 9
         peer.send(bytes(request))
         message = protocol.decode_reply(peer.recv()).message
@@ -103,7 +103,7 @@ def test_a_daemon_of_another_version_is_refused_with_both_versions() -> None:
 
         def answer() -> None:
             peer, _ = router.recv_multipart()
-            reply = bytearray(protocol.encode_reply(protocol.Reply("beat")))
+            reply = bytearray(protocol.encode(protocol.Beat()))
             reply[3] = 9
             router.send_multipart([peer, bytes(reply)])
 
@@ -120,25 +120,25 @@ Ask = Callable[[str, str], protocol.Request]
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda p, r: protocol.Request("batch", 2, plan_id="other", render_id=r, count=4), "'other' was asked for"),
-        (lambda p, r: protocol.Request("batch", 2, plan_id=p, render_id="other", count=4), "'other' was asked for"),
-        (lambda p, r: protocol.Request("batch", 2, plan_id=p, render_id=r, count=65536), "serve.memory_mb"),
-        (lambda p, r: protocol.Request("batch", 2, plan_id=p, render_id=r, first=2**62, count=4), None),
-        (lambda p, r: protocol.Request("batch", 2, plan_id=p, render_id=r, epoch=protocol.WIDE, count=4), None),
-        (lambda p, r: protocol.Request("layout", 2, plan_id=p, first=2**62, count=1), "block"),
-        (lambda p, r: protocol.Request("layout", 2, plan_id=p, epoch=protocol.WIDE, count=1), None),
+        (lambda p, r: protocol.GetBatch(2, plan_id="other", render_id=r, count=4), "'other' was asked for"),
+        (lambda p, r: protocol.GetBatch(2, plan_id=p, render_id="other", count=4), "'other' was asked for"),
+        (lambda p, r: protocol.GetBatch(2, plan_id=p, render_id=r, count=65536), "serve.memory_mb"),
+        (lambda p, r: protocol.GetBatch(2, plan_id=p, render_id=r, first=2**62, count=4), None),
+        (lambda p, r: protocol.GetBatch(2, plan_id=p, render_id=r, epoch=protocol.WIDE, count=4), None),
+        (lambda p, r: protocol.GetLayout(2, plan_id=p, first=2**62, count=1), "block"),
+        (lambda p, r: protocol.GetLayout(2, plan_id=p, epoch=protocol.WIDE, count=1), None),
     ],
 )
 def test_requests_out_of_range_are_answered_and_the_daemon_lives(
     daemon: Daemon, expected: Any, ask: Ask, words: str | None
 ) -> None:
     with dealer(daemon) as peer:
-        peer.send(protocol.encode_request(protocol.Request("batch", 1, count=1)))
+        peer.send(protocol.encode(protocol.GetBatch(1, count=1)))
         assert protocol.decode_reply(peer.recv()).error == "hello"
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="odd")))
+        peer.send(protocol.encode(protocol.Hello(1, client="odd")))
         info = protocol.decode_reply(peer.recv()).info
         assert info is not None
-        peer.send(protocol.encode_request(ask(info["plan_id"], info["render_id"])))
+        peer.send(protocol.encode(ask(info["plan_id"], info["render_id"])))
         reply = protocol.decode_reply(peer.recv_multipart()[0])
         assert reply.id == 2
         if words is not None:
@@ -207,12 +207,10 @@ def test_slow_readers_hold_no_more_than_their_share(daemon: Daemon, expected: An
         socks.append(peer)
         with RemoteLoader([daemon.endpoint]) as loader:
             ids = (loader.plan_id, loader.render_id)
-        requests = [protocol.Request("hello", 1, client=f"slow{number}")]
-        requests += [
-            protocol.Request("batch", 2 + i, plan_id=ids[0], render_id=ids[1], epoch=i, count=64) for i in range(300)
-        ]
+        requests = [protocol.Hello(1, client=f"slow{number}")]
+        requests += [protocol.GetBatch(2 + i, plan_id=ids[0], render_id=ids[1], epoch=i, count=64) for i in range(300)]
         for request in requests:
-            header = protocol.encode_request(request)
+            header = protocol.encode(request)
             peer.sendall((b"\x00" + bytes([len(header)]) if len(header) < 256 else b"") + header)
     time.sleep(1.0)
     assert any("slow5" in line and "joined" in line for line in daemon.log)
@@ -252,8 +250,8 @@ def test_a_flood_of_small_requests_is_answered_in_bounded_memory(daemon: Daemon,
 
 def test_the_door_to_shared_memory_admits_nobody_without_a_token(daemon: Daemon, expected: Any) -> None:
     with dealer(daemon) as peer:
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="door", shared=True)))
-        name, token = protocol.decode_reply(peer.recv()).door
+        peer.send(protocol.encode(protocol.Hello(1, client="door", shared=True)))
+        name, token = protocol.decode_reply(peer.recv()).passage
         for words in (b"", b"short", os.urandom(32), b"0" * 32, token.encode()[:-1] + b"x"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
                 caller.connect("\0" + name)
@@ -265,7 +263,7 @@ def test_the_door_to_shared_memory_admits_nobody_without_a_token(daemon: Daemon,
 
 
 def test_words_through_the_door_are_believed_no_more_than_others(daemon: Daemon, expected: Any) -> None:
-    beat = protocol.encode_request(protocol.Request("credit", ids=(7, 8)))
+    beat = protocol.encode(protocol.Credit(slots=(7, 8)))
     good = struct.pack("<I", len(beat)) + beat
     rng = random.Random(4)
     packets = [
@@ -277,9 +275,9 @@ def test_words_through_the_door_are_believed_no_more_than_others(daemon: Daemon,
     ]
     for number, packet in enumerate([*packets, good + struct.pack("<I", 4) + b"what"]):
         with dealer(daemon) as peer:
-            hello = protocol.Request("hello", 1, client=f"caller {number}", shared=True)
-            peer.send(protocol.encode_request(hello))
-            name, token = protocol.decode_reply(peer.recv()).door
+            hello = protocol.Hello(1, client=f"caller {number}", shared=True)
+            peer.send(protocol.encode(hello))
+            name, token = protocol.decode_reply(peer.recv()).passage
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
                 caller.settimeout(7)
                 caller.connect("\0" + name)
@@ -293,6 +291,27 @@ def test_words_through_the_door_are_believed_no_more_than_others(daemon: Daemon,
     honest(daemon, expected)
 
 
+def test_whoever_uses_anothers_name_ends_nobodys_session(daemon: Daemon, expected: Any) -> None:
+    """Names stand in the metrics. A client that comes back over a new connection ends its old session all the same."""
+    with RemoteLoader([daemon.endpoint], prefetch=1) as loader:
+        batches = iter(loader)
+        found = [digest(next(batches))]
+        mine = next(line for line in reversed(daemon.log) if "joined" in line).split("client='")[1].split("'")[0]
+        with dealer(daemon) as peer:
+            for _ in range(3):
+                peer.send(protocol.encode(protocol.Hello(1, client=mine)))
+                assert protocol.decode_reply(peer.recv()).kind == "hello"
+            found += [digest(batch) for batch in batches]
+        assert found == expected
+        assert not any(f"client='{mine}' left" in line for line in daemon.log)
+        names = [line.split("client='")[1].split("'")[0] for line in daemon.log if mine in line and "joined" in line]
+        assert len(set(names)) == 4, "each session has a name of its own"
+        # Its connection breaks: the old session is over when the new one begins, and the name is its own again.
+        loader._connection._endpoints[0].hang_up("cut")
+        assert [digest(batch) for batch in loader][1:] != []
+        assert sum(f"client='{mine}' plan" in line and "joined" in line for line in daemon.log) == 2
+
+
 @pytest.mark.parametrize("lie", ["no seal", "another size", "two descriptors", "words with a descriptor", "no memory"])
 def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> None:
     name = f"navit-test-{os.getpid()}-{lie}"
@@ -300,7 +319,7 @@ def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
         door.bind("\0" + name)
         door.listen()
-        window = Window(name, "0" * 32, 2**20)
+        borrowed = Borrowed(name, "0" * 32, 2**20)
         caller, _ = door.accept()
         with caller:
             assert caller.recv(64) == b"0" * 32
@@ -310,20 +329,20 @@ def test_shared_memory_that_is_not_as_it_has_to_be_is_not_mapped(lie: str) -> No
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, 0x1 | 0x2 | 0x4 | 0x10)
             words = struct.pack("<QQ", 3, 8192 if lie == "another size" else 4096)
             if lie == "words with a descriptor":
-                words = protocol.encode_reply(protocol.Reply("batch", 1, patch_size=4, slot=3))
+                words = protocol.encode(protocol.BatchReply(1, patch_size=4, slot=3))
             copies = {"two descriptors": 2, "no memory": 0}.get(lie, 1)
             socket.send_fds(caller, [words], [memory] * copies)
             os.close(memory)
             with pytest.raises(ServiceError, match=r"shared (slot 3|memory)"):
-                window.open(3)
-            window.close()
+                borrowed.open(3)
+            borrowed.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_daemon_that_lies_about_a_batch_is_not_believed(config: Path) -> None:
     """A fake daemon that takes a true hello and answers with frames of wrong lengths."""
     with Daemon(config) as real, dealer(real) as peer:
-        peer.send(protocol.encode_request(protocol.Request("hello", 1, client="x")))
+        peer.send(protocol.encode(protocol.Hello(1, client="x")))
         hello = peer.recv()
     over = threading.Event()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
@@ -339,11 +358,11 @@ def test_a_daemon_that_lies_about_a_batch_is_not_believed(config: Path) -> None:
                     if request.kind == "hello":
                         router.send_multipart([who, hello])
                     elif request.kind == "layout":
-                        reply = protocol.Reply("layout", request.id, run=8, num_blocks=1)
-                        router.send_multipart([who, protocol.encode_reply(reply), struct.pack("<I", 8)])
+                        reply = protocol.LayoutReply(request.id, run=8, num_blocks=1)
+                        router.send_multipart([who, protocol.encode(reply), struct.pack("<I", 8)])
                     elif request.kind == "batch":
-                        reply = protocol.Reply("batch", request.id, patch_size=4)
-                        router.send_multipart([who, protocol.encode_reply(reply), *[bytes(next(sizes))] * 14])
+                        reply = protocol.BatchReply(request.id, patch_size=4)
+                        router.send_multipart([who, protocol.encode(reply), *[bytes(next(sizes))] * 14])
 
         thread = threading.Thread(target=lie)
         thread.start()

@@ -39,7 +39,9 @@ if triton is not None:
         pixels = tl.load(source + row.to(tl.int64) * stride + column * 3 + c, mask=inside)
         tl.store(out + slot * (P * P * 3) + at, pixels, mask=inside)
 
-    def told(images: Sequence[torch.Tensor], tokens: Tokens, patch_size: int, device: torch.device) -> torch.Tensor:
+    def per_token(
+        images: Sequence[torch.Tensor], tokens: Tokens, patch_size: int, device: torch.device
+    ) -> torch.Tensor:
         """What the kernel is told of each token, i64 `[4, T]` on the device: address, stride, frame, slot. One transfer."""
         stride = np.array([image.shape[1] * 3 for image in images], np.int64)[tokens.images]
         base = np.array([image.data_ptr() for image in images], np.int64)[tokens.images]
@@ -47,12 +49,12 @@ if triton is not None:
         found = torch.from_numpy(np.stack([address, stride, tokens.frames.astype(np.int64), tokens.slots]))
         return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
 
-    def copy(told: torch.Tensor, patch_size: int, out: torch.Tensor) -> None:
-        """The kernel alone: patches of the tokens that `told` names into u8 `[B·L, P·P·3]`."""
+    def copy(per_token: torch.Tensor, patch_size: int, out: torch.Tensor) -> None:
+        """The kernel alone: patches of the tokens that `per_token` names into u8 `[B·L, P·P·3]`."""
         block = triton.next_power_of_2(patch_size * patch_size * 3)
-        _copy[(told.shape[1],)](*told, out, P=patch_size, BLOCK=block)
+        _copy[(per_token.shape[1],)](*per_token, out, P=patch_size, BLOCK=block)
 
     def _launch(images: Sequence[torch.Tensor], tokens: Tokens, patch_size: int, out: torch.Tensor) -> None:
-        copy(told(images, tokens, patch_size, out.device), patch_size, out)
+        copy(per_token(images, tokens, patch_size, out.device), patch_size, out)
 
     launch = _launch

@@ -13,17 +13,30 @@ import numpy as np
 
 from ...batch import PackedBatch, View
 from ...errors import NavitError, RenderError, ServiceError, StateError
-from ...render.encoded import EncodedBatch
-from .messages import Reply, Request
+from ...render.encoded import OWN_ARRAYS, EncodedBatch
+from .messages import ErrorReply, GetBatch, GetEncoded, GetLayout
 from .plan import Field, PlanInfo, batch_shape, encoded_fields
 
 
-def batch_frames(batch: PackedBatch | EncodedBatch) -> list[memoryview]:
-    """The raw frames of a batch: views of its arrays, not copies. Each keeps its array alive."""
-    return [memoryview(a).cast("B") if a.size else memoryview(b"") for a in batch.arrays().values()]
+class Sending:
+    """Lives as long as a frame of its batch."""
 
 
-def read_encoded(info: PlanInfo, request: Request, patch_size: int, frames: Sequence[Any]) -> EncodedBatch:
+class _Sent(np.ndarray[Any, Any]):
+    sending: Sending | None
+
+
+def batch_frames(batch: PackedBatch | EncodedBatch, sending: Sending | None = None) -> list[memoryview]:
+    """The raw frames of a batch: views of its arrays, not copies. Each with bytes keeps its array and `sending` alive."""
+    frames = []
+    for array in batch.arrays().values():
+        view = array.view(_Sent)
+        view.sending = sending
+        frames.append(memoryview(view).cast("B") if view.size else memoryview(b""))
+    return frames
+
+
+def read_encoded(info: PlanInfo, request: GetEncoded, patch_size: int, frames: Sequence[Any]) -> EncodedBatch:
     """The encoded batch that answers `request`; as `read_batch`, with the files as the last frame.
 
     Raises:
@@ -35,17 +48,18 @@ def read_encoded(info: PlanInfo, request: Request, patch_size: int, frames: Sequ
         raise ServiceError(f"an encoded batch of {len(frames)} frames where {len(wanted) + 1} belong")
     if (total := sum(memoryview(f).nbytes for f in frames)) > request.limit:
         raise ServiceError(f"an encoded batch of {total:,} bytes where {request.limit:,} were allowed")
-    own = _arrays(wanted[-5:], frames[-6:-1])
-    data = memoryview(frames[-1])
+    *others, data = frames
+    arrays = _arrays(wanted, others)
+    arrays["data"] = np.frombuffer(data, np.uint8) if memoryview(data).nbytes else np.zeros(0, np.uint8)
+    own = {name: arrays.pop(name) for name in OWN_ARRAYS}
     return EncodedBatch(
-        slots=_batch(info, request, patch_size, _arrays(wanted[:-5], frames[:-6])),
+        slots=_batch(info, request, patch_size, arrays),
         **own,
-        data=np.frombuffer(data, np.uint8) if data.nbytes else np.zeros(0, np.uint8),
         render=info.render,
     )
 
 
-def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequence[Any]) -> PackedBatch:
+def read_batch(info: PlanInfo, request: GetBatch, patch_size: int, frames: Sequence[Any]) -> PackedBatch:
     """The batch that answers `request`: numpy views of the frames, which stay alive as long as the views.
 
     Args:
@@ -64,7 +78,7 @@ def read_batch(info: PlanInfo, request: Request, patch_size: int, frames: Sequen
     return _batch(info, request, patch_size, _arrays(wanted, frames))
 
 
-def read_slot(info: PlanInfo, request: Request, patch_size: int, slot: np.ndarray[Any, Any]) -> PackedBatch:
+def read_slot(info: PlanInfo, request: GetBatch, patch_size: int, slot: np.ndarray[Any, Any]) -> PackedBatch:
     """The batch that answers `request` and lies in a shared slot: numpy views of it, each with the slot as its base.
 
     Args:
@@ -104,7 +118,7 @@ def _arrays(wanted: Sequence[Field], frames: Sequence[Any]) -> dict[str, Any]:
     return arrays
 
 
-def _batch(info: PlanInfo, request: Request, patch_size: int, arrays: dict[str, Any]) -> PackedBatch:
+def _batch(info: PlanInfo, request: GetBatch | GetEncoded, patch_size: int, arrays: dict[str, Any]) -> PackedBatch:
     teacher = None
     if info.teacher is not None:
         t = info.teacher
@@ -126,7 +140,7 @@ def _batch(info: PlanInfo, request: Request, patch_size: int, arrays: dict[str, 
     )
 
 
-def read_counts(request: Request, frames: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+def read_counts(request: GetLayout, frames: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """The sequences in each block that answer a `layout` request, u32, at most `count` of them.
 
     Raises:
@@ -140,12 +154,12 @@ def read_counts(request: Request, frames: Sequence[Any]) -> np.ndarray[Any, np.d
 _ERRORS: dict[str, type[NavitError]] = {"render": RenderError, "state": StateError}
 
 
-def error_reply(id: int, error: Exception) -> Reply:
+def error_reply(id: int, error: Exception) -> ErrorReply:
     """The reply that carries an error of the engine."""
     name = next((n for n, cls in _ERRORS.items() if isinstance(error, cls)), "request")
-    return Reply("error", id, error=name, message=str(error)[:4000])
+    return ErrorReply(id, error=name, message=str(error)[:4000])
 
 
-def error_of(reply: Reply, endpoint: str) -> NavitError:
+def error_of(reply: ErrorReply, endpoint: str) -> NavitError:
     """The exception that an `error` reply stands for."""
     return _ERRORS.get(reply.error, ServiceError)(f"{endpoint}: {reply.message}")

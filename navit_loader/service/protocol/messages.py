@@ -1,14 +1,14 @@
 """Headers: the words that daemon and client exchange, as bytes and back.
 
-In: messages as dataclasses. Out: one frame each (`NVT`, a version byte, a msgpack map). Whatever comes from a peer is
-bounded before it is believed: a header has a largest size, a map only known keys, a number a range. Nothing is ever
-unpickled.
+In: messages as dataclasses, one class for each kind. Out: one frame each (`NVT`, a version byte, a msgpack map). Whatever comes
+from a peer is bounded before it is believed: a header has a largest size, a map only known keys, a number a range. Nothing is
+ever unpickled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, get_args
 
 import msgpack
 
@@ -31,126 +31,216 @@ MAX_LAYOUT = 65536
 WIDE = 2**63 - 1
 NUMBER = (0, WIDE)
 """What an integer may be where nothing narrower is said."""
+_COUNT = (1, 65536)
+_SIDE = (1, 512)
+
+
+def _key(default: Any, rule: Any, name: str = "") -> Any:
+    """A field that travels.
+
+    Args:
+        default: its value where a message does not name it.
+        rule: what it may be, see `check`.
+        name: its key in the map, where that is another word.
+    """
+    return field(default=default, metadata={"rule": rule, "name": name})
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asks. Fields that a kind does not use keep their defaults and do not travel.
+class Message:
+    """What every message has: `id`, the client's number for a request, which the answer carries. Fields travel in order."""
 
-    Attributes:
-        kind: `hello`, `batch`, `encoded`, `layout`, `cancel`, `credit` or `bye`.
-        id: the client's number for the request; the answer carries it.
-        client: who asks, for logs and metrics (`hello`).
-        plan: name of one of the daemon's plans; empty for its first (`hello`).
-        shared: whether the client can take shared memory (`hello`).
-        plan_id: fingerprint of the plan (`batch`, `layout`); the one that the client has begun with, or empty (`hello`).
-        render_id: fingerprint of the renderer (`batch`, `encoded`); as `plan_id` (`hello`).
-        epoch: epoch (`batch`, `layout`).
-        first: the batch's first sequence, or the first block.
-        count: sequences of the batch (B), or blocks.
-        block: the planning block that holds `first`, where the client knows it; −1 otherwise (`batch`, `encoded`).
-        before: sequences before that block (`batch`, `encoded`).
-        starved_us: microseconds that the trainer has waited for batches since its last request (`batch`, `encoded`).
-        limit: bytes that the answer may have at most (`encoded`).
-        ids: requests no longer wanted (`cancel`), or shared slots given back (`credit`, `batch`).
-    """
+    kind: ClassVar[str]
+    id: int = _key(0, NUMBER)
 
-    kind: str
-    id: int = 0
-    client: str = ""
-    plan: str = ""
-    shared: bool = False
-    plan_id: str = ""
-    render_id: str = ""
-    epoch: int = 0
-    first: int = 0
-    count: int = 0
-    block: int = -1
-    before: int = 0
-    starved_us: int = 0
-    limit: int = 0
-    ids: tuple[int, ...] = ()
+
+# --- what a client asks ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What the daemon answers.
+class Hello(Message):
+    """Who asks, for which plan.
 
     Attributes:
-        kind: `hello`, `batch`, `encoded`, `layout`, `error` or `beat`.
-        id: the request's number.
-        info: the plan (`hello`), see `PlanInfo`.
-        patch_size: P of the batch (`batch`, `encoded`).
-        slot: the shared slot that holds the batch, or −1 where its frames follow (`batch`).
-        run: sequences per patch-size run (`layout`).
-        num_blocks: blocks of the epoch (`layout`).
-        error: class of the error: `render`, `state`, `plan`, `request`, `hello` (say it first), `busy` or `draining`
-            (ask another, or again later) (`error`).
-        message: one line in words (`error`).
-        door: abstract Unix socket and token by which shared memory is passed; empty without (`hello`).
+        client: its name, for logs and metrics.
+        plan: name of one of the daemon's plans; empty for its first.
+        shared: whether it can take shared memory.
+        plan_id, render_id: those that it has begun with, or empty.
     """
 
-    kind: str
-    id: int = 0
-    info: dict[str, Any] | None = None
-    patch_size: int = 0
-    slot: int = -1
-    run: int = 0
-    num_blocks: int = 0
-    error: str = ""
-    message: str = ""
-    door: tuple[str, ...] = ()
+    kind = "hello"
+    client: str = _key("", 200)
+    plan: str = _key("", 200)
+    shared: bool = _key(False, bool)
+    plan_id: str = _key("", 128)
+    render_id: str = _key("", 128)
 
 
-# What may stand in each message: the key, then (low, high) of an integer or the longest string.
-_ID = {"id": NUMBER}
-_IDS = _ID | {"ids": NUMBER}
-_NAME = _ID | {"plan_id": 128, "epoch": NUMBER, "first": NUMBER}
-_BATCH = _NAME | {"render_id": 128, "count": (1, 65536), "block": (-1, WIDE), "before": NUMBER, "starved_us": NUMBER}
-_REQUESTS: dict[str, dict[str, Any]] = {
-    "hello": _ID | {"client": 200, "plan": 200, "shared": bool, "plan_id": 128, "render_id": 128},
-    "batch": _BATCH | {"ids": NUMBER},
-    "encoded": _BATCH | {"limit": (1, WIDE)},
-    "layout": _NAME | {"count": (0, MAX_LAYOUT)},
-    "cancel": _IDS,
-    "credit": _IDS,
-    "bye": _ID,
-}
-_REPLIES: dict[str, dict[str, Any]] = {
-    "hello": _ID | {"info": dict, "door": 200},
-    "batch": _ID | {"patch_size": (1, 512), "slot": (-1, WIDE)},
-    "encoded": _ID | {"patch_size": (1, 512)},
-    "layout": _ID | {"run": NUMBER, "num_blocks": NUMBER},
-    "error": _ID | {"error": 32, "message": 4000},
-    "beat": _ID,
-}
-_LISTS = ("ids", "door")
+@dataclass(frozen=True, slots=True)
+class _OfEpoch(Message):
+    """What is of a plan's epoch: `first` is a sequence of it, or a block."""
+
+    plan_id: str = _key("", 128)
+    epoch: int = _key(0, NUMBER)
+    first: int = _key(0, NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class _OfBatch(_OfEpoch):
+    """What names a batch of either kind.
+
+    Attributes:
+        render_id: fingerprint of the renderer.
+        count: sequences of the batch (B).
+        block: the planning block that holds `first`, where the client knows it; −1 otherwise.
+        before: sequences before that block.
+        starved_us: microseconds that the trainer has waited for batches since its last request.
+    """
+
+    render_id: str = _key("", 128)
+    count: int = _key(0, _COUNT)
+    block: int = _key(-1, (-1, WIDE))
+    before: int = _key(0, NUMBER)
+    starved_us: int = _key(0, NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class GetBatch(_OfBatch):
+    """A batch with its pixels; `slots` are shared slots given back on the way."""
+
+    kind = "batch"
+    slots: tuple[int, ...] = _key((), [NUMBER], "ids")
+
+
+@dataclass(frozen=True, slots=True)
+class GetEncoded(_OfBatch):
+    """A batch with its encoded files, of `limit` bytes at most."""
+
+    kind = "encoded"
+    limit: int = _key(0, (1, WIDE))
+
+
+@dataclass(frozen=True, slots=True)
+class GetLayout(_OfEpoch):
+    """The sequences in each of `count` blocks from block `first` on."""
+
+    kind = "layout"
+    count: int = _key(0, (0, MAX_LAYOUT))
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Message):
+    """The requests with these numbers are no longer wanted."""
+
+    kind = "cancel"
+    requests: tuple[int, ...] = _key((), [NUMBER], "ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Credit(Message):
+    """These shared slots may be written again."""
+
+    kind = "credit"
+    slots: tuple[int, ...] = _key((), [NUMBER], "ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Bye(Message):
+    """The session ends."""
+
+    kind = "bye"
+
+
+# --- what the daemon answers -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """The plan (`PlanInfo.to_table`), and where shared memory is passed: an abstract Unix socket and a token, or nothing."""
+
+    kind = "hello"
+    info: dict[str, Any] = _key(None, dict)  # noqa: RUF009 - a field, as the others
+    passage: tuple[str, ...] = _key((), [200], "door")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReply(Message):
+    """P of a batch, and the shared slot that holds it, or −1 where its frames follow."""
+
+    kind = "batch"
+    patch_size: int = _key(0, _SIDE)
+    slot: int = _key(-1, (-1, WIDE))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedReply(Message):
+    """P of an encoded batch, whose frames follow."""
+
+    kind = "encoded"
+    patch_size: int = _key(0, _SIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReply(Message):
+    """Sequences per patch-size run, and blocks of the epoch; one frame of counts follows."""
+
+    kind = "layout"
+    run: int = _key(0, NUMBER)
+    num_blocks: int = _key(0, NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply(Message):
+    """Why there is no answer, in one line.
+
+    Attributes:
+        error: `render`, `state`, `plan`, `request`, `hello` (say it first), `busy` or `draining` (ask another, or again later).
+        message: in words.
+    """
+
+    kind = "error"
+    error: str = _key("", 32)
+    message: str = _key("", 4000)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(Message):
+    """To a client that has been silent for long; it needs no answer."""
+
+    kind = "beat"
+
+
+Request = Hello | GetBatch | GetEncoded | GetLayout | Cancel | Credit | Bye
+Reply = Welcome | BatchReply | EncodedReply | LayoutReply | ErrorReply | Beat
 
 _START = MAGIC + bytes([VERSION])
+
+_Keys = dict[str, tuple[str, Any]]
+"""Of a kind: for each key of its map the field and what it may be."""
+
+
+def _keys(cls: type[Message]) -> _Keys:
+    return {f.metadata["name"] or f.name: (f.name, f.metadata["rule"]) for f in fields(cls)}
+
+
+_KEYS: dict[type[Message], _Keys] = {cls: _keys(cls) for cls in (*get_args(Request), *get_args(Reply))}
+_REQUESTS: dict[str, type[Request]] = {cls.kind: cls for cls in get_args(Request)}
+_REPLIES: dict[str, type[Reply]] = {cls.kind: cls for cls in get_args(Reply)}
 
 M = TypeVar("M", Request, Reply)
 
 
-def _encode(message: Request | Reply, kinds: dict[str, dict[str, Any]], now: dict[str, Any]) -> bytes:
-    table = {"kind": message.kind}
-    for key in kinds[message.kind]:
-        table[key] = now[key] if key in now else getattr(message, key)
-    return _START + bytes(msgpack.packb(table))
-
-
-def encode_request(request: Request, **now: Any) -> bytes:
-    """The header frame of a request.
+def encode(message: Request | Reply, **now: Any) -> bytes:
+    """The header frame of a message.
 
     Args:
-        request: what is asked.
-        now: values of fields that are settled when it is sent, in place of the request's own.
+        message: what is said.
+        now: values of fields that are settled when it is sent, in place of the message's own.
     """
-    return _encode(request, _REQUESTS, now)
-
-
-def encode_reply(reply: Reply) -> bytes:
-    """The header frame of a reply."""
-    return _encode(reply, _REPLIES, {})
+    table = {"kind": message.kind}
+    for key, (name, _) in _KEYS[type(message)].items():
+        table[key] = now[name] if name in now else getattr(message, name)
+    return _START + bytes(msgpack.packb(table))
 
 
 def decode_request(raw: bytes | memoryview) -> Request:
@@ -159,7 +249,7 @@ def decode_request(raw: bytes | memoryview) -> Request:
     Raises:
         ServiceError: another version (both are named), a key that is unknown, missing or out of range, or no message.
     """
-    return _decode(raw, Request, _REQUESTS, MAX_REQUEST, "client", "daemon")
+    return _decode(raw, _REQUESTS, MAX_REQUEST, "client", "daemon")
 
 
 def decode_reply(raw: bytes | memoryview) -> Reply:
@@ -168,12 +258,10 @@ def decode_reply(raw: bytes | memoryview) -> Reply:
     Raises:
         ServiceError: as `decode_request`.
     """
-    return _decode(raw, Reply, _REPLIES, MAX_REPLY, "daemon", "client")
+    return _decode(raw, _REPLIES, MAX_REPLY, "daemon", "client")
 
 
-def _decode(
-    raw: bytes | memoryview, cls: type[M], kinds: dict[str, dict[str, Any]], limit: int, them: str, us: str
-) -> M:
+def _decode(raw: bytes | memoryview, kinds: dict[str, type[M]], limit: int, them: str, us: str) -> M:
     if len(raw) > limit:
         raise ServiceError(f"a header of {len(raw)} bytes is not allowed; at most {limit}")
     if len(raw) < 4 or bytes(raw[:3]) != MAGIC:
@@ -191,29 +279,31 @@ def _decode(
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise ServiceError(f"unknown kind {short(kind)}; allowed: {', '.join(kinds)}")
-    allowed = kinds[kind]
-    if table.keys() != allowed.keys():
-        odd = sorted(map(short, table.keys() ^ allowed.keys()))
+    keys = _KEYS[kinds[kind]]
+    if table.keys() != keys.keys():
+        odd = sorted(map(short, table.keys() ^ keys.keys()))
         raise ServiceError(f"'{kind}' has keys that are unknown or missing: {', '.join(odd[:8])}")
-    for key, rule in allowed.items():
-        value = table[key]
+    found = {}
+    for key, (name, rule) in keys.items():
+        value = found[name] = table[key]
         # Most values are integers in their range, and most time would go into asking `check` about them.
-        if type(rule) is not tuple or type(value) is not int or not rule[0] <= value <= rule[1] or key in _LISTS:
+        if type(rule) is not tuple or type(value) is not int or not rule[0] <= value <= rule[1]:
             check(key, value, rule)
-    return cls(kind=kind, **table)
+    return kinds[kind](**found)
 
 
 def check(key: str, value: Any, rule: Any) -> None:
-    """Refuses a value that its rule does not allow: (low, high) of an integer, the longest string, or a type.
+    """Refuses a value that its rule does not allow: (low, high) of an integer, the longest string, a type, or a list with the
+    rule of each of its values.
 
     Raises:
         ServiceError: key, value and rule.
     """
-    if key in _LISTS:
+    if isinstance(rule, list):
         if not isinstance(value, tuple) or len(value) > MAX_IN_FLIGHT:
             raise ServiceError(f"'{key}' = {short(value)} must be a list of at most {MAX_IN_FLIGHT} values")
         for v in value:
-            check(f"{key}[]", v, rule)
+            check(f"{key}[]", v, rule[0])
     elif isinstance(rule, tuple):
         if type(value) is not int or not rule[0] <= value <= rule[1]:
             raise ServiceError(f"'{key}' = {short(value)} must be an integer from {rule[0]} to {rule[1]}")
