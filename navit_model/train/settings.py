@@ -16,10 +16,8 @@ from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, parse, read_toml, require
 
-from ..config import NaViTConfig
+from ..config import ContrastiveConfig, NaViTConfig, TextConfig
 from ..losses.distillation import DistillationConfig
-from ..model.text import TextConfig
-from ..model.towers import ContrastiveConfig
 from .augment import AugmentConfig
 
 
