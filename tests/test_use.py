@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from navit_loader import PackedLoader
+from navit_loader import PackedLoader, build_index, open_index
 from navit_loader.batch import OK
 from navit_loader.errors import ModelError
 from navit_model.cli import main
@@ -183,6 +183,30 @@ def test_prediction_names_classes_and_bad_files(root: Path, tmp_path: Path, caps
     assert all(abs(sum(r["classes"].values()) - 1) < 1e-4 for r in rows)
     lines = err.strip().splitlines()
     assert len(lines) == 2 and "no.png" in lines[0] and "gone.jpg" in lines[1]
+
+
+def test_prediction_sees_in_a_folder_what_an_index_sees(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    with Image.open(next((root / "images" / "class1").glob("*"))) as image:
+        for name, kind in (
+            ("a.jfif", "JPEG"),
+            ("b.JPE", "JPEG"),
+            ("c.ppm", "PPM"),
+            ("d.avif", "AVIF"),
+            ("e.txt", "PNG"),
+        ):
+            image.convert("RGB").save(images / name, kind)
+    build_index(images, tmp_path / "images.arrow")
+    out, _ = call(capsys, "predict", root / "run", images, "--tokens", 16, "--json")
+    seen = [Path(json.loads(line)["path"]).name for line in out.splitlines()]
+    assert seen == ["a.jfif", "b.JPE", "c.ppm", "d.avif"]
+    assert len(seen) == open_index(tmp_path / "images.arrow").num_rows
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    out, err = call(capsys, "predict", root / "run", tmp_path / "empty", status=1)
+    assert not out and err.count("\n") == 1 and f"'{tmp_path / 'empty'}': a folder without images" in err
 
 
 def test_a_saved_model_predicts_as_its_run_does(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

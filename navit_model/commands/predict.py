@@ -16,7 +16,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="the likeliest classes of image files",
-        description="Prints the likeliest classes of each file. Files that are no images are named on stderr, status 1.",
+        description="Prints the likeliest classes of each file. Files that are no images, and "
+        "folders that hold none, are named on stderr, status 1.",
     )
     add_model(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders to look through")

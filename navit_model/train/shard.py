@@ -2,22 +2,26 @@
 
 In: a module, or tensors of which each rank holds a part. Out: the module with every rank holding 1/W of each parameter, or
 whole tensors. Apart from the loop and from checkpoints, which see plain tensors alone: so a checkpoint does not depend on
-how many ranks wrote it.
+how many ranks wrote it. Torch's part of it is imported by `shard` alone, since it takes a third of a start's time.
 """
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..model.attention import check_traceable
 from ..model.encoder import Block
 from ..model.navit import NaViT
 from ..model.text import TextTower
 from ..world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard(module: nn.Module, world: World, *, compiled: bool) -> None:
@@ -31,6 +35,9 @@ def shard(module: nn.Module, world: World, *, compiled: bool) -> None:
     Raises:
         ModelError: a tower's attention cannot be compiled.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     for tower in [m for m in module.modules() if compiled and isinstance(m, NaViT | TextTower)]:
         check_traceable(tower.config.attention, world.device)
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -43,18 +50,20 @@ def shard(module: nn.Module, world: World, *, compiled: bool) -> None:
 
 def hold_back(module: nn.Module, last: bool) -> None:
     """For a sharded module: whether this backward pass, of several that accumulate, exchanges its gradients."""
-    if isinstance(module, FSDPModule):
+    if _sharded(module):
         module.set_requires_gradient_sync(last)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be spread over the ranks; then every rank must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _spread(tensor) else tensor
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
     """This rank's part of `value`, where `target` is spread; else `value` on the target's device."""
-    if isinstance(target, DTensor):
+    if _spread(target):
+        from torch.distributed.tensor import distribute_tensor
+
         # Every rank has the value, so nothing is sent.
         value = value.to(target.to_local().device)
         spread: Tensor = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
@@ -66,3 +75,13 @@ def like(target: Tensor, value: Tensor) -> Tensor:
 def copy(target: Tensor, value: Tensor) -> None:
     """Writes `value` into a tensor that may be spread over the ranks."""
     target.copy_(like(target, value))
+
+
+def _sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # without it nothing was sharded
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def _spread(tensor: Tensor) -> TypeGuard[DTensor]:
+    spread = sys.modules.get("torch.distributed.tensor")
+    return spread is not None and isinstance(tensor, spread.DTensor)

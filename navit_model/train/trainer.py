@@ -36,7 +36,8 @@ from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
 from .stop import Signals
-from .task import Row, task_of
+from .task import Row
+from .tasks import task_of
 
 FIXED = ("task", "steps", "loss", "learning_rate", "schedule", "warmup", "cooldown", "seed")
 """Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
@@ -70,10 +71,10 @@ class Trainer:
         self.run_config = run = kind.prepare(run, loader)
         self.out = Path(run.train.out)
         torch.manual_seed(run.train.seed)
-        self.task = kind(run, self.classes, world)
+        self.task = kind(run, self.classes, world, checkpoint.open_model)
         self.module = kind.build(run).to(world.device)
         if start is None:
-            kind.begin(run, self.module)
+            kind.begin(run, self.module, checkpoint.open_model)
             if begin is not None:
                 image_model = kind.image_model(self.module)
                 if begin.config.classes != image_model.config.classes:

@@ -23,7 +23,7 @@ from ..model.navit import NaViT
 from ..model.towers import TwoTowers
 from ..train.checkpoint import find, open_checkpoint
 from ..train.settings import RunConfig
-from ..train.task import task_of
+from ..train.tasks import task_of
 from ..weights.saved import CONFIG
 from ..world import halved
 from .zero_shot import ZeroShot

@@ -14,6 +14,7 @@ import numpy as np
 
 from navit_loader.batch import OK
 from navit_loader.errors import PlanError
+from navit_loader.index.sources.rows import IMAGE_SUFFIXES
 from navit_loader.render.images import pack_images, picture, picture_size
 
 from .frozen import planned
@@ -21,9 +22,6 @@ from .opened import Usable
 
 TOGETHER = 64
 """Files that are packed together."""
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Names of images, within folders; a file that is named itself may have any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def predict(
     tokens: int | None = None,
     patch_size: int | None = None,
 ) -> Iterator[Answer]:
-    """Answers for files, in the order given; folders are gone through by name.
+    """Answers for files, in the order given; folders are gone through by name, their images by the suffixes of an index.
 
     Args:
         usable: a model with a classifier.
@@ -62,9 +60,11 @@ def predict(
         ModelError: the model has no classifier.
     """
     waiting: list[tuple[Path, bytes | str]] = []
-    for path in _files(paths):
+    for path in (file for given in paths for file in _files(given)):
         try:
             waiting.append((path, path.read_bytes()))
+        except IsADirectoryError:
+            waiting.append((path, "a folder without images"))
         except OSError as e:
             waiting.append((path, e.strerror or str(e)))
         if len(waiting) == TOGETHER:
@@ -74,12 +74,10 @@ def predict(
         yield from _answers(usable, waiting, top, tokens, patch_size)
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        else:
-            yield path
+def _files(path: Path) -> list[Path]:
+    """The images beneath a folder; of anything else, or where there are none, the path itself."""
+    found = [p for p in path.rglob("*") if p.suffix[1:].lower() in IMAGE_SUFFIXES and p.is_file()]
+    return sorted(found) or [path]
 
 
 def _answers(
