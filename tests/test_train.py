@@ -310,7 +310,7 @@ def test_data_that_a_task_cannot_learn_from_are_refused(index: str, tmp_path: Pa
     run = config(index, tmp_path / "run", steps=2)
     world = World.join("cpu")
     with open_loader(run, world) as loader:
-        task = Classification(run, loader.classes[:2], world, checkpoint.open_model)
+        task = Classification(run, loader.classes[:2], world, checkpoint.open_image_model)
         with pytest.raises(ModelError, match=r"image \d+ of index 0 has the label 2, but there are 2 classes"):
             list(map(task.check, loader))
     images = sorted((Path(index).parent / "images").rglob("*.png"))[:6]

@@ -156,8 +156,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return found
 
 
-def open_model(path: str) -> tuple[NaViT, list[str]]:
-    """An `OpenModel` (`task.py`): what tasks open other runs with.
+def open_image_model(path: str) -> tuple[NaViT, list[str]]:
+    """An `OpenImageModel` (`task.py`): what tasks open other runs with.
 
     Raises:
         ModelError: there is no checkpoint at `path`, or it is damaged.

@@ -3,7 +3,7 @@
 In: a `RunConfig` and a loader. Out: a `Task`: the module to train, the sum of the losses of a batch, and what evaluation
 reports. A task is one file of `tasks/`, named in `TASKS` there and in `TrainConfig.task`. The trainer knows nothing of
 labels, captions or teachers; a task knows nothing of steps, ranks' gradients, averages or checkpoints: another run's model
-it asks for by `OpenModel`.
+it asks for by `OpenImageModel`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .feed import Loader
 from .flops import batch_flops
 from .settings import RunConfig
 
-OpenModel = Callable[[str], tuple[NaViT, list[str]]]
+OpenImageModel = Callable[[str], tuple[NaViT, list[str]]]
 """A run's folder or checkpoint → its image model, in evaluation mode on the CPU, and the names of its classes."""
 
 
@@ -45,10 +45,10 @@ class Task(ABC):
         run: the configuration, as `prepare` left it.
         classes: names of the classes, in the order of the logits; empty where the index has none.
         world: the ranks. What a task keeps beside the module, such as a frozen teacher, lives on `world.device`.
-        open_model: for such a teacher.
+        open_image_model: for such a teacher.
     """
 
-    def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_model: OpenModel) -> None:
+    def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_image_model: OpenImageModel) -> None:
         self.run, self.classes, self.world = run, list(classes), world
 
     @classmethod
@@ -66,7 +66,7 @@ class Task(ABC):
         """The module with fresh weights: all that is trained, averaged and saved. Its `forward` takes a batch."""
 
     @classmethod  # noqa: B027 - most runs start afresh
-    def begin(cls, run: RunConfig, module: nn.Module, open_model: OpenModel) -> None:
+    def begin(cls, run: RunConfig, module: nn.Module, open_image_model: OpenImageModel) -> None:
         """Puts the weights that a run starts from into `build`'s module; not called where a run goes on.
 
         Raises:
