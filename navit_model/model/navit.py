@@ -239,8 +239,8 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             # Bound anew, so that a copy of the model runs its own weights.
             setattr(part, name, MethodType(torch.compile(getattr(type(part), name), **options), part))
 
-    # Doors to the rooms above, `use` and `weights`. They are imported here, when a door is opened, since those rooms import
-    # this one; and so a model is built, run and trained where the packer or a codec of weights is missing.
+    # Doors to the rooms above, `use` and `weights`: those rooms import this one, so they are imported when a door is opened;
+    # and so a model is built and run where the packer is missing.
 
     def classify(
         self,
