@@ -2,13 +2,11 @@
 
 In: a module, or tensors of which each rank holds a part. Out: the module with every rank holding 1/W of each parameter, or
 whole tensors. Apart from the loop and from checkpoints, which see plain tensors alone: so a checkpoint does not depend on
-how many ranks wrote it. Torch's part of it is imported by `shard` alone, since it takes a third of a start's time.
+how many ranks wrote it. Torch's part of it is imported where something is spread, since it takes a third of a start's time;
+what is spread is known by its `full_tensor`.
 """
 
 from __future__ import annotations
-
-import sys
-from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +16,6 @@ from ..model.encoder import Block
 from ..model.navit import NaViT
 from ..model.text import TextTower
 from ..world import World
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor
 
 
 def shard(module: nn.Module, world: World, *, compiled: bool) -> None:
@@ -50,38 +44,29 @@ def shard(module: nn.Module, world: World, *, compiled: bool) -> None:
 
 def hold_back(module: nn.Module, last: bool) -> None:
     """For a sharded module: whether this backward pass, of several that accumulate, exchanges its gradients."""
-    if _sharded(module):
-        module.set_requires_gradient_sync(last)
+    if exchange := getattr(module, "set_requires_gradient_sync", None):
+        exchange(last)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be spread over the ranks; then every rank must call it."""
-    return tensor.full_tensor() if _spread(tensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
     """This rank's part of `value`, where `target` is spread; else `value` on the target's device."""
-    if _spread(target):
-        from torch.distributed.tensor import distribute_tensor
+    if not hasattr(target, "full_tensor"):
+        return value.to(target.device)
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-        # Every rank has the value, so nothing is sent.
-        value = value.to(target.to_local().device)
-        spread: Tensor = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
-        return spread
-    return value.to(target.device)
+    assert isinstance(target, DTensor)
+    # Every rank has the value, so nothing is sent.
+    value = value.to(target.to_local().device)
+    spread: Tensor = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    return spread
 
 
 @torch.no_grad()
 def copy(target: Tensor, value: Tensor) -> None:
     """Writes `value` into a tensor that may be spread over the ranks."""
     target.copy_(like(target, value))
-
-
-def _sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # without it nothing was sharded
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
-
-
-def _spread(tensor: Tensor) -> TypeGuard[DTensor]:
-    spread = sys.modules.get("torch.distributed.tensor")
-    return spread is not None and isinstance(tensor, spread.DTensor)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from navit_loader.errors import ConfigError, ModelError, said
@@ -25,21 +25,10 @@ from ..config import NaViTConfig
 from ..model.navit import NaViT
 from .from_timm import convert as convert_timm
 from .from_transformers import convert as convert_transformers
+from .tensors import read_file
 
 Model = TypeVar("Model", bound=NaViT)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier copy") from None
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -120,7 +109,7 @@ def from_pretrained(
         if isinstance(e, ConfigError):
             raise
         raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
-    return from_weights(kind, config, read(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
+    return from_weights(kind, config, read_file(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
 
 
 def from_timm(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
