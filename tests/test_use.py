@@ -283,7 +283,7 @@ def test_what_is_no_model_is_one_line(root: Path, capsys: pytest.CaptureFixture[
     assert "--tokens" in err
 
 
-def test_help_does_not_load_torch() -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = """
 import subprocess
 import sys
@@ -291,7 +291,7 @@ from navit_model.cli import main
 try:
     main(["embed", "--help"])
 finally:
-    print([name for name in ("torch", "matplotlib") if name in sys.modules])
+    print([name for name in ("torch", "matplotlib", "pyarrow") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from navit_loader import open_index
 from navit_loader.errors import ModelError
 from navit_loader.schema import require
 
@@ -137,6 +136,8 @@ def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple
 def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:
     """The model with the classifier that is asked for."""
     if args.zero_shot is not None:
+        from navit_loader import open_index
+
         names = open_index(args.index).classes
         if not names:
             raise ModelError(
