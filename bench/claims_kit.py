@@ -21,7 +21,7 @@ from navit_loader import build_index, open_index
 from navit_model.evaluate.classification import Score, evaluate
 from navit_model.train import checkpoint
 from navit_model.train.feed import open_loader
-from navit_model.train.log import Journal, read_log
+from navit_model.train.log import RunLog, read_log
 from navit_model.train.settings import RunConfig
 from navit_model.train.task import Row
 from navit_model.train.trainer import Trainer
@@ -246,8 +246,8 @@ class _Until(Trainer):
     goal: float | None = None
     limit = float("inf")
 
-    def _evaluate(self, journal: Journal) -> list[Row]:
-        rows = super()._evaluate(journal)
+    def _evaluate(self, log: RunLog) -> list[Row]:
+        rows = super()._evaluate(log)
         if self.goal is not None:
             best = max(row.accuracy for row in rows if isinstance(row, Score))
             hopeless = self.flops > self.limit * 2 / 3 and best < self.goal * 0.95

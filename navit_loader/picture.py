@@ -1,23 +1,66 @@
 """A picture of packed sequences: what the model is really fed.
 
-In: a `PackedBatch` in numpy. Out: an SVG text: each sequence as its row of patches, each image outlined in a colour of its
-own, and under it the same images put together again, with the dropped patches left blank. Hovering names the image.
-Apart from the report, since a notebook or a bug report can use it too.
+In: a `PackedBatch` in numpy. Out: each sequence as its row of patches, each image outlined in a colour of its own, and under
+it the same images put together again, with the dropped patches left blank: as SVG, where hovering names the image, or as
+pixels. Apart from the report and from `navit-loader preview`, which write it, since a notebook can show it too.
+
+`_pieces` says what is drawn and where; `packed_svg` and `packed_image` only write it down.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+from PIL import Image, ImageDraw
 
-from navit_loader.batch import OK, PackedBatch
+from .batch import OK, PackedBatch
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#dc2626", "#0891b2", "#65a30d")
-WIDTH, GAP = 1120, 14
+WIDTH, GAP, MARGIN, FONT = 1120, 14, 2, 12
+EMPTY = 232
+"""Grey of padding and of dropped patches."""
+SCALE = 2
+"""Pixels for each unit, where there are pixels."""
+
+
+class Box(NamedTuple):
+    """A rectangle in the units of the picture."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class Pixels(NamedTuple):
+    """An RGB picture stretched over a box."""
+
+    box: Box
+    rgb: npt.NDArray[np.uint8]
+
+
+class Outline(NamedTuple):
+    """The edge of an image or of a row of its patches."""
+
+    box: Box
+    colour: str
+    title: str
+
+
+class Words(NamedTuple):
+    """A line of text; `y` is its baseline."""
+
+    y: float
+    text: str
+
+
+Piece = Pixels | Outline | Words
 
 
 def packed_svg(batch: PackedBatch, classes: Sequence[str] = (), sequences: int = 2) -> str:
@@ -28,19 +71,62 @@ def packed_svg(batch: PackedBatch, classes: Sequence[str] = (), sequences: int =
         classes: names for the labels, shown on hover.
         sequences: how many to draw.
     """
-    parts: list[str] = []
-    top = 0.0
-    for b in range(min(sequences, batch.segment_ids.shape[0])):
-        drawn, height = _sequence(batch, b, classes)
-        parts.append(f'<g transform="translate(0 {top:.1f})">{drawn}</g>')
-        top += height + 2 * GAP
+    pieces, height = _pieces(batch, classes, sequences)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 0 {WIDTH + 4} {max(top - GAP, 1):.0f}" '
-        f'font-family="system-ui, sans-serif" font-size="12">{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{MARGIN} 0 {WIDTH + 2 * MARGIN} {height:.0f}" '
+        f'font-family="system-ui, sans-serif" font-size="{FONT}">{"".join(map(_svg, pieces))}</svg>'
     )
 
 
-def _sequence(batch: PackedBatch, b: int, classes: Sequence[str]) -> tuple[str, float]:
+def packed_image(batch: PackedBatch, sequences: int = 2) -> Image.Image:
+    """The same in pixels, `SCALE` of them for each unit."""
+    pieces, high = _pieces(batch, (), sequences)
+    sheet = Image.new("RGB", (SCALE * (WIDTH + 2 * MARGIN), math.ceil(SCALE * high)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for piece in pieces:
+        if isinstance(piece, Words):
+            pen.text((SCALE * MARGIN, SCALE * piece.y), piece.text, "black", anchor="ls", font_size=SCALE * FONT)
+            continue
+        x, y, width, height = piece.box
+        edges = (MARGIN + x, y, MARGIN + x + width, y + height)
+        left, top, right, bottom = (round(SCALE * edge) for edge in edges)
+        if isinstance(piece, Pixels):
+            size = (max(right - left, 1), max(bottom - top, 1))
+            sheet.paste(Image.fromarray(piece.rgb).resize(size, Image.Resampling.BOX), (left, top))
+        else:
+            pen.rectangle((left, top, right - 1, bottom - 1), outline=piece.colour, width=2 * SCALE)
+    return sheet
+
+
+def _svg(piece: Piece) -> str:
+    if isinstance(piece, Words):
+        return f'<text y="{piece.y:.1f}" fill="currentColor">{piece.text}</text>'
+    place = " ".join(f'{name}="{value:.1f}"' for name, value in piece.box._asdict().items())
+    if isinstance(piece, Outline):
+        return (
+            f'<rect {place} fill="transparent" stroke="{piece.colour}" stroke-width="2">'
+            f"<title>{piece.title}</title></rect>"
+        )
+    file = io.BytesIO()
+    Image.fromarray(piece.rgb).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<image {place} preserveAspectRatio="none" style="image-rendering:pixelated" '
+        f'href="data:image/png;base64,{data}"/>'
+    )
+
+
+def _pieces(batch: PackedBatch, classes: Sequence[str], sequences: int) -> tuple[list[Piece], float]:
+    """What is drawn, from back to front, and the height of it all."""
+    pieces: list[Piece] = []
+    top = 0.0
+    for b in range(min(sequences, batch.segment_ids.shape[0])):
+        top = _restored(batch, b, classes, pieces, _sequence(batch, b, classes, pieces, top) + GAP) + 2 * GAP
+    return pieces, max(top - GAP, 1)
+
+
+def _sequence(batch: PackedBatch, b: int, classes: Sequence[str], pieces: list[Piece], top: float) -> float:
+    """Draws a sequence below `top`, and gives its lower edge."""
     length, patch = batch.segment_ids.shape[1], batch.patch_size
     columns = min(length, 64)
     rows = -(-length // columns)
@@ -49,58 +135,45 @@ def _sequence(batch: PackedBatch, b: int, classes: Sequence[str]) -> tuple[str, 
     tokens[:length] = batch.patches[b].reshape(length, patch, patch, 3)
     ids = np.full(rows * columns, -1, np.int64)
     ids[:length] = batch.segment_ids[b]
-    tokens[ids < 0] = 232
+    tokens[ids < 0] = EMPTY
     strip = tokens.reshape(rows, columns, patch, patch, 3).swapaxes(1, 2).reshape(rows * patch, columns * patch, 3)
-    filled = int((ids >= 0).sum())
-    images = int((batch.status[b] == OK).sum())
-    svg = [
-        f'<text y="12" fill="currentColor">sequence {batch.sequence + b}: {images} images, {filled} of {length} slots</text>',
-        f'<g transform="translate(0 20)">{_image(strip, 0, 0, WIDTH, rows * cell)}',
-    ]
+    filled, images = int((ids >= 0).sum()), int((batch.status[b] == OK).sum())
+    pieces.append(Words(top + 12, f"sequence {batch.sequence + b}: {images} images, {filled} of {length} slots"))
+    top += 20
+    pieces.append(Pixels(Box(0, top, WIDTH, rows * cell), strip))
     for e in range(batch.status.shape[1]):
         slots = np.flatnonzero(ids == e)
         for r in np.unique(slots // columns):
             line = slots[slots // columns == r] % columns
-            x, w = line[0] * cell, len(line) * cell
-            svg.append(
-                f'<rect x="{x + 1:.1f}" y="{r * cell + 1:.1f}" width="{w - 2:.1f}" height="{cell - 2:.1f}" fill="none" '
-                f'stroke="{COLOURS[e % len(COLOURS)]}" stroke-width="2"><title>{_title(batch, b, e, classes)}</title></rect>'
-            )
-    svg.append("</g>")
-    images_svg, height = _restored(batch, b, ids[:length], classes)
-    offset = 20 + rows * cell + GAP
-    svg.append(f'<g transform="translate(0 {offset:.1f})">{images_svg}</g>')
-    return "".join(svg), offset + height
+            box = Box(line[0] * cell + 1, top + r * cell + 1, len(line) * cell - 2, cell - 2)
+            pieces.append(Outline(box, COLOURS[e % len(COLOURS)], _title(batch, b, e, classes)))
+    return top + float(rows * cell)
 
 
-def _restored(batch: PackedBatch, b: int, ids: np.ndarray, classes: Sequence[str]) -> tuple[str, float]:
-    """The images of one sequence, put together from their kept patches."""
+def _restored(batch: PackedBatch, b: int, classes: Sequence[str], pieces: list[Piece], top: float) -> float:
+    """Draws the images of a sequence below `top`, put together from their kept patches, and gives the lower edge."""
     patch = batch.patch_size
     present = [e for e in range(batch.status.shape[1]) if batch.status[b, e] == OK]
     if not present:
-        return "", 0.0
+        return top
     sides = np.array([batch.grids[b, e] for e in present], np.float64) * patch
     # One scale for all, so that sizes compare; two or three rows of pictures at most.
     scale = min(120 / sides[:, 0].max(), 2.4 * WIDTH / (sides[:, 1].sum() + 1), 6.0)
-    svg: list[str] = []
-    x = y = tallest = 0.0
+    x = tallest = 0.0
     for e in present:
         h, w = (int(v) for v in batch.grids[b, e])
-        canvas = np.full((h, w, patch, patch, 3), 232, np.uint8)
-        slots = np.flatnonzero((ids == e) & (batch.positions[b, :, 0] >= 0))
+        canvas = np.full((h, w, patch, patch, 3), EMPTY, np.uint8)
+        slots = np.flatnonzero((batch.segment_ids[b] == e) & (batch.positions[b, :, 0] >= 0))
         rows, columns = batch.positions[b, slots].T
         canvas[rows, columns] = batch.patches[b, slots].reshape(-1, patch, patch, 3)
         pixels = canvas.swapaxes(1, 2).reshape(h * patch, w * patch, 3)
         width, height = w * patch * scale, h * patch * scale
         if x and x + width > WIDTH:
-            x, y, tallest = 0.0, y + tallest + 8, 0.0
-        svg.append(
-            f'{_image(pixels, x, y, width, height)}<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
-            f'fill="transparent" stroke="{COLOURS[e % len(COLOURS)]}" stroke-width="2">'
-            f"<title>{_title(batch, b, e, classes)}</title></rect>"
-        )
+            x, top, tallest = 0.0, top + tallest + 8, 0.0
+        box = Box(x, top, width, height)
+        pieces += [Pixels(box, pixels), Outline(box, COLOURS[e % len(COLOURS)], _title(batch, b, e, classes))]
         x, tallest = x + width + 8, max(tallest, height)
-    return "".join(svg), y + tallest
+    return top + tallest
 
 
 def _title(batch: PackedBatch, b: int, e: int, classes: Sequence[str]) -> str:
@@ -110,16 +183,6 @@ def _title(batch: PackedBatch, b: int, e: int, classes: Sequence[str]) -> str:
     label = int(batch.labels[b, e, 0])
     name = f", class {_escape(classes[label])}" if 0 <= label < len(classes) else ""
     return f"image {int(batch.image_ids[b, e])}{name}: {height} × {width} px, grid {h} × {w}, {kept} of {h * w} tokens"
-
-
-def _image(pixels: np.ndarray, x: float, y: float, width: float, height: float) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
-    return (
-        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
-        f'style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>'
-    )
 
 
 def _escape(text: str) -> str:

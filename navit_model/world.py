@@ -150,8 +150,10 @@ class World:
 
     def lost(self, error: RuntimeError) -> bool:
         """Whether an error says that another rank is gone, or stayed away for longer than `TIMEOUT`."""
-        told = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
-        return self.size > 1 and (isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in told))
+        signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
+        return self.size > 1 and (
+            isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
+        )
 
     def leave(self) -> None:
         """Leaves the group; harmless for a run alone."""

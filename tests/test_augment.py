@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from navit_loader.batch import PackedBatch
-from navit_model.config import NaViTConfig
+from navit_model.config import NaViTConfig, TextConfig
 from navit_model.model.navit import NaViT
-from navit_model.model.text import TextConfig, TextTower, pack_captions
+from navit_model.model.text import TextTower, pack_captions
 from navit_model.train.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
 from navit_model.train.flops import batch_flops, text_flops
 

@@ -141,7 +141,7 @@ def test_a_student_of_another_base_size_starts_as_its_teacher(teacher: tuple[Pat
     """It says of the enlarged patches what the teacher says of the patches."""
     source = checkpoint.open_checkpoint(teacher[1]).model()
     student = NaViT(replace(source.config, patch_size=8, patch_sizes=(4, 8))).eval()
-    take_over(student, str(teacher[1]))
+    take_over(student, source, str(teacher[1]))
     layout = [[(3, 4), (2, 5)], [(5, 3)]]
     small = packed(layout, length=24, longest=24, images=2, floats=True).to("cpu")
     pixels = small.patches.unflatten(-1, (4, 4, 3)).flatten(0, 1).permute(0, 3, 1, 2)
@@ -151,7 +151,7 @@ def test_a_student_of_another_base_size_starts_as_its_teacher(teacher: tuple[Pat
         ok = small.status == OK
         assert (student(large)[ok] - source(small)[ok]).abs().max() < 1e-3
     with pytest.raises(ModelError, match=r"has model\.width = 32, the run says 16"):
-        take_over(NaViT(replace(source.config, width=16)), str(teacher[1]))
+        take_over(NaViT(replace(source.config, width=16)), source, str(teacher[1]))
 
 
 def test_bad_input_is_named(teacher: tuple[Path, Path], tmp_path: Path) -> None:

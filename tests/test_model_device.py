@@ -20,14 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
+from navit_model.config import ContrastiveConfig, TextConfig
 from navit_model.losses.classification import classification_loss
 from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 from navit_model.model.attention import _kernel, attention, choose, segments
 from navit_model.model.dense import rasters
 from navit_model.model.owl import OwlHead
 from navit_model.model.segmenter import Segmenter
-from navit_model.model.text import TextConfig
-from navit_model.model.towers import ContrastiveConfig, TwoTowers
+from navit_model.model.towers import TwoTowers
 
 from .packed import packed
 

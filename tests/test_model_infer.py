@@ -18,7 +18,7 @@ from packed import packed
 
 from navit_loader.errors import ModelError, PlanError
 from navit_model import NaViT, NaViTConfig
-from navit_model.model import infer
+from navit_model.use import images as lists
 from navit_model.use.export import export
 
 P = 8
@@ -75,7 +75,7 @@ def test_every_kind_of_image_at_its_own_size(net: NaViT, tmp_path: Path) -> None
 def test_portions_change_nothing(net: NaViT, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(SIZES * 3)
     whole = net.classify(images, 20)
-    monkeypatch.setattr(infer, "ROOM", 30)
+    monkeypatch.setattr(lists, "ROOM", 30)
     assert torch.allclose(net.classify(images, 20), whole, atol=1e-5)
 
 

@@ -20,10 +20,11 @@ from navit_loader import PackedLoader, build_index
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import NaViTConfig
 from navit_model.cli import main
+from navit_model.config import ContrastiveConfig, TextConfig
 from navit_model.evaluate.retrieval import AT, evaluate_retrieval, recalls
 from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
-from navit_model.model.text import TextConfig, pack_captions
-from navit_model.model.towers import ContrastiveConfig, TwoTowers, pairs
+from navit_model.model.text import pack_captions
+from navit_model.model.towers import TwoTowers, pairs
 from navit_model.train import checkpoint
 from navit_model.train.feed import open_loader
 from navit_model.train.log import read_log

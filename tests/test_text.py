@@ -14,8 +14,9 @@ from torch import Tensor
 
 from navit_loader.batch import ABSENT, FAILED, OK, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
+from navit_model.config import TextConfig
 from navit_model.model.attention import attention, choose, segments
-from navit_model.model.text import Captions, TextConfig, TextTower, pack_captions
+from navit_model.model.text import Captions, TextTower, pack_captions
 
 from .packed import packed
 

@@ -17,16 +17,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from navit_loader import PackedLoader, build_index
 from navit_loader.errors import ConfigError, ModelError
 from navit_loader.render.engine import Engine
+from navit_model import NaViT
 from navit_model.evaluate.classification import evaluate
 from navit_model.train import checkpoint
 from navit_model.train.feed import open_loader
 from navit_model.train.lock import hold
 from navit_model.train.log import read_log
+from navit_model.train.optim import adamw
 from navit_model.train.run import train
 from navit_model.train.schedule import learning_rate
 from navit_model.train.settings import RunConfig, TrainConfig
@@ -173,6 +176,38 @@ def test_a_damaged_checkpoint_is_named(index: str, tmp_path: Path) -> None:
         checkpoint.find(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["average", "optimizer"])
+def test_a_run_goes_on_only_with_everything_that_was_saved(index: str, tmp_path: Path, file: str) -> None:
+    """Neither an average nor moments that are missing, of another shape or of another model pass for others."""
+    run = config(index, tmp_path, steps=2)
+    train(run)
+    path = checkpoint.open_checkpoint(tmp_path).path / f"{file}.safetensors"
+    whole = load_file(path)
+    name = next(key for key, value in whole.items() if key.startswith("norm.weight") and value.ndim)
+    for changed, message in (
+        ({k: v for k, v in whole.items() if k.split("/")[0] != "norm.weight"}, "has no weight 'norm.weight"),
+        ({**whole, name: whole[name][:-1].clone()}, r"has shape \[15\]"),
+        ({**whole, f"other/{name}": whole[name].clone()}, f"a weight 'other/{name}'"),
+    ):
+        save_file(changed, path)
+        with pytest.raises(ModelError, match=message):
+            train(run, resume=True)
+    save_file(whole, path)
+    train(run, resume=True)
+
+
+def test_what_is_decayed(index: str, tmp_path: Path) -> None:
+    """Matrices of the body and of the classifier each at their rate, position tables among them; nothing else is."""
+    run = config(index, tmp_path, weight_decay=0.25, head_weight_decay=0.5)
+    net = NaViT(replace(run.model, classes=2, registers=1, pool="map"))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    rates = {names[id(p)]: g["weight_decay"] for g in adamw(net, run.train).param_groups for p in g["params"]}
+    assert rates.keys() == set(names.values())
+    for name, parameter in net.named_parameters():
+        assert rates[name] == (0.0 if parameter.ndim < 2 else 0.5 if name == "head.weight" else 0.25), name
+    assert {name.split(".")[0] for name, rate in rates.items() if rate == 0.25} >= {"positions", "prefix", "pool"}
+
+
 @given(
     kind=st.sampled_from(["cosine", "rsqrt", "constant"]),
     steps=st.integers(2, 400),
@@ -275,7 +310,7 @@ def test_data_that_a_task_cannot_learn_from_are_refused(index: str, tmp_path: Pa
     run = config(index, tmp_path / "run", steps=2)
     world = World.join("cpu")
     with open_loader(run, world) as loader:
-        task = Classification(run, loader.classes[:2], world)
+        task = Classification(run, loader.classes[:2], world, checkpoint.open_image_model)
         with pytest.raises(ModelError, match=r"image \d+ of index 0 has the label 2, but there are 2 classes"):
             list(map(task.check, loader))
     images = sorted((Path(index).parent / "images").rglob("*.png"))[:6]

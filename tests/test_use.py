@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from navit_loader import PackedLoader
+from navit_loader import PackedLoader, build_index, open_index
 from navit_loader.batch import OK
 from navit_loader.errors import ModelError
 from navit_model.cli import main
@@ -124,10 +124,10 @@ def test_embeddings_are_those_of_the_model_in_the_order_of_the_index(
         call(capsys, "embed", root / "run", index, "-o", tmp_path / name, "--tokens", 16)
     vectors = np.load(tmp_path / "e.npy")
     assert vectors.shape == (90, 16) and vectors.dtype == np.float32
-    usable = open_model(root / "run", CPU)
-    with PackedLoader(index, planned(usable, 16)) as loader:
+    opened = open_model(root / "run", CPU)
+    with PackedLoader(index, planned(opened, 16)) as loader:
         for batch in loader:
-            found = usable.embed(batch).numpy()
+            found = opened.embed(batch).numpy()
             for b, e in np.argwhere(batch.status == OK):
                 assert np.allclose(vectors[batch.image_ids[b, e]], found[b, e], atol=1e-5)
     frame = polars.read_ipc(tmp_path / "e.arrow")
@@ -143,7 +143,7 @@ def test_embedding_goes_on_where_it_was_and_refuses_the_work_of_another_model(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, output = str(root / "shapes.arrow"), tmp_path / "e.npy"
-    usable = open_model(root / "run", CPU)
+    opened = open_model(root / "run", CPU)
     monkeypatch.setattr(vectors, "SAVE_EVERY", 1)
     calls: list[int] = []
 
@@ -153,19 +153,19 @@ def test_embedding_goes_on_where_it_was_and_refuses_the_work_of_another_model(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        vectors.export(usable, index, output, tokens=16, progress=stop)
+        vectors.export(opened, index, output, tokens=16, progress=stop)
     assert not output.exists()
     again: list[int] = []
-    assert vectors.export(usable, index, output, tokens=16, progress=lambda done, total: again.append(done)) == 0
+    assert vectors.export(opened, index, output, tokens=16, progress=lambda done, total: again.append(done)) == 0
     assert again[0] > calls[-1]
     assert again[-1] == 90
     whole = tmp_path / "whole.npy"
-    vectors.export(usable, index, whole, tokens=16)
+    vectors.export(opened, index, whole, tokens=16)
     assert np.array_equal(np.load(output), np.load(whole))
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        vectors.export(usable, index, output, tokens=16, progress=stop)
-    NaViT(usable.model.config).save_pretrained(tmp_path / "other")
+        vectors.export(opened, index, output, tokens=16, progress=stop)
+    NaViT(opened.model.config).save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="was begun with model"):
         vectors.export(open_model(tmp_path / "other", CPU), index, output, tokens=16)
 
@@ -183,6 +183,30 @@ def test_prediction_names_classes_and_bad_files(root: Path, tmp_path: Path, caps
     assert all(abs(sum(r["classes"].values()) - 1) < 1e-4 for r in rows)
     lines = err.strip().splitlines()
     assert len(lines) == 2 and "no.png" in lines[0] and "gone.jpg" in lines[1]
+
+
+def test_prediction_sees_in_a_folder_what_an_index_sees(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    with Image.open(next((root / "images" / "class1").glob("*"))) as image:
+        for name, kind in (
+            ("a.jfif", "JPEG"),
+            ("b.JPE", "JPEG"),
+            ("c.ppm", "PPM"),
+            ("d.avif", "AVIF"),
+            ("e.txt", "PNG"),
+        ):
+            image.convert("RGB").save(images / name, kind)
+    build_index(images, tmp_path / "images.arrow")
+    out, _ = call(capsys, "predict", root / "run", images, "--tokens", 16, "--json")
+    seen = [Path(json.loads(line)["path"]).name for line in out.splitlines()]
+    assert seen == ["a.jfif", "b.JPE", "c.ppm", "d.avif"]
+    assert len(seen) == open_index(tmp_path / "images.arrow").num_rows
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    out, err = call(capsys, "predict", root / "run", tmp_path / "empty", status=1)
+    assert not out and err.count("\n") == 1 and f"'{tmp_path / 'empty'}': a folder without images" in err
 
 
 def test_a_saved_model_predicts_as_its_run_does(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +283,7 @@ def test_what_is_no_model_is_one_line(root: Path, capsys: pytest.CaptureFixture[
     assert "--tokens" in err
 
 
-def test_help_does_not_load_torch() -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = """
 import subprocess
 import sys
@@ -267,7 +291,15 @@ from navit_model.cli import main
 try:
     main(["embed", "--help"])
 finally:
-    print([name for name in ("torch", "matplotlib") if name in sys.modules])
+    print([name for name in ("torch", "matplotlib", "pyarrow") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_trainer_that_shards_nothing_does_not_load_fsdp() -> None:
+    code = (
+        "import sys, navit_model.train.run; print([n for n in sys.modules if n.startswith('torch.distributed.fsdp')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"

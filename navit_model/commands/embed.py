@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from ..use.vectors import export
     from ..world import World
 
-    usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)
+    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     with ProgressLine("embedding") as line:
         failed = export(
-            usable,
+            opened,
             args.index,
             args.output,
             tokens=args.tokens,

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from navit_loader import open_index
 from navit_loader.errors import ModelError
 from navit_loader.schema import require
 
 from . import add_model
 
 if TYPE_CHECKING:
-    from ..use.opened import Usable
+    from ..use.opened import OpenedModel
     from ..world import World
 
 
@@ -62,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
     require(not args.cascade or len(args.tokens or []) > 1, "--cascade", True, "given with two or more --tokens")
     world = World.join(args.device)
     try:
-        usable = open_model(args.model, world.device, raw=args.raw)
-        texts, found = (_pairs if args.retrieval else _labels)(args, usable, world)
+        opened = open_model(args.model, world.device, raw=args.raw)
+        texts, found = (_pairs if args.retrieval else _labels)(args, opened, world)
     finally:
         world.leave()
     if world.rank == 0:
         print("\n\n".join(texts))
         if args.json:
-            text = json.dumps({"checkpoint": str(usable.path), **found}, indent=1)
+            text = json.dumps({"checkpoint": str(opened.path), **found}, indent=1)
             args.json.write_text(text + "\n", encoding="utf-8")
         if args.plot:
             from ..evaluate.plot import accuracy_plot
@@ -78,34 +77,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _labels(args: argparse.Namespace, usable: Usable, world: World) -> tuple[list[str], dict[str, Any]]:
+def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Scores of a classifier, or of class names, at each patch size and budget."""
     from ..evaluate.cascade import cascade, curve_table
     from ..evaluate.classification import judge, score_table
 
     named = args.zero_shot is not None
-    usable = _classifier(usable, args)
-    assert usable.classifier is not None
-    loader = usable.run.loader
+    opened = _classifier(opened, args)
+    assert opened.classifier is not None
+    loader = opened.run.loader
     loader = replace(loader, plan=replace(loader.plan, text_tokens=0, max_text_tokens=0))
     scores, curves, texts = [], {}, []
-    for patch_size in args.patch_size or usable.patch_sizes:
-        answers = []
+    for patch_size in args.patch_size or opened.patch_sizes:
+        by_budget = []
         for tokens in args.tokens or [None]:
-            score, told = judge(
-                usable.classifier,
+            score, answers = judge(
+                opened.classifier,
                 args.index,
                 loader,
                 tokens=tokens,
                 patch_size=patch_size,
                 world=world,
-                sigmoid=usable.run.train.loss == "sigmoid" and not named,
-                classes=None if named else usable.classes,
+                sigmoid=opened.run.train.loss == "sigmoid" and not named,
+                classes=None if named else opened.classes,
             )
             scores.append(score)
-            answers.append((score.tokens, told))
+            by_budget.append((score.tokens, answers))
         if args.cascade:
-            rising = [told for _, told in sorted(answers, key=lambda pair: pair[0])]
+            rising = [answers for _, answers in sorted(by_budget, key=lambda pair: pair[0])]
             curve = cascade(rising)
             curves[str(patch_size)] = [point.to_dict() for point in curve]
             texts.append(f"patch {patch_size}, {curve_table(curve)}")
@@ -115,34 +114,36 @@ def _labels(args: argparse.Namespace, usable: Usable, world: World) -> tuple[lis
     return [score_table(scores), *texts], found
 
 
-def _pairs(args: argparse.Namespace, usable: Usable, world: World) -> tuple[list[str], dict[str, Any]]:
+def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Recall of a contrastive model at each patch size and budget."""
     from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
     from ..model.towers import TwoTowers
 
     for option, value in (("--cascade", args.cascade), ("--plot", args.plot)):
         require(not value, option, value, "left out with --retrieval")
-    if not isinstance(usable.module, TwoTowers):
-        raise ModelError(f"'{usable.path}' is no contrastive model (train.task = '{usable.run.train.task}')")
+    if not isinstance(opened.module, TwoTowers):
+        raise ModelError(f"'{opened.path}' is no contrastive model (train.task = '{opened.run.train.task}')")
     scores = [
         evaluate_retrieval(
-            usable.module, args.index, usable.run.loader, tokens=tokens, patch_size=patch_size, world=world
+            opened.module, args.index, opened.run.loader, tokens=tokens, patch_size=patch_size, world=world
         )
-        for patch_size in args.patch_size or usable.patch_sizes
+        for patch_size in args.patch_size or opened.patch_sizes
         for tokens in args.tokens or [None]
     ]
     return [retrieval_table(scores)], {"scores": [score.to_dict() for score in scores]}
 
 
-def _classifier(usable: Usable, args: argparse.Namespace) -> Usable:
+def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:
     """The model with the classifier that is asked for."""
     if args.zero_shot is not None:
+        from navit_loader import open_index
+
         names = open_index(args.index).classes
         if not names:
             raise ModelError(
                 f"'{args.index}' has no class names to tell the model; index a folder with one folder per class"
             )
-        return usable.told(names, args.zero_shot or ("{}",), args.tokenizer)
-    if usable.classifier is None:
-        raise ModelError(f"'{usable.path}' has no classifier; give --retrieval or --zero-shot for a contrastive model")
-    return usable
+        return opened.with_classes(names, args.zero_shot or ("{}",), args.tokenizer)
+    if opened.classifier is None:
+        raise ModelError(f"'{opened.path}' has no classifier; give --retrieval or --zero-shot for a contrastive model")
+    return opened

@@ -16,7 +16,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="the likeliest classes of image files",
-        description="Prints the likeliest classes of each file. Files that are no images are named on stderr, status 1.",
+        description="Prints the likeliest classes of each file. Files that are no images, and "
+        "folders that hold none, are named on stderr, status 1.",
     )
     add_model(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders to look through")
@@ -42,16 +43,16 @@ def run(args: argparse.Namespace) -> int:
     from ..world import World
 
     require(args.top >= 1, "--top", args.top, "at least 1")
-    usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)
+    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     if args.labels:
-        usable = usable.told(args.labels, args.template, args.tokenizer)
+        opened = opened.with_classes(args.labels, args.template, args.tokenizer)
     bad = 0
-    for answer in predict(usable, args.images, top=args.top, tokens=args.tokens, patch_size=args.patch_size):
-        if answer.error:
+    for prediction in predict(opened, args.images, top=args.top, tokens=args.tokens, patch_size=args.patch_size):
+        if prediction.error:
             bad += 1
-            print(f"navit-model predict: '{answer.path}': {answer.error}", file=sys.stderr)
+            print(f"navit-model predict: '{prediction.path}': {prediction.error}", file=sys.stderr)
         elif args.json:
-            print(json.dumps({"path": str(answer.path), "classes": dict(answer.classes)}))
+            print(json.dumps({"path": str(prediction.path), "classes": dict(prediction.classes)}))
         else:
-            print(f"{answer.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in answer.classes))
+            print(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes))
     return 1 if bad else 0

@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
     require(all(k >= 1 for k in args.shots), "--shots", args.shots, "at least 1")
     require(args.draws >= 1, "--draws", args.draws, "at least 1")
-    usable = open_model(args.model, World.alone(args.device).device, raw=args.raw)
+    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     found = []
     for shots in args.shots:
         shot = probe(
-            usable,
+            opened,
             args.train,
             args.test,
             shots=shots,
@@ -59,6 +59,6 @@ def run(args: argparse.Namespace) -> int:
         print(shot, flush=True)
         found.append(shot.to_dict())
     if args.json:
-        text = json.dumps({"checkpoint": str(usable.path), "probes": found}, indent=1)
+        text = json.dumps({"checkpoint": str(opened.path), "probes": found}, indent=1)
         args.json.write_text(text + "\n", encoding="utf-8")
     return 0

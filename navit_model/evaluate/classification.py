@@ -157,7 +157,7 @@ def judge(
     slots = filled = 0
     rows = open_index(index).num_rows
     # for each image: probability, right, tokens, labelled
-    told = torch.zeros(4, rows, device=device)
+    answers = torch.zeros(4, rows, device=device)
     with PackedLoader(index, plan, rank=world.rank, world_size=world.size) as loader:
         if classes is not None and list(loader.classes) != list(classes):
             raise ModelError(
@@ -179,13 +179,13 @@ def judge(
             there = (status == FAILED) | ok
             row = torch.from_numpy(batch.image_ids).to(device)[there]
             took = members(torch.from_numpy(batch.segment_ids).to(device), status.shape[1], torch.float32).sum(-1)
-            told[:, row] = torch.stack([chance * ok, right.float(), took, (label >= 0).float()])[:, there]
+            answers[:, row] = torch.stack([chance * ok, right.float(), took, (label >= 0).float()])[:, there]
             slots += batch.segment_ids.size
             filled += batch.num_tokens
         seconds = time.perf_counter() - start
     world.meet()
     counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
-    for value in (totals, bins, counts, told):
+    for value in (totals, bins, counts, answers):
         world.sum(value)
     right_n, ok_n, failed_n, seen_n = totals.tolist()
     if ok_n + failed_n == 0:
@@ -205,7 +205,7 @@ def judge(
         padding=1.0 - float(counts[1] / counts[0]),
         outside=tokens is not None and not low <= tokens <= high,
     )
-    return score, Answers(*told.cpu())
+    return score, Answers(*answers.cpu())
 
 
 def score_table(scores: Sequence[Score]) -> str:

@@ -35,8 +35,8 @@ def classification_loss(
         The sum over images with status `OK` and a label, and their number; both scalars on the device.
 
     Raises:
-        ModelError: a label beyond the classes, where the batch lies on the host; `ClassificationTask` looks at every batch
-            there, before it goes to a device.
+        ModelError: a label beyond the classes, where the batch lies on the host; `Classification.check` looks at every
+            batch there, before it goes to a device.
     """
     classes = logits.shape[-1]
     on_host = batch.labels.device.type == "cpu" and not torch.compiler.is_compiling()

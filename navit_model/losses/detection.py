@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from torch import Tensor
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ModelError
 
-from ..model.owl import Proposals
+if TYPE_CHECKING:
+    from ..model.owl import Proposals
 
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss: the share of what is there, and how much less counts what is known already."""

@@ -75,5 +75,23 @@ def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
         )
 
 
+def check_place(batch: PackedBatch | View, device: torch.device) -> None:
+    """Refuses what is no batch with tensors, or lies elsewhere than the model, on `device`.
+
+    Raises:
+        ModelError: says what it is, or where it lies.
+    """
+    patches = getattr(batch, "patches", None)
+    if not isinstance(patches, torch.Tensor):
+        name = type(batch).__name__
+        found = f"a {name}" if patches is None else f"one with {type(patches).__name__}s"
+        raise ModelError(
+            f"a model takes a PackedBatch with tensors, not {found}; batch.to(device) moves one there, "
+            "pack_images() makes one of images, and classify() takes images themselves"
+        )
+    if patches.device != device:
+        raise ModelError(f"the batch lies on {patches.device}, the model on {device}; move one of them with .to()")
+
+
 def _on_host(array: object) -> bool:
     return not isinstance(array, torch.Tensor) or array.device.type == "cpu"

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,18 +23,19 @@ from navit_loader.batch import PackedBatch, View
 from navit_loader.errors import ModelError
 
 from ..config import NaViTConfig
-from ..weights.saved import Saved
 from .attention import Backend, check_traceable, choose_for, number_of, segments
-from .check import check_batch
+from .check import check_batch, check_place
 from .embed import PatchEmbedding
 from .encoder import Context, blocks, norm
-from .infer import Inference
 from .pool import AttentionPooling, pick_prefix, pool_mean
 from .positions import Positions, Rotation
 
 
-class NaViT(Inference, Saved):
-    """Patch embedding, positions, an encoder over segments, pooling, a classifier."""
+class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"]):
+    """Patch embedding, positions, an encoder over segments, pooling, a classifier.
+
+    `save_pretrained` and `push_to_hub` come from the hub's mixin.
+    """
 
     def __init__(self, config: NaViTConfig) -> None:
         """Makes a model with fresh weights.
@@ -186,17 +189,9 @@ class NaViT(Inference, Saved):
 
     def check(self, batch: PackedBatch | View) -> None:
         """Refuses a batch or backend that the model does not take, before any kernel; `forward` calls it itself."""
-        if not isinstance(getattr(batch, "patches", None), Tensor):
-            raise ModelError(
-                f"a model takes a PackedBatch with tensors, not {_kind(batch)}; batch.to(device) moves one there, "
-                "pack_images() makes one of images, and classify() takes images themselves"
-            )
-        check_batch(self.config, batch)
         weight = self.patch_embed.proj.weight
-        if batch.patches.device != weight.device:
-            raise ModelError(
-                f"the batch lies on {batch.patches.device}, the model on {weight.device}; move one of them with .to()"
-            )
+        check_place(batch, weight.device)
+        check_batch(self.config, batch)
         self._backend(weight)
 
     def _backend(self, x: Tensor) -> Backend:
@@ -223,11 +218,6 @@ class NaViT(Inference, Saved):
         self.head = _classifier(self.config).to(like.device, like.dtype)
         if self.distill_head is not None:
             self.distill_head = _classifier(self.config).to(like.device, like.dtype)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that recipes leave undecayed: biases, scales, queries, prefix and position tables."""
-        tables = ("positions.", "prefix", "pool.query")
-        return {name for name, p in self.named_parameters() if p.ndim < 2 or name.startswith(tables)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether to recompute each block in the backward pass."""
@@ -259,10 +249,54 @@ class NaViT(Inference, Saved):
             # Bound anew, so that a copy of the model runs its own weights.
             setattr(part, name, MethodType(compiled[plain], part))
 
+    # Doors to the rooms above, `use` and `weights`: those rooms import this one, so they are imported when a door is opened;
+    # and so a model is built and run where the packer is missing.
 
-def _kind(batch: object) -> str:
-    name = type(batch).__name__
-    return f"one with {type(batch.patches).__name__}s" if hasattr(batch, "patches") else f"a {name}"
+    def classify(
+        self,
+        images: Sequence[Any],
+        tokens: int | Sequence[int] | None = None,
+        normalized: bool = False,
+        *,
+        sure: float = 0.9,
+        sigmoid: bool = False,
+    ) -> Tensor:
+        """Logits of images of any size, f32 `[N, classes]`; see `navit_model.use.images.classify`."""
+        from ..use.images import classify
+
+        return classify(self, images, tokens, normalized, sure=sure, sigmoid=sigmoid)
+
+    def embed(self, images: Sequence[Any], tokens: int | None = None, normalized: bool = False) -> Tensor:
+        """Pooled features of images of any size, f32 `[N, D]`; see `navit_model.use.images.embed`."""
+        from ..use.images import embed
+
+        return embed(self, images, tokens, normalized)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:  # type: ignore[override]
+        """A saved model, from a folder or the hub; see `navit_model.weights.saved.from_pretrained`."""
+        from ..weights.saved import from_pretrained
+
+        return from_pretrained(cls, path, **options)
+
+    @classmethod
+    def from_timm(cls, model: nn.Module, **changes: Any) -> Self:
+        """A model with the outputs of one of timm's; see `navit_model.weights.saved.from_timm`."""
+        from ..weights.saved import from_timm
+
+        return from_timm(cls, model, **changes)
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module, **changes: Any) -> Self:
+        """A model with the outputs of one of transformers'; see `navit_model.weights.saved.from_transformers`."""
+        from ..weights.saved import from_transformers
+
+        return from_transformers(cls, model, **changes)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from ..weights.saved import save
+
+        save(self, save_directory)
 
 
 def _classifier(config: NaViTConfig) -> nn.Module:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,60 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from navit_loader.batch import ABSENT, PackedBatch
 from navit_loader.errors import ModelError
-from navit_loader.schema import check_types, require
 
+from ..config import TextConfig
 from .attention import choose_for, number_of, segments
 from .encoder import Context, blocks, norm
 from .pool import AttentionPooling, members
-
-
-@dataclass(frozen=True, slots=True)
-class TextConfig:
-    """The shape of a text tower, section `[text]` of a configuration; what it shares with `NaViTConfig` means the same.
-
-    Attributes:
-        vocabulary: token ids are below this; 0 takes the index's.
-        tokenizer: what names the tokenizer in the index; empty takes the index's.
-        max_tokens: rows of the position table: tokens of a caption at most (NaViT: 24 of a 32 k vocabulary; bytes need
-            more); 0 takes the plan's.
-        causal: each token sees those before it alone (CLIP, arXiv 2103.00020, section 2.4); else all of its caption (LiT,
-            SigLIP).
-        pool: the `last` token (CLIP, LiT, SigLIP), or attention pooling, `map`.
-    """
-
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp_ratio: float = 4.0
-    vocabulary: int = 0
-    tokenizer: str = ""
-    max_tokens: int = 0
-    causal: bool = False
-    pool: Literal["last", "map"] = "last"
-    qk_norm: bool = True
-    qkv_bias: bool = False
-    norm_bias: bool = False
-    out_bias: bool = True
-    mlp_bias: bool = True
-    norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-    layer_scale: float = 0.0
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    checkpointing: bool = False
-    attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn"] = "auto"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for key in ("width", "depth", "heads"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
-        require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "above 0")
-        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        for key in ("vocabulary", "max_tokens", "layer_scale"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
-        for key in ("drop_path", "dropout"):
-            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)

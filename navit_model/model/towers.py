@@ -9,7 +9,7 @@ Shapes: B sequences · E images of a sequence · D joint width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,39 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from navit_loader.batch import OK, PackedBatch
-from navit_loader.schema import check_types, require
 
-from ..config import NaViTConfig
+from ..config import ContrastiveConfig, NaViTConfig, TextConfig
 from .navit import NaViT
-from .text import Captions, TextConfig, TextTower
+from .text import Captions, TextTower
 
 LARGEST_SCALE = 100.0
 """Of the softmax loss; more is not stable (CLIP, arXiv 2103.00020, section 2.5)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContrastiveConfig:
-    """What joins the two towers, section `[contrastive]` of a configuration.
-
-    Attributes:
-        width: of the joint embedding, D.
-        image_from: a run's folder or checkpoint whose image model the image tower starts from; empty starts afresh.
-        locked: leave that image tower as it is: only its projection and the text learn (LiT, arXiv 2111.07991).
-    """
-
-    width: int = 512
-    image_from: str = ""
-    locked: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.width >= 1, "width", self.width, "at least 1")
-        require(
-            bool(self.image_from) or not self.locked,
-            "locked",
-            self.locked,
-            "possible with contrastive.image_from alone",
-        )
 
 
 class TwoTowers(nn.Module):

@@ -1,7 +1,7 @@
-"""Where a run starts that does not start afresh: the weights of a checkpoint, put into the run's own model.
+"""Where a run starts that does not start afresh: the weights of another run's model, put into the run's own.
 
-In: a fresh model and a checkpoint's path. Out: the same model with those weights, or the difference by name. Apart from the
-tasks, which call it, and from `checkpoint`, which knows nothing of runs that begin.
+In: a fresh model and a trained one. Out: the fresh one with those weights, or the difference by name. Apart from the tasks,
+which call it, and from `checkpoint`, which knows nothing of runs that begin.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from dataclasses import fields
 from navit_loader.errors import ModelError
 
 from ..model.navit import NaViT
-from .checkpoint import open_checkpoint
 
 
-def take_over(model: NaViT, path: str) -> None:
-    """Gives a model the weights of the image model at `path`, the classifier only where it has the same classes.
+def take_over(model: NaViT, source: NaViT, path: str) -> None:
+    """Gives a model the weights of `source`, opened at `path`; the classifier only where it has the same classes.
 
     A patch embedding of another base size is resized, as FlexiViT's student gets its teacher's (arXiv 2212.08013);
     all else must have the same shape.
 
     Raises:
-        ModelError: there is no checkpoint, or it is of another shape; names the difference.
+        ModelError: it is of another shape; names the difference.
     """
-    saved = open_checkpoint(path)
-    source = saved.model()
     ours, theirs = model.config, source.config
     free = (
         "patch_size",
@@ -40,7 +37,7 @@ def take_over(model: NaViT, path: str) -> None:
         mine, other = getattr(ours, field.name), getattr(theirs, field.name)
         if field.name not in free and mine != other:
             raise ModelError(
-                f"'{saved.path}' has model.{field.name} = {other!r}, the run says {mine!r}; "
+                f"'{path}' has model.{field.name} = {other!r}, the run says {mine!r}; "
                 "a model that starts from it needs the same value"
             )
     weights = source.state_dict()

@@ -26,7 +26,7 @@ from ..weights.saved import check_fit
 from .optim import Average
 from .settings import RunConfig
 from .shard import copy, like, whole
-from .task import task_of
+from .tasks import task_of
 
 VERSION = 2
 
@@ -88,20 +88,32 @@ class Checkpoint:
             if not tensors.exists(self.path, "average"):
                 raise ModelError(f"'{self.path}' was saved without an average; set train.ema = 0, or start another run")
             saved = self.read("average")
+            check_fit(average.weights, saved, f"the average of '{self.path}'")
             for key, value in average.weights.items():
                 copy(value, saved[key])
             average.updates = self.state["average_updates"]
         moments = self.read("optimizer")
-        names = {id(p): n for n, p in module.named_parameters()}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                prefix = names[id(parameter)] + "/"
-                state = {k.removeprefix(prefix): v for k, v in moments.items() if k.startswith(prefix)}
-                # The moments live like their parameter; the count of steps is a plain scalar.
-                optimizer.state[parameter] = {
-                    k: like(parameter, v) if v.shape == parameter.shape else v.to(parameter.device)
-                    for k, v in state.items()
-                }
+        parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        # Where it was not noted, what has no moments is taken for what had none.
+        noted = self.state.get("unmoved", parameters.keys() - _owners(moments))
+        wanted = {
+            f"{name}/{key}": torch.zeros(()) if key == "step" else parameter
+            for name, parameter in parameters.items()
+            if name not in noted
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        check_fit(wanted, moments, f"the optimiser of '{self.path}'")
+        for place, value in moments.items():
+            name, _, key = place.rpartition("/")
+            parameter = parameters[name]
+            # The moments live like their parameter; the count of steps is a plain scalar.
+            moved = value.to(parameter.device) if key == "step" else like(parameter, value)
+            optimizer.state[parameter][key] = moved
+
+
+def _owners(moments: dict[str, Tensor]) -> set[str]:
+    """Names of the parameters that have moments."""
+    return {place.rpartition("/")[0] for place in moments}
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -142,6 +154,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if found is None:
         raise ModelError(f"no checkpoint at '{path}'; give a run's folder or one of its checkpoints/step-* folders")
     return found
+
+
+def open_image_model(path: str) -> tuple[NaViT, list[str]]:
+    """An `OpenImageModel` (`task.py`): what tasks open other runs with.
+
+    Raises:
+        ModelError: there is no checkpoint at `path`, or it is damaged.
+    """
+    saved = open_checkpoint(path)
+    return saved.model(), saved.classes
 
 
 Files = dict[str, dict[str, Tensor]]
@@ -192,7 +214,9 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
     folder = out / "checkpoints"
     target = folder / f"step-{step:08d}"
     draft = folder / f".writing-{step:08d}"
-    state = {**state, "version": VERSION, "step": step}
+    # Weights that no gradient has reached, such as those of a frozen tower: that others have no moments is an error.
+    unmoved = sorted(files["model"].keys() - _owners(files.get("optimizer", {})))
+    state = {**state, "version": VERSION, "step": step, "unmoved": unmoved}
     try:
         for old in folder.glob(".writing-*"):
             # Of a run that was killed while saving.

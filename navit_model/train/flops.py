@@ -13,8 +13,8 @@ from torch import Tensor
 
 from navit_loader.batch import PackedBatch, View
 
-from ..config import NaViTConfig
-from ..model.text import Captions, TextConfig
+from ..config import NaViTConfig, TextConfig
+from ..model.text import Captions
 
 N = TypeVar("N", float, Tensor)
 

@@ -34,7 +34,7 @@ def read_log(out: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-class Journal:
+class RunLog:
     """The voice of one run; silent on every rank but the first.
 
     Args:

@@ -18,7 +18,8 @@ HEAD = "head"
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over three groups: matrices of the body, matrices of the head, and all that is no matrix, undecayed.
 
-    Scales of norms, biases and lone vectors are not decayed; position tables and the patch embedding are matrices and are.
+    Scales of norms, biases and lone vectors are not decayed. Position tables, prefix tokens, queries of pooling and the
+    patch embedding are matrices and are.
     """
     body: list[Tensor] = []
     head: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What a training run is told: `[train]`, and the whole TOML file with `key=value` changes from the command line.
+"""The settings of a run: `[train]`, and the whole TOML file with `key=value` changes from the command line.
 
 In: a TOML file and overrides such as `train.steps=500`. Out: a frozen `RunConfig`. Apart from the loop, so that
 evaluation, reports and checkpoints read the same words. Every key is checked where it is read, in the loader's own words.
@@ -16,10 +16,8 @@ from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, parse, read_toml, require
 
-from ..config import NaViTConfig
+from ..config import ContrastiveConfig, NaViTConfig, TextConfig
 from ..losses.distillation import DistillationConfig
-from ..model.text import TextConfig
-from ..model.towers import ContrastiveConfig
 from .augment import AugmentConfig
 
 

@@ -1,15 +1,15 @@
 """What a run learns: the seam between the trainer and a task.
 
 In: a `RunConfig` and a loader. Out: a `Task`: the module to train, the sum of the losses of a batch, and what evaluation
-reports. A task is one file of `tasks/`, named in `TASKS` and in `TrainConfig.task`. The trainer knows nothing of labels,
-captions or teachers; a task knows nothing of steps, ranks' gradients, averages or checkpoints.
+reports. A task is one file of `tasks/`, named in `TASKS` there and in `TrainConfig.task`. The trainer knows nothing of
+labels, captions or teachers; a task knows nothing of steps, ranks' gradients, averages or checkpoints: another run's model
+it asks for by `OpenImageModel`.
 """
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from ..world import World
 from .feed import Loader
 from .flops import batch_flops
 from .settings import RunConfig
+
+OpenImageModel = Callable[[str], tuple[NaViT, list[str]]]
+"""A run's folder or checkpoint → its image model, in evaluation mode on the CPU, and the names of its classes."""
 
 
 class Row(Protocol):
@@ -42,9 +45,10 @@ class Task(ABC):
         run: the configuration, as `prepare` left it.
         classes: names of the classes, in the order of the logits; empty where the index has none.
         world: the ranks. What a task keeps beside the module, such as a frozen teacher, lives on `world.device`.
+        open_image_model: for such a teacher.
     """
 
-    def __init__(self, run: RunConfig, classes: Sequence[str], world: World) -> None:
+    def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_image_model: OpenImageModel) -> None:
         self.run, self.classes, self.world = run, list(classes), world
 
     @classmethod
@@ -62,7 +66,7 @@ class Task(ABC):
         """The module with fresh weights: all that is trained, averaged and saved. Its `forward` takes a batch."""
 
     @classmethod  # noqa: B027 - most runs start afresh
-    def begin(cls, run: RunConfig, module: nn.Module) -> None:
+    def begin(cls, run: RunConfig, module: nn.Module, open_image_model: OpenImageModel) -> None:
         """Puts the weights that a run starts from into `build`'s module; not called where a run goes on.
 
         Raises:
@@ -114,14 +118,3 @@ class Task(ABC):
     @abstractmethod
     def table(self, rows: Sequence[Any]) -> str:
         """The rows of `evaluate` as lines of text."""
-
-
-TASKS = {"classification": "Classification", "contrastive": "Contrastive", "distillation": "Distillation"}
-"""Class of each task, in the module of the task's name."""
-
-
-def task_of(run: RunConfig) -> type[Task]:
-    """The class of the run's task."""
-    module = importlib.import_module(f".tasks.{run.train.task}", __package__)
-    found: type[Task] = getattr(module, TASKS[run.train.task])
-    return found

@@ -29,14 +29,15 @@ from . import checkpoint, report
 from .augment import augment
 from .feed import Feed, Loader
 from .flops import peak_tflops
-from .log import Journal
+from .log import RunLog
 from .meter import Meter
 from .optim import Average, adamw
 from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
 from .stop import Signals
-from .task import Row, task_of
+from .task import Row
+from .tasks import task_of
 
 FIXED = ("task", "steps", "loss", "learning_rate", "schedule", "warmup", "cooldown", "seed")
 """Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
@@ -70,10 +71,10 @@ class Trainer:
         self.run_config = run = kind.prepare(run, loader)
         self.out = Path(run.train.out)
         torch.manual_seed(run.train.seed)
-        self.task = kind(run, self.classes, world)
+        self.task = kind(run, self.classes, world, checkpoint.open_image_model)
         self.module = kind.build(run).to(world.device)
         if start is None:
-            kind.begin(run, self.module)
+            kind.begin(run, self.module, checkpoint.open_image_model)
             if begin is not None:
                 image_model = kind.image_model(self.module)
                 if begin.config.classes != image_model.config.classes:
@@ -134,35 +135,35 @@ class Trainer:
     def run(self) -> list[Row]:
         """Runs to the last step; see `train`."""
         config = self.run_config.train
-        journal = Journal(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
+        log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         if self.step:
-            journal.say(f"going on from step {self.step} of '{self.out}'")
+            log.say(f"going on from step {self.step} of '{self.out}'")
         if config.decode != "cpu":
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.loader.measured.items())
-            journal.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
+            log.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
         scores: list[Row] = []
         feed = Feed(self.loader, self.world.device, self.task.check)
         try:
             with Signals(self._stop):
-                self._steps(feed, journal, scores)
+                self._steps(feed, log, scores)
             if self.step < config.steps:
-                journal.say(f"stopped at step {self.step}; go on with --resume")
+                log.say(f"stopped at step {self.step}; go on with --resume")
                 raise KeyboardInterrupt
             if scores:
-                journal.say(self.task.table(scores))
+                log.say(self.task.table(scores))
             if self.world.rank == 0:
-                journal.say(f"report: {report.write(self.out)}")
+                log.say(f"report: {report.write(self.out)}")
         finally:
             feed.close()
-            journal.close()
+            log.close()
         return scores
 
-    def _steps(self, feed: Feed, journal: Journal, scores: list[Row]) -> None:
+    def _steps(self, feed: Feed, log: RunLog, scores: list[Row]) -> None:
         config = self.run_config.train
         meter = Meter(self.world.device)
         saved = self.step
         if self.step == config.steps:
-            scores[:] = self._evaluate(journal)
+            scores[:] = self._evaluate(log)
         stopping = False
         while self.step < config.steps and not stopping:
             feed.waited = 0.0
@@ -175,19 +176,19 @@ class Trainer:
             last = self.step == config.steps
             stopping = self._stopping()
             if self.step % config.log_every == 0 or last or stopping:
-                self._report(meter, journal, feed)
+                self._report(meter, log, feed)
                 meter = Meter(self.world.device)
             due = config.checkpoint_every and self.step % config.checkpoint_every == 0
             if due or last or stopping:
                 # A checkpoint is saved only after its loss was found finite.
                 if meter.seen:
-                    self._report(meter, journal, feed)
+                    self._report(meter, log, feed)
                     meter = Meter(self.world.device)
                 if self.step != saved:
                     self._save(feed)
                     saved = self.step
             if last or (config.eval_every and self.step % config.eval_every == 0):
-                scores[:] = self._evaluate(journal)
+                scores[:] = self._evaluate(log)
                 meter.start = time.perf_counter()
 
     def _one(self, group: Sequence[PackedBatch], meter: Meter) -> None:
@@ -241,12 +242,12 @@ class Trainer:
             outputs = self.forward(batch)
         return self.task.loss(outputs, batch)
 
-    def _report(self, meter: Meter, journal: Journal, feed: Feed) -> None:
+    def _report(self, meter: Meter, log: RunLog, feed: Feed) -> None:
         values = meter.read(self.world)
         if meter.bad_step is not None:
             mine = torch.tensor(meter.identities[meter.bad_step], device=self.world.device)
             which = sorted(tuple(pair) for pair in self.world.gather(mine).tolist())
-            journal.write("not_finite", meter.bad_step + 1, batches=which)
+            log.write("not_finite", meter.bad_step + 1, batches=which)
             raise ModelError(
                 f"the loss of step {meter.bad_step + 1} is not finite; its batches (epoch, first sequence) {which} are "
                 f"named in '{self.out / 'log.jsonl'}', and 'navit-loader preview INDEX CONFIG --epoch E --first S "
@@ -262,7 +263,7 @@ class Trainer:
             values["mfu"] = values["tflops"] / peak
         state = feed.state_dict()
         seen = {"images_seen": self.images, "tokens_seen": self.tokens, "flops_seen": self.flops}
-        journal.progress(self.step, epoch=state["epoch"], **seen, **values)
+        log.progress(self.step, epoch=state["epoch"], **seen, **values)
 
     def _save(self, feed: Feed) -> None:
         first = self.world.rank == 0
@@ -281,7 +282,7 @@ class Trainer:
             checkpoint.save(self.out, self.step, files, state, keep)
         self.world.meet()
 
-    def _evaluate(self, journal: Journal) -> list[Row]:
+    def _evaluate(self, log: RunLog) -> list[Row]:
         """Scores of the averaged weights; of the module's own where no average is kept."""
         weights = self.average.weights if self.average is not None else self.module.state_dict()
         # A copy: neither the mode nor the place of what is trained changes.
@@ -289,8 +290,8 @@ class Trainer:
         module.load_state_dict({name: whole(value) for name, value in weights.items()})
         rows = self.task.evaluate(module.eval())
         for row in rows:
-            journal.write("eval", self.step, **row.to_dict())
-            journal.say(f"step {self.step}: {row}")
+            log.write("eval", self.step, **row.to_dict())
+            log.say(f"step {self.step}: {row}")
         return rows
 
 

@@ -16,7 +16,7 @@ from ..model.attention import choose
 from ..model.navit import NaViT
 
 
-class Packed(nn.Module):
+class FromTensors(nn.Module):
     """A model over the array fields of a `View`, its host values fixed."""
 
     def __init__(self, model: NaViT, like: PackedBatch | View) -> None:
@@ -50,4 +50,4 @@ def export(model: NaViT, batch: PackedBatch | View) -> torch.export.ExportedProg
     if choose(model.config.attention, batch.patches.device) == "segments":
         raise ModelError("attention = 'segments' cannot be exported; set attention = 'dense' to export on a CPU")
     tensors = (batch.patches, batch.positions, batch.segment_ids, batch.cu_seqlens, batch.grids)
-    return torch.export.export(Packed(model, batch), tensors)
+    return torch.export.export(FromTensors(model, batch), tensors)

@@ -19,6 +19,7 @@ from navit_loader.errors import ModelError, said
 from ..model.check import TABLES
 from ..model.navit import NaViT
 from ..train.settings import RunConfig, read_changed
+from ..weights.saved import from_weights
 from .opened import open_model
 
 
@@ -63,7 +64,7 @@ def load(weights: str, changes: dict[str, Any]) -> NaViT:
     if colon and kind == "transformers":
         return NaViT.from_transformers(_from_transformers(name), **changes)
     model = open_model(weights, torch.device("cpu")).model
-    return NaViT.from_weights(model.config, model.state_dict(), f"'{weights}'", dict(changes))
+    return from_weights(NaViT, model.config, model.state_dict(), f"'{weights}'", dict(changes))
 
 
 def _from_timm(name: str) -> nn.Module:

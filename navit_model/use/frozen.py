@@ -17,11 +17,11 @@ from navit_loader import PackedLoader
 from navit_loader.batch import FAILED, OK
 from navit_loader.config import LoaderConfig
 
-from .opened import Usable
+from .opened import OpenedModel
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Features:
     """The images of one batch.
 
     Attributes:
@@ -37,20 +37,24 @@ class Found:
     state: dict[str, Any]
 
 
-def planned(usable: Usable, tokens: int | None = None, patch_size: int | None = None, rows: str = "") -> LoaderConfig:
+def planned(
+    opened: OpenedModel, tokens: int | None = None, patch_size: int | None = None, rows: str = ""
+) -> LoaderConfig:
     """How the images are seen: nothing random, at the most patches that fit `tokens`; `rows` filters the index."""
-    config = usable.run.loader.for_evaluation(max_tokens=tokens, patch_size=patch_size)
+    config = opened.run.loader.for_evaluation(max_tokens=tokens, patch_size=patch_size)
     return replace(config, plan=replace(config.plan, filter=rows, text_tokens=0, max_text_tokens=0))
 
 
-def features(usable: Usable, index: str, config: LoaderConfig, state: dict[str, Any] | None = None) -> Iterator[Found]:
+def features(
+    opened: OpenedModel, index: str, config: LoaderConfig, state: dict[str, Any] | None = None
+) -> Iterator[Features]:
     """Vectors of an index's images.
 
     Args:
-        usable: the model.
+        opened: the model.
         index: path of an index.
         config: from `planned`.
-        state: of an earlier `Found`, to go on behind it.
+        state: of an earlier `Features`, to go on behind it.
 
     Raises:
         IndexFileError: the index cannot be used.
@@ -63,7 +67,7 @@ def features(usable: Usable, index: str, config: LoaderConfig, state: dict[str, 
                 return
         for batch in loader:
             there = (batch.status == OK) | (batch.status == FAILED)
-            vectors = usable.embed(batch).cpu().numpy()
+            vectors = opened.embed(batch).cpu().numpy()
             vectors[batch.status != OK] = np.nan
             labels = batch.labels[..., 0] if batch.labels.shape[-1] else np.full(there.shape, -1, np.int64)
-            yield Found(batch.image_ids[there], vectors[there], labels[there], loader.state_dict())
+            yield Features(batch.image_ids[there], vectors[there], labels[there], loader.state_dict())

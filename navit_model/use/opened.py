@@ -23,14 +23,14 @@ from ..model.navit import NaViT
 from ..model.towers import TwoTowers
 from ..train.checkpoint import find, open_checkpoint
 from ..train.settings import RunConfig
-from ..train.task import task_of
+from ..train.tasks import task_of
 from ..weights.saved import CONFIG
 from ..world import halved
 from .zero_shot import ZeroShot
 
 
 @dataclass(frozen=True, slots=True)
-class Usable:
+class OpenedModel:
     """A model ready for use.
 
     Attributes:
@@ -81,7 +81,7 @@ class Usable:
         sigmoid = self.run.train.loss == "sigmoid" and self.classifier is self.model
         return logits.sigmoid() if sigmoid else logits.softmax(-1)
 
-    def told(self, names: Sequence[str], templates: Sequence[str], tokenizer: str | None) -> Usable:
+    def with_classes(self, names: Sequence[str], templates: Sequence[str], tokenizer: str | None) -> OpenedModel:
         """The same, with a classifier made of names; see `ZeroShot`.
 
         Raises:
@@ -93,7 +93,7 @@ class Usable:
         return replace(self, classes=list(names), classifier=zero_shot)
 
 
-def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> Usable:
+def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> OpenedModel:
     """Opens what a training run or `save_pretrained` left.
 
     Args:
@@ -109,12 +109,12 @@ def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> 
         model = NaViT.from_pretrained(path).to(device)
         run = RunConfig(loader=LoaderConfig(plan=plan_for(model.config)), model=model.config)
         names = [str(n) for n in range(model.config.classes)]
-        return Usable(path, run, model, model, names, model if names else None)
+        return OpenedModel(path, run, model, model, names, model if names else None)
     saved = open_checkpoint(path)
     module = saved.module(average=not raw).to(device)
     model = task_of(saved.config).image_model(module)
     classifier = model if model.config.classes else None
-    return Usable(saved.path, saved.config, module, model, saved.classes, classifier)
+    return OpenedModel(saved.path, saved.config, module, model, saved.classes, classifier)
 
 
 def plan_for(config: NaViTConfig) -> PlanConfig:

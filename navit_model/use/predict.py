@@ -14,20 +14,18 @@ import numpy as np
 
 from navit_loader.batch import OK
 from navit_loader.errors import PlanError
+from navit_loader.index.sources.rows import IMAGE_SUFFIXES
 from navit_loader.render.images import pack_images, picture, picture_size
 
 from .frozen import planned
-from .opened import Usable
+from .opened import OpenedModel
 
 TOGETHER = 64
 """Files that are packed together."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Names of images, within folders; a file that is named itself may have any."""
-
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Prediction:
     """What the model says of one file.
 
     Attributes:
@@ -42,17 +40,17 @@ class Answer:
 
 
 def predict(
-    usable: Usable,
+    opened: OpenedModel,
     paths: Iterable[Path],
     *,
     top: int = 3,
     tokens: int | None = None,
     patch_size: int | None = None,
-) -> Iterator[Answer]:
-    """Answers for files, in the order given; folders are gone through by name.
+) -> Iterator[Prediction]:
+    """Predictions for files, in the order given; folders are gone through by name, their images by the suffixes of an index.
 
     Args:
-        usable: a model with a classifier.
+        opened: a model with a classifier.
         paths: files and folders.
         top: classes of each answer at most.
         tokens: budget of one image; None takes the training cap and never scales up.
@@ -62,31 +60,31 @@ def predict(
         ModelError: the model has no classifier.
     """
     waiting: list[tuple[Path, bytes | str]] = []
-    for path in _files(paths):
+    for path in (file for given in paths for file in _files(given)):
         try:
             waiting.append((path, path.read_bytes()))
+        except IsADirectoryError:
+            waiting.append((path, "a folder without images"))
         except OSError as e:
             waiting.append((path, e.strerror or str(e)))
         if len(waiting) == TOGETHER:
-            yield from _answers(usable, waiting, top, tokens, patch_size)
+            yield from _predictions(opened, waiting, top, tokens, patch_size)
             waiting = []
     if waiting:
-        yield from _answers(usable, waiting, top, tokens, patch_size)
+        yield from _predictions(opened, waiting, top, tokens, patch_size)
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        else:
-            yield path
+def _files(path: Path) -> list[Path]:
+    """The images beneath a folder; of anything else, or where there are none, the path itself."""
+    found = [p for p in path.rglob("*") if p.suffix[1:].lower() in IMAGE_SUFFIXES and p.is_file()]
+    return sorted(found) or [path]
 
 
-def _answers(
-    usable: Usable, files: list[tuple[Path, bytes | str]], top: int, tokens: int | None, patch_size: int | None
-) -> list[Answer]:
-    config = planned(usable, tokens, patch_size)
-    answers = [Answer(path, error=found if isinstance(found, str) else "") for path, found in files]
+def _predictions(
+    opened: OpenedModel, files: list[tuple[Path, bytes | str]], top: int, tokens: int | None, patch_size: int | None
+) -> list[Prediction]:
+    config = planned(opened, tokens, patch_size)
+    predictions = [Prediction(path, error=found if isinstance(found, str) else "") for path, found in files]
     pictures: dict[int, bytes] = {}
     for n, (path, found) in enumerate(files):
         if isinstance(found, bytes):
@@ -94,17 +92,17 @@ def _answers(
                 picture_size(n, picture(n, found))
                 pictures[n] = found
             except PlanError:
-                answers[n] = Answer(path, error="no image of a known format")
+                predictions[n] = Prediction(path, error="no image of a known format")
     if pictures:
         good = list(pictures)
         batch = pack_images(list(pictures.values()), config)
-        chances = usable.chances(batch).cpu().numpy()
+        chances = opened.chances(batch).cpu().numpy()
         for b, e in np.argwhere(batch.image_ids >= 0):
             n = good[int(batch.image_ids[b, e])]
             if batch.status[b, e] == OK:
                 best = np.argsort(-chances[b, e], kind="stable")[:top]
-                named = tuple((usable.classes[c], float(chances[b, e, c])) for c in best)
-                answers[n] = Answer(files[n][0], named)
+                named = tuple((opened.classes[c], float(chances[b, e, c])) for c in best)
+                predictions[n] = Prediction(files[n][0], named)
             else:
-                answers[n] = Answer(files[n][0], error="its pixels cannot be decoded")
-    return answers
+                predictions[n] = Prediction(files[n][0], error="its pixels cannot be decoded")
+    return predictions

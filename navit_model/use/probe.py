@@ -17,7 +17,7 @@ from navit_loader import open_index
 from navit_loader.errors import ModelError
 
 from .frozen import features, planned
-from .opened import Usable
+from .opened import OpenedModel
 
 Array = npt.NDArray[np.float64]
 STRENGTHS = 2.0 ** np.arange(-12, 13)
@@ -82,7 +82,7 @@ def linear(x: Array, labels: npt.NDArray[np.int64], classes: int) -> tuple[Array
 
 
 def probe(
-    usable: Usable,
+    opened: OpenedModel,
     train: str,
     test: str,
     *,
@@ -95,7 +95,7 @@ def probe(
     """Probes a model.
 
     Args:
-        usable: the model.
+        opened: the model.
         train: path of the index that the k images of each class are drawn from.
         test: path of the index whose images are predicted, with the same classes.
         shots: k.
@@ -125,10 +125,10 @@ def probe(
         chosen.append(np.concatenate([rng.choice(part, shots, replace=False) for part in parts]))
     wanted = np.unique(np.concatenate(chosen))
     only = f"row in ({', '.join(map(str, wanted))},)"
-    rows, x, _ = _collect(usable, train, tokens, patch_size, only)
+    rows, x, _ = _collect(opened, train, tokens, patch_size, only)
     place = np.full(len(labels), -1)
     place[rows] = np.arange(len(rows))
-    _, x_test, y_test = _collect(usable, test, tokens, patch_size, "")
+    _, x_test, y_test = _collect(opened, test, tokens, patch_size, "")
     x_test, y_test = x_test[y_test >= 0], y_test[y_test >= 0]
     read = ~np.isnan(x_test).any(1)
     accuracies = []
@@ -138,15 +138,15 @@ def probe(
         weights, bias = linear(vectors[good], names[good], classes)
         right = (x_test[read] @ weights + bias).argmax(1) == y_test[read]
         accuracies.append(float(right.sum() / len(y_test)))
-    plan = planned(usable, tokens, patch_size).plan
+    plan = planned(opened, tokens, patch_size).plan
     budget = plan.max_tokens - plan.prefix_tokens
     return Shot(shots, budget, plan.patch_sizes[0], accuracies, len(y_test), int((~read).sum()))
 
 
 def _collect(
-    usable: Usable, index: str, tokens: int | None, patch_size: int | None, rows: str
+    opened: OpenedModel, index: str, tokens: int | None, patch_size: int | None, rows: str
 ) -> tuple[npt.NDArray[np.int64], Array, npt.NDArray[np.int64]]:
-    parts = list(features(usable, index, planned(usable, tokens, patch_size, rows)))
+    parts = list(features(opened, index, planned(opened, tokens, patch_size, rows)))
     return (
         np.concatenate([p.rows for p in parts]),
         np.concatenate([p.vectors for p in parts]).astype(np.float64),

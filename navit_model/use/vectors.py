@@ -22,7 +22,7 @@ from navit_loader.errors import ConfigError, ModelError
 from navit_loader.index import Index
 
 from .frozen import features, planned
-from .opened import Usable
+from .opened import OpenedModel
 
 SAVE_EVERY = 50
 """Batches between two notes of how far the work is."""
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def export(
-    usable: Usable,
+    opened: OpenedModel,
     index: str,
     output: Path,
     *,
@@ -42,7 +42,7 @@ def export(
     """Writes the embeddings of an index.
 
     Args:
-        usable: the model.
+        opened: the model.
         index: path of the index.
         output: a `.npy` or `.arrow` file; it appears by one rename, when it is whole.
         tokens: budget of one image; None takes the training cap and never scales up.
@@ -59,11 +59,11 @@ def export(
     """
     if output.suffix not in (".npy", ".arrow"):
         raise ConfigError(f"output = '{output}' is not allowed; its name must end in .npy or .arrow")
-    config = planned(usable, tokens, patch_size)
-    opened = open_index(index)
-    total, width = opened.num_rows, _width(usable)
+    config = planned(opened, tokens, patch_size)
+    images = open_index(index)
+    total, width = images.num_rows, _width(opened)
     work = output.with_name(output.name + ".part")
-    identity = {"model": str(usable.path.resolve()), "index": str(Path(index).resolve()), "rows": total, "width": width}
+    identity = {"model": str(opened.path.resolve()), "index": str(Path(index).resolve()), "rows": total, "width": width}
     try:
         note = _begin(work, identity)
         vectors = np.lib.format.open_memmap(
@@ -71,7 +71,7 @@ def export(
         )
         if not note["state"]:
             vectors[:] = np.nan
-        for n, found in enumerate(features(usable, index, config, note["state"])):
+        for n, found in enumerate(features(opened, index, config, note["state"])):
             vectors[found.rows] = found.vectors
             note = {**note, "state": found.state, "done": note["done"] + len(found.rows)}
             if n % SAVE_EVERY == SAVE_EVERY - 1:
@@ -83,7 +83,7 @@ def export(
         _note(work, note)
         failed = int(np.isnan(vectors).any(1).sum())
         if output.suffix == ".arrow":
-            _to_arrow(opened, vectors, work / "whole")
+            _to_arrow(images, vectors, work / "whole")
             del vectors
             (work / "whole").replace(output)
         else:
@@ -95,11 +95,11 @@ def export(
     return failed
 
 
-def _width(usable: Usable) -> int:
+def _width(opened: OpenedModel) -> int:
     """D, from an image of one patch."""
-    config = planned(usable, 1)
+    config = planned(opened, 1)
     side = config.plan.patch_sizes[0]
-    return int(usable.embed(pack_images([np.zeros((side, side, 3), np.uint8)], config)).shape[-1])
+    return int(opened.embed(pack_images([np.zeros((side, side, 3), np.uint8)], config)).shape[-1])
 
 
 def _begin(work: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def _note(work: Path, note: dict[str, Any]) -> None:
     draft.replace(work / "note.json")
 
 
-def _to_arrow(opened: Index, vectors: npt.NDArray[np.float32], path: Path) -> None:
+def _to_arrow(images: Index, vectors: npt.NDArray[np.float32], path: Path) -> None:
     """Writes the rows of the index beside their vectors, record batch by record batch."""
-    table = opened.table().select(["shard", "name", "label"])
+    table = images.table().select(["shard", "name", "label"])
     width = vectors.shape[1]
     embedding = pa.field("embedding", pa.list_(pa.float32(), width))
     schema = pa.schema([pa.field("row", pa.int64()), *table.schema, embedding])

@@ -17,7 +17,7 @@ from navit_loader.errors import ModelError
 Weights = dict[str, Tensor]
 
 
-class Source:
+class OtherModel:
     """The weights of a model to read from; `taken` remembers which were used."""
 
     def __init__(self, model: nn.Module, strip: str = "") -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from navit_loader.errors import ModelError
 
 from ..config import NaViTConfig
-from .convert import Source, Weights, kernel, need, query
+from .convert import OtherModel, Weights, kernel, need, query
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 POOLS = {"token": "class", "avg": "mean", "map": "map"}
@@ -40,7 +40,7 @@ def convert(model: Any) -> tuple[NaViTConfig, Weights]:
     embed = model.embeds if flex else model.patch_embed
     block = model.blocks[0]
     _check(model, embed, block, name)
-    source = Source(model)
+    source = OtherModel(model)
     pooled = isinstance(model.norm, nn.Identity)
     activation = "gelu_tanh" if getattr(block.mlp.act, "approximate", "") == "tanh" else _activation(block, name)
     pictures = getattr(model, "pretrained_cfg", None) or {}
@@ -84,7 +84,7 @@ def convert(model: Any) -> tuple[NaViTConfig, Weights]:
 
 
 def _check(model: Any, embed: Any, block: Any, name: str) -> None:
-    """Refuses options without weights of their own; those with weights are found by `Source`."""
+    """Refuses options without weights of their own; those with weights are found by `OtherModel`."""
     need(getattr(model, "rope", None) is None, name, "rope", True, "learned positions to take over")
     parts = {"block": (block, "Block"), "attention": (getattr(block, "attn", None), "Attention")}
     parts["MLP"] = (getattr(block, "mlp", None), "Mlp")
@@ -132,7 +132,7 @@ def _flex_positions(embed: Any, name: str) -> dict[str, Any]:
     return {**found, "positions": "resized_grid", "position_filter": mode, "position_antialias": antialias}
 
 
-def _embedding(model: Any, embed: Any, source: Source, config: NaViTConfig, prefix: str) -> Weights:
+def _embedding(model: Any, embed: Any, source: OtherModel, config: NaViTConfig, prefix: str) -> Weights:
     place = prefix or "patch_embed."
     weight = source.take(f"{place}proj.weight")
     if weight.ndim == 2 and not embed.channels_last:
@@ -157,7 +157,7 @@ def _embedding(model: Any, embed: Any, source: Source, config: NaViTConfig, pref
     return found
 
 
-def _block(source: Source, config: NaViTConfig, n: int) -> Weights:
+def _block(source: OtherModel, config: NaViTConfig, n: int) -> Weights:
     theirs = ours = f"blocks.{n}."
     found = source.layer(f"{theirs}norm1", f"{ours}norm1") | source.layer(f"{theirs}norm2", f"{ours}norm2")
     found |= source.layer(f"{theirs}attn.qkv", f"{ours}qkv", config.qkv_bias)
@@ -172,7 +172,7 @@ def _block(source: Source, config: NaViTConfig, n: int) -> Weights:
     return found
 
 
-def _pool(source: Source, heads: int) -> Weights:
+def _pool(source: OtherModel, heads: int) -> Weights:
     def bias(name: str, weight: Tensor) -> Tensor:
         return source.take(name) if source.has(name) else weight.new_zeros(len(weight))
 

@@ -15,7 +15,7 @@ import torch
 from navit_loader.errors import ModelError
 
 from ..config import NaViTConfig
-from .convert import Source, Weights, kernel, need, query
+from .convert import OtherModel, Weights, kernel, need, query
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -71,7 +71,7 @@ def convert(model: Any) -> tuple[NaViTConfig, Weights]:
     shape = getattr(model.config, "vision_config", model.config)
     config = _config(model, shape, names, name)
     strip = {"ViTForImageClassification": "vit."}.get(name, "vision_model.")
-    source = Source(model, strip)
+    source = OtherModel(model, strip)
     weights = _embedding(source, config)
     for n in range(config.depth):
         weights |= _block(source, config, names, n)
@@ -119,7 +119,7 @@ def _config(model: Any, shape: Any, names: Names, name: str) -> NaViTConfig:
     )
 
 
-def _embedding(source: Source, config: NaViTConfig) -> Weights:
+def _embedding(source: OtherModel, config: NaViTConfig) -> Weights:
     place = next(p for p in ("patch_embeddings.projection", "patch_embedding") if source.has(f"embeddings.{p}.weight"))
     found = source.layer(f"embeddings.{place}", "patch_embed.proj")
     if found["patch_embed.proj.weight"].ndim == 4:
@@ -134,7 +134,7 @@ def _embedding(source: Source, config: NaViTConfig) -> Weights:
     return {**found, "positions.table": table[1:], "prefix": torch.cat(tokens)}
 
 
-def _block(source: Source, config: NaViTConfig, names: Names, n: int) -> Weights:
+def _block(source: OtherModel, config: NaViTConfig, names: Names, n: int) -> Weights:
     theirs, ours = f"{names.layers}.{n}.", f"blocks.{n}."
     found = source.layer(theirs + names.norm1, f"{ours}norm1") | source.layer(theirs + names.norm2, f"{ours}norm2")
     parts = [f"{theirs}{names.attention}.{part}_proj" for part in "qkv"]
@@ -146,7 +146,7 @@ def _block(source: Source, config: NaViTConfig, names: Names, n: int) -> Weights
     return found
 
 
-def _pool(source: Source, heads: int) -> Weights:
+def _pool(source: OtherModel, heads: int) -> Weights:
     weight, bias = source.take("head.attention.in_proj_weight"), source.take("head.attention.in_proj_bias")
     width = weight.shape[1]
     found = {

@@ -10,33 +10,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from navit_loader.errors import ConfigError, ModelError, said
 from navit_loader.schema import parse
 
 from ..config import NaViTConfig
-from . import from_timm, from_transformers
+from ..model.navit import NaViT
+from .from_timm import convert as convert_timm
+from .from_transformers import convert as convert_transformers
+from .tensors import read_file
 
+Model = TypeVar("Model", bound=NaViT)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier copy") from None
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -66,114 +58,112 @@ def check_fit(wanted: dict[str, Tensor], weights: dict[str, Tensor], source: str
             raise ModelError(f"weight '{name}' of {source} has shape {theirs}, that of the configured model {ours}")
 
 
-class Saved(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"]):
-    """What `NaViT` can do with weights; `save_pretrained` and `push_to_hub` come from the hub's mixin."""
+def from_pretrained(
+    kind: type[Model],
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    **changes: Any,
+) -> Model:
+    """A saved model, in evaluation mode on the CPU.
 
-    config: NaViTConfig
+    Args:
+        kind: the class of the model: `NaViT`, or one made of it.
+        path: a folder that `save_pretrained` made, or a name on the hub such as `me/my-navit`.
+        revision: branch, tag or commit on the hub; this and the next four mean nothing for a folder.
+        token: credentials for the hub.
+        cache_dir: where downloads are kept.
+        force_download: download again.
+        local_files_only: use what was downloaded before.
+        changes: keys of `NaViTConfig` to change, such as `drop_path=0.1` or `patch_sizes=(8, 16)`; they must leave
+            every weight its shape, save that `classes` puts a fresh classifier in place.
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        **changes: Any,
-    ) -> Self:
-        """A saved model, in evaluation mode on the CPU.
-
-        Args:
-            path: a folder that `save_pretrained` made, or a name on the hub such as `me/my-navit`.
-            revision: branch, tag or commit on the hub; this and the next four mean nothing for a folder.
-            token: credentials for the hub.
-            cache_dir: where downloads are kept.
-            force_download: download again.
-            local_files_only: use what was downloaded before.
-            changes: keys of `NaViTConfig` to change, such as `drop_path=0.1` or `patch_sizes=(8, 16)`; they must leave
-                every weight its shape, save that `classes` puts a fresh classifier in place.
-
-        Raises:
-            ModelError: there is no such model, a file is damaged, or the weights do not fit.
-            ConfigError: a key or value of the configuration that is not allowed.
-        """
-        folder = Path(path)
-        if not folder.is_dir():
-            try:
-                found = snapshot_download(
-                    str(path),
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    allow_patterns=[CONFIG, WEIGHTS],
-                )
-            except (HfHubHTTPError, HFValidationError, OSError) as e:
-                reason = said(e)[0]
-                raise ModelError(f"'{path}' is no folder, and no model on the hub that can be had ({reason})") from None
-            folder = Path(found)
+    Raises:
+        ModelError: there is no such model, a file is damaged, or the weights do not fit.
+        ConfigError: a key or value of the configuration that is not allowed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
         try:
-            table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            config = parse(NaViTConfig, table, str(folder / CONFIG))
-        except (OSError, ValueError, AttributeError) as e:
-            if isinstance(e, ConfigError):
-                raise
-            raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
-        return cls.from_weights(config, read(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
+            found = snapshot_download(
+                str(path),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                allow_patterns=[CONFIG, WEIGHTS],
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as e:
+            reason = said(e)[0]
+            raise ModelError(f"'{path}' is no folder, and no model on the hub that can be had ({reason})") from None
+        folder = Path(found)
+    try:
+        table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse(NaViTConfig, table, str(folder / CONFIG))
+    except (OSError, ValueError, AttributeError) as e:
+        if isinstance(e, ConfigError):
+            raise
+        raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
+    return from_weights(kind, config, read_file(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
 
-    @classmethod
-    def from_timm(cls, model: nn.Module, **changes: Any) -> Self:
-        """A model with the outputs of a ViT, DeiT or NaFlexViT of timm, at any grid that it takes itself.
 
-        Args:
-            model: a `VisionTransformer`, `VisionTransformerDistilled` or `NaFlexVit`.
-            changes: as for `from_pretrained`.
+def from_timm(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
+    """A model with the outputs of a ViT, DeiT or NaFlexViT of timm, at any grid that it takes itself.
 
-        Raises:
-            ModelError: another class, or an option that NaViT does not have; names it.
-        """
-        return cls.from_weights(*from_timm.convert(model), type(model).__name__, changes)
+    Args:
+        kind: the class of the model: `NaViT`, or one made of it.
+        model: a `VisionTransformer`, `VisionTransformerDistilled` or `NaFlexVit`.
+        changes: as for `from_pretrained`.
 
-    @classmethod
-    def from_transformers(cls, model: nn.Module, **changes: Any) -> Self:
-        """A model with the outputs of a SigLIP, SigLIP 2, ViT or DINOv2 vision tower of transformers ≥ 5.
+    Raises:
+        ModelError: another class, or an option that NaViT does not have; names it.
+    """
+    return from_weights(kind, *convert_timm(model), type(model).__name__, changes)
 
-        Args:
-            model: see `navit_model.weights.from_transformers`.
-            changes: as for `from_pretrained`; `mean` and `std` where the tower was trained with unusual ones.
 
-        Raises:
-            ModelError: another class, or an option that NaViT does not have; names it.
-        """
-        return cls.from_weights(*from_transformers.convert(model), type(model).__name__, changes)
+def from_transformers(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
+    """A model with the outputs of a SigLIP, SigLIP 2, ViT or DINOv2 vision tower of transformers ≥ 5.
 
-    @classmethod
-    def from_weights(
-        cls, config: NaViTConfig, weights: dict[str, Tensor], source: str, changes: dict[str, Any]
-    ) -> Self:
-        """A model with these weights, its configuration changed as wanted; `source` names them in messages."""
-        known = {f.name for f in fields(NaViTConfig)}
-        for key in changes.keys() - known:
-            raise ConfigError(f"{key} is no key of a model's configuration; allowed: {', '.join(sorted(known))}")
-        model = cls(replace(config, **changes))
-        if model.config.classes != config.classes:
-            heads = ("head.", "distill_head.")
-            weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
-            weights |= {name: value for name, value in model.state_dict().items() if name.startswith(heads)}
-        fill(model, weights, source)
-        return model.eval()
+    Args:
+        kind: the class of the model: `NaViT`, or one made of it.
+        model: see `navit_model.weights.from_transformers`.
+        changes: as for `from_pretrained`; `mean` and `std` where the tower was trained with unusual ones.
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Weights and configuration, each by a rename, so that a full disk leaves whole files."""
-        weights = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-        try:
-            save_file(weights, save_directory / f".{WEIGHTS}")
-            text = json.dumps(asdict(self.config), indent=1)
-            (save_directory / f".{CONFIG}").write_text(text, encoding="utf-8")
-            for name in (WEIGHTS, CONFIG):
-                (save_directory / f".{name}").replace(save_directory / name)
-        except (OSError, SafetensorError) as e:
-            raise ModelError(f"the model could not be saved to '{save_directory}': {e}") from None
+    Raises:
+        ModelError: another class, or an option that NaViT does not have; names it.
+    """
+    return from_weights(kind, *convert_transformers(model), type(model).__name__, changes)
+
+
+def from_weights(
+    kind: type[Model], config: NaViTConfig, weights: dict[str, Tensor], source: str, changes: dict[str, Any]
+) -> Model:
+    """A model with these weights, its configuration changed as wanted; `source` names them in messages."""
+    known = {f.name for f in fields(NaViTConfig)}
+    for key in changes.keys() - known:
+        raise ConfigError(f"{key} is no key of a model's configuration; allowed: {', '.join(sorted(known))}")
+    model = kind(replace(config, **changes))
+    if model.config.classes != config.classes:
+        heads = ("head.", "distill_head.")
+        weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
+        weights |= {name: value for name, value in model.state_dict().items() if name.startswith(heads)}
+    fill(model, weights, source)
+    return model.eval()
+
+
+def save(model: NaViT, folder: Path) -> None:
+    """Weights and configuration, each by a rename, so that a full disk leaves whole files."""
+    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    try:
+        save_file(weights, folder / f".{WEIGHTS}")
+        text = json.dumps(asdict(model.config), indent=1)
+        (folder / f".{CONFIG}").write_text(text, encoding="utf-8")
+        for name in (WEIGHTS, CONFIG):
+            (folder / f".{name}").replace(folder / name)
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"the model could not be saved to '{folder}': {e}") from None

@@ -55,11 +55,20 @@ def read(folder: Path, name: str) -> dict[str, Tensor]:
         raise ModelError(f"'{folder / name}.safetensors' is missing; go back to an earlier checkpoint")
     found: dict[str, Tensor] = {}
     for path in files:
-        try:
-            found |= load_file(path)
-        except (OSError, SafetensorError) as e:
-            raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier checkpoint") from None
+        found |= read_file(path)
     return found
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of one safetensors file.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier copy") from None
 
 
 def _files(folder: Path, name: str) -> list[Path]:

@@ -1,1 +1,21 @@
-"""What a run can learn, one file each; `task.py` beside this folder says what a task is and lists them."""
+"""What a run can learn, one file each; `task.py` beside this folder says what a task is."""
+
+from __future__ import annotations
+
+from ..settings import RunConfig
+from ..task import Task
+from .classification import Classification
+from .contrastive import Contrastive
+from .distillation import Distillation
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "contrastive": Contrastive,
+    "distillation": Distillation,
+}
+"""By the words of `train.task`."""
+
+
+def task_of(run: RunConfig) -> type[Task]:
+    """The class of the run's task."""
+    return TASKS[run.train.task]

@@ -26,7 +26,7 @@ from ..begin import take_over
 from ..feed import Loader
 from ..flops import batch_flops, text_flops
 from ..settings import RunConfig
-from ..task import Row, Task
+from ..task import OpenImageModel, Row, Task
 
 
 class Contrastive(Task):
@@ -64,10 +64,10 @@ class Contrastive(Task):
         return TwoTowers(run.model, run.text, run.contrastive, run.train.loss)
 
     @classmethod
-    def begin(cls, run: RunConfig, module: nn.Module) -> None:
+    def begin(cls, run: RunConfig, module: nn.Module, open_image_model: OpenImageModel) -> None:
         """Starts the image tower from `contrastive.image_from`."""
-        if run.contrastive.image_from:
-            take_over(cls.image_model(module), run.contrastive.image_from)
+        if path := run.contrastive.image_from:
+            take_over(cls.image_model(module), open_image_model(path)[0], path)
 
     @classmethod
     def image_model(cls, module: nn.Module) -> NaViT:

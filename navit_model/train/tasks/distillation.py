@@ -23,7 +23,7 @@ from ..begin import take_over
 from ..feed import Loader
 from ..flops import batch_flops
 from ..settings import RunConfig
-from ..task import Row
+from ..task import OpenImageModel, Row
 from .classification import Classification
 
 
@@ -45,20 +45,19 @@ class Student(nn.Module):
 class Distillation(Classification):
     """See the file's first lines; the module is a `Student`."""
 
-    def __init__(self, run: RunConfig, classes: Sequence[str], world: World) -> None:
+    def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_image_model: OpenImageModel) -> None:
         """Opens the teacher.
 
         Raises:
             ModelError: there is no teacher, or it knows other classes.
         """
-        super().__init__(run, classes, world)
-        from ..checkpoint import open_checkpoint
-
-        saved = open_checkpoint(run.distillation.teacher)
-        self.teacher = saved.model().requires_grad_(False).to(world.device)
-        if saved.classes != self.classes:
+        super().__init__(run, classes, world, open_image_model)
+        teacher, known = open_image_model(run.distillation.teacher)
+        self.teacher = teacher.requires_grad_(False).to(world.device)
+        if known != self.classes:
             raise ModelError(
-                f"the teacher '{saved.path}' knows other classes than the index has; index the folder it was trained on"
+                f"the teacher '{run.distillation.teacher}' knows other classes than the index has; "
+                "index the folder it was trained on"
             )
 
     @classmethod
@@ -79,10 +78,11 @@ class Distillation(Classification):
         return Student(NaViT(run.model))
 
     @classmethod
-    def begin(cls, run: RunConfig, module: nn.Module) -> None:
+    def begin(cls, run: RunConfig, module: nn.Module, open_image_model: OpenImageModel) -> None:
         """Starts the student from the teacher's weights with `distillation.from_teacher`."""
         if run.distillation.from_teacher:
-            take_over(cls.image_model(module), run.distillation.teacher)
+            path = run.distillation.teacher
+            take_over(cls.image_model(module), open_image_model(path)[0], path)
 
     @classmethod
     def image_model(cls, module: nn.Module) -> NaViT:

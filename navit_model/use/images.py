@@ -2,12 +2,12 @@
 
 In: a model and a list of paths, encoded bytes, PIL images, u8 arrays, or float tensors that are normalised already. Out:
 one row an image, in the order of the list. Images are taken in portions of about `ROOM` tokens, so memory does not grow
-with the list.
+with the list. Apart from the model, whose methods `classify` and `embed` lead here: a model runs without the packer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.config import LoaderConfig, Order, PlanConfig, Resolution
@@ -26,7 +26,8 @@ from navit_loader.errors import ModelError, PlanError
 from navit_loader.render.images import pack_images, picture, picture_size
 
 from ..config import NaViTConfig
-from .check import TABLES
+from ..model.check import TABLES
+from ..model.navit import NaViT
 
 ROOM = 16384
 """Tokens that are packed and run at once; a portion is one image at least."""
@@ -34,83 +35,79 @@ LONGEST = 32767
 """Tokens of a sequence at most, and so of an image; a larger one is scaled down to them."""
 
 
-class Inference(nn.Module):
-    """What `NaViT` can do with a list of images."""
+def classify(
+    model: NaViT,
+    images: Sequence[Any],
+    tokens: int | Sequence[int] | None = None,
+    normalized: bool = False,
+    *,
+    sure: float = 0.9,
+    sigmoid: bool = False,
+) -> Tensor:
+    """Logits of images of any size, f32 `[N, classes]`, in their order, on the model's device.
 
-    config: NaViTConfig
-    forward_features: Callable[..., Tensor]
-    forward_head: Callable[..., Tensor]
+    Args:
+        model: on any device; it runs in evaluation mode and is left in the mode that it had.
+        images: paths, bytes of image files, PIL images, or u8 `[H, W, 3]` or `[H, W]` arrays.
+        tokens: patches of an image at most, to which it is scaled up or down, aspect ratio kept. None keeps its own
+            size: nothing is resampled where both sides divide by P and the model's position table is not exceeded.
+            Several rising budgets are a cascade: the first for all images, each further one for those that the last left
+            unsure.
+        normalized: images are float `[3, H, W]` tensors or arrays, already normalised.
+        sure: of a cascade: the chance of the likeliest class from which on an image is settled.
+        sigmoid: of a cascade: chances are one sigmoid a class, as the model was trained, in place of a softmax.
 
-    def classify(
-        self,
-        images: Sequence[Any],
-        tokens: int | Sequence[int] | None = None,
-        normalized: bool = False,
-        *,
-        sure: float = 0.9,
-        sigmoid: bool = False,
-    ) -> Tensor:
-        """Logits of images of any size, f32 `[N, classes]`, in their order, on the model's device.
+    Raises:
+        ModelError: no classifier, a budget that is none, or an image that cannot be read; names its number.
+        PlanError: an image of a shape or type that is none; names its number.
+    """
+    if model.config.classes == 0:
+        raise ModelError("the model has no classifier; use embed(), or give it one with reset_classifier()")
+    budgets = _budgets(tokens)
+    logits = _outputs(model, images, budgets[0], normalized, pre_logits=False)
+    for budget in budgets[1:]:
+        chance = logits.sigmoid() if sigmoid else logits.softmax(-1)
+        unsure = (chance.amax(-1) < sure).nonzero().flatten()
+        if len(unsure):
+            again = [images[i] for i in unsure.tolist()]
+            logits[unsure] = _outputs(model, again, budget, normalized, pre_logits=False)
+    return logits
 
-        Args:
-            images: paths, bytes of image files, PIL images, or u8 `[H, W, 3]` or `[H, W]` arrays.
-            tokens: patches of an image at most, to which it is scaled up or down, aspect ratio kept. None keeps its own
-                size: nothing is resampled where both sides divide by P and the model's position table is not exceeded.
-                Several rising budgets are a cascade: the first for all images, each further one for those that the last left
-                unsure.
-            normalized: images are float `[3, H, W]` tensors or arrays, already normalised.
-            sure: of a cascade: the chance of the likeliest class from which on an image is settled.
-            sigmoid: of a cascade: chances are one sigmoid a class, as the model was trained, in place of a softmax.
 
-        Raises:
-            ModelError: no classifier, a budget that is none, or an image that cannot be read; names its number.
-            PlanError: an image of a shape or type that is none; names its number.
-        """
-        if self.config.classes == 0:
-            raise ModelError("the model has no classifier; use embed(), or give it one with reset_classifier()")
-        budgets = _budgets(tokens)
-        logits = self._outputs(images, budgets[0], normalized, pre_logits=False)
-        for budget in budgets[1:]:
-            chance = logits.sigmoid() if sigmoid else logits.softmax(-1)
-            unsure = (chance.amax(-1) < sure).nonzero().flatten()
-            if len(unsure):
-                again = [images[i] for i in unsure.tolist()]
-                logits[unsure] = self._outputs(again, budget, normalized, pre_logits=False)
-        return logits
+def embed(model: NaViT, images: Sequence[Any], tokens: int | None = None, normalized: bool = False) -> Tensor:
+    """Pooled features of images of any size, f32 `[N, D]`; arguments and errors as for `classify`."""
+    budgets = _budgets(tokens)
+    if len(budgets) > 1:
+        raise ModelError(f"tokens = {tokens!r} is not allowed; embed takes one budget, cascades are for classify")
+    return _outputs(model, images, budgets[0], normalized, pre_logits=True)
 
-    def embed(self, images: Sequence[Any], tokens: int | None = None, normalized: bool = False) -> Tensor:
-        """Pooled features of images of any size, f32 `[N, D]`; arguments and errors as for `classify`."""
-        budgets = _budgets(tokens)
-        if len(budgets) > 1:
-            raise ModelError(f"tokens = {tokens!r} is not allowed; embed takes one budget, cascades are for classify")
-        return self._outputs(images, budgets[0], normalized, pre_logits=True)
 
-    @torch.no_grad()
-    def _outputs(self, images: Sequence[Any], tokens: int | None, normalized: bool, *, pre_logits: bool) -> Tensor:
-        """Logits or pooled features; the model runs in evaluation mode and is left in the mode that it had."""
-        if isinstance(images, str | bytes) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) != 4:
-            raise ModelError(f"images is of type {type(images).__name__}; give a list of images, one image as [image]")
-        weight = next(self.parameters())
-        width = self.config.width if pre_logits else self.config.classes
-        found = torch.zeros(len(images), width, device=weight.device)
-        # The fast kernels of a GPU take half precision alone.
-        halves = weight.is_cuda and weight.dtype == torch.float32 and self.config.attention != "dense"
-        training = self.training
-        self.eval()
-        try:
-            for first, batch in _portions(self.config, images, tokens, normalized):
-                with torch.autocast("cuda", torch.bfloat16) if halves else nullcontext():
-                    sent = batch.to(weight.device)
-                    out = self.forward_head(self.forward_features(sent), sent, pre_logits)
-                ok = batch.status == OK
-                if len(batch.image_ids[ok]) < (batch.image_ids >= 0).sum():
-                    lost = first + int(batch.image_ids[(batch.image_ids >= 0) & ~ok][0])
-                    raise ModelError(f"{_name(lost, images[lost])} cannot be decoded; leave it out")
-                rows = torch.from_numpy(first + batch.image_ids[ok]).to(weight.device)
-                found[rows] = out[torch.from_numpy(ok).to(weight.device)].float()
-        finally:
-            self.train(training)
-        return found
+@torch.no_grad()
+def _outputs(model: NaViT, images: Sequence[Any], tokens: int | None, normalized: bool, *, pre_logits: bool) -> Tensor:
+    """Logits or pooled features; the model runs in evaluation mode and is left in the mode that it had."""
+    if isinstance(images, str | bytes) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) != 4:
+        raise ModelError(f"images is of type {type(images).__name__}; give a list of images, one image as [image]")
+    weight = next(model.parameters())
+    width = model.config.width if pre_logits else model.config.classes
+    found = torch.zeros(len(images), width, device=weight.device)
+    # The fast kernels of a GPU take half precision alone.
+    halves = weight.is_cuda and weight.dtype == torch.float32 and model.config.attention != "dense"
+    training = model.training
+    model.eval()
+    try:
+        for first, batch in _portions(model.config, images, tokens, normalized):
+            with torch.autocast("cuda", torch.bfloat16) if halves else nullcontext():
+                sent = batch.to(weight.device)
+                out = model.forward_head(model.forward_features(sent), sent, pre_logits)
+            ok = batch.status == OK
+            if len(batch.image_ids[ok]) < (batch.image_ids >= 0).sum():
+                lost = first + int(batch.image_ids[(batch.image_ids >= 0) & ~ok][0])
+                raise ModelError(f"{_name(lost, images[lost])} cannot be decoded; leave it out")
+            rows = torch.from_numpy(first + batch.image_ids[ok]).to(weight.device)
+            found[rows] = out[torch.from_numpy(ok).to(weight.device)].float()
+    finally:
+        model.train(training)
+    return found
 
 
 def _budgets(tokens: Any) -> list[int | None]:
