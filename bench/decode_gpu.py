@@ -36,9 +36,10 @@ try:
     from navit_loader.render.dali import DaliRenderer
 except ConfigError as e:
     raise SystemExit(f"decode_gpu.py: {e}") from None
-from navit_loader.render.dali import kernel
 from navit_loader.render.dali.patchify import patchify
 from navit_loader.render.dali.tokens import Tokens
+
+from navit_loader.render.dali import kernel
 
 P = 16
 H200_GBS = 4800.0

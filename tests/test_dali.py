@@ -103,8 +103,8 @@ def test_formats_that_pillow_reads_give_the_cpu_renderers_pixels(tmp_path: Path)
     ):
         (want,), (got,) = list(cpu), list(loader)
         same_but_pixels(got, want)
-        assert (want.status == OK).sum() == 4 and loader._decoder.dali is not None
-        assert loader._decoder.dali.stats() == {"images": 4, "by_cpu": 3, "failed": 0, "pipelines": 1}
+        assert (want.status == OK).sum() == 4 and loader._decoder.renderer is not None
+        assert loader._decoder.renderer.stats() == {"images": 4, "by_cpu": 3, "failed": 0, "pipelines": 1}
     (jpeg_at,) = np.flatnonzero(want.image_ids[0] == 3)
     others = want.segment_ids != jpeg_at
     assert np.array_equal(got.patches[others], want.patches[others])

@@ -1,4 +1,4 @@
-"""Which decoder makes a loader's pixels: the engine's on the CPU, or DALI from encoded batches.
+"""Which decoder makes a loader's pixels: the engine's on the CPU, or another from encoded batches.
 
 In: what the user asked for, and the loader's batches made either way. Out: the choice, and the `render_id` that names it, so
 that a saved state knows it.
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,15 +19,19 @@ from ..plan import identity
 from .boundary import Agree
 
 if TYPE_CHECKING:
-    from ..render.dali import DaliRenderer
+    from ..render.device.renderer import DeviceRenderer
 
 log = logging.getLogger("navit_loader")
 
-Decode = Literal["auto", "cpu", "dali"]
-"""`cpu`: pixels come from the engine; `dali`: DALI makes them here from encoded files; `auto`: whichever is faster."""
+Decode = Literal["auto", "cpu", "dali", "nvjpeg"]
+"""`cpu`: pixels come from the engine; `dali`, `nvjpeg`: they are made here from encoded files, by DALI or by nvJPEG through
+torchvision; `auto`: `cpu` or `dali`, whichever is faster."""
+
+_CLASSES = {"dali": "DaliRenderer", "nvjpeg": "NvjpegRenderer"}
+"""The renderer of each decoder but the engine's, in the folder of `render/` with the decoder's name."""
 
 Batches = Callable[[bool], Generator[tuple[Any, int], None, None]]
-"""The batches of an epoch, and what stands beside each; through DALI or not."""
+"""The batches of an epoch, and what stands beside each; through the renderer or the engine."""
 
 _MEASURED_S = 1.0
 _WARM_BATCHES = 6
@@ -38,15 +43,15 @@ class Decoder:
 
     Args:
         decode: what the user asked for.
-        device: where DALI renders.
-        options: of `DaliRenderer`.
+        device: where another decoder than the engine's renders.
+        options: of its `DeviceRenderer`.
         agree: gives every rank's text to every rank.
         world_size: ranks that have to choose alike.
 
     Attributes:
-        name: the decoder in use, `cpu` or `dali`.
+        name: the decoder in use, `cpu` for the engine's.
         measured: images per second of each decoder, over all ranks, where `auto` measured them; else empty.
-        dali: the renderer, once it was used.
+        renderer: of another decoder, once it was used.
 
     Raises:
         ConfigError: an unknown decoder, or `auto` where ranks could not agree.
@@ -60,31 +65,30 @@ class Decoder:
         if decode == "auto" and agree is None and world_size > 1:
             raise ConfigError(
                 f"decode = 'auto' with world_size = {world_size} needs agree=FUNCTION, by which all ranks choose alike "
-                "(torch.distributed.all_gather_object does it); navit-model gives it by itself; or name 'cpu' or 'dali'"
+                "(torch.distributed.all_gather_object does it); navit-model gives it by itself; or name one that is not 'auto'"
             )
         self._asked, self._device, self._options, self._agree = decode, device, options, agree
-        self.name: Literal["cpu", "dali"] = "cpu"
+        self.name = "cpu"
         self.measured: dict[str, float] = {}
-        self.dali: DaliRenderer | None = None
+        self.renderer: DeviceRenderer | None = None
 
     def settle(self, batches: Batches) -> None:
         """Makes the choice; with `auto` by taking the first batches both ways.
 
         Raises:
-            ConfigError: `dali` where it cannot work.
+            ConfigError: a decoder where it cannot work.
         """
-        if self._asked == "dali":
-            self._use("dali")
-        elif self._asked == "auto":
+        if self._asked == "auto":
             self._measure(batches)
+        else:
+            self._use(self._asked)
 
     def render_id(self, engine: str) -> str:
         """The `render_id` of pixels by the decoder in use, from that of the engine."""
         if self.name == "cpu":
             return engine
-        from ..render.dali import decoder_name
-
-        return identity.with_decoder(engine, decoder_name(self._device))
+        assert self.renderer is not None
+        return identity.with_decoder(engine, self.renderer.decoder_name(self._device))
 
     def follow(self, render_id: str) -> None:
         """With `auto`, the decoder of a state in place of the measured one."""
@@ -94,15 +98,14 @@ class Decoder:
             log.info("decode = auto: %s, as in the state", self.name)
 
     def close(self) -> None:
-        """Ends what DALI has begun."""
-        if self.dali is not None:
-            self.dali.close()
+        """Ends what the renderer has begun."""
+        if self.renderer is not None:
+            self.renderer.close()
 
-    def _use(self, name: Literal["cpu", "dali"]) -> None:
-        if name == "dali" and self.dali is None:
-            from ..render.dali import DaliRenderer
-
-            self.dali = DaliRenderer(self._device, **self._options)
+    def _use(self, name: str) -> None:
+        if name != "cpu" and self.renderer is None:
+            kind = getattr(import_module(f"..render.{name}", __package__), _CLASSES[name])
+            self.renderer = kind(self._device, **self._options)
         self.name = name
 
     def _measure(self, batches: Batches) -> None:
@@ -135,8 +138,8 @@ class Decoder:
                 taken.append((time.perf_counter(), images))
                 if len(taken) > _WARM_BATCHES + 1 and taken[-1][0] - taken[_WARM_BATCHES][0] > _MEASURED_S:
                     break
-            if dali and self.dali is not None:
-                self.dali.settle()
+            if dali and self.renderer is not None:
+                self.renderer.settle()
         # An epoch that ends soon after them shows no steady state: then its batches were all made ahead, and all count.
         ended_early = len(taken) <= 2 * _WARM_BATCHES
         steady = len(taken) > _WARM_BATCHES and taken[-1][0] - taken[_WARM_BATCHES][0] > _MEASURED_S

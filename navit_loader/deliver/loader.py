@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from ..batch import PackedBatch
 from ..errors import StateError
@@ -73,13 +73,13 @@ class Loader:
         drop: whether an epoch's last step counts only where it is whole for all ranks.
         plan_id: names everything that decides what goes where.
         render_id: names everything that decides the pixels, the decoder included.
-        decode: the decoder in use, `cpu` or `dali`.
+        decode: the name of the decoder in use, `cpu` for the engine's.
         measured: images per second of each decoder, over all ranks, where `decode = "auto"` measured them; else empty.
     """
 
     plan_id: str
     render_id: str
-    decode: Literal["cpu", "dali"]
+    decode: str
 
     def __init__(
         self, cursor: Cursor, supply: Supply, decoder: Decoder, refresh: bool, agree: boundary.Agree | None
@@ -149,7 +149,7 @@ class Loader:
         Raises:
             RenderError: a batch could not be rendered; the state still names it.
         """
-        yield from self._hand_out(lambda n: self._rendered(n) if self.decode == "dali" else self._ahead(n, False))
+        yield from self._hand_out(lambda n: self._ahead(n, False) if self.decode == "cpu" else self._rendered(n))
 
     def encoded(self) -> Iterator[EncodedBatch]:
         """The same batches with encoded files in place of pixels; the state moves as in an iteration of the loader.
@@ -161,7 +161,7 @@ class Loader:
 
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger of what was fetched or decoded in this process: one entry per (epoch, image)."""
-        return [] if self._decoder.dali is None else self._decoder.dali.failures()
+        return [] if self._decoder.renderer is None else self._decoder.renderer.failures()
 
     def close(self) -> None:
         """Stops threads, or says goodbye to daemons. Safe to call twice."""
@@ -238,14 +238,14 @@ class Loader:
                 waiting.cancel()
 
     def _rendered(self, epoch: int) -> Found:
-        """The encoded batches through DALI: one is decoded while the one before it is used."""
-        assert self._decoder.dali is not None
+        """The encoded batches through another decoder: one is decoded while the one before it is used."""
+        assert self._decoder.renderer is not None
         ahead: deque[tuple[Asked, int]] = deque()
         with closing(self._ahead(epoch, True)) as encoded:
             try:
                 while True:
                     while len(ahead) < 2 and (pair := next(encoded, None)) is not None:
-                        ahead.append((self._decoder.dali.submit(pair[0]), pair[1]))
+                        ahead.append((self._decoder.renderer.submit(pair[0]), pair[1]))
                         del pair
                     if not ahead:
                         return

@@ -75,13 +75,13 @@ class RemoteLoader(Loader):
                 long a daemon may take to come back.
             heartbeat_s: seconds between heartbeats; after three missed ones a connection counts as broken.
             shared: take batches of a daemon on this host through shared memory.
-            decode: `cpu`, the daemon's pixels; `dali`, its files, decoded here (docs/dali.md); `auto`, the faster of
-                them, measured on the first batches.
-            device: where DALI decodes, such as `cuda`; on a GPU its batches are torch tensors there.
+            decode: `cpu`, the daemon's pixels; `dali` or `nvjpeg`, its files, decoded here (docs/dali.md); `auto`, the
+                faster of `cpu` and `dali`, measured on the first batches.
+            device: where they decode, such as `cuda`; on a GPU its batches are torch tensors there.
             refresh: at each epoch's start, ask the daemons whether their index was replaced (they need `data.refresh` too),
                 and read the epoch from the new one.
             agree: as for `PackedLoader`; needed for `refresh` and for `decode = "auto"` with several ranks.
-            ledger: path of the quarantine ledger (JSON lines) of what DALI cannot decode here; empty keeps it in memory
+            ledger: path of the quarantine ledger (JSON lines) of what cannot be decoded here; empty keeps it in memory
                 alone. What daemons decode is in their own.
 
         Raises:

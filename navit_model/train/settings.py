@@ -46,8 +46,9 @@ class TrainConfig:
         parallel: how several ranks share the model: `ddp` keeps all of it on each, `fsdp` spreads weights, gradients and
             moments over them (FSDP2, `fully_shard`).
         device: `auto` takes CUDA where there is one.
-        decode: who makes the pixels of the training batches: `cpu`, the loader's engine, here or at the daemons; `dali`,
-            NVIDIA DALI on `device`, from encoded files (docs/dali.md); `auto`, the faster of them, measured at the start.
+        decode: who makes the pixels of the training batches: `cpu`, the loader's engine, here or at the daemons; `dali`
+            or `nvjpeg`, NVIDIA's on `device`, from encoded files (docs/dali.md); `auto`, the faster of `cpu` and `dali`,
+            measured at the start.
         threads: torch's CPU threads; 0 leaves torch's choice.
         seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.
         augment: colour operations on the device; see `AugmentConfig`.
@@ -81,7 +82,7 @@ class TrainConfig:
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    decode: Literal["auto", "cpu", "dali"] = "cpu"
+    decode: Literal["auto", "cpu", "dali", "nvjpeg"] = "cpu"
     threads: int = 0
     seed: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
