@@ -40,7 +40,7 @@ from navit_loader.render.device.patchify import gather
 from navit_loader.render.device.tokens import Tokens
 assert launch is not None
 device = sys.argv[1]
-for patch_size in (4, 14, 16, 32):
+for patch_size in (4, 7, 14, 16, 32):
     rng = np.random.default_rng(patch_size)
     grids = rng.integers(1, 7, (12, 2))
     images = [torch.randint(0, 256, (*(g * patch_size), 3), dtype=torch.uint8, device=device) for g in grids]

@@ -23,12 +23,25 @@ from navit_loader.render.nvjpeg import kernel as resized
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # what it says suits our sums
 
-POINTERS = {"addresses": "*i64", "strides": "*i64", "frames": "*i64", "slots": "*i64", "out": "*u8"}
+TOKEN = {"addresses": "*i64", "strides": "*i64", "frames": "*i64", "slots": "*i64"}
 SPANS = {"addresses": "*i64", "shapes": "*i32", "spans": "*fp32", "tokens": "*i64", "out": "*u8", "count": "i32"}
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
-    "patches, P = 16": (patches._copy, POINTERS, {"P": 16, "BLOCK": 1024}),
-    "patches, P = 14": (patches._copy, POINTERS, {"P": 14, "BLOCK": 1024}),
-    "patches, P = 32": (patches._copy, POINTERS, {"P": 32, "BLOCK": 4096}),
+    **{
+        f"rows, P = {p}": (
+            patches._rows,
+            {**TOKEN, "out": kind, "count": "i32"},
+            {"P": p, "TOKENS": patches.ROWS, "WORD": word, "N": n},
+        )
+        for p, word, kind, n in ((16, 4, "*i32", 256), (14, 2, "*i16", 512), (7, 1, "*u8", 256), (32, 4, "*i32", 1024))
+    },
+    **{
+        f"turned, P = {p}": (
+            patches._turned,
+            {**TOKEN, "out": "*u8", "count": "i32"},
+            {"P": p, "TOKENS": patches.TURNED, "N": n},
+        )
+        for p, n in ((16, 1024), (14, 1024), (32, 4096))
+    },
     **{
         f"resized patches, {name}, P = 16": (
             resized._patches,

@@ -109,9 +109,9 @@ def patch_kernel(rows: Rows) -> None:
     each = np.repeat(np.arange(n), side * side)
     tokens = Tokens(np.arange(n * side * side), each, np.tile(grid, (n, 1)), (each % 2 * 2).astype(np.uint8))
     out = torch.empty((n * side * side, p * p * 3), dtype=torch.uint8, device="cuda")
-    told = kernel.told(images, tokens, p, out.device)
-    kernel.copy(told, p, out)
-    rates = [2 * out.numel() / seconds_of(lambda: kernel.copy(told, p, out), 30) / 1e9 for _ in range(5)]
+    given = kernel.per_token(images, tokens, p, out.device)
+    kernel.copy(*given, p, out)
+    rates = [2 * out.numel() / seconds_of(lambda: kernel.copy(*given, p, out), 30) / 1e9 for _ in range(5)]
     copy = copy_gbs()
     rows.add(
         "patch kernel", gb_per_s=statistics.median(rates), copy_gb_per_s=copy, of_copy=statistics.median(rates) / copy
