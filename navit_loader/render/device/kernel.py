@@ -78,9 +78,10 @@ if triton is not None:
         stride = np.array([image.shape[1] * 3 for image in images], np.int64)[tokens.images]
         base = np.array([image.data_ptr() for image in images], np.int64)[tokens.images]
         address = base + tokens.blocks[:, 0] * patch_size * stride + tokens.blocks[:, 1] * patch_size * 3
-        all_of_them = np.stack([address, stride, tokens.frames.astype(np.int64), tokens.slots])
         turned = (tokens.frames & (SWAPPED | MIRRORED_X)) != 0
-        found = torch.from_numpy(all_of_them[:, np.argsort(turned, kind="stable")] if turned.any() else all_of_them)
+        order = np.argsort(turned, kind="stable") if turned.any() else slice(None)
+        every = (address, stride, tokens.frames.astype(np.int64), tokens.slots)
+        found = torch.from_numpy(np.stack([values[order] for values in every]))
         plain = len(turned) - int(turned.sum())
         return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found, plain
 
