@@ -47,7 +47,6 @@ pub struct Containers {
 pub struct Container {
     /// The file, where it is one on this machine.
     pub file: Option<Arc<File>>,
-    number: i32,
     path: String,
     spans: Arc<Spans>,
     buffers: Arc<Buffers>,
@@ -86,7 +85,6 @@ impl Containers {
         let file = if is_remote(path) { None } else { Some(Arc::new(open_file(path)?.0)) };
         let container = Arc::new(Container {
             file,
-            number,
             path: path.to_owned(),
             spans: self.spans.clone(),
             buffers: self.buffers.clone(),
@@ -118,12 +116,12 @@ impl Containers {
             let at_hand =
                 |key| lock(&self.decoded).iter().any(|(held, page)| *held == (number, key) && page.get().is_some());
             return match key.map(|key| (at_hand(key), pages.range_of(key))) {
-                Ok((false, Ok(range))) => self.spans.foresee(number, path, &range, &Cut::From(chunk)),
+                Ok((false, Ok(range))) => self.spans.foresee(path, &range, &Cut::From(chunk)),
                 _ => Foreseen::NOTHING,
             };
         }
         if chunk.end - chunk.start <= WHOLE {
-            return self.spans.foresee(number, path, &chunk, &Cut::From(chunk.clone()));
+            return self.spans.foresee(path, &chunk, &Cut::From(chunk.clone()));
         }
         self.look(number, Some(group), path, name);
         Foreseen::LATER
@@ -180,7 +178,7 @@ impl Containers {
             if container.file.is_none()
                 && let Ok(range) = pages.range_of(key)
             {
-                self.spans.let_go(number, &range, &Cut::From(pages.chunk(leaf, key.1)));
+                self.spans.let_go(path, &range, &Cut::From(pages.chunk(leaf, key.1)));
             }
             let bytes = values.iter().flatten().map(ByteArray::len).sum();
             let counted = self.budget.need(bytes);
@@ -244,7 +242,7 @@ impl Container {
                         Object::new(&self.path).and_then(|object| object.meta()).map_err(|e| fault(&e))?.length;
                     let (spans, url) = (self.spans.clone(), self.path.clone());
                     let stretches = OnceLock::new();
-                    let spanned = Arc::new(Spanned { spans, shard: self.number, url, length, stretches });
+                    let spanned = Arc::new(Spanned { spans, url, length, stretches });
                     (self.remote.get_or_init(|| spanned).clone(), length)
                 }
                 None => {

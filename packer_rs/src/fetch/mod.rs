@@ -163,7 +163,7 @@ impl Source {
             return self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row));
         }
         match self.remote_place(row) {
-            Ok((url, range, cut)) => self.spans.foresee(l.shard.get(row), &url, &range, &cut),
+            Ok((url, range, cut)) => self.spans.foresee(&url, &range, &cut),
             Err(_) => Foreseen::NOTHING,
         }
     }
@@ -183,7 +183,7 @@ impl Source {
         if is_remote(shard) && l.offset.get(row) != IN_PAGES {
             let (url, range, cut) = self.remote_place(row)?;
             out.reserve(length);
-            return self.spans.each(l.shard.get(row), &url, &range, &cut, |bytes| out.extend_from_slice(bytes));
+            return self.spans.each(&url, &range, &cut, |bytes| out.extend_from_slice(bytes));
         }
         if shard.ends_with('/') {
             path.push_str(l.name.get(row));
