@@ -67,7 +67,7 @@ impl ReadAt for Spanned {
             let at = offset + done as u64;
             let stretch = self.stretch(at);
             let range = at..end.min(stretch.end);
-            let cut = Cut::From(stretch);
+            let cut = Cut::From(stretch, Some(self.length));
             let copy = |bytes: &[u8]| {
                 into[done..done + bytes.len()].copy_from_slice(bytes);
                 done += bytes.len();
@@ -91,8 +91,8 @@ impl ReadAt for Spanned {
 pub enum Cut {
     /// Not at all: it is one image.
     Whole,
-    /// From the start of this stretch on, and not beyond its end.
-    From(Range<u64>),
+    /// From the start of this stretch on, and not beyond its end; an object of so many bytes, where that is known.
+    From(Range<u64>, Option<u64>),
 }
 
 /// What was started of what will be wanted.
@@ -252,7 +252,7 @@ impl Spans {
     fn parts(&self, range: &Range<u64>, cut: &Cut) -> impl Iterator<Item = Range<u64>> + use<> {
         let (size, within) = match cut {
             Cut::Whole => (0, 0..0),
-            Cut::From(stretch) => (self.size, stretch.clone()),
+            Cut::From(stretch, _) => (self.size, stretch.clone()),
         };
         // Without spans there is one part, the range itself.
         let number = |at: u64| at.saturating_sub(within.start).checked_div(size).unwrap_or(0);
@@ -283,16 +283,16 @@ impl Spans {
             held.order.push_back(key.clone());
             read
         };
-        let expect = match (cut, size) {
-            (Cut::Whole, _) => Expect::Whole,
-            (Cut::From(_), 0) => Expect::Range,
-            (Cut::From(_), _) => Expect::UpTo,
+        let (expect, length) = match (cut, size) {
+            (Cut::Whole, _) => (Expect::Whole, None),
+            (Cut::From(_, length), 0) => (Expect::Range, *length),
+            (Cut::From(_, length), _) => (Expect::UpTo, *length),
         };
         let started = Object::new(url).and_then(|object| {
             let (answer, requests, part) = (read.clone(), self.requests.clone(), part.clone());
             spawn(async move {
                 let _place = requests.acquire().await;
-                answer.answer(object.read(part, expect).await.map_err(|e| fault(&e)));
+                answer.answer(object.read(part, expect, length).await.map_err(|e| fault(&e)));
             })
         });
         started.inspect_err(|e| {

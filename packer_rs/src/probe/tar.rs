@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::headers::{Header, probe_header};
 use super::open::{io_reason, open};
+use crate::fetch::check::check_window;
 use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
 
@@ -32,6 +33,8 @@ pub struct Entry {
     pub offset: u64,
     /// Bytes of content.
     pub length: u64,
+    /// What it is known again by; 0 for texts and what is broken.
+    pub check: u32,
     /// Content.
     pub payload: Payload,
 }
@@ -121,7 +124,9 @@ fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[
                     let mut content = Window::new(source, offset, size, &mut inner);
                     match payload(&name, &mut content, images, texts, helpers) {
                         Some(payload) => {
-                            found.entries.push(Entry { name: name.clone(), offset, length: size, payload });
+                            let image = matches!(payload, Payload::Image(Ok(_)));
+                            let check = if image { check_window(&mut content).unwrap_or(0) } else { 0 };
+                            found.entries.push(Entry { name: name.clone(), offset, length: size, check, payload });
                         }
                         None => found.others += 1,
                     }

@@ -222,6 +222,8 @@ fn render_images<'py>(
         name: StringColumn::from_strings(&vec![""; rows]),
         offset: Column::from_vec(vec![0; rows]),
         length: Column::from_vec(vec![0; rows]),
+        container_length: Column::from_vec(Vec::new()),
+        check: Column::from_vec(Vec::new()),
         orientation: Column::from_vec(orientations),
         labels: Column::from_vec(Vec::new()),
         label_width: 0,

@@ -91,6 +91,11 @@ impl Pages {
         Ok(Self { source, length, buffers, metadata, starts, tables: Mutex::default() })
     }
 
+    /// Bytes of the file.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     /// Rows of the file.
     pub fn rows(&self) -> u64 {
         self.starts[self.starts.len() - 1]
