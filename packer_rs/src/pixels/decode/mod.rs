@@ -8,6 +8,7 @@
 pub mod foreign;
 
 mod jpeg;
+mod oddities;
 mod others;
 mod png;
 mod profile;
