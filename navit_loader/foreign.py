@@ -37,6 +37,9 @@ FORMATS = {
 }
 """The engine's names of the formats that come here and Pillow's. Of TIFF, only what the engine's own decoder refuses."""
 
+_SELDOM = {"bmp": "BMP", "gif": "GIF"}
+"""The same, of which only what the engine's decoder misreads comes here: too little to tie every index of them to a version."""
+
 IDLE_SECONDS = 30
 """A helper that nobody asks for so long ends; the engine starts another when it needs one."""
 
@@ -119,7 +122,8 @@ def opened(data: bytes) -> tuple[Image.Image, int]:
             raise Refused("unsupported", "HEIF is read where the package pillow-heif is installed") from None
         register_heif_opener()
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS.values() if name in Image.OPEN])
+        known = [name for name in (FORMATS | _SELDOM).values() if name in Image.OPEN]
+        image = Image.open(io.BytesIO(data), formats=known)
         orientation = image.getexif().get(0x0112, 1)
     except UnidentifiedImageError:
         raise Refused("corrupt", "Pillow cannot make sense of its header") from None
@@ -143,6 +147,10 @@ def pixels(image: Image.Image, orientation: int) -> tuple[tuple[int, int], bytes
     elif image.size != (width, height):
         raise Refused("corrupt", f"{image.size[0]} × {image.size[1]} pixels, but its header says {width} × {height}")
     if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
+        if bits < 16:
+            # Of 12 bits a sample Pillow gives the value as it is.
+            image = image.point(lambda value: value * (1 << 16 - bits))
         # Of 16 bits the high byte counts, as everywhere in the engine.
         return image.size, image.tobytes()[0 if image.mode.endswith("B") else 1 :: 2], 1
     if image.mode == "I" and kind == "PPM":

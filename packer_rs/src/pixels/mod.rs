@@ -10,5 +10,6 @@ pub mod orient;
 pub mod patchify;
 pub mod picture;
 pub mod resize;
+pub mod tags;
 pub mod taps;
 pub mod triples;
