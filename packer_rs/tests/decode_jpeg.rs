@@ -8,7 +8,7 @@ use std::sync::Arc;
 use encode::{Style, encode};
 use navit_packer::failure::Reason;
 use navit_packer::pixels::decode::Decoder;
-use navit_packer::pixels::picture::{Colours, Pixels, Wanted};
+use navit_packer::pixels::picture::{Colours, Depth, Pixels, Wanted};
 use navit_packer::slots::Crop;
 use proptest::prelude::*;
 use turbojpeg_sys as tj;
@@ -64,6 +64,7 @@ impl Decoders {
             dct_scaling: true,
             background: [255; 3],
             max_pixels: 1 << 20,
+            depth: Depth::Full,
         };
         let outcomes: Vec<Seen> = (self.all.iter_mut().zip(&mut self.pixels))
             .map(|(decoder, pixels)| match decoder.decode(data, &wanted, pixels) {

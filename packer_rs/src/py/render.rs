@@ -90,6 +90,7 @@ impl Renderer {
         d.set_item("tokens", stats.tokens)?;
         d.set_item("failed", stats.failed)?;
         d.set_item("profiles", stats.profiles)?;
+        d.set_item("dark", stats.dark)?;
         d.set_item("bytes_in_flight", stats.bytes_in_flight)?;
         d.set_item("bytes_of_parts", stats.bytes_of_parts)?;
         for (name, seconds) in ["fetch", "decode", "resize", "patches", "wait"].into_iter().zip(stats.seconds) {

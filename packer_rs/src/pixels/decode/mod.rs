@@ -20,7 +20,7 @@ pub use self::whole::plain_jpeg;
 use crate::failure::{Failure, Reason, caught};
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::format::Format;
-use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose};
+use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose, nearly_black};
 
 /// The decoders of one thread.
 pub struct Decoder {
@@ -56,6 +56,7 @@ impl Decoder {
     /// Decodes `bytes` into `out`.
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         self.foreign_profile = false;
+        out.dark = false;
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out),
             [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out)),
@@ -92,10 +93,11 @@ impl Decoder {
     }
 
     fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
-        let reply = self.helpers.pixels(bytes, wanted.max_pixels, &mut self.scratch)?;
+        let reply = self.helpers.pixels(bytes, wanted.max_pixels, wanted.depth, &mut self.scratch)?;
         check_size(reply.size, wanted)?;
         let (samples, behind) = self.scratch.split_at(reply.samples);
         compose(samples, reply.channels, wanted, out);
+        out.dark = reply.deep && nearly_black(samples);
         self.foreign_profile = reply.profile > 0 && !profile::is_srgb(&behind[..reply.profile]);
         Ok(())
     }

@@ -8,7 +8,7 @@ use image::error::{ImageError, LimitErrorKind};
 use image::{ColorType, ImageDecoder, Limits};
 
 use crate::failure::{Failure, Reason};
-use crate::pixels::picture::{Pixels, Wanted, check_size, compose, room};
+use crate::pixels::picture::{Pixels, Wanted, check_size, compose, narrow, room};
 use crate::pixels::tags::tag;
 
 /// Tags of TIFF.
@@ -94,9 +94,7 @@ fn read(
     room(scratch, size);
     decoder.read_image(&mut scratch[..size]).map_err(failure)?;
     if deep {
-        for n in 0..size / 2 {
-            scratch[n] = (u16::from_ne_bytes([scratch[2 * n], scratch[2 * n + 1]]) >> 8) as u8;
-        }
+        narrow(scratch, size / 2, channels, wanted.depth, u16::from_ne_bytes, out);
     }
     // Writers of BMP leave alpha at 0 where they mean none.
     if clear_means_opaque && channels == 4 && scratch[..size].chunks_exact(4).all(|pixel| pixel[3] == 0) {
