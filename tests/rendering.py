@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ FILTERS = {
     "area": Image.Resampling.BOX,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_FILES = tempfile.TemporaryDirectory(prefix="navit-files-")
 LIMITS: dict[str, Any] = {
     "sequence_length": 1024,
     "max_tokens": 512,
@@ -65,9 +68,20 @@ def batch(sequences: list[list[dict[str, Any]]], patch_size: int = 16, batch_siz
     return _packer.PlannedBatch(epoch, 0, patch_size, batch_size or len(sequences), sequences)
 
 
-def source(sizes: list[tuple[int, int]], orientations: list[int] | None = None, **columns: Any) -> dict[str, Any]:
-    """An index's columns: oriented sizes (height, width), orientations, and whatever else is given."""
+def source(
+    sizes: list[tuple[int, int]],
+    orientations: list[int] | None = None,
+    bytes: list[bytes] | None = None,
+    **columns: Any,
+) -> dict[str, Any]:
+    """An index's columns: oriented sizes (height, width), orientations, files of these bytes, and whatever else is given."""
     rows = len(sizes)
+    if bytes is not None:
+        folder = Path(tempfile.mkdtemp(dir=_FILES.name))
+        names = [str(n) for n in range(len(bytes))]
+        for name, data in zip(names, bytes, strict=True):
+            (folder / name).write_bytes(data)
+        columns = located(folder, names, [len(data) for data in bytes]) | columns
     return {
         "width": [np.array([w for _, w in sizes], np.int32)],
         "height": [np.array([h for h, _ in sizes], np.int32)],
@@ -76,18 +90,22 @@ def source(sizes: list[tuple[int, int]], orientations: list[int] | None = None, 
     }
 
 
-def in_folder(folder: Any, names: list[str], sizes: list[tuple[int, int]], lengths: list[int]) -> dict[str, Any]:
-    """The same for files in one folder."""
+def located(folder: Any, names: list[str], lengths: list[int]) -> dict[str, Any]:
+    """The columns that say where files of one folder are."""
     text = "".join(names).encode()
     offsets = np.cumsum([0, *(len(n.encode()) for n in names)]).astype(np.int64)
-    return source(
-        sizes,
-        shard=[np.zeros(len(names), np.int32)],
-        shards=[f"{folder}/"],
-        name=[(offsets, np.frombuffer(text, np.uint8))],
-        offset=[np.zeros(len(names), np.int64)],
-        length=[np.array(lengths, np.int64)],
-    )
+    return {
+        "shard": [np.zeros(len(names), np.int32)],
+        "shards": [f"{folder}/"],
+        "name": [(offsets, np.frombuffer(text, np.uint8))],
+        "offset": [np.zeros(len(names), np.int64)],
+        "length": [np.array(lengths, np.int64)],
+    }
+
+
+def in_folder(folder: Any, names: list[str], sizes: list[tuple[int, int]], lengths: list[int]) -> dict[str, Any]:
+    """An index's columns for files in one folder."""
+    return source(sizes, **located(folder, names, lengths))
 
 
 def renderer(columns: dict[str, Any], limits: dict[str, Any] | None = None, **options: Any) -> Any:

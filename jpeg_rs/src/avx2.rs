@@ -1,5 +1,5 @@
-//! The inverse transforms in AVX2, and the search for 0xFF: the same bits as the plain forms, some ten times as fast. In: what
-//! those take. All `unsafe` of this decoder is here and where it is called.
+//! The inverse transforms in AVX2, and the search for 0xFF: the same bits as the plain forms, some ten times as fast.
+//! In: what those take. All `unsafe` of this decoder is here and where it is called.
 
 use std::arch::x86_64::*;
 
@@ -30,7 +30,8 @@ fn pairs(ab: __m256i) -> __m256i {
     _mm256_shuffle_epi8(_mm256_permute4x64_epi64::<0b11_01_10_00>(ab), order)
 }
 
-/// One pass over eight columns: rows (0, 4), (1, 5), (2, 6), (3, 7) in, eight sums of columns 0 to 7 out, not yet shifted.
+/// One pass over eight columns: rows (0, 4), (1, 5), (2, 6), (3, 7) in, eight sums of columns 0 to 7 out, not yet
+/// shifted.
 #[target_feature(enable = "avx2")]
 fn eight(r04: __m256i, r15: __m256i, r26: __m256i, r37: __m256i, round: i32) -> [__m256i; 8] {
     let by = |v, low, high| _mm256_madd_epi16(v, _mm256_set1_epi32(pair(low, high)));
@@ -237,7 +238,8 @@ pub fn quarter(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize
     }
 }
 
-/// Copies bytes up to the first 0xFF, or to the last whole vector. Returns how many were copied, and whether 0xFF follows.
+/// Copies bytes up to the first 0xFF, or to the last whole vector. Returns how many were copied, and whether 0xFF
+/// follows.
 #[target_feature(enable = "avx2")]
 pub fn copy_clean(from: &[u8], to: &mut [u8]) -> (usize, bool) {
     let whole = from.len().min(to.len()) & !31;

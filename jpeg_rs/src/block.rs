@@ -1,5 +1,6 @@
-//! Bits → the coefficients of one block. In: a reader of clean data, and tables. Out: coefficients in the order in which the
-//! inverse transforms load them, not yet multiplied by their divisors. None for whatever libjpeg-turbo might warn of.
+//! Bits → the coefficients of one block. In: a reader of clean data, and tables. Out: coefficients in the order in
+//! which the inverse transforms load them, not yet multiplied by their divisors. None for whatever libjpeg-turbo might
+//! warn of.
 
 use crate::huffman::{AC_BITS, AcTable, DC_BITS, DcTable, SLOW, extend};
 

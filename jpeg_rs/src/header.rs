@@ -1,5 +1,5 @@
-//! A JPEG file up to its scan. In: the whole file. Out: what decoding the scan needs, or None for a file that is not of the
-//! plain kind or has anything odd about it: another decoder then judges it.
+//! A JPEG file up to its scan. In: the whole file. Out: what decoding the scan needs, or None for a file that is not of
+//! the plain kind or has anything odd about it: another decoder then judges it.
 
 /// One colour component.
 #[derive(Clone, Copy, Debug)]

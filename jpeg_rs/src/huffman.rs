@@ -1,8 +1,9 @@
-//! Look-up tables of Huffman codes. In: a definition as the file has it. Out: for each beginning of the bits, what stands there.
+//! Look-up tables of Huffman codes. In: a definition as the file has it. Out: for each beginning of the bits, what
+//! stands there.
 //!
-//! An AC entry holds up to two symbols with their extra bits, since the look-up is what a decoder waits for: the next one
-//! cannot begin before the length of this one is known. The value of the first symbol is cut out of the bits meanwhile, so it
-//! may be longer than the look-up; that of the second stands in the entry.
+//! An AC entry holds up to two symbols with their extra bits, since the look-up is what a decoder waits for: the next
+//! one cannot begin before the length of this one is known. The value of the first symbol is cut out of the bits
+//! meanwhile, so it may be longer than the look-up; that of the second stands in the entry.
 
 /// Bits of a look-up in an AC table. More of them fall out of the nearest cache, which costs what they save.
 pub const AC_BITS: u32 = 11;
@@ -27,7 +28,8 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// Codes of a definition, given in rising order to `each` as (first 16 bits, length, symbol). None where libjpeg-turbo would not take them.
+    /// Codes of a definition, given in rising order to `each` as (first 16 bits, length, symbol). None where
+    /// libjpeg-turbo would not take them.
     fn new(definition: &[u8], mut each: impl FnMut(u32, u32, u8)) -> Option<Self> {
         let (counts, given) = definition.split_first_chunk::<16>()?;
         let mut codes = Self { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
@@ -113,8 +115,8 @@ impl Table for DcTable {
 pub struct AcTable {
     /// All codes.
     pub codes: Codes,
-    /// From the lowest bit: 8 for the bits of all symbols; 8 for the step to the last one's place; 8 for that of the first one;
-    /// 8 for the length of the first code; 16 for the size of its value; 16 for the value of the second.
+    /// From the lowest bit: 8 for the bits of all symbols; 8 for the step to the last one's place; 8 for that of the
+    /// first one; 8 for the length of the first code; 16 for the size of its value; 16 for the value of the second.
     pub entries: Box<[u64; 1 << AC_BITS]>,
 }
 

@@ -1,9 +1,10 @@
-//! Coefficients → samples, at full size and at the DCT scales 1/2, 1/4 and 1/8. In: a block and its divisors, both with rows in
-//! the order `ROWS`. Out: a square of samples in a plane.
+//! Coefficients → samples, at full size and at the DCT scales 1/2, 1/4 and 1/8. In: a block and its divisors, both with
+//! rows in the order `ROWS`. Out: a square of samples in a plane.
 //!
-//! The full transform is that of Loeffler, Ligtenberg and Moschytz (ICASSP 1989, figure 1) in fixed point; the others leave out
-//! what a smaller square does not show. Widths, roundings, wrapping and saturation are those of libjpeg-turbo's SIMD code, for
-//! hostile coefficients too: so either decoder gives the same samples. This is the plain form; `avx2` has the fast one.
+//! The full transform is that of Loeffler, Ligtenberg and Moschytz (ICASSP 1989, figure 1) in fixed point; the others
+//! leave out what a smaller square does not show. Widths, roundings, wrapping and saturation are those of
+//! libjpeg-turbo's SIMD code, for hostile coefficients too: so either decoder gives the same samples. This is the plain
+//! form; `avx2` has the fast one.
 
 use crate::block::{Block, ROWS};
 

@@ -1,14 +1,15 @@
-//! A JPEG decoder for the plain case alone: baseline, one scan, grey or Y, Cb, Cr of a usual sampling. In: a whole file. Out: the
-//! same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind or with anything odd about it,
-//! however small. Such a file goes to another decoder from the start, so faults are judged and named in one place.
+//! A JPEG decoder for the plain case alone: baseline, one scan, grey or Y, Cb, Cr of a usual sampling. In: a whole
+//! file. Out: the same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind or with
+//! anything odd about it, however small. Such a file goes to another decoder from the start, so faults are judged and
+//! named in one place.
 //!
 //! ```text
 //! header ─► stream ─► huffman, block ─► idct, avx2
 //! segments   no stuffing   coefficients     samples
 //! ```
 //!
-//! It was written because the entropy decoder bounds a whole loader of images. One look-up for two symbols and their values, bits
-//! refilled without a branch, and no marker in the way: that takes about 0.6 of the time.
+//! It was written because the entropy decoder bounds a whole loader of images. One look-up for two symbols and their
+//! values, bits refilled without a branch, and no marker in the way: that takes about 0.6 of the time.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -95,8 +96,9 @@ impl Decoder {
         Self { fast, stream: Stream::default(), dc: Cache::default(), ac: Cache::default() }
     }
 
-    /// Decodes a file at the DCT scale 1/`shrink` (1, 2, 4 or 8) into `out`, which grows where it is too small, is never cleared and
-    /// may be longer than the planes. None leaves `out` in any state, and the file to another decoder.
+    /// Decodes a file at the DCT scale 1/`shrink` (1, 2, 4 or 8) into `out`, which grows where it is too small, is
+    /// never cleared and may be longer than the planes. None leaves `out` in any state, and the file to another
+    /// decoder.
     pub fn decode(&mut self, header: &Header<'_>, shrink: u32, out: &mut Vec<u8>) -> Option<Picture> {
         assert!(matches!(shrink, 1 | 2 | 4 | 8), "a shrink of {shrink}; it must be 1, 2, 4 or 8");
         self.stream.take(self.fast, header.scan)?;

@@ -1,5 +1,5 @@
-//! The data of a scan as decoding wants them. In: the file from its scan on. Out: the same bytes without stuffing, cut at the
-//! restart markers. So the inner loop never looks for markers.
+//! The data of a scan as decoding wants them. In: the file from its scan on. Out: the same bytes without stuffing, cut
+//! at the restart markers. So the inner loop never looks for markers.
 
 /// Clean data of a scan.
 #[derive(Default)]
@@ -11,8 +11,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Takes the scan with which `scan` begins. None where it does not end in an end-of-image marker, or has other markers than
-    /// restarts in their order.
+    /// Takes the scan with which `scan` begins. None where it does not end in an end-of-image marker, or has other
+    /// markers than restarts in their order.
     pub fn take(&mut self, fast: bool, scan: &[u8]) -> Option<()> {
         self.ends.clear();
         // Bits are read by the word, the last ones too.
@@ -51,7 +51,8 @@ impl Stream {
     }
 }
 
-/// Copies bytes up to the first 0xFF, or some of them where there is none near. Returns how many, and whether 0xFF follows.
+/// Copies bytes up to the first 0xFF, or some of them where there is none near. Returns how many, and whether 0xFF
+/// follows.
 fn copy_clean(fast: bool, from: &[u8], to: &mut [u8]) -> (usize, bool) {
     #[cfg(target_arch = "x86_64")]
     if fast {

@@ -1,5 +1,5 @@
-//! This decoder beside libjpeg-turbo: each plain file gives the same planes, in both forms and at every scale; and whatever the
-//! bytes, both forms agree.
+//! This decoder beside libjpeg-turbo: each plain file gives the same planes, in both forms and at every scale; and
+//! whatever the bytes, both forms agree.
 
 #[path = "common/encode.rs"]
 mod encode;
@@ -51,7 +51,8 @@ fn ours(data: &[u8], shrink: u32) -> Option<Planes> {
 
 /// The planes that libjpeg-turbo gives.
 fn theirs(data: &[u8], shrink: u32) -> Planes {
-    // SAFETY: the handle is alive until it is destroyed, the slice is as long as is said, and each plane as the library asks.
+    // SAFETY: the handle is alive until it is destroyed, the slice is as long as is said, and each plane as the library
+    // asks.
     unsafe {
         let handle = tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as i32);
         assert_eq!(tj::tj3DecompressHeader(handle, data.as_ptr(), data.len() as _), 0);

@@ -1,6 +1,6 @@
-//! Which JPEG decoder is the default, by measurement: our own for plain baseline files, beside libjpeg-turbo, which decodes the
-//! others, and zune-jpeg, the fastest in pure Rust that we know. In: JPEG files. Out: milliseconds an image for each, one thread,
-//! medians over interleaved rounds.
+//! Which JPEG decoder is the default, by measurement: our own for plain baseline files, beside libjpeg-turbo, which
+//! decodes the others, and zune-jpeg, the fastest in pure Rust that we know. In: JPEG files. Out: milliseconds an image
+//! for each, one thread, medians over interleaved rounds.
 //!
 //! ```text
 //! python bench/corpus.py /tmp/corpus --count 60 && cargo run --release -p navit-packer --example jpeg_decoders /tmp/corpus/*/*

@@ -1,5 +1,6 @@
-//! Columns of an index as the engine sees them: slices in memory that somebody else owns and keeps alive (a memory-mapped
-//! Arrow file, or vectors in tests). In: chunks of equal length but the last. Out: a value by row, in constant time.
+//! Columns of an index as the engine sees them: slices in memory that somebody else owns and keeps alive (a
+//! memory-mapped Arrow file, or vectors in tests). In: chunks of equal length but the last. Out: a value by row, in
+//! constant time.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -96,7 +97,8 @@ impl<T: Copy + Send + Sync + 'static> Column<T> {
     }
 }
 
-/// A column of lists: per chunk, n + 1 offsets into its values (Arrow's `large_list`, and `large_utf8` with bytes for values).
+/// A column of lists: per chunk, n + 1 offsets into its values (Arrow's `large_list`, and `large_utf8` with bytes for
+/// values).
 pub struct ListColumn<T> {
     chunks: Vec<(Chunk<i64>, Chunk<T>)>,
     chunk_rows: usize,

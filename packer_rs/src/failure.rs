@@ -1,8 +1,8 @@
-//! Why an image has no pixels. In: what a read or a decoder met. Out: a failure with its stage, its reason and what was said; or
-//! a fault that may pass.
+//! Why an image has no pixels. In: what a read or a decoder met. Out: a failure with its stage, its reason and what was
+//! said; or a fault that may pass.
 //!
-//! Apart from the ledger, which keeps failures, since everything from the file to the pixels can fail and none of it may know
-//! of rendering.
+//! Apart from the ledger, which keeps failures, since everything from the file to the pixels can fail and none of it
+//! may know of rendering.
 
 use std::any::Any;
 use std::cell::Cell;

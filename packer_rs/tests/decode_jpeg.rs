@@ -1,4 +1,5 @@
-//! Our own JPEG decoder beside libjpeg-turbo: whatever the file, both decoders agree on the verdict, its words, and every sample.
+//! Our own JPEG decoder beside libjpeg-turbo: whatever the file, both decoders agree on the verdict, its words, and
+//! every sample.
 
 #[path = "../../jpeg_rs/tests/common/encode.rs"]
 mod encode;

@@ -1,8 +1,8 @@
-//! The wall between the rooms. In: the sources of the engine. Out: nothing, or each arrow that goes up a floor, each circle of
-//! files, and each word of Python outside `py/`.
+//! The wall between the rooms. In: the sources of the engine. Out: nothing, or each arrow that goes up a floor, each
+//! circle of files, and each word of Python outside `py/`.
 //!
-//! An arrow is a path through modules (`use crate::fetch::Source`, `super::open::io_reason`). A `pub use` of a `mod.rs` only
-//! shows what the room has, and is none.
+//! An arrow is a path through modules (`use crate::fetch::Source`, `super::open::io_reason`). A `pub use` of a `mod.rs`
+//! only shows what the room has, and is none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,6 @@
-//! A fixed plan against a stored digest, on every processor that the tests run on: an x86 daemon and an Arm trainer must
-//! plan the same. In: a configuration that uses each kind of draw. Out: one number over every field of every image.
+//! A fixed plan against a stored digest, on every processor that the tests run on: an x86 daemon and an Arm trainer
+//! must plan the same. In: a configuration that uses each kind of draw. Out: one number over every field of every
+//! image.
 //!
 //! `make test-aarch64` runs it on an emulated Arm processor, as CI does. A change of order, draws or packing
 //! changes the digest: raise `PLAN_VERSION` in `navit_loader/plan/identity.py` along with it.

@@ -1,5 +1,5 @@
-//! Invariants of the header probe: no bytes make it panic, a window shows the same wherever an image lies, and what a tar
-//! scan returns lies inside the tar.
+//! Invariants of the header probe: no bytes make it panic, a window shows the same wherever an image lies, and what a
+//! tar scan returns lies inside the tar.
 
 use navit_packer::fetch::window::{ReadAt, Window};
 use navit_packer::pixels::decode::foreign::Helpers;

@@ -1,6 +1,6 @@
-//! Our own code allocates nothing per image once it is warm: a batch of many images allocates as often as one of few. And
-//! nothing stays of batches that are gone, however many sizes of them were asked for.
-//! (What libjpeg-turbo takes from C's allocator for itself is not counted.)
+//! Our own code allocates nothing per image once it is warm: a batch of many images allocates as often as one of few.
+//! And nothing stays of batches that are gone, however many sizes of them were asked for. (What libjpeg-turbo takes
+//! from C's allocator for itself is not counted.)
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat; orientation is
-//! a permutation of pixels.
+//! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat;
+//! orientation is a permutation of pixels.
 
 use navit_packer::pixels::orient::Frame;
 use navit_packer::pixels::patchify::patchify;

@@ -1,4 +1,5 @@
-//! Any bytes as a JPEG file: no crash, no hang, and the fast form agrees with the plain one on the verdict and on every sample.
+//! Any bytes as a JPEG file: no crash, no hang, and the fast form agrees with the plain one on the verdict and on every
+//! sample.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Any bytes as a JPEG file: our own decoder, its plain form and libjpeg-turbo agree on the verdict and on every sample.
+//! Any bytes as a JPEG file: our own decoder, its plain form and libjpeg-turbo agree on the verdict and on every
+//! sample.
 #![no_main]
 
 use std::cell::RefCell;

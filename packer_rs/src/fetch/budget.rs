@@ -1,5 +1,6 @@
-//! How many bytes of containers may be at hand: spans of remote objects on their way or here, and decoded pages of Parquet. In:
-//! sizes. Out: yes or no. One count for each source, a part of the renderer's memory; apart, since it has two users.
+//! How many bytes of containers may be at hand: spans of remote objects on their way or here, and decoded pages of
+//! Parquet. In: sizes. Out: yes or no. One count for each source, a part of the renderer's memory; apart, since it has
+//! two users.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! What a member of a container is known again by. In: its bytes. Out: a CRC-32 of the first and the last few. Apart, since the
-//! probe notes it and the renderer compares it: a container may be written anew with the same length.
+//! What a member of a container is known again by. In: its bytes. Out: a CRC-32 of the first and the last few. Apart,
+//! since the probe notes it and the renderer compares it: a container may be written anew with the same length.
 
 use flate2::Crc;
 

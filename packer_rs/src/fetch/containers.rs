@@ -1,5 +1,5 @@
-//! Containers kept open, and the pages of Parquet files decoded last. In: the place of a container. Out: something to read
-//! from. Both are bounded: a data set may have a hundred thousand shards.
+//! Containers kept open, and the pages of Parquet files decoded last. In: the place of a container. Out: something to
+//! read from. Both are bounded: a data set may have a hundred thousand shards.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -19,18 +19,19 @@ use crate::sync::lock;
 /// Open containers kept per source; more are opened again when they are needed.
 const OPEN: usize = 64;
 
-/// A row group whose pages take no more is fetched whole before it is known where each of them lies: finding that out takes as many
-/// requests, one after the other.
+/// A row group whose pages take no more is fetched whole before it is known where each of them lies: finding that out
+/// takes as many requests, one after the other.
 const WHOLE: u64 = 32 << 20;
 
 /// Containers and row groups of them that are looked into in the background at once.
 const LOOKING: usize = 16;
 
-/// A decoded page, counted while it is held. A page is about 1 MB, and block order comes back to it while its block lasts.
+/// A decoded page, counted while it is held. A page is about 1 MB, and block order comes back to it while its block
+/// lasts.
 type Page = Arc<OnceLock<Result<(Vec<Option<ByteArray>>, Counted), Fault>>>;
 
-/// What is looked into in the background: a container, and which row group of it once its footer is known. The values of it that
-/// were foreseen since.
+/// What is looked into in the background: a container, and which row group of it once its footer is known. The values
+/// of it that were foreseen since.
 type Looking = HashMap<(i32, Option<usize>), HashSet<String>>;
 
 /// See the module.
@@ -101,8 +102,8 @@ impl Containers {
         Ok(container)
     }
 
-    /// Starts to read the page of a value in a remote Parquet container. What has to be known for that is looked up in the
-    /// background, once.
+    /// Starts to read the page of a value in a remote Parquet container. What has to be known for that is looked up in
+    /// the background, once.
     pub fn foresee(self: &Arc<Self>, number: i32, path: &str, name: &str, length: Option<u64>) -> Foreseen {
         // What is wrong is said when the value is wanted.
         let Ok((column, row)) = place_of(name) else { return Foreseen::NOTHING };
@@ -130,7 +131,8 @@ impl Containers {
         Foreseen::LATER
     }
 
-    /// Finds out in the background where pages lie, and then starts to read those of all values that were foreseen meanwhile.
+    /// Finds out in the background where pages lie, and then starts to read those of all values that were foreseen
+    /// meanwhile.
     fn look(self: &Arc<Self>, number: i32, group: Option<usize>, path: &str, name: &str, length: Option<u64>) {
         let what = (number, group);
         {

@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use crate::failure::{Failure, Fault, Reason};
 
-/// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for ever.
+/// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for
+/// ever.
 pub fn open_file(path: &str) -> Result<(File, u64), Fault> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| fault(&e))?;
     let found = file.metadata().map_err(|e| fault(&e))?;

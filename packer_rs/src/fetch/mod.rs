@@ -1,5 +1,5 @@
-//! Locator → bytes. Takes a row of an index. Gives the image's encoded bytes in a buffer that is used again, or a fault that
-//! says whether it may pass. Files in folders and members of container files; anything remote through `remote`.
+//! Locator → bytes. Takes a row of an index. Gives the image's encoded bytes in a buffer that is used again, or a fault
+//! that says whether it may pass. Files in folders and members of container files; anything remote through `remote`.
 //!
 //! May not know what the bytes mean: formats, pixels, plans and batches are for other rooms.
 
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::columns::{Captions, Chunk, Column, Locations};
+use crate::columns::{Captions, Column, Locations};
 use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::is_remote;
 use budget::Budget;
@@ -41,8 +41,6 @@ pub struct Source {
     pub locations: Locations,
     /// Caption tokens.
     pub captions: Captions,
-    /// The bytes themselves, row by row, where they are in memory already.
-    pub memory: Vec<Chunk<u8>>,
     containers: Arc<Containers>,
     spans: Arc<Spans>,
     /// Of spans of remote objects, and of decoded pages: apart, since pages at hand must not keep out what comes next.
@@ -55,7 +53,7 @@ impl Source {
         let budgets: [Arc<Budget>; 2] = Default::default();
         let spans = Arc::new(Spans::new(0, budgets[0].clone()));
         let containers = Arc::new(Containers::new(budgets[1].clone(), spans.clone()));
-        Self { width, height, locations, captions, memory: Vec::new(), containers, spans, budgets }
+        Self { width, height, locations, captions, containers, spans, budgets }
     }
 
     /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
@@ -68,7 +66,7 @@ impl Source {
     /// Which parts of containers it holds in memory: spans of remote objects, pages of Parquet.
     pub fn holds_parts(&self) -> (bool, bool) {
         let in_pages = |shard: &String| shard.to_ascii_lowercase().ends_with(".parquet");
-        let shards = if self.memory.is_empty() { &self.locations.shards[..] } else { &[] };
+        let shards = &self.locations.shards;
         (shards.iter().any(|shard| is_remote(shard)), shards.iter().any(in_pages))
     }
 
@@ -89,12 +87,6 @@ impl Source {
         self.budgets.iter().map(|budget| budget.used()).sum()
     }
 
-    /// A source whose encoded images are in memory; its locations name them for messages alone.
-    pub fn with_memory(mut self, memory: Vec<Chunk<u8>>) -> Self {
-        self.memory = memory;
-        self
-    }
-
     /// Number of images.
     pub fn len(&self) -> usize {
         self.width.len()
@@ -107,8 +99,7 @@ impl Source {
 
     /// Bytes of the encoded image of `row`, as the index has it; 0 where it makes no sense, and then `fetch` fails too.
     pub fn length(&self, row: usize) -> usize {
-        let length = || if row < self.locations.length.len() { self.locations.length.get(row) } else { 0 };
-        self.memory.get(row).map_or_else(|| usize::try_from(length()).unwrap_or(0), |chunk| chunk.as_slice().len())
+        if row < self.locations.length.len() { usize::try_from(self.locations.length.get(row)).unwrap_or(0) } else { 0 }
     }
 
     /// File or container and member, for people.
@@ -131,11 +122,6 @@ impl Source {
         usize::try_from(l.shard.get(row)).ok().and_then(|s| l.shards.get(s)).map_or("", String::as_str)
     }
 
-    /// The encoded bytes of `row`, where they are in memory already.
-    pub fn resident(&self, row: usize) -> Option<&[u8]> {
-        self.memory.get(row).map(Chunk::as_slice)
-    }
-
     /// URL and range of a row in remote storage, and how its object is cut.
     fn remote_place(&self, row: usize) -> Result<(String, Range<u64>, Cut), Fault> {
         let l = &self.locations;
@@ -155,7 +141,7 @@ impl Source {
     /// Starts to fetch what `row` will need, where that takes long.
     pub fn foresee(&self, row: usize) -> Foreseen {
         let l = &self.locations;
-        if !self.memory.is_empty() || !is_remote(self.shard(row)) {
+        if !is_remote(self.shard(row)) {
             return Foreseen::NOTHING;
         }
         if l.offset.get(row) == IN_PAGES {
@@ -174,10 +160,6 @@ impl Source {
     /// Reads the encoded bytes of `row` into `out`, replacing what it held. `path` is scratch.
     pub fn fetch(&self, row: usize, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
         out.clear();
-        if let Some(bytes) = self.resident(row) {
-            out.extend_from_slice(bytes);
-            return Ok(());
-        }
         let l = &self.locations;
         let length = usize::try_from(l.length.get(row)).map_err(|_| damaged("length", l.length.get(row)))?;
         let shard = self.shard(row);

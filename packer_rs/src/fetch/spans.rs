@@ -1,10 +1,10 @@
-//! Ranges of remote objects on their way or at hand. In: what planned batches will want. Out: their bytes. Requests start when a
-//! batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
+//! Ranges of remote objects on their way or at hand. In: what planned batches will want. Out: their bytes. Requests
+//! start when a batch is submitted, many at once, so that their latency passes while earlier batches are rendered.
 //!
-//! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once; in any other
-//! order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two of them. All of it
-//! counts against one budget: where a span does not fit, just the image is fetched, and where that does not fit either, it is
-//! fetched when it is wanted.
+//! In block order neighbours are wanted soon after one another, so whole spans of a container are fetched, each once;
+//! in any other order just the image. Spans of a Parquet file start with its row groups, so that none is wanted by two
+//! of them. All of it counts against one budget: where a span does not fit, just the image is fetched, and where that
+//! does not fit either, it is fetched when it is wanted.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -157,7 +157,8 @@ impl Read {
 }
 
 impl Held {
-    /// Counts bytes, letting go of the oldest that no submitted batch wants, until they fit. None if they do not even then.
+    /// Counts bytes, letting go of the oldest that no submitted batch wants, until they fit. None if they do not even
+    /// then.
     fn room(&mut self, bytes: usize, budget: &Arc<Budget>) -> Option<Counted> {
         let mut wanted = VecDeque::new();
         let counted = loop {
@@ -262,8 +263,8 @@ impl Spans {
         (first..=last).map(move |n| if size == 0 { range.clone() } else { span(n) })
     }
 
-    /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one of, 0 for
-    /// just what is wanted; None where there is no room for it and it is not `needed` now.
+    /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one
+    /// of, 0 for just what is wanted; None where there is no room for it and it is not `needed` now.
     fn start(&self, url: &str, part: &Range<u64>, cut: &Cut, size: u64, needed: bool) -> io::Result<Option<Arc<Read>>> {
         let key = key(url, part);
         let read = {

@@ -1,6 +1,6 @@
-//! The inner loops of resizing, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that is
-//! some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in this file and in
-//! `triples` (colours).
+//! The inner loops of resizing, each in a plain form that says what is meant and, on x86-64 with AVX2, in a form that
+//! is some ten times as fast and gives the same bits. In: slices. Out: slices. All `unsafe` of pixel arithmetic is in
+//! this file and in `rgb` (colours).
 
 use crate::pixels::taps::{BITS, GROUP, Taps};
 
@@ -41,10 +41,11 @@ pub fn down(fast: bool, rows: &[u8], stride: usize, weights: &[i16], len: usize,
     }
 }
 
-/// Rows of values turned, so that sums along rows become sums of whole vectors: of each row, pixels 2 n and 2 n + 1 of channel c
-/// go side by side to `out[((n · channels + c) · ROWS + row) · 2]`, for at least `pixels` of them.
+/// Rows of values turned, so that sums along rows become sums of whole vectors: of each row, pixels 2 n and 2 n + 1 of
+/// channel c go side by side to `out[((n · channels + c) · ROWS + row) · 2]`, for at least `pixels` of them.
 ///
-/// Each row of `strip` has `pitch` values, channels innermost, `SLACK` more than that needs; so has `out`, for all rows.
+/// Each row of `strip` has `pitch` values, channels innermost, `SLACK` more than that needs; so has `out`, for all
+/// rows.
 pub fn turn(fast: bool, strip: &[i16], pitch: usize, pixels: usize, channels: usize, out: &mut [i16]) {
     assert!(matches!(channels, 1 | 3) && pixels * channels + SLACK <= pitch);
     assert!(strip.len() >= ROWS * pitch && out.len() >= ROWS * (pixels * channels + SLACK));
@@ -67,7 +68,8 @@ pub fn turn(fast: bool, strip: &[i16], pitch: usize, pixels: usize, channels: us
 /// Weighted sums along turned rows of `channels`: pixel i of channel c in row y, `out[y · stride + i]`, =
 /// Σ weights of i · value starts of i − skip + k of it, for `height` rows, at most `ROWS`.
 ///
-/// `turned` is long enough for every start plus `taps.width`; `stride` is as long as `taps.starts`, a multiple of `GROUP`.
+/// `turned` is long enough for every start plus `taps.width`; `stride` is as long as `taps.starts`, a multiple of
+/// `GROUP`.
 pub fn across(
     fast: bool,
     turned: &[i16],
@@ -83,7 +85,8 @@ pub fn across(
     assert!(height <= ROWS && out.len() >= height * stride);
     #[cfg(target_arch = "x86_64")]
     if fast {
-        // SAFETY: `fast` is only true where AVX2 was found; every start lies in `taps.span`, and the lengths were checked.
+        // SAFETY: `fast` is only true where AVX2 was found; every start lies in `taps.span`, and the lengths were
+        // checked.
         unsafe { avx2::across(turned, (channels, c), taps, skip, (height, stride), out) };
         return;
     }
@@ -151,7 +154,8 @@ mod avx2 {
         let mut x = 0;
         while x < values {
             for half in 0..2 {
-                // SAFETY: sixteen values from x on lie inside each row, and sixteen turned pairs of sixteen rows inside `out`.
+                // SAFETY: sixteen values from x on lie inside each row, and sixteen turned pairs of sixteen rows inside
+                // `out`.
                 unsafe {
                     let from = strip.as_ptr().add(8 * half * pitch + x);
                     let rows = [0, 1, 2, 3, 4, 5, 6, 7].map(|row| _mm256_loadu_si256(from.add(row * pitch).cast()));

@@ -1,5 +1,5 @@
-//! Encoded bytes → pixels → patches. Takes a file's bytes and what is wanted of them. Gives planes of just enough pixels, resized,
-//! turned and cut into the patches of a target grid.
+//! Encoded bytes → pixels → patches. Takes a file's bytes and what is wanted of them. Gives planes of just enough
+//! pixels, resized, turned and cut into the patches of a target grid.
 //!
 //! May not know where bytes come from, which slot of which batch they are for, or how images were planned.
 
@@ -10,6 +10,6 @@ pub mod orient;
 pub mod patchify;
 pub mod picture;
 pub mod resize;
+pub mod rgb;
 pub mod tags;
 pub mod taps;
-pub mod triples;

@@ -1,5 +1,5 @@
-//! The one orientation rule of the project, shared by the header probe and by every decoder. In: an EXIF block. Out: its
-//! orientation, and how a rectangle and a pixel of the oriented frame lie in the stored one.
+//! The one orientation rule of the project, shared by the header probe and by every decoder. In: an EXIF block. Out:
+//! its orientation, and how a rectangle and a pixel of the oriented frame lie in the stored one.
 //!
 //! Apart, so that what the index says of an image's size and what the renderer makes of its pixels cannot disagree.
 
@@ -8,7 +8,8 @@ use crate::slots::Crop;
 
 const TAG: u16 = 0x0112;
 
-/// The orientation (1 to 8) that a TIFF or EXIF block gives in its first directory; 1 where it gives none or is damaged.
+/// The orientation (1 to 8) that a TIFF or EXIF block gives in its first directory; 1 where it gives none or is
+/// damaged.
 ///
 /// The prefix `Exif\0\0` may stand before the block. Where the tag stands twice, the last counts.
 pub fn exif_orientation(tiff: &[u8]) -> u8 {
@@ -16,7 +17,8 @@ pub fn exif_orientation(tiff: &[u8]) -> u8 {
     value.and_then(|v| u8::try_from(v).ok()).filter(|v| (1..=8).contains(v)).unwrap_or(1)
 }
 
-/// How the oriented frame lies in the stored one: pixel (x, y) is stored at (x, y), swapped where `swap`, then mirrored.
+/// How the oriented frame lies in the stored one: pixel (x, y) is stored at (x, y), swapped where `swap`, then
+/// mirrored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     /// Oriented rows are stored columns.

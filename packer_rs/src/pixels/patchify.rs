@@ -1,12 +1,12 @@
-//! Target image → patches in their slots. In: the small image in the stored frame, and for each kept token its place in the
-//! oriented grid. Out: P·P·3 bytes a token, row-major, channels last. Orientation and flip happen here, on the few pixels that
-//! are kept, and so does the conversion from Y, Cb, Cr.
+//! Target image → patches in their slots. In: the small image in the stored frame, and for each kept token its place in
+//! the oriented grid. Out: P·P·3 bytes a token, row-major, channels last. Orientation and flip happen here, on the few
+//! pixels that are kept, and so does the conversion from Y, Cb, Cr.
 
 use crate::pixels::kernels::fast;
 use crate::pixels::orient::Frame;
 use crate::pixels::picture::room;
 use crate::pixels::resize::Small;
-use crate::pixels::triples::triples;
+use crate::pixels::rgb::rgb;
 
 /// Writes one patch for each of `tokens` (indices in an oriented grid `grid_width` wide) to `out`, in their order.
 ///
@@ -41,13 +41,13 @@ pub fn patchify(
         for (i, to) in patch.chunks_exact_mut(p * 3).enumerate() {
             let start = first + down * i as isize;
             if right == 1 {
-                triples(fast, small.colours, planes.map(|plane| &plane[start as usize..]), to);
+                rgb(fast, small.colours, planes.map(|plane| &plane[start as usize..]), to);
                 continue;
             }
             for (line, plane) in lines.iter_mut().zip(planes) {
                 turn(plane, start as usize, right, &mut line[..p]);
             }
-            triples(fast, small.colours, [&*lines[0], &*lines[1], &*lines[2]], to);
+            rgb(fast, small.colours, [&*lines[0], &*lines[1], &*lines[2]], to);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! An image between its file and its patches. In: what is wanted of it, samples as decoders give them. Out: planes in a buffer that
-//! is used again, checked against what was indexed.
+//! An image between its file and its patches. In: what is wanted of it, samples as decoders give them. Out: planes in a
+//! buffer that is used again, checked against what was indexed.
 //!
 //! Apart from the decoders, since each of them fills it and `resize` reads it.
 
@@ -107,7 +107,8 @@ impl Pixels {
     }
 }
 
-/// Grows a buffer to `len` bytes at least, and the slack that kernels read; never shrinks it and never clears what it has.
+/// Grows a buffer to `len` bytes at least, and the slack that kernels read; never shrinks it and never clears what it
+/// has.
 pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) {
     let len = len + SLACK;
     if buffer.len() < len {
@@ -135,7 +136,8 @@ pub(crate) fn check_size(found: (u32, u32), wanted: &Wanted) -> Result<(), Failu
     Ok(())
 }
 
-/// Makes 8 bits of each of `count` samples of 16 bits, in place. `read` joins the bytes of one. Alpha is scaled in full.
+/// Makes 8 bits of each of `count` samples of 16 bits, in place. `read` joins the bytes of one. Alpha is scaled in
+/// full.
 pub(crate) fn narrow(
     samples: &mut [u8],
     count: usize,

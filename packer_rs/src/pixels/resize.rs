@@ -1,12 +1,12 @@
-//! Pixels → target size, antialiased. In: decoded planes and a crop in source pixels. Out: one plane per colour at the target's
-//! size, still in the stored frame.
+//! Pixels → target size, antialiased. In: decoded planes and a crop in source pixels. Out: one plane per colour at the
+//! target's size, still in the stored frame.
 //!
-//! As in Pillow's `resize(box=…)`, a filter at the crop's edge sees the pixels beyond it, down to the image's own edge. Since
-//! each plane knows its scale, the same crop serves planes at any DCT scale and sampling, fractions of a pixel included.
-//! Sixteen target rows at a time: first down the columns into a strip of as many rows, which stays in a near cache. The strip is then
-//! turned, so that the second pass, too, adds up whole vectors, one value of each row in them, with few instructions for few
-//! taps. RGB is taken apart in turning, so one form of that pass serves grey, Y, Cb, Cr and RGB. Values between the passes
-//! keep six bits after the point and are not clipped, unlike Pillow's.
+//! As in Pillow's `resize(box=…)`, a filter at the crop's edge sees the pixels beyond it, down to the image's own edge.
+//! Since each plane knows its scale, the same crop serves planes at any DCT scale and sampling, fractions of a pixel
+//! included. Sixteen target rows at a time: first down the columns into a strip of as many rows, which stays in a near
+//! cache. The strip is then turned, so that the second pass, too, adds up whole vectors, one value of each row in them,
+//! with few instructions for few taps. RGB is taken apart in turning, so one form of that pass serves grey, Y, Cb, Cr
+//! and RGB. Values between the passes keep six bits after the point and are not clipped, unlike Pillow's.
 
 use crate::pixels::kernels::{ROWS, SLACK, across, down, fast, turn};
 use crate::pixels::picture::{Colours, Pixels, Plane, room};

@@ -1,8 +1,8 @@
-//! Tags of a TIFF file or of an EXIF block. In: the block. Out: the first value of a tag in the first directory. Apart, since the
-//! decoders ask about samples and `orient` about the orientation.
+//! Tags of a TIFF file or of an EXIF block. In: the block. Out: the first value of a tag in the first directory. Apart,
+//! since the decoders ask about samples and `orient` about the orientation.
 
-/// The first value of a tag of any integer type; None where there is none, or the block is damaged. Where a tag stands twice, the last
-/// counts.
+/// The first value of a tag of any integer type; None where there is none, or the block is damaged. Where a tag stands
+/// twice, the last counts.
 pub fn tag(block: &[u8], wanted: u16) -> Option<u64> {
     let (little, big) = match block.get(..4)? {
         b"II*\0" => (true, false),

@@ -1,5 +1,6 @@
-//! Weights of antialiased resampling along one axis. In: a span of source pixels and a number of target pixels. Out: for each
-//! target pixel, the first source pixel it sees and its weights, in 14-bit fixed point that sums exactly to one.
+//! Weights of antialiased resampling along one axis. In: a span of source pixels and a number of target pixels. Out:
+//! for each target pixel, the first source pixel it sees and its weights, in 14-bit fixed point that sums exactly to
+//! one.
 //!
 //! The filters, their widening by the scale, and the window of each target pixel are those of Pillow's `Image.resize`.
 
@@ -33,7 +34,8 @@ impl Filter {
         }
     }
 
-    /// Values at `start`, `start + step`, …, one for each place in `out`. A loop per filter, so that it can be vectorised.
+    /// Values at `start`, `start + step`, …, one for each place in `out`. A loop per filter, so that it can be
+    /// vectorised.
     fn sample(self, start: f64, step: f64, out: &mut [f64]) {
         fn each(start: f64, step: f64, out: &mut [f64], f: impl Fn(f64) -> f64) {
             for (n, to) in out.iter_mut().enumerate() {

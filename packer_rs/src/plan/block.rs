@@ -1,7 +1,7 @@
 //! The images of one block, packed into sequences: run by run at one patch size, by the packer that suits them.
 //!
-//! In: what was drawn for each image of the block, in order. Out: its sequences, and what happened on the way. Apart from
-//! [`crate::plan`], which knows where the images come from; here they are sizes and numbers.
+//! In: what was drawn for each image of the block, in order. Out: its sequences, and what happened on the way. Apart
+//! from [`crate::plan`], which knows where the images come from; here they are sizes and numbers.
 
 use crate::plan::config::{Fit, Packing, PlanConfig};
 use crate::plan::draw::{Drawn, Draws};

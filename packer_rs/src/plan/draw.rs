@@ -1,8 +1,9 @@
 //! What is drawn for one image: crop and flip, resolution, token drop. In: a key of (seed, source, source epoch), a row
-//! and its size in pixels. Out: a `Drawn`, independent of the patch size, and from it the grid and the kept tokens for a
-//! patch size.
+//! and its size in pixels. Out: a `Drawn`, independent of the patch size, and from it the grid and the kept tokens for
+//! a patch size.
 //!
-//! Sources: NaViT (arXiv 2307.06304) sections 2.2, 3.2 and appendix A; Pix2Struct (arXiv 2210.03347) section 2.2 for `budget`.
+//! Sources: NaViT (arXiv 2307.06304) sections 2.2, 3.2 and appendix A; Pix2Struct (arXiv 2210.03347) section 2.2 for
+//! `budget`.
 
 use crate::plan::config::{CropKind, DropKind, Fit, PlanConfig, ResolutionKind, ScheduleKind, Unit};
 use crate::plan::quantiles::{Betas, TruncatedNormal};
@@ -222,8 +223,8 @@ impl Draws {
         }
     }
 
-    /// The grid nearest above the drawn one that lets `want` tokens be kept at about the drawn keep rate; None where the
-    /// image cannot give that many. Only the grid may move with `Fit::Resolution`; with `Fit::Drop` it stays.
+    /// The grid nearest above the drawn one that lets `want` tokens be kept at about the drawn keep rate; None where
+    /// the image cannot give that many. Only the grid may move with `Fit::Resolution`; with `Fit::Drop` it stays.
     pub fn refit(&self, drawn: &Drawn, grid: Grid, kept: u32, want: u32, p: u32, cap: u32) -> Option<Grid> {
         if want == 0 || want > cap {
             return None;
@@ -246,8 +247,8 @@ impl Draws {
     }
 }
 
-/// Writes the ascending indices (row-major in the grid) of an image's kept tokens into `out`: the first `kept` places of
-/// a permutation of all its tokens under `key`. So fewer kept tokens of the same image are always a subset of more.
+/// Writes the ascending indices (row-major in the grid) of an image's kept tokens into `out`: the first `kept` places
+/// of a permutation of all its tokens under `key`. So fewer kept tokens of the same image are always a subset of more.
 pub fn kept_tokens(key: u64, tokens: u32, kept: u32, out: &mut Vec<u32>) {
     out.clear();
     out.extend(0..tokens);

@@ -1,7 +1,8 @@
 //! One epoch of a plan with random access: which block holds a sequence, where batches start, how many steps there are.
 //!
-//! In: a plan and an epoch, or only the sequence counts of its blocks (a client without the index). Out: planned batches
-//! and the arithmetic of steps. Blocks are planned when they are asked for; counts are filled by whoever asks first.
+//! In: a plan and an epoch, or only the sequence counts of its blocks (a client without the index). Out: planned
+//! batches and the arithmetic of steps. Blocks are planned when they are asked for; counts are filled by whoever asks
+//! first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -153,11 +154,6 @@ impl Epoch {
     /// The plan.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
-    }
-
-    /// A copy of what is known of the counts.
-    pub fn table(&self) -> Table {
-        lock(&self.table).clone()
     }
 
     /// Reads the table under its lock.

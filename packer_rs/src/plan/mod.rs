@@ -1,10 +1,10 @@
-//! The plan of an epoch, block by block: which images a block has, what is drawn for each, and the patch size of each run. Takes
-//! a configuration, the sizes of the indexes, an epoch and a block number. Gives the block's sequences, packed by
-//! [`crate::plan::block`].
+//! The plan of an epoch, block by block: which images a block has, what is drawn for each, and the patch size of each
+//! run. Takes a configuration, the sizes of the indexes, an epoch and a block number. Gives the block's sequences,
+//! packed by [`crate::plan::block`].
 //!
-//! May not know of files, bytes or pixels, nor of threads, time, batch size or ranks. A block is a pure function of what it is
-//! given, without its predecessors: the images at its positions are computed, and the patch size of a run of sequences is keyed
-//! by (seed, epoch, block, run of the block), so several patch sizes change nothing here.
+//! May not know of files, bytes or pixels, nor of threads, time, batch size or ranks. A block is a pure function of
+//! what it is given, without its predecessors: the images at its positions are computed, and the patch size of a run of
+//! sequences is keyed by (seed, epoch, block, run of the block), so several patch sizes change nothing here.
 
 pub mod block;
 pub mod config;

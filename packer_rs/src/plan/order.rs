@@ -3,9 +3,9 @@
 
 use crate::plan::random::philox;
 
-/// A keyed permutation of `0..n`: an alternating Feistel network over the smallest power of two that holds n, with cycle
-/// walking for values beyond n (Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002). At most two steps of
-/// the walk are expected.
+/// A keyed permutation of `0..n`: an alternating Feistel network over the smallest power of two that holds n, with
+/// cycle walking for values beyond n (Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002). At most two
+/// steps of the walk are expected.
 #[derive(Clone, Debug)]
 pub struct Permutation {
     n: u64,

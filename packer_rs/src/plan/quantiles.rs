@@ -1,5 +1,5 @@
-//! Draws by inverting distribution functions: a table of quantiles with straight lines between. In: a distribution. Out:
-//! its value at a probability, for one table look-up an image. Apart from `random`, which makes the probabilities.
+//! Draws by inverting distribution functions: a table of quantiles with straight lines between. In: a distribution.
+//! Out: its value at a probability, for one table look-up an image. Apart from `random`, which makes the probabilities.
 //!
 //! Only + − × ÷ √ and the pure-Rust `libm` are used, so every machine has the same tables.
 

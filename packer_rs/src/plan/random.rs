@@ -1,7 +1,7 @@
 //! Counter-based random numbers: a draw is a pure function of its key and counter, never of who asks or when.
 //!
-//! Philox 4×32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011). Only integers, + − × ÷ √ and the
-//! pure-Rust `libm` are used, so every machine draws the same bits.
+//! Philox 4×32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, 2011). Only integers, + − × ÷ √ and
+//! the pure-Rust `libm` are used, so every machine draws the same bits.
 
 const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

@@ -1,6 +1,6 @@
-//! The planned blocks that were used last, for all epochs of a plan together. In: planned blocks. Out: the same again, while they
-//! are among the last that fit into a bound of bytes. Apart from `epoch`, since whoever asks for many epochs must not make
-//! the plan grow.
+//! The planned blocks that were used last, for all epochs of a plan together. In: planned blocks. Out: the same again,
+//! while they are among the last that fit into a bound of bytes. Apart from `epoch`, since whoever asks for many epochs
+//! must not make the plan grow.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,5 +1,5 @@
-//! Images in a binary column of a Parquet file: probed where they lie, or in their decoded pages. In: a path and a column. Out:
-//! one entry a row, in order.
+//! Images in a binary column of a Parquet file: probed where they lie, or in their decoded pages. In: a path and a
+//! column. Out: one entry a row, in order.
 
 use std::path::Path;
 use std::sync::Arc;

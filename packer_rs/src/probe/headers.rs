@@ -1,5 +1,5 @@
-//! One function per container: each follows the container's own chunks to the size and to the orientation, wherever they
-//! stand, and refuses what no decoder could use.
+//! One function per container: each follows the container's own chunks to the size and to the orientation, wherever
+//! they stand, and refuses what no decoder could use.
 
 use super::open::io_reason;
 use crate::fetch::window::{ReadAt, Unread, Window};
@@ -48,8 +48,8 @@ const STRAY_BYTES: u64 = 1 << 20;
 /// A file that goes to a helper is read whole, up to this.
 const FOREIGN_BYTES: u64 = 1 << 30;
 
-/// Size, orientation and format of the image in the window, or one phrase that says why there is none. `helpers` are asked
-/// about the formats that are not read here.
+/// Size, orientation and format of the image in the window, or one phrase that says why there is none. `helpers` are
+/// asked about the formats that are not read here.
 pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>, helpers: &Helpers) -> Result<Header, String> {
     if window.is_empty() {
         return Err("empty file (0 bytes)".into());

@@ -1,8 +1,8 @@
-//! Header probe: bytes of a container → size after orientation, format, or the reason why there is none. Takes files, members of
-//! tars, values of Parquet columns. Gives plain values, in the order asked for.
+//! Header probe: bytes of a container → size after orientation, format, or the reason why there is none. Takes files,
+//! members of tars, values of Parquet columns. Gives plain values, in the order asked for.
 //!
-//! May not read pixels, since indexing touches every image of a data set and must cost a few microseconds each; may not know of
-//! plans or batches.
+//! May not read pixels, since indexing touches every image of a data set and must cost a few microseconds each; may not
+//! know of plans or batches.
 
 mod column;
 mod headers;

@@ -1,4 +1,5 @@
-//! Containers opened for a scan. In: a path or URL. Out: something to read from, or one phrase that says why there is none.
+//! Containers opened for a scan. In: a path or URL. Out: something to read from, or one phrase that says why there is
+//! none.
 
 use std::fs::File;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small text
-//! members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
+//! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small
+//! text members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -53,8 +53,8 @@ pub struct Scan {
     pub fault: Option<String>,
 }
 
-/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the base name) to
-/// probe and to read; a fault of the tar is part of the result, never an error.
+/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the
+/// base name) to probe and to read; a fault of the tar is part of the result, never an error.
 pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
     match open(path) {
@@ -190,8 +190,8 @@ struct Links {
 }
 
 impl Links {
-    /// Makes an entry of each link of interest, with the bytes of the member that it leads to. What a name means twice is the last
-    /// member of that name, as it is for whoever extracts the tar.
+    /// Makes an entry of each link of interest, with the bytes of the member that it leads to. What a name means twice
+    /// is the last member of that name, as it is for whoever extracts the tar.
     fn follow<R: ReadAt + ?Sized>(
         self,
         source: &R,

@@ -1,5 +1,5 @@
-//! A finished batch as Python sees it. In: a block of memory and where each field lies in it. Out: numpy arrays over the block,
-//! which goes back to its pool with the last of them.
+//! A finished batch as Python sees it. In: a block of memory and where each field lies in it. Out: numpy arrays over
+//! the block, which goes back to its pool with the last of them.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

@@ -18,8 +18,8 @@ pub fn chunk<T: Element + Send + Sync + 'static>(array: &Bound<'_, PyArray1<T>>)
         )));
     }
     let keep: Py<PyArray1<T>> = array.clone().unbind();
-    // SAFETY: the owner holds the array, whose buffer is contiguous and does not move; the index is opened read-only and
-    // `navit_loader.index` hands out no other view of it.
+    // SAFETY: the owner holds the array, whose buffer is contiguous and does not move; the index is opened read-only
+    // and `navit_loader.index` hands out no other view of it.
     Ok(unsafe { Chunk::from_raw(array.data().cast_const(), array.len(), Arc::new(keep)) })
 }
 

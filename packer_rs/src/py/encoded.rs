@@ -1,5 +1,6 @@
-//! Python names for whoever decodes an encoded batch: `SlotRenderer`. In: the fields of such a batch. Out: which of its images
-//! another decoder may have, how they lie as stored, and the pixels of all others, with a ledger of those that have none.
+//! Python names for whoever decodes an encoded batch: `SlotRenderer`. In: the fields of such a batch. Out: which of its
+//! images another decoder may have, how they lie as stored, and the pixels of all others, with a ledger of those that
+//! have none.
 
 use std::sync::Arc;
 
@@ -83,8 +84,8 @@ impl SlotRenderer {
         Ok(Self { helpers: given(helpers), settings, ledger })
     }
 
-    /// For each image: whether another decoder may have it; its crop as stored (top, left, height, width), flattened; how the
-    /// oriented and flipped image lies in the stored one (1 swapped, 2 mirrored across, 4 mirrored down).
+    /// For each image: whether another decoder may have it; its crop as stored (top, left, height, width), flattened;
+    /// how the oriented and flipped image lies in the stored one (1 swapped, 2 mirrored across, 4 mirrored down).
     #[allow(clippy::too_many_arguments)]
     fn prepare<'py>(
         &self,
@@ -135,7 +136,8 @@ impl SlotRenderer {
         Ok((plain.into_pyarray(py), stored.into_pyarray(py), frames.into_pyarray(py)))
     }
 
-    /// Renders a planned batch whose rows are these images, and enters those that fail under (source, image, offset, uri).
+    /// Renders a planned batch whose rows are these images, and enters those that fail under (source, image, offset,
+    /// uri).
     #[allow(clippy::too_many_arguments)]
     fn render<'py>(
         &self,

@@ -1,5 +1,5 @@
-//! What Python hands to the renderer. In: dictionaries of numbers and numpy columns. Out: the limits and sources of the engine,
-//! checked, over the same memory.
+//! What Python hands to the renderer. In: dictionaries of numbers and numpy columns. Out: the limits and sources of the
+//! engine, checked, over the same memory.
 
 use std::sync::Arc;
 
@@ -79,10 +79,6 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         Some(pairs) => lists("name", &pairs.extract::<Vec<(Bound<'_, PyArray1<i64>>, Bound<'_, PyArray1<u8>>)>>()?)?,
         None => StringColumn::from_strings::<&str>(&[]),
     };
-    let memory: Vec<Chunk<u8>> = match d.get_item("bytes")? {
-        Some(list) => list.extract::<Vec<Bound<'_, PyBytes>>>()?.into_iter().map(chunk_of_bytes).collect(),
-        None => Vec::new(),
-    };
     let locations = Locations {
         shard: ints(d, "shard")?,
         shards: d.get_item("shards")?.map_or(Ok(Vec::new()), |s| s.extract())?,
@@ -97,19 +93,16 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
     };
     let (width, height): (Column<i32>, Column<i32>) = (ints(d, "width")?, ints(d, "height")?);
     let rows = width.len();
-    let mut lengths = vec![("height", height.len(), false), ("orientation", locations.orientation.len(), false)];
-    if memory.is_empty() {
-        lengths.extend([
-            ("shard", locations.shard.len(), false),
-            ("name", locations.name.len(), false),
-            ("offset", locations.offset.len(), false),
-            ("length", locations.length.len(), false),
-        ]);
-    } else {
-        lengths.push(("bytes", memory.len(), false));
-    }
-    lengths
-        .extend([("container_length", locations.container_length.len(), true), ("check", locations.check.len(), true)]);
+    let mut lengths = vec![
+        ("height", height.len(), false),
+        ("orientation", locations.orientation.len(), false),
+        ("shard", locations.shard.len(), false),
+        ("name", locations.name.len(), false),
+        ("offset", locations.offset.len(), false),
+        ("length", locations.length.len(), false),
+        ("container_length", locations.container_length.len(), true),
+        ("check", locations.check.len(), true),
+    ];
     let captions = captions(d)?;
     lengths.push(("caption", captions.len(), true));
     for (what, len, optional) in lengths {
@@ -121,7 +114,7 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         }
     }
     let spans: u64 = d.get_item("span_bytes")?.map_or(Ok(0), |s| s.extract())?;
-    Ok(Source::new(width, height, locations, captions).with_memory(memory).with_spans(spans))
+    Ok(Source::new(width, height, locations, captions).with_spans(spans))
 }
 
 fn captions(d: &Bound<'_, PyDict>) -> PyResult<Captions> {

@@ -1,5 +1,5 @@
-//! Python's name of how an epoch's sequences fall into batches. In: a plan's epoch, or the counts that a daemon sent. Out:
-//! where batches begin, how many there are, and where it is planned here, their images.
+//! Python's name of how an epoch's sequences fall into batches. In: a plan's epoch, or the counts that a daemon sent.
+//! Out: where batches begin, how many there are, and where it is planned here, their images.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,6 +1,6 @@
-//! The Python boundary, and the only folder that knows Python. Takes Python's arguments, checked, with the interpreter's lock let
-//! go while the engine works. Gives Python's values, and each error as the exception of its kind. One file per room, each
-//! registering its own names.
+//! The Python boundary, and the only folder that knows Python. Takes Python's arguments, checked, with the
+//! interpreter's lock let go while the engine works. Gives Python's values, and each error as the exception of its
+//! kind. One file per room, each registering its own names.
 //!
 //! May not decide anything: what is planned, read or rendered is the other rooms' affair.
 

@@ -1,5 +1,5 @@
-//! A file descriptor that becomes readable when something has happened, for pollers (ZeroMQ, selectors, asyncio). In: calls on
-//! any thread. Out: an eventfd, or a pipe where the system has none.
+//! A file descriptor that becomes readable when something has happened, for pollers (ZeroMQ, selectors, asyncio). In:
+//! calls on any thread. Out: an eventfd, or a pipe where the system has none.
 
 use std::io;
 

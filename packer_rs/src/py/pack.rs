@@ -1,4 +1,5 @@
-//! Python name of `pack`. In: lengths as numpy arrays, checked by `navit_loader.plan.packing`. Out: sequence and offset of each item.
+//! Python name of `pack`. In: lengths as numpy arrays, checked by `navit_loader.plan.packing`. Out: sequence and offset
+//! of each item.
 
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;

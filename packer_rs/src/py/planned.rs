@@ -1,5 +1,5 @@
-//! Python's name of one batch's planned images. In: what the planner found, or plain dictionaries. Out: what `Renderer.submit`
-//! takes.
+//! Python's name of one batch's planned images. In: what the planner found, or plain dictionaries. Out: what
+//! `Renderer.submit` takes.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};

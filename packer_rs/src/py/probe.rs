@@ -1,4 +1,5 @@
-//! Python names of `probe`: names in as bytes, columns out as numpy arrays. The interpreter's lock is released throughout.
+//! Python names of `probe`: names in as bytes, columns out as numpy arrays. The interpreter's lock is released
+//! throughout.
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;

@@ -1,5 +1,5 @@
-//! Python names of `render`: `Renderer`, `Pending` and `render_images`. In: planned batches, and sources (`given`). Out: the
-//! fields of `PackedBatch` (`batch`). The interpreter's lock is released wherever something takes time.
+//! Python names of `render`: `Renderer`, `Pending` and `render_images`. In: planned batches, and sources (`given`).
+//! Out: the fields of `PackedBatch` (`batch`). The interpreter's lock is released wherever something takes time.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -166,7 +166,8 @@ impl Pending {
     }
 }
 
-/// Renders one planned batch from images in memory: encoded bytes, or H × W × 3 arrays of u8. Row r of the plan is image r.
+/// Renders one planned batch from images in memory: encoded bytes, or H × W × 3 arrays of u8. Row r of the plan is
+/// image r.
 #[pyfunction]
 #[pyo3(signature = (images, batch, limits, render_json, helpers = None))]
 fn render_images<'py>(

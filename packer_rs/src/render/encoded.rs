@@ -1,17 +1,19 @@
-//! Batches that carry encoded files in place of pixels. In: planned batches, and files as they are fetched. Out: the same
-//! blocks as for pixels, except that `patches` has no bytes and `data` has the files, one after another, then their names.
+//! Batches that carry encoded files in place of pixels. In: planned batches, and files as they are fetched. Out: the
+//! same blocks as for pixels, except that `patches` has no bytes and `data` has the files, one after another, then
+//! their names.
 //!
-//! Apart from `worker`, since nothing is decoded: whoever takes the batch does that (`navit_loader.render.dali`). A file that cannot
-//! be had is masked here, exactly as it would be with pixels; one that cannot be decoded is found out at the other end.
+//! Apart from `worker`, since nothing is decoded: whoever takes the batch does that (`navit_loader.render.dali`). A
+//! file that cannot be had is masked here, exactly as it would be with pixels; one that cannot be decoded is found out
+//! at the other end.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
 use crate::failure::{Failure, Reason};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, EncodedFields};
+use crate::render::layout::{BatchLayout, EncodedFields, EncodedValues};
 use crate::render::memory::Block;
-use crate::render::place::{EncodedValues, Places};
+use crate::render::place::Places;
 use crate::slots::{BatchLimits, PlannedBatch};
 
 use super::worker::Worker;
@@ -101,8 +103,8 @@ pub fn fill_encoded(
 }
 
 impl Worker {
-    /// Puts the bytes of an image in their place, or masks its slots. What a failed file leaves free holds nothing, so that a
-    /// batch is the same whoever makes it.
+    /// Puts the bytes of an image in their place, or masks its slots. What a failed file leaves free holds nothing, so
+    /// that a batch is the same whoever makes it.
     pub fn keep(
         &mut self,
         fetched: std::result::Result<&[u8], Failure>,

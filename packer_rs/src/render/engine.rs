@@ -1,5 +1,6 @@
-//! The renderer: threads that turn planned batches into blocks of memory. In: planned batches. Out: tickets, each good for one
-//! batch. Threads belong to the process that made them; a forked child is told so rather than left to wait for ever.
+//! The renderer: threads that turn planned batches into blocks of memory. In: planned batches. Out: tickets, each good
+//! for one batch. Threads belong to the process that made them; a forked child is told so rather than left to wait for
+//! ever.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -53,8 +54,8 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    /// Starts the threads. `helpers` read the formats that no decoder here does; with `shared`, other processes can map the
-    /// batches; `notify` is called, on any thread, whenever a batch is over.
+    /// Starts the threads. `helpers` read the formats that no decoder here does; with `shared`, other processes can map
+    /// the batches; `notify` is called, on any thread, whenever a batch is over.
     pub fn new(
         settings: RenderSettings,
         limits: BatchLimits,
@@ -117,8 +118,8 @@ impl Renderer {
     /// Queues a batch and returns at once. `encoded`: with the files themselves in place of pixels.
     ///
     /// # Errors
-    /// The batch does not fit its limits; the renderer is closed, has met its failure limit, or belongs to another process;
-    /// the files of an encoded batch do not fit into the memory allowed.
+    /// The batch does not fit its limits; the renderer is closed, has met its failure limit, or belongs to another
+    /// process; the files of an encoded batch do not fit into the memory allowed.
     pub fn submit(&self, plan: PlannedBatch, encoded: bool) -> Result<Ticket> {
         self.shared.same_process()?;
         if self.shared.queue.closed() {
@@ -137,8 +138,8 @@ impl Renderer {
         Ok(Ticket::new(job, self.shared.clone()))
     }
 
-    /// Starts to fetch what a batch will need that is to be submitted later, as far as there is room. What comes back keeps it at
-    /// hand.
+    /// Starts to fetch what a batch will need that is to be submitted later, as far as there is room. What comes back
+    /// keeps it at hand.
     ///
     /// # Errors
     /// The batch does not fit its limits; the renderer belongs to another process.

@@ -1,11 +1,12 @@
-//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its block:
-//! segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are `worker`'s.
+//! Everything of a batch that needs no pixels. In: a planned batch. Out: checked against its limits, and written to its
+//! block: segments, padding, identities, geometry. The images' own slots (patches, positions, segment ids) are
+//! `worker`'s.
 
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, ViewFields};
+use crate::render::layout::{BatchLayout, ImageValues, ViewFields, ViewValues};
 use crate::render::memory::Block;
-use crate::render::place::{ImageValues, ViewValues, slot};
+use crate::render::place::slot;
 use crate::slots::{BatchLimits, PlannedBatch};
 
 /// `PackedBatch.status` of an image that was rendered.

@@ -1,4 +1,5 @@
-//! One batch from images in memory, for inference and tests. In: a planned batch, images, limits. Out: the batch; nothing lasts.
+//! One batch from images in memory, for inference and tests. In: a planned batch, images, limits. Out: the batch;
+//! nothing lasts.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,8 +20,8 @@ use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
 
 /// Renders one batch from images in memory, on as many threads as the settings say, and returns with it. The images of
-/// `plan` name `inputs` by their rows; `source` holds their sizes and orientations. Makes no lasting threads, so it works in
-/// any process.
+/// `plan` name `inputs` by their rows; `source` holds their sizes and orientations. Makes no lasting threads, so it
+/// works in any process.
 pub fn render_in_place(
     plan: PlannedBatch,
     limits: &BatchLimits,

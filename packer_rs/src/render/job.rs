@@ -1,5 +1,5 @@
-//! One batch on its way: what is planned, what is done of it, and who waits. In: a plan. Out: an outcome, once every image has been
-//! dealt with. Apart from the queue, which decides who works on it.
+//! One batch on its way: what is planned, what is done of it, and who waits. In: a plan. Out: an outcome, once every
+//! image has been dealt with. Apart from the queue, which decides who works on it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

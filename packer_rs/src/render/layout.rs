@@ -1,78 +1,69 @@
-//! What a batch looks like: the one definition of its fields, their types, shapes and places. In: limits, P and B. Out: where each
-//! field lies in the batch's block: in the order of the wire, each at a multiple of 64, so that a block can be handed to another
-//! process as it is. Python asks for it (`_packer.batch_fields`); docs/protocol.md says it in words.
+//! What a batch looks like: the one definition of its fields, their types, shapes and places. In: limits, P and B. Out:
+//! where each field lies in the batch's block: in the order of the wire, each at a multiple of 64, so that a block can
+//! be handed to another process as it is. Python asks for it (`_packer.batch_fields`); docs/protocol.md says it in
+//! words.
 
 use crate::error::{Error, Kind, Result};
 use crate::render::field::{ALIGN, Dtype, Field};
+use crate::render::memory::Block;
 use crate::slots::{BatchLimits, ViewLimits};
 
-/// The fields of one view.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "documented in navit_loader.batch")]
-pub struct ViewFields {
-    pub patches: Field,
-    pub positions: Field,
-    pub segment_ids: Field,
-    pub cu_seqlens: Field,
-    pub grids: Field,
-    /// Its limits.
-    pub limits: ViewLimits,
-    /// Its P.
-    pub patch_size: u32,
+/// Fields by name, in the order of the wire, with whatever else is kept beside them; and their values in a block, by the
+/// same names.
+macro_rules! fields {
+    ($(#[$about:meta])* $fields:ident as $values:ident: $($name:ident $value:ty),*; $($beside:ident $of:ty),*) => {
+        $(#[$about])*
+        #[derive(Clone, Debug)]
+        #[expect(missing_docs, reason = "named and documented as in navit_loader.batch and navit_loader.render.encoded")]
+        pub struct $fields {
+            $(pub $name: Field,)*
+            $(pub $beside: $of,)*
+        }
+
+        /// Whole fields of a block.
+        #[expect(missing_docs, reason = "named as the fields are")]
+        pub struct $values<'a> {
+            $(pub $name: &'a mut [$value],)*
+        }
+
+        impl $fields {
+            /// In the order of the wire.
+            pub fn fields(&self) -> impl Iterator<Item = &Field> {
+                [$(&self.$name),*].into_iter()
+            }
+
+            /// Their values in a block that is nobody else's.
+            pub fn whole<'a>(&self, block: &'a mut Block) -> $values<'a> {
+                let block = &*block;
+                // SAFETY: different fields of a block that is borrowed whole.
+                unsafe { $values { $($name: block.whole(&self.$name),)* } }
+            }
+        }
+    };
+}
+
+fields! {
+    /// The fields of one view, its limits and its P.
+    ViewFields as ViewValues:
+    patches u8, positions i16, segment_ids i16, cu_seqlens i32, grids i16; limits ViewLimits, patch_size u32
+}
+
+fields! {
+    /// The fields that say something of images, whatever the view.
+    ImageFields as ImageValues:
+    status u8, labels i64, image_ids i64, source_ids i16, sizes i32, crops i32, flips u8, text i32, text_cu_seqlens i32;
+}
+
+fields! {
+    /// The fields that a batch of encoded files has besides; its `patches` have no bytes.
+    EncodedFields as EncodedValues:
+    keys i64, orientations u8, spans i64, uri_spans i64, file_offsets i64, data u8;
 }
 
 impl ViewFields {
-    /// In the order of the wire.
-    pub fn fields(&self) -> [&Field; 5] {
-        [&self.patches, &self.positions, &self.segment_ids, &self.cu_seqlens, &self.grids]
-    }
-
     /// Bytes of one patch: P·P·3, or 0 in a batch of encoded files.
     pub fn bytes_per_token(&self) -> usize {
         self.patches.shape()[2]
-    }
-}
-
-/// The fields that say something of images, whatever the view.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "documented in navit_loader.batch")]
-pub struct ImageFields {
-    pub status: Field,
-    pub labels: Field,
-    pub image_ids: Field,
-    pub source_ids: Field,
-    pub sizes: Field,
-    pub crops: Field,
-    pub flips: Field,
-    pub text: Field,
-    pub text_cu_seqlens: Field,
-}
-
-impl ImageFields {
-    /// In the order of the wire.
-    pub fn fields(&self) -> [&Field; 9] {
-        let (text, cuts) = (&self.text, &self.text_cu_seqlens);
-        let Self { status, labels, image_ids, source_ids, sizes, crops, flips, .. } = self;
-        [status, labels, image_ids, source_ids, sizes, crops, flips, text, cuts]
-    }
-}
-
-/// The fields that a batch of encoded files has besides; its `patches` have no bytes.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "documented in navit_loader.render.encoded")]
-pub struct EncodedFields {
-    pub keys: Field,
-    pub orientations: Field,
-    pub spans: Field,
-    pub uri_spans: Field,
-    pub file_offsets: Field,
-    pub data: Field,
-}
-
-impl EncodedFields {
-    /// In the order of the wire.
-    pub fn fields(&self) -> [&Field; 6] {
-        [&self.keys, &self.orientations, &self.spans, &self.uri_spans, &self.file_offsets, &self.data]
     }
 }
 
@@ -104,7 +95,8 @@ impl BatchLayout {
     /// The layout of the same batch with encoded files in place of pixels: `data` bytes of files and names.
     pub fn encoded(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: usize) -> Result<Self> {
         let mut layout = Self::of(limits, patch_size, batch_size, Some(data)).checked()?;
-        // Every such batch has another size. Coarse steps, an eighth of the size at most, let the pool use blocks again.
+        // Every such batch has another size. Coarse steps, an eighth of the size at most, let the pool use blocks
+        // again.
         let step = (layout.bytes.next_power_of_two() / 16).max(ALIGN);
         layout.bytes = layout.bytes.next_multiple_of(step);
         Ok(layout)
@@ -112,7 +104,7 @@ impl BatchLayout {
 
     /// Its fields in the order of the wire; those of the teacher's view are marked.
     pub fn fields(&self) -> impl Iterator<Item = (&Field, bool)> {
-        let own = self.view.fields().into_iter().chain(self.images.fields()).map(|field| (field, false));
+        let own = self.view.fields().chain(self.images.fields()).map(|field| (field, false));
         let teacher = self.teacher.iter().flat_map(ViewFields::fields).map(|field| (field, true));
         own.chain(teacher).chain(self.encoded.iter().flat_map(EncodedFields::fields).map(|field| (field, false)))
     }
@@ -129,7 +121,8 @@ impl BatchLayout {
         Ok(self)
     }
 
-    /// What such a batch looks like, with `data` bytes of files and names where it is an encoded one, however large it would be.
+    /// What such a batch looks like, with `data` bytes of files and names where it is an encoded one, however large it
+    /// would be.
     pub fn of(limits: &BatchLimits, patch_size: u32, batch_size: usize, data: Option<usize>) -> Self {
         let mut end = 0usize;
         let mut field = |name, dtype: Dtype, shape: &[usize]| {

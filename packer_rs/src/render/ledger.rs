@@ -1,8 +1,8 @@
 //! The list of images that have no pixels. In: failures as they happen, on any thread. Out: counts
 //! by reason, the entries, JSON lines, and the moment at which so many fail that it cannot be the images.
 //!
-//! Apart, since it decides between the two kinds of trouble: a failure that every replica would see masks one slot; a fault
-//! that may pass must never do so.
+//! Apart, since it decides between the two kinds of trouble: a failure that every replica would see masks one slot; a
+//! fault that may pass must never do so.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
@@ -66,7 +66,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger that also appends to `path`, unless that is empty. `limit` is the share of failures that stops rendering.
+    /// A ledger that also appends to `path`, unless that is empty. `limit` is the share of failures that stops
+    /// rendering.
     pub fn new(path: &str, limit: f64) -> Result<Self> {
         let mut inner = Inner { window: VecDeque::with_capacity(WINDOW), ..Inner::default() };
         if !path.is_empty() {
@@ -141,8 +142,8 @@ impl Ledger {
 }
 
 impl Inner {
-    /// Whether this image has not failed in this epoch yet. A rank may ask for a batch twice, but not for one of an epoch long
-    /// gone: only the epochs asked for last are remembered, whatever their numbers.
+    /// Whether this image has not failed in this epoch yet. A rank may ask for a batch twice, but not for one of an
+    /// epoch long gone: only the epochs asked for last are remembered, whatever their numbers.
     fn first_time(&mut self, entry: &Entry) -> bool {
         let at = self.seen.iter().position(|&(epoch, _)| epoch == entry.epoch);
         let (epoch, mut seen) = at.and_then(|at| self.seen.remove(at)).unwrap_or((entry.epoch, Seen::new()));

@@ -1,7 +1,8 @@
-//! The memory of batches: one block each, used again once the last reader has let go. In: sizes. Out: blocks that come back to
-//! their pool by themselves: what lies idle and what is in use stay within one bound, and what was not asked for longest goes
-//! first. A pool for a daemon takes its blocks from sealed memfds, which other processes of the host can
-//! map read-only while nobody but the daemon can write, shrink or grow them; where the system has none, from the heap.
+//! The memory of batches: one block each, used again once the last reader has let go. In: sizes. Out: blocks that come
+//! back to their pool by themselves: what lies idle and what is in use stay within one bound, and what was not asked
+//! for longest goes first. A pool for a daemon takes its blocks from sealed memfds, which other processes of the host
+//! can map read-only while nobody but the daemon can write, shrink or grow them; where the system has none, from the
+//! heap.
 
 use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
 use std::collections::VecDeque;
@@ -46,8 +47,8 @@ impl State {
 }
 
 impl Pool {
-    /// A pool that lets blocks lie idle while all of them, with those in use, have at most `bound` bytes. With `shared`, other
-    /// processes can map its blocks.
+    /// A pool that lets blocks lie idle while all of them, with those in use, have at most `bound` bytes. With
+    /// `shared`, other processes can map its blocks.
     pub fn new(bound: usize, shared: bool) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), bound, shared, owner: std::process::id() })
     }
@@ -213,7 +214,8 @@ impl Block {
     pub unsafe fn part<T: Value>(&self, field: &Field, at: usize, len: usize) -> &mut [T] {
         assert!(field.dtype == T::DTYPE && at + len <= field.len());
         assert!(field.offset + field.len() * size_of::<T>() <= self.len());
-        // SAFETY: inside the block, as checked, and left to the caller; offsets are multiples of 64, so the alignment holds.
+        // SAFETY: inside the block, as checked, and left to the caller; offsets are multiples of 64, so the alignment
+        // holds.
         unsafe { std::slice::from_raw_parts_mut(self.start().add(field.offset).cast::<T>().add(at), len) }
     }
 

@@ -1,5 +1,5 @@
-//! Planned sequences → batch buffers. Takes planned batches, in the order in which they are wanted. Gives the same batches with
-//! pixels, each as one block of memory, in whatever order they are asked for.
+//! Planned sequences → batch buffers. Takes planned batches, in the order in which they are wanted. Gives the same
+//! batches with pixels, each as one block of memory, in whatever order they are asked for.
 //!
 //! May not know how images were chosen, nor who takes a batch: Python, processes and networks are for other rooms.
 //!
@@ -8,9 +8,10 @@
 //!                 bounded bytes                     any thread, any active batch
 //! ```
 //!
-//! `layout` says what a batch looks like, `place` where an image's values go in it. `fill` writes what needs no pixels, `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue`
-//! shares the images out, `engine` owns the threads and `threads` is what they do, `shared` is what all of them
-//! hold, a `ticket` is one batch as its consumer holds it; `in_place` renders one batch without any of that.
+//! `layout` says what a batch looks like, `place` where an image's values go in it. `fill` writes what needs no pixels,
+//! `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue` shares the images out,
+//! `engine` owns the threads and `threads` is what they do, `shared` is what all of them hold, a `ticket` is one batch
+//! as its consumer holds it; `in_place` renders one batch without any of that.
 
 pub mod field;
 pub mod layout;

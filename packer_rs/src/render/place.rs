@@ -1,11 +1,11 @@
-//! Where things go in a batch's block. In: a block and its layout, and an image with its number. Out: the image's slots in each
-//! view and its own values, found once and named; or every field whole, for whoever has the block to itself.
+//! Where an image's values go in a batch's block. In: a block and its layout, and an image with its number. Out: the image's
+//! slots in each view and its own values, found once and named.
 //!
-//! Apart, since all writing to blocks that several threads share goes through here: what is `unsafe` in rendering is one
-//! promise, that an image's places are in one hand at a time.
+//! Apart, since all writing to blocks that several threads share goes through here: what is `unsafe` in it is one promise,
+//! that an image's places are in one hand at a time.
 
 use crate::render::field::{Field, Value};
-use crate::render::layout::{BatchLayout, EncodedFields, ImageFields, ViewFields};
+use crate::render::layout::{BatchLayout, EncodedFields, ViewFields};
 use crate::render::memory::Block;
 use crate::slots::{Grid, PlannedImage};
 
@@ -83,8 +83,8 @@ impl<'a> Places<'a> {
     /// The places of image `i` of sequence `s`.
     ///
     /// # Safety
-    /// The batch was checked against its limits, `layout` is that of `block`, and nobody else uses this image's places while these
-    /// are there.
+    /// The batch was checked against its limits, `layout` is that of `block`, and nobody else uses this image's places
+    /// while these are there.
     pub unsafe fn of(image: &'a PlannedImage, (s, i): (u32, u32), layout: &'a BatchLayout, block: &'a Block) -> Self {
         let s = s as usize;
         Self {
@@ -122,93 +122,5 @@ impl<'a> Places<'a> {
     fn values<T: Value>(&mut self, field: &Field, at: usize, len: usize) -> &mut [T] {
         // SAFETY: the image's own values, and they are in this hand alone, as `of` was promised.
         unsafe { self.block.part(field, at, len) }
-    }
-}
-
-/// Whole fields of one view, named as in `ViewFields`.
-pub struct ViewValues<'a> {
-    pub patches: &'a mut [u8],
-    pub positions: &'a mut [i16],
-    pub segment_ids: &'a mut [i16],
-    pub cu_seqlens: &'a mut [i32],
-    pub grids: &'a mut [i16],
-}
-
-/// Whole fields of the images, named as in `ImageFields`.
-pub struct ImageValues<'a> {
-    pub status: &'a mut [u8],
-    pub labels: &'a mut [i64],
-    pub image_ids: &'a mut [i64],
-    pub source_ids: &'a mut [i16],
-    pub sizes: &'a mut [i32],
-    pub crops: &'a mut [i32],
-    pub flips: &'a mut [u8],
-    pub text: &'a mut [i32],
-    pub text_cu_seqlens: &'a mut [i32],
-}
-
-/// Whole fields of an encoded batch, named as in `EncodedFields`.
-pub struct EncodedValues<'a> {
-    pub keys: &'a mut [i64],
-    pub orientations: &'a mut [u8],
-    pub spans: &'a mut [i64],
-    pub uri_spans: &'a mut [i64],
-    pub file_offsets: &'a mut [i64],
-    pub data: &'a mut [u8],
-}
-
-impl ViewFields {
-    /// Its values in a block that is nobody else's.
-    pub fn whole<'a>(&self, block: &'a mut Block) -> ViewValues<'a> {
-        let block = &*block;
-        // SAFETY: different fields of a block that is borrowed whole.
-        unsafe {
-            ViewValues {
-                patches: block.whole(&self.patches),
-                positions: block.whole(&self.positions),
-                segment_ids: block.whole(&self.segment_ids),
-                cu_seqlens: block.whole(&self.cu_seqlens),
-                grids: block.whole(&self.grids),
-            }
-        }
-    }
-}
-
-impl ImageFields {
-    /// Their values in a block that is nobody else's.
-    pub fn whole<'a>(&self, block: &'a mut Block) -> ImageValues<'a> {
-        let block = &*block;
-        // SAFETY: different fields of a block that is borrowed whole.
-        unsafe {
-            ImageValues {
-                status: block.whole(&self.status),
-                labels: block.whole(&self.labels),
-                image_ids: block.whole(&self.image_ids),
-                source_ids: block.whole(&self.source_ids),
-                sizes: block.whole(&self.sizes),
-                crops: block.whole(&self.crops),
-                flips: block.whole(&self.flips),
-                text: block.whole(&self.text),
-                text_cu_seqlens: block.whole(&self.text_cu_seqlens),
-            }
-        }
-    }
-}
-
-impl EncodedFields {
-    /// Their values in a block that is nobody else's.
-    pub fn whole<'a>(&self, block: &'a mut Block) -> EncodedValues<'a> {
-        let block = &*block;
-        // SAFETY: different fields of a block that is borrowed whole.
-        unsafe {
-            EncodedValues {
-                keys: block.whole(&self.keys),
-                orientations: block.whole(&self.orientations),
-                spans: block.whole(&self.spans),
-                uri_spans: block.whole(&self.uri_spans),
-                file_offsets: block.whole(&self.file_offsets),
-                data: block.whole(&self.data),
-            }
-        }
     }
 }

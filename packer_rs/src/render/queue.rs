@@ -1,11 +1,13 @@
-//! Who does what next. In: batches in the order of submission, files that were read ahead, bytes that are given back. Out: one
-//! task at a time to each thread that asks. One lock, held for a few instructions per image.
+//! Who does what next. In: batches in the order of submission, files that were read ahead, bytes that are given back.
+//! Out: one task at a time to each thread that asks. One lock, held for a few instructions per image.
 //!
-//! A batch is started (its block allocated and filled) only within the bound of bytes, but there is always one, and one that
-//! somebody waits for is started whatever the bound says: a consumer that asks out of order must not wait for ever.
+//! A batch is started (its block allocated and filled) only within the bound of bytes, but there is always one, and one
+//! that somebody waits for is started whatever the bound says: a consumer that asks out of order must not wait for
+//! ever.
 //!
-//! A thread that reads ahead works in spells: it rests when enough is ready and is woken when half of that is used up. Woken for
-//! each image, it would take the core from a decoding thread each time, which costs more than the read of a cached file.
+//! A thread that reads ahead works in spells: it rests when enough is ready and is woken when half of that is used up.
+//! Woken for each image, it would take the core from a decoding thread each time, which costs more than the read of a
+//! cached file.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -42,7 +44,8 @@ struct State {
     fetching: usize,
     in_flight: usize,
     spare: Vec<Vec<u8>>,
-    /// Decoding threads that wait for work, threads that read ahead and rest: a wake that nobody needs is a system call.
+    /// Decoding threads that wait for work, threads that read ahead and rest: a wake that nobody needs is a system
+    /// call.
     idle: usize,
     resting: usize,
     closed: bool,

@@ -73,8 +73,8 @@ impl RenderSettings {
         self.memory_mb.saturating_mul(1 << 20)
     }
 
-    /// What parts of containers may take of it, where a source holds any: enough for a window of block order, and for the next
-    /// one where that is on its way from a `remote` source.
+    /// What parts of containers may take of it, where a source holds any: enough for a window of block order, and for
+    /// the next one where that is on its way from a `remote` source.
     pub fn memory_for_parts(&self, remote: bool) -> usize {
         self.memory() / if remote { 2 } else { 4 }
     }

@@ -1,5 +1,6 @@
-//! What the threads, the engine and the tickets of one renderer share: queue, sources, ledger, counts; and a batch as it is
-//! handed out. Apart from the engine, which makes tickets, since a ticket holds this too and may outlive the engine.
+//! What the threads, the engine and the tickets of one renderer share: queue, sources, ledger, counts; and a batch as
+//! it is handed out. Apart from the engine, which makes tickets, since a ticket holds this too and may outlive the
+//! engine.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};

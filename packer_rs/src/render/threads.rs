@@ -1,4 +1,5 @@
-//! What the renderer's threads do. In: tasks of the queue. Out: images in their slots, failures in the ledger, finished batches.
+//! What the renderer's threads do. In: tasks of the queue. Out: images in their slots, failures in the ledger, finished
+//! batches.
 //!
 //! Every task is counted as done, whatever comes of it: a panic fails its batch and leaves the thread for the next one.
 
@@ -36,11 +37,6 @@ impl Shared {
                 Some(Task::Start(job)) => self.start(job),
                 Some(Task::Fetch(..)) => {}
                 Some(Task::Image(job, i, None)) => {
-                    let image = job.image(i);
-                    if let Some(bytes) = self.sources[usize::from(image.source)].resident(image.row as usize) {
-                        self.image(&mut worker, &job, i, Ok(bytes));
-                        continue;
-                    }
                     let fetched = self.fetch(&job, i, &mut path, &mut own);
                     self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
                     if own.capacity() > KEEP_BYTES {
@@ -174,7 +170,8 @@ impl Shared {
             }
         };
         if let (Some(fetched), Some(block)) = (fetched, block) {
-            // SAFETY: `submit` has checked the batch, the block was made for its layout, and the queue hands out each image once.
+            // SAFETY: `submit` has checked the batch, the block was made for its layout, and the queue hands out each
+            // image once.
             let mut places = unsafe { Places::of(image, job.items[i], &job.layout, &block) };
             let outcome = if let Some(encoded) = &job.layout.encoded {
                 worker.keep(fetched, &mut places, source, encoded)

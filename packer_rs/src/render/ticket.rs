@@ -30,7 +30,8 @@ impl Ticket {
     /// Waits until `deadline` at most; None when the batch is not finished by then.
     ///
     /// # Errors
-    /// A passing fault outlasted its retries; too many images failed; the renderer was closed; the batch was taken before.
+    /// A passing fault outlasted its retries; too many images failed; the renderer was closed; the batch was taken
+    /// before.
     pub fn wait(&mut self, deadline: Instant) -> Result<Option<Rendered>> {
         self.shared.same_process()?;
         if self.taken {

@@ -1,5 +1,5 @@
-//! One image: bytes → its kept patches in its slots, in every view. In: encoded bytes and the image's plan. Out: its slots of
-//! the block written, or zeroed and masked. Buffers are the thread's own and are used again.
+//! One image: bytes → its kept patches in its slots, in every view. In: encoded bytes and the image's plan. Out: its
+//! slots of the block written, or zeroed and masked. Buffers are the thread's own and are used again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -80,8 +80,8 @@ impl Worker {
         self.decoder.other_than_srgb(bytes)
     }
 
-    /// Renders an image into its places. On a failure, a panic of a decoder included, its slots are masked; whoever calls sees
-    /// to it that a failure that may pass ends the batch.
+    /// Renders an image into its places. On a failure, a panic of a decoder included, its slots are masked; whoever
+    /// calls sees to it that a failure that may pass ends the batch.
     pub fn render(
         &mut self,
         input: Result<Input<'_>, Failure>,

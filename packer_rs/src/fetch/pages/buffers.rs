@@ -1,5 +1,5 @@
-//! Memory for pages, used again. In: lengths. Out: buffers of that length, which come back here when nobody holds them. Apart, since
-//! a page is megabytes: memory that is new for each one costs as much as reading it.
+//! Memory for pages, used again. In: lengths. Out: buffers of that length, which come back here when nobody holds them.
+//! Apart, since a page is megabytes: memory that is new for each one costs as much as reading it.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -36,8 +36,8 @@ impl Buffers {
 
     /// A buffer of this length.
     pub fn take(self: &Arc<Self>, length: usize) -> Buffer {
-        // Few sizes, so that pages of nearly equal length find each other's buffers; none much longer than its page, since pages
-        // are what is counted.
+        // Few sizes, so that pages of nearly equal length find each other's buffers; none much longer than its page,
+        // since pages are what is counted.
         let size = length.next_multiple_of((length.next_power_of_two() / 8).max(1));
         let mut idle = lock(&self.idle);
         let fits = |held: &Vec<u8>| (length..=size + size / 8).contains(&held.len());

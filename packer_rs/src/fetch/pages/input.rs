@@ -1,5 +1,5 @@
-//! A file as the Parquet crate reads it. In: bytes at offsets. Out: page headers and pages, and where a value lies that was found
-//! in one of them.
+//! A file as the Parquet crate reads it. In: bytes at offsets. Out: page headers and pages, and where a value lies that
+//! was found in one of them.
 
 use std::io::{self, BufReader, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,8 @@ pub(super) struct Input {
     pub(super) buffers: Arc<Buffers>,
     /// Where the page header read last starts.
     pub(super) header: AtomicU64,
-    /// The pages read last and where they start. They are kept alive, so that no later allocation can be taken for them.
+    /// The pages read last and where they start. They are kept alive, so that no later allocation can be taken for
+    /// them.
     pages: Mutex<Vec<(Bytes, u64)>>,
 }
 

@@ -1,9 +1,9 @@
-//! Binary values in the columns of a Parquet file. In: a file that can be read at offsets. Out: for each row the bytes, and where
-//! they lie in the file as they are, if they do. Apart, since it alone knows of row groups and pages.
+//! Binary values in the columns of a Parquet file. In: a file that can be read at offsets. Out: for each row the bytes,
+//! and where they lie in the file as they are, if they do. Apart, since it alone knows of row groups and pages.
 //!
-//! Values of uncompressed pages lie in the file as they are, so an index points at them as into a tar. Those of compressed pages
-//! are read page by page: a page is the least that can be decompressed, and holds few images. Where pages lie is read from the file's
-//! own index of them if it has one, and else from their headers.
+//! Values of uncompressed pages lie in the file as they are, so an index points at them as into a tar. Those of
+//! compressed pages are read page by page: a page is the least that can be decompressed, and holds few images. Where
+//! pages lie is read from the file's own index of them if it has one, and else from their headers.
 
 mod buffers;
 mod input;

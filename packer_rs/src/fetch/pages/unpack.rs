@@ -1,6 +1,6 @@
-//! Pages of a column chunk, unpacked. In: the chunk's pages as they lie in the file. Out: the same as the crate's own reader gives.
-//! Apart, since Snappy, which nearly every file of images has, is unpacked here: straight into buffers that are used again,
-//! where the crate makes and clears new memory for each page.
+//! Pages of a column chunk, unpacked. In: the chunk's pages as they lie in the file. Out: the same as the crate's own
+//! reader gives. Apart, since Snappy, which nearly every file of images has, is unpacked here: straight into buffers
+//! that are used again, where the crate makes and clears new memory for each page.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use snap::raw::{Decoder, decompress_len};
 use super::buffers::Buffers;
 use super::input::Input;
 
-/// Snappy's shortest code for most bytes is three bytes for 64, so a page that claims more than this many times its size lies.
+/// Snappy's shortest code for most bytes is three bytes for 64, so a page that claims more than this many times its
+/// size lies.
 const MOST: usize = 22;
 
 /// See the module.

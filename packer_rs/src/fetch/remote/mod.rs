@@ -1,7 +1,9 @@
-//! Objects of buckets and web servers. In: a URL. Out: bytes at offsets, or a system error whose kind says whether every replica
-//! would see it. Apart, since nothing else knows of HTTP: the asynchronous crate runs on two threads here, callers wait.
+//! Objects of buckets and web servers. In: a URL. Out: bytes at offsets, or a system error whose kind says whether
+//! every replica would see it. Apart, since nothing else knows of HTTP: the asynchronous crate runs on two threads
+//! here, callers wait.
 //!
-//! Credentials, regions and endpoints come from the environment that each store's own tools use (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
+//! Credentials, regions and endpoints come from the environment that each store's own tools use (`AWS_…`, `GOOGLE_…`,
+//! `AZURE_…`).
 
 mod blocks;
 mod stores;

@@ -1,5 +1,5 @@
-//! The stores of a process and the threads that talk to them. In: the origin of a URL and the environment. Out: a store, made once,
-//! and its faults as system errors.
+//! The stores of a process and the threads that talk to them. In: the origin of a URL and the environment. Out: a
+//! store, made once, and its faults as system errors.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -118,8 +118,8 @@ fn build(origin: &str) -> Result<Arc<dyn ObjectStore>, Error> {
         "http" | "https" => {
             let mut builder = HttpBuilder::new().with_url(origin).with_retry(retry);
             for (name, key, value) in DEFAULTS {
-                let told = std::env::var(format!("HTTP_{name}"));
-                builder = builder.with_config(key, told.as_deref().unwrap_or(value));
+                let given = std::env::var(format!("HTTP_{name}"));
+                builder = builder.with_config(key, given.as_deref().unwrap_or(value));
             }
             Arc::new(builder.with_config(ClientConfigKey::AllowHttp, "true").build()?)
         }

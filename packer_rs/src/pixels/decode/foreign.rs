@@ -1,9 +1,9 @@
-//! Formats that no decoder here reads, through helper processes. In: encoded bytes. Out: size and orientation, or samples. The
-//! command of a helper is given from outside (`navit_loader/foreign.py` is one, through Pillow) and speaks the few bytes
-//! described there: a request with the file on its standard input, a reply on its standard output.
+//! Formats that no decoder here reads, through helper processes. In: encoded bytes. Out: size and orientation, or
+//! samples. The command of a helper is given from outside (`navit_loader/foreign.py` is one, through Pillow) and speaks
+//! the few bytes described there: a request with the file on its standard input, a reply on its standard output.
 //!
-//! Apart, and in processes of their own, so that such an image holds up nobody: no thread here takes an interpreter's lock,
-//! each thread has a helper of its own, and a decoder that crashes on a hostile file takes nobody with it.
+//! Apart, and in processes of their own, so that such an image holds up nobody: no thread here takes an interpreter's
+//! lock, each thread has a helper of its own, and a decoder that crashes on a hostile file takes nobody with it.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};

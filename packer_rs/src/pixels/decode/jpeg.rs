@@ -1,13 +1,14 @@
-//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode runs at
-//! the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a usual one it
-//! stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted to RGB.
+//! JPEG through libjpeg-turbo: baseline and progressive, grey, YCbCr of any sampling, RGB, CMYK and YCCK. The decode
+//! runs at the largest SIMD DCT scale (1/2, 1/4, 1/8) that stays at or above the target, and where the sampling is a
+//! usual one it stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted
+//! to RGB.
 //!
-//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner; libjpeg-turbo
-//! gets all that it turns away, and alone says what is wrong with a file.
+//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner;
+//! libjpeg-turbo gets all that it turns away, and alone says what is wrong with a file.
 //!
-//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other is
-//! `corrupt`. What no pixel depends on is taken out of the file before it is decoded again (`oddities`); stray bytes behind the last
-//! scan are let pass.
+//! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other
+//! is `corrupt`. What no pixel depends on is taken out of the file before it is decoded again (`oddities`); stray bytes
+//! behind the last scan are let pass.
 
 use std::ffi::CStr;
 
@@ -106,8 +107,9 @@ impl Jpeg {
     }
 
     fn attempt(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
-        // A handle keeps the tables of the file before, and a file that lacks its own would be decoded with those: to other pixels
-        // than elsewhere. After a failed call it would even go on in the middle of that file. A new one costs about a microsecond.
+        // A handle keeps the tables of the file before, and a file that lacks its own would be decoded with those: to
+        // other pixels than elsewhere. After a failed call it would even go on in the middle of that file. A new one
+        // costs about a microsecond.
         if self.used {
             self.renew()?;
         }

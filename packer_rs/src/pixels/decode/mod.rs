@@ -1,9 +1,10 @@
-//! Bytes → pixels, as few of them as the target needs. In: an encoded image, and the crop and sizes that are wanted of it.
-//! Out: planes in a buffer that is used again, in the frame in which the file stores them (`orient` turns the small result).
+//! Bytes → pixels, as few of them as the target needs. In: an encoded image, and the crop and sizes that are wanted of
+//! it. Out: planes in a buffer that is used again, in the frame in which the file stores them (`orient` turns the small
+//! result).
 //!
-//! Formats are told by their first bytes, never by a file's name. What no decoder here reads goes to a helper process, if
-//! there is one (`foreign`), and is a failure of reason `unsupported` otherwise. Whatever a header claims is checked against
-//! the index and the pixel cap before anything is allocated.
+//! Formats are told by their first bytes, never by a file's name. What no decoder here reads goes to a helper process,
+//! if there is one (`foreign`), and is a failure of reason `unsupported` otherwise. Whatever a header claims is checked
+//! against the index and the pixel cap before anything is allocated.
 
 pub mod foreign;
 

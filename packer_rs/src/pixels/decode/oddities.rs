@@ -1,8 +1,8 @@
-//! A JPEG file without what libjpeg warns of although no pixel depends on it. In: a file that it stopped at for such a warning. Out: the
-//! same file, in which it finds none of them, so that its next warning is one of damage.
+//! A JPEG file without what libjpeg warns of although no pixel depends on it. In: a file that it stopped at for such a
+//! warning. Out: the same file, in which it finds none of them, so that its next warning is one of damage.
 //!
-//! Apart from the decoder, since it reads markers alone. It exists because libjpeg puts only the first warning of a file into
-//! words: letting a harmless one pass would hide all that come after it.
+//! Apart from the decoder, since it reads markers alone. It exists because libjpeg puts only the first warning of a
+//! file into words: letting a harmless one pass would hide all that come after it.
 
 /// Whether a warning is about something that is taken out here.
 pub fn is_odd(warning: &str) -> bool {
@@ -15,8 +15,8 @@ pub fn is_odd(warning: &str) -> bool {
     known.iter().any(|words| warning.contains(words))
 }
 
-/// The file without stray bytes before its first scan, of JFIF 1, with the colour transform that libjpeg assumes for an unknown
-/// one, and with 0, 63, 0 in the scans of a sequential file. What ends early is left as it is.
+/// The file without stray bytes before its first scan, of JFIF 1, with the colour transform that libjpeg assumes for an
+/// unknown one, and with 0, 63, 0 in the scans of a sequential file. What ends early is left as it is.
 pub fn without(data: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(data.len());
     let (mut at, mut components, mut sequential, mut scanning) = (data.len().min(2), 0, false, false);

@@ -1,5 +1,5 @@
-//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts), alpha over
-//! the background. Floating-point and palette TIFF are `unsupported`.
+//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts),
+//! alpha over the background. Floating-point and palette TIFF are `unsupported`.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -31,8 +31,9 @@ fn is_tiff(bytes: &[u8]) -> bool {
     matches!(bytes, [b'I', b'I', ..] | [b'M', b'M', ..])
 }
 
-/// Whether the crate gives other pixels than the file means, without a word: TIFF whose bits run from the lowest one or whose colours
-/// are multiplied by their alpha already, run lengths in BMP that may skip pixels, a GIF frame larger than its screen.
+/// Whether the crate gives other pixels than the file means, without a word: TIFF whose bits run from the lowest one or
+/// whose colours are multiplied by their alpha already, run lengths in BMP that may skip pixels, a GIF frame larger
+/// than its screen.
 pub fn misread(bytes: &[u8], wanted: &Wanted) -> bool {
     let short = |at: usize| bytes.get(at..at + 2).map_or(0, |b| u32::from(u16::from_le_bytes([b[0], b[1]])));
     match bytes[0] {
@@ -43,7 +44,8 @@ pub fn misread(bytes: &[u8], wanted: &Wanted) -> bool {
     }
 }
 
-/// Whether Pillow may read what the crate does not: all of TIFF, since libtiff knows more of it, and BMP with another header.
+/// Whether Pillow may read what the crate does not: all of TIFF, since libtiff knows more of it, and BMP with another
+/// header.
 pub fn may_be_read_elsewhere(failure: &Failure, bytes: &[u8]) -> bool {
     match failure.reason {
         Reason::Changed | Reason::TooLarge => false,

@@ -1,4 +1,5 @@
-//! PNG: palette, grey, 16 bits (the high byte counts), alpha over the background, interlaced; an animation's first image.
+//! PNG: palette, grey, 16 bits (the high byte counts), alpha over the background, interlaced; an animation's first
+//! image.
 
 use std::io::Cursor;
 

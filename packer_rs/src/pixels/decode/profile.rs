@@ -1,7 +1,9 @@
-//! Whether a file embeds a colour profile other than sRGB. In: encoded bytes. Out: yes or no; the profile is never applied.
+//! Whether a file embeds a colour profile other than sRGB. In: encoded bytes. Out: yes or no; the profile is never
+//! applied.
 //!
-//! Apart from the decoders, since it reads containers alone: the APP2 segments of JPEG, the iCCP chunk of PNG, the ICCP chunk
-//! of WebP. A profile is sRGB when its description says so. What is cut short is left to the decoders to complain about.
+//! Apart from the decoders, since it reads containers alone: the APP2 segments of JPEG, the iCCP chunk of PNG, the ICCP
+//! chunk of WebP. A profile is sRGB when its description says so. What is cut short is left to the decoders to complain
+//! about.
 
 use std::io::Read;
 

@@ -1,9 +1,10 @@
-//! Whether another decoder may be trusted with a file. In: encoded bytes and the size as indexed. Out: yes for a plain JPEG
-//! whose structure is whole; anything else is for the decoders here, which know what to do with it.
+//! Whether another decoder may be trusted with a file. In: encoded bytes and the size as indexed. Out: yes for a plain
+//! JPEG whose structure is whole; anything else is for the decoders here, which know what to do with it.
 //!
-//! Other decoders (a GPU's above all) end a whole batch over one bad file, or invent the pixels that are missing, or see
-//! colours otherwise. So they get what they agree with us on: 8 bits, grey or Y, Cb, Cr, baseline or progressive. Walking the
-//! markers to the end of the image costs about a hundredth of decoding it. Damage inside a scan is not seen here.
+//! Other decoders (a GPU's above all) end a whole batch over one bad file, or invent the pixels that are missing, or
+//! see colours otherwise. So they get what they agree with us on: 8 bits, grey or Y, Cb, Cr, baseline or progressive.
+//! Walking the markers to the end of the image costs about a hundredth of decoding it. Damage inside a scan is not seen
+//! here.
 
 /// As in the JPEG decoder here: progressive files of more scans are made to keep a decoder busy.
 const MAX_SCANS: u32 = 500;
@@ -50,7 +51,8 @@ pub fn plain_jpeg(data: &[u8]) -> Option<(u32, u32)> {
             // Lossless, hierarchical, arithmetic.
             0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => return None,
             0xE0 => jfif |= body.starts_with(b"JFIF\0"),
-            // Adobe's transform 0 says that three components are R, G, B. After the frame it would come too late to be seen.
+            // Adobe's transform 0 says that three components are R, G, B. After the frame it would come too late to be
+            // seen.
             0xEE if body.starts_with(b"Adobe") => {
                 adobe_rgb = body.get(11) == Some(&0);
                 if adobe_rgb && size.is_some() {
@@ -70,7 +72,8 @@ pub fn plain_jpeg(data: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
-/// Where the marker behind the entropy-coded data stands that begin at `at`; None where they never end, or restart out of order.
+/// Where the marker behind the entropy-coded data stands that begin at `at`; None where they never end, or restart out
+/// of order.
 fn end_of_scan(data: &[u8], mut at: usize) -> Option<usize> {
     let mut restart = 0;
     loop {

@@ -35,6 +35,25 @@ fn check_packing(loads: &[Load], limits: &Limits, packing: &Packing) -> std::res
     Ok(())
 }
 
+/// First fit, or best fit, by the definition: every open sequence is looked at. Among equally full ones, the one that
+/// became so last.
+fn by_looking_at_all(loads: &[Load], limits: &Limits, order: impl IntoIterator<Item = usize>, best: bool) -> Packing {
+    let mut bins: Vec<(Used, usize)> = Vec::new();
+    let mut of = vec![0; loads.len()];
+    for (time, i) in order.into_iter().enumerate() {
+        let mut fitting = (0..bins.len()).filter(|&b| limits.fits(&bins[b].0, &loads[i]));
+        let bin = if best { fitting.max_by_key(|&b| (bins[b].0.load[0], bins[b].1)) } else { fitting.next() };
+        let bin = bin.unwrap_or_else(|| {
+            bins.push((Used::default(), 0));
+            bins.len() - 1
+        });
+        bins[bin].0.add(&loads[i]);
+        bins[bin].1 = time;
+        of[i] = bin as u32;
+    }
+    Packing::from_bins(&of, bins.len())
+}
+
 proptest! {
     #[test]
     fn every_item_once_and_no_limit_passed((loads, limits) in case(false), lookahead in 1usize..40) {
@@ -81,24 +100,11 @@ proptest! {
 
     #[test]
     fn fits_as_the_definitions_say((loads, limits) in case(true)) {
-        // Slow, obvious versions of first fit and best fit.
-        for best in [false, true] {
-            let mut bins: Vec<Used> = Vec::new();
-            let mut of = Vec::new();
-            for load in &loads {
-                let fitting = (0..bins.len()).filter(|&b| limits.fits(&bins[b], load));
-                let bin = if best { fitting.max_by_key(|&b| bins[b].load[0]) } else { fitting.into_iter().next() };
-                let bin = bin.unwrap_or_else(|| { bins.push(Used::default()); bins.len() - 1 });
-                bins[bin].add(load);
-                of.push(bin as u32);
-            }
-            if best {
-                // Ties may go elsewhere, so only the number of sequences of unit ties is not fixed; first fit is exact.
-                check_packing(&loads, &limits, &bins::best_fit(&loads, &limits))?;
-            } else {
-                prop_assert_eq!(Packing::from_bins(&of, bins.len()), bins::first_fit(&loads, &limits));
-            }
-        }
+        prop_assert_eq!(by_looking_at_all(&loads, &limits, 0..loads.len(), false), bins::first_fit(&loads, &limits));
+        prop_assert_eq!(by_looking_at_all(&loads, &limits, 0..loads.len(), true), bins::best_fit(&loads, &limits));
+        let mut order: Vec<usize> = (0..loads.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(loads[i][0]));
+        prop_assert_eq!(by_looking_at_all(&loads, &limits, order, true), bins::best_fit_decreasing(&loads, &limits));
     }
 }
 
@@ -113,5 +119,24 @@ fn hopeless_input_is_named() {
     ] {
         let message = pack(&loads, &limits, Algorithm::Exact, 32).map_err(|e| e.message);
         assert!(matches!(&message, Err(m) if m.contains(word)), "{message:?}");
+    }
+}
+
+#[test]
+fn four_times_the_items_take_four_times_the_looks_where_the_text_binds() {
+    let limits = Limits { capacity: [1024, 0, 64], max_items: 64 };
+    for captions in [0u32, 30] {
+        let load = |i: u32| [40 + i * 7919 % 97, 0, captions + i * 104_729 % 31];
+        for algorithm in [Algorithm::FirstFit, Algorithm::BestFit, Algorithm::BestFitDecreasing] {
+            let looks = |items: u32| {
+                let loads: Vec<Load> = (0..items).map(load).collect();
+                bins::LOOKS.set(0);
+                let packing = pack(&loads, &limits, algorithm, 1).expect("within the limits");
+                check_packing(&loads, &limits, &packing).expect("a good packing");
+                bins::LOOKS.get()
+            };
+            let (few, many) = (looks(10_000), looks(40_000));
+            assert!(many < 6 * few, "{algorithm:?}: {few} looks, then {many}");
+        }
     }
 }

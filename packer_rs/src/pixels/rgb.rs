@@ -1,16 +1,17 @@
-//! Small planes → R, G, B triples, which is what patches hold. In: a line of each plane. Out: the line's triples. A plain form and
-//! one for AVX2 with the same bits, as in `kernels`.
+//! Small planes → R, G, B triples, which is what patches hold. In: a line of each plane. Out: the line's triples. A
+//! plain form and one for AVX2 with the same bits, as in `kernels`.
 
 use crate::pixels::picture::Colours;
 
-/// One line of pixels from its planes to R, G, B triples. The planes hold at least `out.len() / 3` rounded up to 16 bytes.
-pub fn triples(fast: bool, colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
+/// One line of pixels from its planes to R, G, B triples. The planes hold at least `out.len() / 3` rounded up to 16
+/// bytes.
+pub fn rgb(fast: bool, colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
     let pixels = out.len() / 3;
     let planes = planes.map(|p| &p[..pixels.next_multiple_of(16)]);
     #[cfg(target_arch = "x86_64")]
     if fast {
         // SAFETY: `fast` is only true where AVX2 was found; the planes were cut to whole vectors above.
-        unsafe { avx2::triples(colours, planes, out) };
+        unsafe { avx2::rgb(colours, planes, out) };
         return;
     }
     let _ = fast;
@@ -49,7 +50,7 @@ mod avx2 {
     /// # Safety
     /// AVX2; each plane holds as many pixels as `out`, rounded up to 16.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn triples(colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
+    pub unsafe fn rgb(colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
         for (n, to) in out.chunks_mut(48).enumerate() {
             // SAFETY: the planes hold whole vectors.
             let [a, b, c] = planes.map(|p| unsafe { _mm_loadu_si128(p.as_ptr().add(n * 16).cast()) });
