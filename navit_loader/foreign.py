@@ -151,8 +151,12 @@ def pixels(image: Image.Image, orientation: int, wanted: int) -> tuple[tuple[int
     elif image.size != (width, height):
         raise Refused("corrupt", f"{image.size[0]} × {image.size[1]} pixels, but its header says {width} × {height}")
     if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
-        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
-        return image.size, _narrowed(image, bits, wanted), 1 | DEEP
+        tags = getattr(image, "tag_v2", {})
+        samples = _narrowed(image, tags.get(258, (16,))[0], wanted)
+        if tags.get(262) == 0:
+            # White is 0, which Pillow heeds at 8 bits alone.
+            samples = samples.translate(bytes(range(255, -1, -1)))
+        return image.size, samples, 1 | DEEP
     if image.mode in ("I", "F"):
         raise Refused("unsupported", f"samples of type '{image.mode}', which have no common range")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

@@ -6,16 +6,18 @@ In: TIFF, BMP and GIF files made here, byte by byte where Pillow does not write 
 from __future__ import annotations
 
 import io
+import lzma
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from navit_loader import LoaderConfig, pack_images
+from navit_loader import LoaderConfig, PackedLoader, build_index, pack_images
 from navit_loader.errors import PlanError
 
 HEIGHT, WIDTH, P = 48, 64, 8
@@ -130,6 +132,18 @@ def test_tiff_of_twelve_bits_is_scaled() -> None:
     assert found is not None and np.array_equal(found, thrice(GREY))
 
 
+@pytest.mark.parametrize("white", [0, 1])
+@pytest.mark.parametrize("compression", [1, 34925])
+def test_sixteen_bits_of_tiff_where_white_is_0(white: int, compression: int) -> None:
+    # The engine reads what is not compressed, and Pillow LZMA.
+    pixels = (GREY.astype("<u2") * 257).tobytes()
+    data = grey_tiff(bits=16, pixels=pixels if compression == 1 else lzma.compress(pixels))
+    for name, before, now in ((262, 1, white), (259, 1, compression)):
+        data = data.replace(struct.pack("<HHIH", name, 3, 1, before), struct.pack("<HHIH", name, 3, 1, now))
+    found = rendered(data)
+    assert found is not None and np.array_equal(found, thrice(GREY if white else 255 - GREY))
+
+
 def test_what_the_crate_panics_over_goes_to_pillow_and_prints_nothing() -> None:
     # One tile more and the sides are multiples; 40 × 56 is none.
     picture = RGB[:40, :56]
@@ -154,12 +168,12 @@ def test_orientation_of_tiff_has_any_integer_type(kind: int) -> None:
     assert turned is not None and np.array_equal(turned, thrice(np.rot90(GREY, -1)))
 
 
-def test_tiff_of_floats_is_refused_with_the_crates_reason(tmp_path: Any) -> None:
-    from navit_loader import PackedLoader, build_index
-
-    pixels = GREY.astype("<f4").tobytes()
+@pytest.mark.parametrize("kind", ["<f4", "<f2", "<i2", "i1", "<u4"])
+def test_tiff_of_samples_without_a_common_range_is_unsupported(tmp_path: Path, kind: str) -> None:
+    pixels, bits = GREY.astype(kind).tobytes(), 8 * np.dtype(kind).itemsize
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.tif").write_bytes(grey_tiff((339, 3, [3]), bits=32, pixels=pixels))
+    sample_format = {"u": 1, "i": 2, "f": 3}[np.dtype(kind).kind]
+    (tmp_path / "images" / "a.tif").write_bytes(grey_tiff((339, 3, [sample_format]), bits=bits, pixels=pixels))
     build_index(tmp_path / "images", tmp_path / "x.arrow")
     config = LoaderConfig.from_dict(
         {"plan": {"sequence_length": 64, "max_tokens": 64}, "render": {"failure_limit": 1.0}}

@@ -14,6 +14,7 @@ use crate::pixels::tags::tag;
 /// Tags of TIFF.
 const FILL_ORDER: u16 = 266;
 const EXTRA_SAMPLES: u16 = 338;
+const SAMPLE_FORMAT: u16 = 339;
 
 /// Whether the first bytes are of a format that is read here.
 pub fn known(bytes: &[u8]) -> bool {
@@ -49,6 +50,8 @@ pub fn misread(bytes: &[u8], wanted: &Wanted) -> bool {
 pub fn may_be_read_elsewhere(failure: &Failure, bytes: &[u8]) -> bool {
     match failure.reason {
         Reason::Changed | Reason::TooLarge => false,
+        // Of signed samples Pillow takes some for unsigned ones.
+        _ if is_tiff(bytes) && tag(bytes, SAMPLE_FORMAT) == Some(2) => false,
         Reason::Unsupported => bytes[0] != b'R',
         _ => is_tiff(bytes),
     }
