@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
                 dct_scaling,
                 background: [255; 3],
                 max_pixels: 1 << 20,
-            depth: Depth::Full,
+                depth: Depth::Full,
             };
             if decoder.decode(data, &wanted, pixels).is_ok() {
                 decoder.other_than_srgb(data);
