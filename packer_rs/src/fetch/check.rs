@@ -11,22 +11,21 @@ const END: usize = 256;
 /// The check of a member that is in memory.
 pub fn check(bytes: &[u8]) -> u32 {
     let head = bytes.len().min(END);
-    of(&bytes[..head], &bytes[(bytes.len() - head).max(head)..])
+    let mut crc = Crc::new();
+    crc.update(&bytes[..head]);
+    crc.update(&bytes[(bytes.len() - head).max(head)..]);
+    crc.sum()
 }
 
 /// The same of a member that is not.
 pub(crate) fn check_window<R: ReadAt + ?Sized>(member: &mut Window<'_, R>) -> Result<u32, Unread> {
     let (length, end) = (member.len(), END as u64);
-    let head = member.get(0, length.min(end) as usize)?.to_vec();
-    let tail = length.saturating_sub(end).max(head.len() as u64);
-    Ok(of(&head, member.get(tail, (length - tail) as usize)?))
-}
-
-fn of(head: &[u8], tail: &[u8]) -> u32 {
+    let head = length.min(end);
     let mut crc = Crc::new();
-    crc.update(head);
-    crc.update(tail);
-    crc.sum()
+    crc.update(member.get(0, head as usize)?);
+    let tail = (length - head).max(head);
+    crc.update(member.get(tail, (length - tail) as usize)?);
+    Ok(crc.sum())
 }
 
 #[cfg(test)]

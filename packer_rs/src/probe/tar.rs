@@ -154,7 +154,7 @@ fn walk<R: ReadAt + ?Sized>(
                     let refused = refusal(&name, images, texts, why.into());
                     found.entries.extend(refused.map(|payload| Entry::without(&name, payload)));
                 } else if regular {
-                    links.members.push((resolved(b"", &name, false), offset, size));
+                    links.members.push((name.clone(), offset, size));
                     let mut content = Window::new(source, offset, size, &mut inner);
                     match payload(&name, &mut content, images, texts, helpers) {
                         Some(payload) => {
@@ -206,7 +206,7 @@ impl Links {
             return;
         }
         let members: HashMap<_, _> =
-            self.members.iter().map(|(name, at, size)| (name.as_slice(), (*at, *size))).collect();
+            self.members.iter().map(|(name, at, size)| (resolved(b"", name, false), (*at, *size))).collect();
         let further: HashMap<_, _> =
             self.found.iter().map(|(_, name, target)| (resolved(b"", name, false), target.as_slice())).collect();
         let mut made = Vec::new();
