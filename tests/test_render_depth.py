@@ -127,4 +127,4 @@ def test_lint_says_how_many_are_nearly_black(place: Path) -> None:
         text=True,
         check=True,
     )
-    assert "6 of 16 bits a sample are nearly black" in done.stdout
+    assert "6 images of 16 bits a sample are nearly black" in done.stdout

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{index.path}: {seen - len(failures):,} of {seen:,} images decode, {len(failures):,} are broken")
         if dark:
             print(
-                f"  {dark:,.0f} of 16 bits a sample are nearly black, since they use few of them; give [render] depth: "
+                f"  {dark:,.0f} images of 16 bits a sample are nearly black, since they use few of them; give [render] depth: "
                 "'largest', or how many bits they use, such as '12'"
             )
     return 1 if failures else 0
