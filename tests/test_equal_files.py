@@ -18,7 +18,7 @@ from PIL import Image
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
 
-from .remote_kit import nginx, s3_server
+from .remote_kit import Faulty, s3_server
 from .source_kit import write_tar, write_tree
 
 EACH = 40
@@ -52,7 +52,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list
                 groups[f"{where}/{half}/{kind}"] = start
                 start += EACH
     sources: list[str | Path] = []
-    with s3_server(place) as client, nginx(place) as web:
+    with s3_server(place) as client, Faulty(place) as web:
         client.create_bucket(Bucket="equal")
         for name, start in groups.items():
             files = {f"{n:02d}.bmp": picture(start + n) for n in range(EACH)}
@@ -68,7 +68,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list
             if where == "bucket":
                 for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                     client.upload_file(str(file), "equal", str(file.relative_to(place)))
-            sources.append({"here": path, "bucket": f"s3://equal/{name}", "web": f"{web}/{name}"}[where])
+            sources.append({"here": path, "bucket": f"s3://equal/{name}", "web": f"{web.url}/{name}"}[where])
         done = build_index(sources, place / "x.arrow")
         assert (done.rows, done.broken) == (EACH * len(groups), 0)
         opened = open_index(place / "x.arrow")
@@ -80,6 +80,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list
             numbers.append(found[0] + row % EACH)
         assert sorted(numbers) == list(range(done.rows))
         yield place / "x.arrow", numbers
+        web.shutdown()
 
 
 @pytest.mark.parametrize("encoded", [False, True])
