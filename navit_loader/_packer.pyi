@@ -86,14 +86,16 @@ class ProbedTar(_Headers):
     """What `probe_tar` found, in the order of the tar.
 
     names, offset: of each image member, raw and i64. texts: (raw name, content, or None with the reason) of label and
-    caption members. others: members of other kinds. tar_length: bytes. fault: what ended the scan early, or is missing.
+    caption members. others: members of other kinds. container_length: bytes of the tar. check: what each
+    is known again by, u32. fault: what ended the scan early, or is missing.
     """
 
     names: list[bytes]
     offset: NDArray[np.int64]
     texts: list[tuple[bytes, bytes | None, str | None]]
     others: int
-    tar_length: int
+    container_length: int
+    check: NDArray[np.uint32]
     fault: str | None
 
 def probe_files(
@@ -128,9 +130,14 @@ def probe_tar(path: bytes, images: list[str], texts: list[str], helpers: Helpers
 
 @type_check_only
 class ProbedColumn(_Headers):
-    """What `probe_parquet` found, row by row; offset: i64, -1 where the value does not lie in the file as it is."""
+    """What `probe_parquet` found, row by row; offset: i64, -1 where the value does not lie in the file as it is.
+
+    check: what each is known again by, u32. container_length: bytes of the file.
+    """
 
     offset: NDArray[np.int64]
+    check: NDArray[np.uint32]
+    container_length: int
 
 def probe_parquet(path: bytes, column: str, helpers: Helpers | None = None) -> ProbedColumn:
     """Reads the images in one binary column of a Parquet file, page by page.

@@ -94,6 +94,8 @@ class RenderConfig:
         dct_scaling: * decode JPEG at the largest DCT scale that stays at or above the target.
         background: * RGB under transparent pixels.
         max_pixels: * images that claim more pixels are quarantined undecoded.
+        depth: * which value is white in samples of 16 bits: `full` (65,535), `largest` (the image's own), or that of as
+            many bits, `9` to `15`. Part of `render_id` where it is not `full`.
         retries: attempts after a passing fault (timeout, permission, memory) before the request fails.
         ledger: path of the quarantine ledger (JSON lines); empty keeps it in memory alone.
         failure_limit: share of failed images in a window of 10,000 above which rendering stops with an error.
@@ -107,6 +109,7 @@ class RenderConfig:
     dct_scaling: bool = True
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = 178_956_970
+    depth: Literal["full", "largest", "9", "10", "11", "12", "13", "14", "15"] = "full"
     retries: int = 3
     ledger: str = ""
     failure_limit: float = 0.2
@@ -129,6 +132,15 @@ class RenderConfig:
 
 RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
 """Keys of `[render]` that decide pixels, and so are part of `render_id`."""
+
+LATER_RENDER_KEYS = ("depth",)
+"""The same of those that came later: they are part of it only where they are set, so that what is not set has its old name."""
+
+
+def deciding(render: RenderConfig) -> dict[str, Any]:
+    """What of `[render]` decides pixels."""
+    set_later = (key for key in LATER_RENDER_KEYS if getattr(render, key) != getattr(RenderConfig(), key))
+    return {key: getattr(render, key) for key in (*RENDER_KEYS, *set_later)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ FORMATS = {
 }
 """The engine's names of the formats that come here and Pillow's. Of TIFF, only what the engine's own decoder refuses."""
 
+_SELDOM = {"bmp": "BMP", "gif": "GIF"}
+"""The same, of which only what the engine's decoder misreads comes here: too little to tie every index of them to a version."""
+
 IDLE_SECONDS = 30
 """A helper that nobody asks for so long ends; the engine starts another when it needs one."""
 
@@ -47,11 +50,15 @@ PROFILE_BYTES = 65536
 """Of a colour profile; its description stands near the front."""
 
 REQUEST = struct.Struct("<BQQ")
-"""0 for the header or 1 for the pixels · most pixels allowed · bytes of the file, which follow."""
+"""0 for the header or 1 for the pixels (of 16 bits a sample, 2 makes the image's largest value white, and 9 to 15 that of so
+many bits) · most pixels allowed · bytes of the file, which follow."""
 
 REPLY = struct.Struct("<BIIBBQ")
-"""0, or 1 for a failure · width, height as stored · EXIF orientation · channels, 0 without pixels · bytes that follow: the
-samples and then the colour profile, or the reason of the failure, a line end, and the detail."""
+"""0, or 1 for a failure · width, height as stored · EXIF orientation · channels, 0 without pixels, and `DEEP` · bytes that
+follow: the samples and then the colour profile, or the reason of the failure, a line end, and the detail."""
+
+DEEP = 16
+"""Added to the channels where the samples had 16 bits."""
 
 _TURNED_BACK = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 """The `Image.Transpose` that undoes each orientation."""
@@ -119,15 +126,16 @@ def opened(data: bytes) -> tuple[Image.Image, int]:
             raise Refused("unsupported", "HEIF is read where the package pillow-heif is installed") from None
         register_heif_opener()
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS.values() if name in Image.OPEN])
+        known = [name for name in (FORMATS | _SELDOM).values() if name in Image.OPEN]
+        image = Image.open(io.BytesIO(data), formats=known)
         orientation = image.getexif().get(0x0112, 1)
     except UnidentifiedImageError:
         raise Refused("corrupt", "Pillow cannot make sense of its header") from None
     return image, orientation if orientation in range(1, 9) else 1
 
 
-def pixels(image: Image.Image, orientation: int) -> tuple[tuple[int, int], bytes, int]:
-    """Width and height of the stored frame, its samples row by row, and channels: 1 grey, 3 RGB, 4 RGBA.
+def pixels(image: Image.Image, orientation: int, wanted: int) -> tuple[tuple[int, int], bytes, int]:
+    """Width and height of the stored frame, its samples row by row, and channels: 1 grey, 3 RGB, 4 RGBA. See `REQUEST`.
 
     Raises:
         Refused: samples of an unusual type, or a size other than the header's.
@@ -142,11 +150,13 @@ def pixels(image: Image.Image, orientation: int) -> tuple[tuple[int, int], bytes
         image = ImageOps.exif_transpose(image).transpose(Image.Transpose(_TURNED_BACK[orientation]))
     elif image.size != (width, height):
         raise Refused("corrupt", f"{image.size[0]} × {image.size[1]} pixels, but its header says {width} × {height}")
-    if image.mode.startswith("I;16"):
-        # Of 16 bits the high byte counts, as everywhere in the engine.
-        return image.size, image.tobytes()[0 if image.mode.endswith("B") else 1 :: 2], 1
-    if image.mode == "I" and kind == "PPM":
-        return image.size, image.tobytes()[1 if sys.byteorder == "little" else 2 :: 4], 1
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
+        tags = getattr(image, "tag_v2", {})
+        samples = _narrowed(image, tags.get(258, (16,))[0], wanted)
+        if tags.get(262) == 0:
+            # White is 0, which Pillow heeds at 8 bits alone.
+            samples = samples.translate(bytes(range(255, -1, -1)))
+        return image.size, samples, 1 | DEEP
     if image.mode in ("I", "F"):
         raise Refused("unsupported", f"samples of type '{image.mode}', which have no common range")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -156,7 +166,24 @@ def pixels(image: Image.Image, orientation: int) -> tuple[tuple[int, int], bytes
     return image.size, image.convert("RGB").tobytes(), 3
 
 
-def answer(data: bytes, wants_pixels: bool, max_pixels: int) -> list[bytes]:
+def _narrowed(image: Image.Image, bits: int, wanted: int) -> bytes:
+    """Samples of 16 bits as 8. Where a file has fewer of them, 12 say, Pillow gives their values as they are."""
+    white = (1 << min(bits, 16)) - 1 if wanted == 1 else (1 << wanted) - 1
+    if white == 65535:
+        # The high byte counts, as everywhere in the engine.
+        if image.mode == "I":
+            return image.tobytes()[1 if sys.byteorder == "little" else 2 :: 4]
+        return image.tobytes()[0 if image.mode.endswith("B") else 1 :: 2]
+    import numpy as np
+
+    values = np.asarray(image).astype(np.int64)
+    if wanted == 2:
+        white = max(1, int(values.max()))
+    scaled: bytes = ((values.clip(0, white) * 255 + white // 2) // white).astype(np.uint8).tobytes()
+    return scaled
+
+
+def answer(data: bytes, wanted: int, max_pixels: int) -> list[bytes]:
     """One reply, in pieces."""
     from PIL import Image
 
@@ -165,10 +192,10 @@ def answer(data: bytes, wants_pixels: bool, max_pixels: int) -> list[bytes]:
     try:
         image, orientation = opened(data)
         width, height = image.size
-        profile = (image.info.get("icc_profile") or b"")[:PROFILE_BYTES] if wants_pixels else b""
+        profile = (image.info.get("icc_profile") or b"")[:PROFILE_BYTES] if wanted else b""
         samples, channels = b"", 0
-        if wants_pixels:
-            (width, height), samples, channels = pixels(image, orientation)
+        if wanted:
+            (width, height), samples, channels = pixels(image, orientation, wanted)
     except Refused as e:
         return _refusal(e.reason, str(e))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
@@ -205,14 +232,14 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         head = source.read(REQUEST.size)
         if len(head) < REQUEST.size:
             return
-        wants_pixels, max_pixels, length = REQUEST.unpack(head)
+        wanted, max_pixels, length = REQUEST.unpack(head)
         data = source.read(length)
         if len(data) < length:
             return
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime) + CPU_SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))
-        for piece in answer(data, bool(wants_pixels), max_pixels):
+        for piece in answer(data, wanted, max_pixels):
             sink.write(piece)
         sink.flush()
         del data

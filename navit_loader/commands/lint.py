@@ -45,9 +45,15 @@ def run(args: argparse.Namespace) -> int:
         for batch in loader:
             seen += int((batch.status > 0).sum())
             line.update(seen / index.num_rows, f"{seen:,} images")
+        dark = loader.stats()["dark"]
         failures = sorted(loader.failures(), key=lambda failure: str(failure["uri"]))
     for failure in failures:
         print(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
     if not args.json:
         print(f"{index.path}: {seen - len(failures):,} of {seen:,} images decode, {len(failures):,} are broken")
+        if dark:
+            print(
+                f"  {dark:,.0f} images of 16 bits a sample are nearly black, since they use few of them; give [render] depth: "
+                "'largest', or how many bits they use, such as '12'"
+            )
     return 1 if failures else 0

@@ -110,7 +110,8 @@ class Index:
         """The columns as the engine takes them: for each a list of numpy arrays over the mapped file, without a copy.
 
         Returns:
-            `width`, `height`, `caption_tokens`, `shard` (i32), `offset`, `length` (i64), `orientation` (u8), `labels`
+            `width`, `height`, `caption_tokens`, `shard` (i32), `offset`, `length` (i64), `orientation` (u8),
+            `container_length` (i64) and `check` (u32) where the index has them, `labels`
             (i64, `label_width` a row); `name` and `caption` as (i64 offsets, u8 bytes); `shards`, the absolute paths
             that `shard` counts; `label_width`. `caption` and `caption_tokens` are empty lists without captions;
             `caption_ids`, (i64 offsets, i32 ids), is one too where tokens are bytes. `text_end`, the end mark or −1.
@@ -120,9 +121,10 @@ class Index:
         """
         batches = self._batches
         numeric = ("width", "height", "offset", "length", "orientation")
+        again = [name for name in ("container_length", "check") if name in self._schema.names]
         captions, ids = "caption" in self._schema.names, "caption_ids" in self._schema.names
         return {
-            **{name: [_numbers(batch[name]) for batch in batches] for name in numeric},
+            **{name: [_numbers(batch[name]) for batch in batches] for name in (*numeric, *again)},
             "caption_tokens": [_numbers(batch["caption_tokens"]) for batch in batches] if captions else [],
             "caption": [_text_chunk(batch["caption"]) for batch in batches] if captions else [],
             "caption_ids": [_list_chunk(batch["caption_ids"]) for batch in batches] if ids else [],
@@ -173,6 +175,9 @@ class Index:
                     "labels": _lists(part["label"], self.label_width),
                     "reason": pa.nulls(n, pa.utf8()),
                 }
+                # An index without them has folders alone, or is older: then containers are read again.
+                values.setdefault("container_length", pa.array(np.zeros(n, np.int64)))
+                values.setdefault("check", pa.array(np.zeros(n, np.uint32)))
                 values.setdefault("caption", pa.nulls(n, pa.large_utf8()))
                 values.setdefault("caption_tokens", pa.array(np.zeros(n, np.int32)))
                 ids = values.get("caption_ids")

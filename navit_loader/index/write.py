@@ -47,6 +47,7 @@ class Survey:
         label_width: K, labels of an image at most.
         max_label: the highest label, −1 without any.
         captions: whether any good image has a caption.
+        containers: whether any good image is a member of a container.
         formats: codes of the formats of good images.
         shards: absolute shards with good images, in order.
         plan_fingerprint: of the columns that planning reads.
@@ -59,6 +60,7 @@ class Survey:
     label_width: int = 1
     max_label: int = -1
     captions: bool = False
+    containers: bool = False
     formats: set[int] = field(default_factory=set)
     shards: list[str] = field(default_factory=list)
     plan_fingerprint: str = ""
@@ -113,6 +115,7 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
         found.label_width = max(found.label_width, int(counts.max()))
         found.max_label = max(found.max_label, int(labels.max(initial=-1)))
         found.formats.update(np.unique(good["format"].to_numpy()).tolist())
+        found.containers |= not shard.endswith("/")
         found.captions |= good["caption"].null_count < len(good)
         for name in ("width", "height", "caption_tokens"):
             plan.add(name, good[name].to_numpy())
@@ -223,13 +226,15 @@ def uri(shard: str, name: str) -> str:
 
 def _schema(found: Survey, ids: bool) -> pa.Schema:
     k = found.label_width
+    containers = ("container_length", "check") if found.containers else ()
+    header = ("width", "height", "orientation")
     captions = [("caption", pa.large_utf8()), ("caption_tokens", pa.int32())]
     if ids:
         captions.append(("caption_ids", pa.large_list(pa.int32())))
     fields = [
         ("shard", ROWS.field("shard").type),
         ("name", pa.large_utf8()),
-        *((name, ROWS.field(name).type) for name in ("offset", "length", "width", "height", "orientation")),
+        *((name, ROWS.field(name).type) for name in ("offset", "length", *containers, *header)),
         ("format", pa.dictionary(pa.int8(), pa.utf8())),
         ("label", pa.int64() if k == 1 else pa.list_(pa.int64(), k)),
         *(captions if found.captions else []),

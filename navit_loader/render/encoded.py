@@ -30,7 +30,8 @@ class EncodedBatch:
         uri_spans: i64 `[B, E, 2]`, (first byte, bytes) of each file's name in `data`, UTF-8.
         file_offsets: i64 `[B, E]`, first byte of each file in its container, for messages.
         data: u8 `[bytes]`, the files, one after another, then their names.
-        render: the keys of `[render]` that decide pixels (`filter`, `dct_scaling`, `background`, `max_pixels`).
+        render: the keys of `[render]` that decide pixels (`filter`, `dct_scaling`, `background`, `max_pixels`,
+            and `depth` where it is set).
     """
 
     slots: PackedBatch

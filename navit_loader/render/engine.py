@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import _packer
-from ..config import RENDER_KEYS, LoaderConfig, Source
+from ..config import LoaderConfig, Source, deciding
 from ..errors import ConfigError, IndexFileError
 from ..foreign import helpers, revisions
 from ..index import Index, open_index
@@ -105,7 +105,7 @@ class Engine:
         self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
         fingerprints = [index.plan_fingerprint for index in self.indexes]
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
-        self.render = {key: getattr(config.render, key) for key in RENDER_KEYS}
+        self.render = deciding(config.render)
         # Where Pillow makes the pixels, another version of it may make others.
         through_pillow = revisions({name for index in self.indexes for name in index.formats})
         self.render_id = identity.render_id(

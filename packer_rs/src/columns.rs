@@ -254,6 +254,10 @@ pub struct Locations {
     pub offset: Column<i64>,
     /// Bytes.
     pub length: Column<i64>,
+    /// Bytes of the container when it was indexed; 0 in a folder, empty where the index does not say.
+    pub container_length: Column<i64>,
+    /// `fetch::check` of the member when it was indexed; 0 in a folder, empty where the index does not say.
+    pub check: Column<u32>,
     /// EXIF orientation, 1 to 8.
     pub orientation: Column<u8>,
     /// `label_width` labels a row, row by row; −1 where unlabelled. Empty without labels.

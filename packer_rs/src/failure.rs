@@ -5,6 +5,9 @@
 //! may know of rendering.
 
 use std::any::Any;
+use std::cell::Cell;
+use std::panic;
+use std::sync::Once;
 
 use serde::{Serialize, Serializer};
 
@@ -123,6 +126,31 @@ impl From<Failure> for Fault {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
+}
+
+thread_local! {
+    /// Whether a panic here is expected, and told otherwise.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a dependency on bytes that it may panic over. Such a panic is given back as what it said, and prints nothing.
+///
+/// # Errors
+/// What the panic said.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !EXPECTED.get() {
+                before(info);
+            }
+        }));
+    });
+    let outer = EXPECTED.replace(true);
+    let outcome = panic::catch_unwind(panic::AssertUnwindSafe(work));
+    EXPECTED.set(outer);
+    outcome.map_err(|panic| said(&*panic).to_owned())
 }
 
 /// What a caught panic said.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use encode::{Style, encode};
 use navit_packer::failure::Reason;
 use navit_packer::pixels::decode::Decoder;
-use navit_packer::pixels::picture::{Colours, Pixels, Wanted};
+use navit_packer::pixels::picture::{Colours, Depth, Pixels, Wanted};
 use navit_packer::slots::Crop;
 use proptest::prelude::*;
 use turbojpeg_sys as tj;
@@ -65,6 +65,7 @@ impl Decoders {
             dct_scaling: true,
             background: [255; 3],
             max_pixels: 1 << 20,
+            depth: Depth::Full,
         };
         let outcomes: Vec<Seen> = (self.all.iter_mut().zip(&mut self.pixels))
             .map(|(decoder, pixels)| match decoder.decode(data, &wanted, pixels) {
@@ -90,6 +91,88 @@ prop_compose! {
     }
 }
 
+/// Where the first segment of these codes stands.
+fn segment(data: &[u8], codes: std::ops::RangeInclusive<u8>) -> usize {
+    let mut at = 2;
+    loop {
+        // Stray bytes may stand before it.
+        at += data[at..].iter().position(|&b| b == 0xFF).expect("a marker");
+        if codes.contains(&data[at + 1]) {
+            return at;
+        }
+        at += 2 + usize::from(u16::from_be_bytes([data[at + 2], data[at + 3]]));
+    }
+}
+
+/// Many files: as many as `PROPTEST_CASES` says, or 2,500.
+fn many() -> ProptestConfig {
+    let told = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    ProptestConfig::with_cases(told.unwrap_or(2500))
+}
+
+/// One thing done to a file: where, what, with which value, and whether near its start.
+type Hit = (prop::sample::Index, u8, u8, bool);
+
+fn hits() -> impl Strategy<Value = Vec<Hit>> {
+    proptest::collection::vec((any::<prop::sample::Index>(), 0u8..7, any::<u8>(), any::<bool>()), 1..4)
+}
+
+/// Damages a file from `from` on.
+fn damage(data: &mut Vec<u8>, from: usize, hits: &[Hit]) {
+    let scan = segment(data, 0xDA..=0xDA);
+    for &(at, kind, value, early) in hits {
+        let most = if early && from < scan { scan + 12 } else { data.len() };
+        let at = (from + at.index(most - from)).min(data.len() - 1);
+        match kind {
+            0 => data[at] = value,
+            1 => data[at] ^= 1 << (value % 8),
+            2 => data.insert(at, value),
+            3 => drop(data.remove(at)),
+            4 => data[at] = [0xFF, 0x00, 0xD9, 0xD0, 0xD1, 0xD7, 0x7F, 0x80][usize::from(value % 8)],
+            // Divisors so large that everything runs over.
+            5 if from == 0 => {
+                let end = scan.min(89).min(data.len());
+                data[25.min(at).min(end)..end].fill(value | 0xF0);
+            }
+            _ => data.truncate(at.max(3)),
+        }
+        if data.len() <= from + 1 {
+            break;
+        }
+    }
+}
+
+/// What a file starts with: its first marker, and the JFIF segment.
+const JFIF_END: usize = 20;
+
+/// A file with things about it on which no pixel depends, one for each bit of `which`.
+fn odd(data: &[u8], which: u8) -> Vec<u8> {
+    let mut data = data.to_vec();
+    let scan = segment(&data, 0xDA..=0xDA);
+    let frame = segment(&data, 0xC0..=0xC2);
+    let (sequential, components) = (data[frame + 1] != 0xC2, usize::from(data[frame + 9]));
+    if which & 1 != 0 && sequential {
+        let body = scan + 5 + 2 * components;
+        data[body..body + 3].fill(0);
+    }
+    if which & 2 != 0 {
+        data[11] = 2;
+    }
+    if which & 4 != 0 && components == 3 {
+        data.splice(2..JFIF_END, *b"\xFF\xEE\x00\x0EAdobe\x00\x64\x00\x00\x00\x00\x02");
+    }
+    // Behind the first segment, whichever it is.
+    let place = 4 + usize::from(u16::from_be_bytes([data[4], data[5]]));
+    if which & 8 != 0 {
+        let part = [&b"\xFF\xE2\x00\x18ICC_PROFILE\x00\x01\x02"[..], &[b'x'; 8]].concat();
+        data.splice(place..place, part);
+    }
+    if which & 16 != 0 {
+        data.splice(place..place, [1, 2, 3]);
+    }
+    data
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -103,33 +186,33 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2500))]
+    #![proptest_config(many())]
 
     #[test]
     fn damage_is_judged_alike(
-        style in style(),
-        hits in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..7, any::<u8>(), any::<bool>()), 1..4),
+        style in style(), progressive in prop::bool::weighted(0.2), which in prop_oneof![2 => Just(0), 1 => 0u8..32], hits in hits(),
         shrink in 0u32..4,
     ) {
-        let mut data = encode(&style);
-        let scan = data.windows(2).position(|w| w == [0xFF, 0xDA]).expect("a scan");
-        for (at, kind, value, early) in hits {
-            let at = at.index(if early { scan + 12 } else { data.len() }).min(data.len() - 1);
-            match kind {
-                0 => data[at] = value,
-                1 => data[at] ^= 1 << (value % 8),
-                2 => data.insert(at, value),
-                3 => drop(data.remove(at)),
-                4 => data[at] = [0xFF, 0x00, 0xD9, 0xD0, 0xD1, 0xD7, 0x7F, 0x80][usize::from(value % 8)],
-                // Divisors so large that everything runs over.
-                5 => {
-                    let end = scan.min(89).min(data.len());
-                    data[25.min(at).min(end)..end].fill(value | 0xF0);
-                }
-                _ => data.truncate(at.max(3)),
-            }
-        }
+        let mut data = odd(&encode(&Style { progressive, ..style }), which);
+        damage(&mut data, 0, &hits);
         let _ = decoders().agree(&data, (style.width as u32, style.height as u32), 1 << shrink);
+    }
+
+    #[test]
+    fn what_no_pixel_depends_on_changes_no_verdict(
+        style in style(), progressive: bool, which in 1u8..32, hits in prop_oneof![1 => Just(Vec::new()), 4 => hits()],
+    ) {
+        let plain = encode(&Style { progressive, ..style });
+        let behind = |data: &[u8]| {
+            let scan = segment(data, 0xDA..=0xDA);
+            scan + 2 + usize::from(u16::from_be_bytes([data[scan + 2], data[scan + 3]]))
+        };
+        let (mut one, mut other) = (plain.clone(), odd(&plain, which));
+        damage(&mut one, behind(&plain), &hits);
+        other.truncate(behind(&other));
+        other.extend_from_slice(&one[behind(&plain)..]);
+        let (size, mut decoders) = ((style.width as u32, style.height as u32), decoders());
+        prop_assert_eq!(decoders.agree(&one, size, 1), decoders.agree(&other, size, 1));
     }
 }
 
@@ -182,7 +265,7 @@ fn a_decoder_remembers_nothing_of_the_file_before() {
         let (size, data) = &files[n * 7 % files.len()];
         assert_eq!(reused.agree(data, *size, 1), decoders().agree(data, *size, 1));
         let start = data.windows(2).position(|w| w == [0xFF, 0xC4]).expect("tables");
-        let scan = data.windows(2).position(|w| w == [0xFF, 0xDA]).expect("a scan");
+        let scan = segment(data, 0xDA..=0xDA);
         let bare = [&data[..start], &data[scan..]].concat();
         let _ = reused.agree(&bare, *size, 1);
     }

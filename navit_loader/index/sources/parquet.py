@@ -21,8 +21,8 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
-from .remote import RemoteFile, is_remote, modified
-from .rows import Job, checked_classes, label_lists, make_rows, resolve_label
+from .remote import RemoteFile, is_remote, stamp
+from .rows import Job, checked_classes, known_container, label_lists, make_rows, resolve_label
 
 _USUAL = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
 """Names of image columns, the likeliest first, where a file has several binary ones."""
@@ -91,11 +91,9 @@ class ParquetSource:
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Reads the column of images page by page; see `Source.scan`. A file known unchanged is not read."""
-        mtime_ns = modified(self.shard)
-        known = job.known.get(self.shard)
-        if known is not None and len(known) and bool(np.all(known["mtime_ns"].to_numpy() == mtime_ns)):
-            job.reused += len(known)
-            yield 1.0, known.combine_chunks().to_batches()[0]
+        length, mtime_ns = stamp(self.shard)
+        if (known := known_container(job, self.shard, (length, mtime_ns))) is not None:
+            yield 1.0, known
             return
         columns: dict[str, Any] = {**_packer.probe_parquet(os.fsencode(self.shard), self._column, helpers())}
         n = len(columns["length"])
@@ -117,6 +115,7 @@ class ParquetSource:
             "labels": label_lists(labels),
             "caption": captions,
             **job.tokenize(captions),
+            "container_length": np.full(n, columns["container_length"], np.int64),
             "mtime_ns": np.full(n, mtime_ns, np.int64),
         }
         names = pa.array([f"{self._column}/{i:0{width}d}" for i in range(n)], pa.large_utf8())

@@ -29,18 +29,19 @@ def is_remote(spec: str) -> bool:
     return "://" in spec
 
 
-def modified(shard: str) -> int:
-    """Modification time of a container in nanoseconds since 1970; −1 where there is no such file here.
+def stamp(shard: str) -> tuple[int, int]:
+    """Bytes of a container, and its modification time in nanoseconds since 1970; −1 where there is no such file here.
 
     Raises:
         IndexFileError: a remote one that is missing, or refused.
     """
     if is_remote(shard):
-        return _packer.remote_meta(shard)[1]
+        return _packer.remote_meta(shard)
     try:
-        return os.stat(shard).st_mtime_ns
+        found = os.stat(shard)
     except OSError:
-        return -1
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 class RemoteFile(io.RawIOBase):

@@ -44,6 +44,8 @@ ROWS = pa.schema(
         ("name", pa.large_utf8()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
+        ("container_length", pa.int64()),
+        ("check", pa.uint32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("orientation", pa.uint8()),
@@ -57,6 +59,10 @@ ROWS = pa.schema(
     ]
 )
 """One row per image or per broken thing; `shard` is absolute, `reason` is null for good images."""
+
+
+STAMP = ("container_length", "mtime_ns")
+"""What a container must have kept for its rows to be taken over."""
 
 
 class Source(Protocol):
@@ -122,6 +128,24 @@ def make_rows(shard: str, names: pa.Array, columns: Mapping[str, Any], reasons: 
         value = values.get(column.name, zero)
         arrays.append(value if isinstance(value, pa.Array) else pa.array(value).cast(column.type))
     return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
+
+
+def known_container(job: Job, shard: str, stamp: tuple[int, int]) -> pa.RecordBatch | None:
+    """The rows of a container whose length and modification time are those of an earlier build; None where they are not.
+
+    Args:
+        job: counts the rows taken over.
+        shard: the container.
+        stamp: its length and modification time now.
+    """
+    known = job.known.get(shard)
+    if known is None or not len(known):
+        return None
+    if any(bool(np.any(known[name].to_numpy() != now)) for name, now in zip(STAMP, stamp, strict=True)):
+        return None
+    job.reused += len(known)
+    # One batch again, so that a journal never holds half a container.
+    return known.combine_chunks().to_batches()[0]
 
 
 def text_names(names: Sequence[bytes]) -> tuple[pa.Array, dict[int, str]]:

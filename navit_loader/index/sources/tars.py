@@ -19,8 +19,8 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
-from .remote import modified
-from .rows import IMAGE_SUFFIXES, Job, label_lists, make_rows, resolve_label, text_names
+from .remote import stamp
+from .rows import IMAGE_SUFFIXES, Job, known_container, label_lists, make_rows, resolve_label, text_names
 
 _TEXTS = ["cls", "txt", "json"]
 _Sides = dict[bytes, tuple[bytes | None, str | None]]
@@ -49,12 +49,9 @@ class TarSource:
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Reads the headers of the tar; see `Source.scan`. A tar that an earlier build knows unchanged is not read."""
-        mtime_ns = modified(self.shard)
-        known = job.known.get(self.shard)
-        if known is not None and len(known) and bool(np.all(known["mtime_ns"].to_numpy() == mtime_ns)):
-            job.reused += len(known)
-            # One batch again, so that a journal never holds half a tar.
-            yield 1.0, known.combine_chunks().to_batches()[0]
+        length, mtime_ns = stamp(self.shard)
+        if (known := known_container(job, self.shard, (length, mtime_ns))) is not None:
+            yield 1.0, known
             return
         found = _packer.probe_tar(os.fsencode(self.shard), sorted(IMAGE_SUFFIXES), _TEXTS, helpers())
         job.ignored += found["others"]
@@ -88,7 +85,7 @@ class TarSource:
         names, unreadable = text_names([*raw, *([b""] * extra)])
         columns: dict[str, Any] = {
             name: np.concatenate([found[name], np.zeros(extra, found[name].dtype)])[order]
-            for name in ("offset", "length", "width", "height", "orientation", "format")
+            for name in ("offset", "length", "check", "width", "height", "orientation", "format")
         }
         captions = [*captions, *([None] * extra)]
         tokens = job.tokenize(captions)
@@ -97,6 +94,7 @@ class TarSource:
             "caption": pa.array(captions, pa.large_utf8()).take(pa.array(order)),
             "caption_tokens": tokens["caption_tokens"][order],
             "caption_ids": tokens["caption_ids"].take(pa.array(order)),
+            "container_length": np.full(n + extra, found["container_length"], np.int64),
             "mtime_ns": np.full(n + extra, mtime_ns, np.int64),
         }
         reasons |= unreadable

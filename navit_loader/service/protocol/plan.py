@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ... import _packer
-from ...config import RENDER_KEYS, RenderConfig
+from ...config import LATER_RENDER_KEYS, RENDER_KEYS, RenderConfig
 from ...errors import ConfigError, ServiceError
 from .messages import NUMBER, check, named, short
 
@@ -138,7 +138,7 @@ class PlanInfo:
             for value in table[key]:
                 check(key, value, rule)
         render = named("render", table["render"])
-        if render.keys() != set(RENDER_KEYS):
+        if not set(RENDER_KEYS) <= render.keys() <= {*RENDER_KEYS, *LATER_RENDER_KEYS}:
             raise ServiceError(f"the daemon's [render] must have the keys {', '.join(RENDER_KEYS)}")
         try:
             RenderConfig(**render)

@@ -9,7 +9,7 @@ use navit_packer::fetch::window::Window;
 use navit_packer::pixels::decode::Decoder;
 use navit_packer::pixels::decode::foreign::Helpers;
 use navit_packer::pixels::orient::Frame;
-use navit_packer::pixels::picture::{Pixels, Wanted};
+use navit_packer::pixels::picture::{Depth, Pixels, Wanted};
 use navit_packer::pixels::resize::{Resizer, Small};
 use navit_packer::pixels::taps::Filter;
 use navit_packer::probe::probe_header;
@@ -36,6 +36,7 @@ fuzz_target!(|data: &[u8]| {
                 dct_scaling,
                 background: [255; 3],
                 max_pixels: 1 << 20,
+                depth: Depth::Full,
             };
             if decoder.decode(data, &wanted, pixels).is_ok() {
                 decoder.other_than_srgb(data);

@@ -10,7 +10,7 @@ use navit_packer::fetch::window::Window;
 use navit_packer::pixels::decode::Decoder;
 use navit_packer::pixels::decode::foreign::Helpers;
 use navit_packer::pixels::orient::Frame;
-use navit_packer::pixels::picture::{Colours, Pixels, Wanted};
+use navit_packer::pixels::picture::{Colours, Depth, Pixels, Wanted};
 use navit_packer::probe::probe_header;
 use navit_packer::slots::Crop;
 
@@ -43,7 +43,15 @@ fuzz_target!(|data: &[u8]| {
         let (crop, size) = (Crop { top: 0, left: 0, height, width }, (width as u32, height as u32));
         for shrink in [1, 2, 4, 8] {
             let target = ((size.0 / shrink).max(1), (size.1 / shrink).max(1));
-            let wanted = Wanted { size, crop, target, dct_scaling: true, background: [255; 3], max_pixels: 1 << 20 };
+            let wanted = Wanted {
+                size,
+                crop,
+                target,
+                dct_scaling: true,
+                background: [255; 3],
+                max_pixels: 1 << 20,
+                depth: Depth::Full,
+            };
             let mut verdicts = decoders
                 .iter_mut()
                 .zip(pixels.iter_mut())

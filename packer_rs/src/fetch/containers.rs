@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::budget::{Budget, Counted};
-use super::file::{fault, open_file};
+use super::file::{changed, fault, open_file};
 use super::spans::{Cut, Foreseen, Spanned, Spans};
 use parquet::data_type::ByteArray;
 
@@ -48,8 +48,9 @@ pub struct Containers {
 pub struct Container {
     /// The file, where it is one on this machine.
     pub file: Option<Arc<File>>,
-    number: i32,
     path: String,
+    /// Its bytes when it was indexed, where that is known.
+    length: Option<u64>,
     spans: Arc<Spans>,
     buffers: Arc<Buffers>,
     pages: OnceLock<Result<Pages, Fault>>,
@@ -79,7 +80,7 @@ impl Containers {
     }
 
     /// The container of this number, opened at `path` where it is not open yet.
-    pub fn get(&self, number: i32, path: &str) -> Result<Arc<Container>, Fault> {
+    pub fn get(&self, number: i32, path: &str, length: Option<u64>) -> Result<Arc<Container>, Fault> {
         let mut open = lock(&self.open);
         if let Some((_, found)) = open.iter().find(|(n, _)| *n == number) {
             return Ok(found.clone());
@@ -87,8 +88,8 @@ impl Containers {
         let file = if is_remote(path) { None } else { Some(Arc::new(open_file(path)?.0)) };
         let container = Arc::new(Container {
             file,
-            number,
             path: path.to_owned(),
+            length,
             spans: self.spans.clone(),
             buffers: self.buffers.clone(),
             pages: OnceLock::new(),
@@ -103,12 +104,12 @@ impl Containers {
 
     /// Starts to read the page of a value in a remote Parquet container. What has to be known for that is looked up in
     /// the background, once.
-    pub fn foresee(self: &Arc<Self>, number: i32, path: &str, name: &str) -> Foreseen {
+    pub fn foresee(self: &Arc<Self>, number: i32, path: &str, name: &str, length: Option<u64>) -> Foreseen {
         // What is wrong is said when the value is wanted.
         let Ok((column, row)) = place_of(name) else { return Foreseen::NOTHING };
         let known = lock(&self.open).iter().find(|(n, _)| *n == number).map(|(_, container)| container.clone());
         let Some(container) = known.filter(|container| container.pages.get().is_some()) else {
-            self.look(number, None, path, name);
+            self.look(number, None, path, name, length);
             return Foreseen::LATER;
         };
         let Ok((pages, leaf)) = container.pages(column) else { return Foreseen::NOTHING };
@@ -119,20 +120,20 @@ impl Containers {
             let at_hand =
                 |key| lock(&self.decoded).iter().any(|(held, page)| *held == (number, key) && page.get().is_some());
             return match key.map(|key| (at_hand(key), pages.range_of(key))) {
-                Ok((false, Ok(range))) => self.spans.foresee(number, path, &range, &Cut::From(chunk)),
+                Ok((false, Ok(range))) => self.spans.foresee(path, &range, &Cut::From(chunk, Some(pages.length()))),
                 _ => Foreseen::NOTHING,
             };
         }
         if chunk.end - chunk.start <= WHOLE {
-            return self.spans.foresee(number, path, &chunk, &Cut::From(chunk.clone()));
+            return self.spans.foresee(path, &chunk, &Cut::From(chunk.clone(), Some(pages.length())));
         }
-        self.look(number, Some(group), path, name);
+        self.look(number, Some(group), path, name, length);
         Foreseen::LATER
     }
 
     /// Finds out in the background where pages lie, and then starts to read those of all values that were foreseen
     /// meanwhile.
-    fn look(self: &Arc<Self>, number: i32, group: Option<usize>, path: &str, name: &str) {
+    fn look(self: &Arc<Self>, number: i32, group: Option<usize>, path: &str, name: &str, length: Option<u64>) {
         let what = (number, group);
         {
             let mut looking = lock(&self.looking);
@@ -148,7 +149,7 @@ impl Containers {
         let (containers, path, name) = (self.clone(), path.to_owned(), name.to_owned());
         let look = move || {
             let found = place_of(&name).and_then(|(column, row)| {
-                let container = containers.get(number, &path)?;
+                let container = containers.get(number, &path, length)?;
                 let (pages, leaf) = container.pages(column)?;
                 // The footer was the first thing to find; most row groups need nothing more.
                 if group.is_some() {
@@ -159,7 +160,7 @@ impl Containers {
             let waiting = lock(&containers.looking).remove(&what).unwrap_or_default();
             if found.is_ok() {
                 for name in waiting {
-                    containers.foresee(number, &path, &name);
+                    containers.foresee(number, &path, &name, length);
                 }
             }
         };
@@ -169,9 +170,16 @@ impl Containers {
     }
 
     /// A value of a Parquet container: `name` is its column, `/`, its row.
-    pub fn value(&self, number: i32, path: &str, name: &str, out: &mut Vec<u8>) -> Result<(), Fault> {
+    pub fn value(
+        &self,
+        number: i32,
+        path: &str,
+        name: &str,
+        length: Option<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
         let (column, row) = place_of(name)?;
-        let container = self.get(number, path)?;
+        let container = self.get(number, path, length)?;
         let (pages, leaf) = container.pages(column).inspect_err(|_| lock(&self.open).retain(|(n, _)| *n != number))?;
         let (key, within) = pages.page_of(leaf, row)?;
         let page = self.decoded(number, key);
@@ -182,7 +190,7 @@ impl Containers {
             if container.file.is_none()
                 && let Ok(range) = pages.range_of(key)
             {
-                self.spans.let_go(number, &range, &Cut::From(pages.chunk(leaf, key.1)));
+                self.spans.let_go(path, &range, &Cut::From(pages.chunk(leaf, key.1), None));
             }
             let bytes = values.iter().flatten().map(ByteArray::len).sum();
             let counted = self.budget.need(bytes);
@@ -246,7 +254,7 @@ impl Container {
                         Object::new(&self.path).and_then(|object| object.meta()).map_err(|e| fault(&e))?.length;
                     let (spans, url) = (self.spans.clone(), self.path.clone());
                     let stretches = OnceLock::new();
-                    let spanned = Arc::new(Spanned { spans, shard: self.number, url, length, stretches });
+                    let spanned = Arc::new(Spanned { spans, url, length, stretches });
                     (self.remote.get_or_init(|| spanned).clone(), length)
                 }
                 None => {
@@ -254,6 +262,9 @@ impl Container {
                     (Arc::new(blocks), meta.length)
                 }
             };
+            if self.length.is_some_and(|indexed| indexed != length) {
+                return Err(changed(self.length.unwrap_or_default(), length));
+            }
             Ok(Pages::open(source, length, self.buffers.clone())?)
         });
         let pages = opened.as_ref().map_err(Clone::clone)?;

@@ -17,12 +17,19 @@ pub fn open_file(path: &str) -> Result<(File, u64), Fault> {
     Ok((file, found.len()))
 }
 
+/// It has another length than it had.
+pub fn changed(want: u64, found: u64) -> Fault {
+    Failure::fetch(Reason::Changed, format!("{found} bytes, but {want} when it was indexed")).into()
+}
+
 /// Which system errors every replica sees, now and later: the file is not there, or is not a file.
 pub fn fault(e: &io::Error) -> Fault {
     match e.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename => {
             Failure::fetch(Reason::Missing, e.to_string()).into()
         }
+        // One of our own says more than the system's.
+        ErrorKind::UnexpectedEof if e.get_ref().is_some() => Failure::fetch(Reason::Changed, e.to_string()).into(),
         ErrorKind::UnexpectedEof => Failure::fetch(Reason::Changed, "it became shorter while it was read").into(),
         _ => Fault::Passing(e.to_string()),
     }

@@ -8,6 +8,7 @@ pub mod remote;
 pub mod window;
 
 mod budget;
+pub mod check;
 mod containers;
 mod file;
 mod spans;
@@ -21,8 +22,9 @@ use crate::columns::{Captions, Column, Locations};
 use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::is_remote;
 use budget::Budget;
+use check::check;
 use containers::Containers;
-use file::{fault, open_file};
+use file::{changed, fault, open_file};
 use spans::{Cut, Spans};
 pub use spans::{Foreseen, Read};
 
@@ -132,7 +134,7 @@ impl Source {
         Ok(if shard.ends_with('/') {
             (format!("{shard}{}", l.name.get(row)), start..end, Cut::Whole)
         } else {
-            (shard.to_owned(), start..end, Cut::From(0..u64::MAX))
+            (shard.to_owned(), start..end, Cut::From(0..u64::MAX, self.container_length(row)))
         })
     }
 
@@ -146,10 +148,11 @@ impl Source {
             if !self.spans.coalesce() {
                 return Foreseen::NOTHING;
             }
-            return self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row));
+            let length = self.container_length(row);
+            return self.containers.foresee(l.shard.get(row), self.shard(row), l.name.get(row), length);
         }
         match self.remote_place(row) {
-            Ok((url, range, cut)) => self.spans.foresee(l.shard.get(row), &url, &range, &cut),
+            Ok((url, range, cut)) => self.spans.foresee(&url, &range, &cut),
             Err(_) => Foreseen::NOTHING,
         }
     }
@@ -165,7 +168,8 @@ impl Source {
         if is_remote(shard) && l.offset.get(row) != IN_PAGES {
             let (url, range, cut) = self.remote_place(row)?;
             out.reserve(length);
-            return self.spans.each(l.shard.get(row), &url, &range, &cut, |bytes| out.extend_from_slice(bytes));
+            self.spans.each(&url, &range, &cut, |bytes| out.extend_from_slice(bytes))?;
+            return self.as_indexed(row, out);
         }
         if shard.ends_with('/') {
             path.push_str(l.name.get(row));
@@ -178,15 +182,22 @@ impl Source {
             return if got == length { Ok(()) } else { Err(changed(length as u64, got as u64)) };
         }
         if l.offset.get(row) == IN_PAGES {
-            self.containers.value(l.shard.get(row), path, l.name.get(row), out)?;
-            return if out.len() == length { Ok(()) } else { Err(changed(length as u64, out.len() as u64)) };
+            self.containers.value(l.shard.get(row), path, l.name.get(row), self.container_length(row), out)?;
+            if out.len() != length {
+                return Err(changed(length as u64, out.len() as u64));
+            }
+            return self.as_indexed(row, out);
         }
         let offset = u64::try_from(l.offset.get(row)).map_err(|_| damaged("offset", l.offset.get(row)))?;
-        let container = self.containers.get(l.shard.get(row), path)?;
+        let indexed = self.container_length(row);
+        let container = self.containers.get(l.shard.get(row), path, indexed)?;
         let Some(file) = &container.file else {
             return Err(damaged("offset", l.offset.get(row)));
         };
         let held = file.metadata().map_err(|e| fault(&e))?.len();
+        if let Some(indexed) = indexed.filter(|&indexed| indexed != held) {
+            return Err(changed(indexed, held));
+        }
         // Checked before anything is allocated: a damaged index must not ask for terabytes.
         if offset.checked_add(length as u64).is_none_or(|end| end > held) {
             return Err(Failure::fetch(Reason::Changed, format!("the container has only {held} bytes")).into());
@@ -195,14 +206,27 @@ impl Source {
             out.reserve(length);
         }
         out.resize(length, 0);
-        file.read_exact_at(out, offset).map_err(|e| fault(&e))
+        file.read_exact_at(out, offset).map_err(|e| fault(&e))?;
+        self.as_indexed(row, out)
+    }
+
+    /// Bytes of a row's container when it was indexed, where the index says.
+    fn container_length(&self, row: usize) -> Option<u64> {
+        let column = &self.locations.container_length;
+        if row < column.len() { u64::try_from(column.get(row)).ok().filter(|&length| length > 0) } else { None }
+    }
+
+    /// Refuses the bytes of another member than was indexed: its container was written anew.
+    fn as_indexed(&self, row: usize, bytes: &[u8]) -> Result<(), Fault> {
+        let column = &self.locations.check;
+        if row >= column.len() || matches!(column.get(row), 0) || column.get(row) == check(bytes) {
+            return Ok(());
+        }
+        let said = "the container holds other bytes there than when it was indexed; index it again";
+        Err(Failure::fetch(Reason::Changed, said).into())
     }
 }
 
 fn damaged(column: &str, value: i64) -> Fault {
     Failure::fetch(Reason::Index, format!("the index gives {column} {value}")).into()
-}
-
-fn changed(want: u64, found: u64) -> Fault {
-    Failure::fetch(Reason::Changed, format!("{found} bytes, but {want} when it was indexed")).into()
 }

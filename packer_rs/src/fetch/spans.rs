@@ -24,14 +24,17 @@ use crate::sync::lock;
 /// Requests under way at once.
 const REQUESTS: usize = 64;
 
-type Key = (i32, u64, u64);
+/// The address of an object, and a range of it.
+type Key = (String, u64, u64);
+
+fn key(url: &str, part: &Range<u64>) -> Key {
+    (url.to_owned(), part.start, part.end)
+}
 
 /// One remote object as a file, read by spans.
 pub struct Spanned {
     /// Of its source.
     pub spans: Arc<Spans>,
-    /// Its number in the source.
-    pub shard: i32,
     /// Its address.
     pub url: String,
     /// Bytes.
@@ -64,12 +67,12 @@ impl ReadAt for Spanned {
             let at = offset + done as u64;
             let stretch = self.stretch(at);
             let range = at..end.min(stretch.end);
-            let cut = Cut::From(stretch);
+            let cut = Cut::From(stretch, Some(self.length));
             let copy = |bytes: &[u8]| {
                 into[done..done + bytes.len()].copy_from_slice(bytes);
                 done += bytes.len();
             };
-            match self.spans.each(self.shard, &self.url, &range, &cut, copy) {
+            match self.spans.each(&self.url, &range, &cut, copy) {
                 Ok(()) => {}
                 Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
                 // The kinds that `fault` makes these failures of.
@@ -88,8 +91,8 @@ impl ReadAt for Spanned {
 pub enum Cut {
     /// Not at all: it is one image.
     Whole,
-    /// From the start of this stretch on, and not beyond its end.
-    From(Range<u64>),
+    /// From the start of this stretch on, and not beyond its end; an object of so many bytes, where that is known.
+    From(Range<u64>, Option<u64>),
 }
 
 /// What was started of what will be wanted.
@@ -188,11 +191,11 @@ impl Spans {
     }
 
     /// Starts what `range` of an object needs, as far as there is room.
-    pub fn foresee(&self, shard: i32, url: &str, range: &Range<u64>, cut: &Cut) -> Foreseen {
+    pub fn foresee(&self, url: &str, range: &Range<u64>, cut: &Cut) -> Foreseen {
         let spans: Vec<_> = self.parts(range, cut).collect();
         // What is wrong is said when the bytes are wanted.
         let start = |parts: &[Range<u64>], size| -> Vec<Arc<Read>> {
-            let reads = parts.iter().map_while(|part| self.start(shard, url, part, cut, size, false).ok().flatten());
+            let reads = parts.iter().map_while(|part| self.start(url, part, cut, size, false).ok().flatten());
             reads.collect()
         };
         let found = start(&spans, self.size);
@@ -205,26 +208,19 @@ impl Spans {
     }
 
     /// Waits for the bytes and hands them to `take`, piece by piece.
-    pub fn each(
-        &self,
-        shard: i32,
-        url: &str,
-        range: &Range<u64>,
-        cut: &Cut,
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<(), Fault> {
+    pub fn each(&self, url: &str, range: &Range<u64>, cut: &Cut, mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
         let mut spans: Vec<_> = self.parts(range, cut).collect();
         let mut size = self.size;
-        let at_hand = |part: &Range<u64>| lock(&self.held).reads.contains_key(&(shard, part.start, part.end));
+        let at_hand = |part: &Range<u64>| lock(&self.held).reads.contains_key(&key(url, part));
         if size > 0 && !spans.iter().all(at_hand) && self.crowded() {
             (spans, size) = (vec![range.clone()], 0);
         }
         // All of them first: their latencies pass together.
-        let start = |part| self.start(shard, url, part, cut, size, true).map_err(|e| fault(&e));
+        let start = |part| self.start(url, part, cut, size, true).map_err(|e| fault(&e));
         let reads = spans.iter().map(start).collect::<Result<Vec<_>, _>>()?;
         for (part, read) in spans.iter().zip(reads) {
             let Some(read) = read else { return Err(Fault::Passing("no room for it".into())) };
-            let bytes = read.wait().inspect_err(|_| self.forget(&(shard, part.start, part.end), &read))?;
+            let bytes = read.wait().inspect_err(|_| self.forget(&key(url, part), &read))?;
             let (from, to) = (range.start.max(part.start) - part.start, range.end.min(part.end) - part.start);
             match bytes.get(from as usize..to as usize) {
                 Some(bytes) => take(bytes),
@@ -238,10 +234,10 @@ impl Spans {
     }
 
     /// Lets go of the spans that lie in a range, which is not wanted any more.
-    pub fn let_go(&self, shard: i32, range: &Range<u64>, cut: &Cut) {
+    pub fn let_go(&self, url: &str, range: &Range<u64>, cut: &Cut) {
         let mut held = lock(&self.held);
         for part in self.parts(range, cut).filter(|part| range.start <= part.start && part.end <= range.end) {
-            let key = (shard, part.start, part.end);
+            let key = key(url, &part);
             if let Some(read) = held.reads.remove(&key) {
                 held.order.retain(|other| *other != key);
                 read.let_go();
@@ -257,7 +253,7 @@ impl Spans {
     fn parts(&self, range: &Range<u64>, cut: &Cut) -> impl Iterator<Item = Range<u64>> + use<> {
         let (size, within) = match cut {
             Cut::Whole => (0, 0..0),
-            Cut::From(stretch) => (self.size, stretch.clone()),
+            Cut::From(stretch, _) => (self.size, stretch.clone()),
         };
         // Without spans there is one part, the range itself.
         let number = |at: u64| at.saturating_sub(within.start).checked_div(size).unwrap_or(0);
@@ -269,16 +265,8 @@ impl Spans {
 
     /// The request for a part, started here unless it is under way or answered. `size` is that of the spans it is one
     /// of, 0 for just what is wanted; None where there is no room for it and it is not `needed` now.
-    fn start(
-        &self,
-        shard: i32,
-        url: &str,
-        part: &Range<u64>,
-        cut: &Cut,
-        size: u64,
-        needed: bool,
-    ) -> io::Result<Option<Arc<Read>>> {
-        let key = (shard, part.start, part.end);
+    fn start(&self, url: &str, part: &Range<u64>, cut: &Cut, size: u64, needed: bool) -> io::Result<Option<Arc<Read>>> {
+        let key = key(url, part);
         let read = {
             let mut held = lock(&self.held);
             if let Some(read) = held.reads.get(&key) {
@@ -292,20 +280,20 @@ impl Spans {
             };
             let counted = Mutex::new(Some(counted));
             let read = Arc::new(Read { answer: Mutex::new(None), done: Condvar::new(), counted });
-            held.reads.insert(key, read.clone());
-            held.order.push_back(key);
+            held.reads.insert(key.clone(), read.clone());
+            held.order.push_back(key.clone());
             read
         };
-        let expect = match (cut, size) {
-            (Cut::Whole, _) => Expect::Whole,
-            (Cut::From(_), 0) => Expect::Range,
-            (Cut::From(_), _) => Expect::UpTo,
+        let (expect, length) = match (cut, size) {
+            (Cut::Whole, _) => (Expect::Whole, None),
+            (Cut::From(_, length), 0) => (Expect::Range, *length),
+            (Cut::From(_, length), _) => (Expect::UpTo, *length),
         };
         let started = Object::new(url).and_then(|object| {
             let (answer, requests, part) = (read.clone(), self.requests.clone(), part.clone());
             spawn(async move {
                 let _place = requests.acquire().await;
-                answer.answer(object.read(part, expect).await.map_err(|e| fault(&e)));
+                answer.answer(object.read(part, expect, length).await.map_err(|e| fault(&e)));
             })
         });
         started.inspect_err(|e| {

@@ -11,4 +11,5 @@ pub mod patchify;
 pub mod picture;
 pub mod resize;
 pub mod rgb;
+pub mod tags;
 pub mod taps;

@@ -3,6 +3,7 @@
 //!
 //! Apart, so that what the index says of an image's size and what the renderer makes of its pixels cannot disagree.
 
+use crate::pixels::tags::tag;
 use crate::slots::Crop;
 
 const TAG: u16 = 0x0112;
@@ -12,41 +13,8 @@ const TAG: u16 = 0x0112;
 ///
 /// The prefix `Exif\0\0` may stand before the block. Where the tag stands twice, the last counts.
 pub fn exif_orientation(tiff: &[u8]) -> u8 {
-    parse(tiff.strip_prefix(b"Exif\0\0").unwrap_or(tiff)).unwrap_or(1)
-}
-
-fn parse(tiff: &[u8]) -> Option<u8> {
-    let little = match tiff.get(..4)? {
-        b"II*\0" => true,
-        b"MM\0*" => false,
-        _ => return None,
-    };
-    let u16_at = |at: usize| {
-        let bytes: [u8; 2] = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
-    };
-    let u32_at = |at: usize| {
-        let bytes: [u8; 4] = tiff.get(at..at.checked_add(4)?)?.try_into().ok()?;
-        Some(if little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
-    };
-    let directory = u32_at(4)? as usize;
-    let entries = u16_at(directory)?;
-    let mut found = None;
-    for i in 0..usize::from(entries) {
-        let at = directory + 2 + 12 * i;
-        let Some(tag) = u16_at(at) else { break };
-        if tag != TAG || u32_at(at + 4)? != 1 {
-            continue;
-        }
-        let value = match u16_at(at + 2)? {
-            1 => u32::from(*tiff.get(at + 8)?),
-            3 => u32::from(u16_at(at + 8)?),
-            4 => u32_at(at + 8)?,
-            _ => continue,
-        };
-        found = u8::try_from(value).ok().filter(|v| (1..=8).contains(v));
-    }
-    found
+    let value = tag(tiff.strip_prefix(b"Exif\0\0").unwrap_or(tiff), TAG);
+    value.and_then(|v| u8::try_from(v).ok()).filter(|v| (1..=8).contains(v)).unwrap_or(1)
 }
 
 /// How the oriented frame lies in the stored one: pixel (x, y) is stored at (x, y), swapped where `swap`, then
@@ -117,8 +85,8 @@ mod tests {
         out.extend(b16(kind));
         out.extend(b32(1));
         match kind {
-            1 => out.extend([value as u8, 0, 0, 0]),
-            3 => {
+            1 | 6 => out.extend([value as u8, 0, 0, 0]),
+            3 | 8 => {
                 out.extend(b16(value as u16));
                 out.extend([0, 0]);
             }
@@ -130,7 +98,7 @@ mod tests {
     #[test]
     fn reads_every_orientation_and_nothing_else() {
         for little in [true, false] {
-            for kind in [1, 3, 4] {
+            for kind in [1, 3, 4, 6, 8, 9] {
                 for value in 0..=9 {
                     let want = if (1..=8).contains(&value) { value as u8 } else { 1 };
                     let mut tiff = block(little, kind, value);

@@ -25,7 +25,24 @@ pub struct Wanted {
     pub background: [u8; 3],
     /// Largest number of pixels that is decoded at all.
     pub max_pixels: u64,
+    /// What is white where samples have 16 bits.
+    pub depth: Depth,
 }
+
+/// Which value is white in samples of 16 bits: many files use fewer of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// The largest there is.
+    #[default]
+    Full,
+    /// The image's own largest.
+    Largest,
+    /// The largest of so many bits.
+    Bits(u8),
+}
+
+/// An image of 16 bits a sample that stays below this, of 255, is nearly black.
+const NEARLY_BLACK: u8 = 16;
 
 /// How samples lie in the planes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +80,8 @@ pub struct Pixels {
     pub planes: [Plane; 3],
     /// Their bytes; longer than needed, since it is used again.
     pub data: Vec<u8>,
+    /// Whether the file has 16 bits a sample of which it uses so few that it is nearly black.
+    pub dark: bool,
 }
 
 impl Pixels {
@@ -115,6 +134,43 @@ pub(crate) fn check_size(found: (u32, u32), wanted: &Wanted) -> Result<(), Failu
         ));
     }
     Ok(())
+}
+
+/// Makes 8 bits of each of `count` samples of 16 bits, in place. `read` joins the bytes of one. Alpha is scaled in
+/// full.
+pub(crate) fn narrow(
+    samples: &mut [u8],
+    count: usize,
+    channels: usize,
+    depth: Depth,
+    read: impl Fn([u8; 2]) -> u16,
+    out: &mut Pixels,
+) {
+    let colour = |n: usize| channels % 2 == 1 || n % channels != channels - 1;
+    let value = |samples: &[u8], n: usize| read([samples[2 * n], samples[2 * n + 1]]);
+    let white = match depth {
+        Depth::Full => u16::MAX,
+        Depth::Largest => (0..count).filter(|&n| colour(n)).map(|n| value(samples, n)).max().unwrap_or(0).max(1),
+        Depth::Bits(bits) => (1 << bits.min(15)) - 1,
+    };
+    let mut largest = 0;
+    for n in 0..count {
+        let wide = value(samples, n);
+        samples[n] = match white {
+            _ if !colour(n) => (wide >> 8) as u8,
+            u16::MAX => (wide >> 8) as u8,
+            white => ((u32::from(wide.min(white)) * 255 + u32::from(white) / 2) / u32::from(white)) as u8,
+        };
+        if colour(n) {
+            largest = largest.max(samples[n]);
+        }
+    }
+    out.dark = largest < NEARLY_BLACK;
+}
+
+/// Whether samples that were 16 bits wide are nearly black.
+pub(crate) fn nearly_black(samples: &[u8]) -> bool {
+    samples.iter().all(|&sample| sample < NEARLY_BLACK)
 }
 
 /// Lays samples of `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) over the background, tightly, into `out`.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::headers::{Header, probe_header};
 use super::open::{io_reason, open};
+use crate::fetch::check::check;
 use crate::fetch::pages::{Buffers, Pages, Trouble};
 use crate::fetch::window::Window;
 use crate::pixels::decode::foreign::Helpers;
@@ -20,15 +21,17 @@ pub struct Value {
     pub place: Option<u64>,
     /// Bytes.
     pub length: u64,
+    /// What it is known again by.
+    pub check: u32,
     /// The header, or the reason why there is none.
     pub header: Result<Header, String>,
 }
 
-/// Reads a column of a file, or of an object at a URL, whole, page by page.
+/// Reads a column of a file, or of an object at a URL, whole, page by page. Also says how many bytes the file has.
 ///
 /// # Errors
 /// Why the file cannot be used at all.
-pub fn scan_column(path: &Path, column: &str, helpers: &Helpers) -> Result<Vec<Value>, String> {
+pub fn scan_column(path: &Path, column: &str, helpers: &Helpers) -> Result<(Vec<Value>, u64), String> {
     let (source, length) = open(path).map_err(|e| io_reason(&e))?;
     let reason = |trouble| match trouble {
         Trouble::Io(e) => io_reason(&e),
@@ -42,8 +45,8 @@ pub fn scan_column(path: &Path, column: &str, helpers: &Helpers) -> Result<Vec<V
             None => Err("the row holds no bytes".into()),
             Some(_) => probe_header(&mut Window::new(bytes, 0, bytes.len() as u64, &mut scratch), helpers),
         };
-        values.push(Value { place, length: bytes.len() as u64, header });
+        values.push(Value { place, length: bytes.len() as u64, check: check(bytes), header });
     };
     pages.leaf(column).and_then(|leaf| pages.scan(leaf, each)).map_err(reason)?;
-    Ok(values)
+    Ok((values, length))
 }

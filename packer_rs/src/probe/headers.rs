@@ -241,8 +241,30 @@ fn webp_exif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, end: u64) -> Result<u8, 
 }
 
 fn gif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
-    let [w0, w1, h0, h1] = w.array(6)?;
-    Ok((u32::from(u16::from_le_bytes([w0, w1])), u32::from(u16::from_le_bytes([h0, h1])), 1))
+    let side = |low, high| u32::from(u16::from_le_bytes([low, high]));
+    let [w0, w1, h0, h1, flags] = w.array(6)?;
+    // The first frame may be larger than the screen, which then grows.
+    let table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) };
+    let mut at = 13 + table(flags);
+    loop {
+        match w.array(at)? {
+            [0x21] => at += 2,
+            [0x2C] => {
+                let [x0, x1, y0, y1, a0, a1, b0, b1] = w.array(at + 1)?;
+                let right = side(w0, w1).max(side(x0, x1) + side(a0, a1));
+                return Ok((right, side(h0, h1).max(side(y0, y1) + side(b0, b1)), 1));
+            }
+            _ => return Err("no frame in it".into()),
+        }
+        // An extension is a chain of blocks of up to 255 bytes.
+        loop {
+            let [length] = w.array(at)?;
+            at += 1 + u64::from(length);
+            if length == 0 {
+                break;
+            }
+        }
+    }
 }
 
 fn bmp<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
@@ -287,6 +309,11 @@ fn tiff<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
             3 => u32::from(u16_of(w.array(value_at)?)),
             4 => u32_of(w.array(value_at)?),
             16 => u32::try_from(u64_of(w.array(value_at)?)).unwrap_or(u32::MAX),
+            1 | 6 => u32::from(w.array::<1>(value_at)?[0]),
+            8 => u32::from(u16_of(w.array(value_at)?)),
+            9 => u32_of(w.array(value_at)?),
+            17 => u32::try_from(u64_of(w.array(value_at)?)).unwrap_or(u32::MAX),
+            _ if tag == 274 => continue,
             kind => return Err(Stop::Reason(format!("tag {tag} has type {kind}"))),
         };
         match tag {

@@ -1,10 +1,12 @@
 //! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small
 //! text members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::headers::{Header, probe_header};
 use super::open::{io_reason, open};
+use crate::fetch::check::check_window;
 use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
 
@@ -32,6 +34,8 @@ pub struct Entry {
     pub offset: u64,
     /// Bytes of content.
     pub length: u64,
+    /// What it is known again by; 0 for texts and what is broken.
+    pub check: u32,
     /// Content.
     pub payload: Payload,
 }
@@ -60,10 +64,25 @@ pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helper
 }
 
 fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
+    let mut links = Links::default();
+    let mut found = walk(source, length, images, texts, helpers, &mut links);
+    links.follow(source, &mut found, images, texts, helpers);
+    found
+}
+
+fn walk<R: ReadAt + ?Sized>(
+    source: &R,
+    length: u64,
+    images: &[&[u8]],
+    texts: &[&[u8]],
+    helpers: &Helpers,
+    links: &mut Links,
+) -> Scan {
     let (mut outer, mut inner) = (Vec::new(), Vec::new());
     let mut headers = Window::new(source, 0, length, &mut outer);
     let mut found = Scan { length, ..Scan::default() };
     let (mut at, mut long_name, mut long_size, mut last) = (0u64, None::<Vec<u8>>, None::<u64>, None::<Member>);
+    let (mut long_target, mut in_pax) = (None::<Vec<u8>>, false);
     loop {
         let block = match next_header(&mut headers, at, last.as_ref()) {
             Ok(Some(block)) => block,
@@ -87,14 +106,21 @@ fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[
             found.fault = Some(format!("the header at byte {at} has no readable length"));
             return found;
         };
-        let offset = at + BLOCK;
+        // Where GNU tar's map of a sparse member runs on in blocks of its own, its data come after them.
+        let mut offset = at + BLOCK;
+        let mut goes_on = kind == b'S' && block[482] != 0;
+        while goes_on {
+            goes_on = headers.array::<512>(offset).is_ok_and(|block| block[504] != 0);
+            offset += BLOCK;
+        }
         let regular = matches!(kind, b'0' | b'\0' | b'7');
+        let named = regular || matches!(kind, b'1' | b'2' | b'S');
         let size = match (kind, long_size) {
             (b'1'..=b'6', _) => 0,
             (b'L' | b'K' | b'x' | b'g', _) | (_, None) => stated,
             (_, Some(size)) => size,
         };
-        let name = if regular { long_name.take().unwrap_or_else(|| short_name(&block)) } else { short_name(&block) };
+        let name = if named { long_name.take().unwrap_or_else(|| short_name(&block)) } else { short_name(&block) };
         if offset.checked_add(size).is_none_or(|end| end > length) {
             let shown = String::from_utf8_lossy(&name);
             found.fault = Some(format!(
@@ -104,34 +130,149 @@ fn scan<R: ReadAt + ?Sized>(source: &R, length: u64, images: &[&[u8]], texts: &[
             return found;
         }
         match kind {
-            b'L' | b'x' if size > TEXT_BYTES => {
+            b'L' | b'K' | b'x' if size > TEXT_BYTES => {
                 found.fault = Some(format!("the extended header at byte {at} claims {size} bytes"));
                 return found;
             }
             b'L' => long_name = headers.get(offset, size as usize).ok().map(|b| until_nul(b).to_vec()),
             b'x' => {
                 let records = headers.get(offset, size as usize).map(<[u8]>::to_vec).unwrap_or_default();
-                let (path, bytes) = pax(&records);
-                long_name = path.or(long_name);
-                long_size = bytes;
+                let said = pax(&records);
+                long_name = said.path.or(long_name);
+                long_size = said.size;
+                long_target = said.target.or(long_target);
+                in_pax = said.sparse;
             }
-            b'K' | b'g' => {}
+            b'K' => long_target = headers.get(offset, size as usize).ok().map(|b| until_nul(b).to_vec()),
+            b'g' => {}
             _ => {
-                if regular {
+                if matches!(kind, b'1' | b'2') {
+                    let target = long_target.take().unwrap_or_else(|| until_nul(&block[157..257]).to_vec());
+                    links.found.push((found.entries.len(), name.clone(), resolved(&name, &target, kind == b'2')));
+                } else if kind == b'S' || regular && in_pax {
+                    let why = "a sparse member, whose bytes do not lie together; write the tar anew without --sparse";
+                    let refused = refusal(&name, images, texts, why.into());
+                    found.entries.extend(refused.map(|payload| Entry::without(&name, payload)));
+                } else if regular {
+                    links.members.push((name.clone(), offset, size));
                     let mut content = Window::new(source, offset, size, &mut inner);
                     match payload(&name, &mut content, images, texts, helpers) {
                         Some(payload) => {
-                            found.entries.push(Entry { name: name.clone(), offset, length: size, payload });
+                            let image = matches!(payload, Payload::Image(Ok(_)));
+                            let check = if image { check_window(&mut content).unwrap_or(0) } else { 0 };
+                            found.entries.push(Entry { name: name.clone(), offset, length: size, check, payload });
                         }
                         None => found.others += 1,
                     }
                 }
-                (long_name, long_size) = (None, None);
+                (long_name, long_size, long_target, in_pax) = (None, None, None, false);
             }
         }
         last = Some(Member { name, offset });
         at = offset + size.div_ceil(BLOCK) * BLOCK;
     }
+}
+
+impl Entry {
+    /// A member of which nothing can be read in place.
+    fn without(name: &[u8], payload: Payload) -> Self {
+        Self { name: name.to_vec(), offset: 0, length: 0, check: 0, payload }
+    }
+}
+
+/// Links, and the members that they may lead to.
+#[derive(Default)]
+struct Links {
+    /// Where among the entries, its name, and that of what it leads to.
+    found: Vec<(usize, Vec<u8>, Vec<u8>)>,
+    /// Name, offset and length.
+    members: Vec<(Vec<u8>, u64, u64)>,
+}
+
+impl Links {
+    /// Makes an entry of each link of interest, with the bytes of the member that it leads to. What a name means twice
+    /// is the last member of that name, as it is for whoever extracts the tar.
+    fn follow<R: ReadAt + ?Sized>(
+        self,
+        source: &R,
+        found: &mut Scan,
+        images: &[&[u8]],
+        texts: &[&[u8]],
+        helpers: &Helpers,
+    ) {
+        /// More links in a row than any honest tar has.
+        const HOPS: usize = 8;
+        if self.found.is_empty() {
+            return;
+        }
+        let members: HashMap<_, _> =
+            self.members.iter().map(|(name, at, size)| (resolved(b"", name, false), (*at, *size))).collect();
+        let further: HashMap<_, _> =
+            self.found.iter().map(|(_, name, target)| (resolved(b"", name, false), target.as_slice())).collect();
+        let mut made = Vec::new();
+        for (at, name, target) in &self.found {
+            let mut end = target.as_slice();
+            for _ in 0..HOPS {
+                match further.get(end) {
+                    Some(next) if !members.contains_key(end) => end = next,
+                    _ => break,
+                }
+            }
+            let entry = match members.get(end) {
+                Some(&(offset, length)) => {
+                    let mut scratch = Vec::new();
+                    let mut content = Window::new(source, offset, length, &mut scratch);
+                    payload(name, &mut content, images, texts, helpers).map(|payload| {
+                        let image = matches!(payload, Payload::Image(Ok(_)));
+                        let check = if image { check_window(&mut content).unwrap_or(0) } else { 0 };
+                        Entry { name: name.clone(), offset, length, check, payload }
+                    })
+                }
+                None => {
+                    let why =
+                        format!("a link to '{}', which is no member of this tar", String::from_utf8_lossy(target));
+                    refusal(name, images, texts, why).map(|payload| Entry::without(name, payload))
+                }
+            };
+            made.extend(entry.map(|entry| (*at, entry)));
+        }
+        // Each at its place in the tar.
+        let mut made = made.into_iter().peekable();
+        let others = std::mem::take(&mut found.entries);
+        for (n, entry) in others.into_iter().enumerate() {
+            while let Some((_, link)) = made.next_if(|&(at, _)| at <= n) {
+                found.entries.push(link);
+            }
+            found.entries.push(entry);
+        }
+        found.entries.extend(made.map(|(_, link)| link));
+    }
+}
+
+/// A name without `.` and `..`; a symbolic link's is taken from the folder of the link.
+fn resolved(link: &[u8], target: &[u8], symbolic: bool) -> Vec<u8> {
+    let folder = link.iter().rposition(|&b| b == b'/').map_or(&b""[..], |slash| &link[..slash]);
+    let start = if symbolic && !target.starts_with(b"/") { folder } else { b"" };
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in start.split(|&b| b == b'/').chain(target.split(|&b| b == b'/')) {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join(&b'/')
+}
+
+/// The payload of a member of interest whose bytes cannot be had.
+fn refusal(name: &[u8], images: &[&[u8]], texts: &[&[u8]], why: String) -> Option<Payload> {
+    let nothing: &[u8] = &[];
+    let mut scratch = Vec::new();
+    let kind = payload(name, &mut Window::new(nothing, 0, 0, &mut scratch), images, texts, &Helpers::default())?;
+    Some(match kind {
+        Payload::Image(_) => Payload::Image(Err(why)),
+        Payload::Text(_) => Payload::Text(Err(why)),
+    })
 }
 
 struct Member {
@@ -220,21 +361,39 @@ fn short_name(block: &[u8; 512]) -> Vec<u8> {
     if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
 }
 
-/// Path and size from pax records, each `LENGTH KEY=VALUE\n`.
-fn pax(mut records: &[u8]) -> (Option<Vec<u8>>, Option<u64>) {
-    let (mut path, mut size) = (None, None);
+/// What pax records say of the member behind them.
+#[derive(Default)]
+struct Pax {
+    path: Option<Vec<u8>>,
+    size: Option<u64>,
+    /// What a link leads to.
+    target: Option<Vec<u8>>,
+    /// Whether its data are a map of a sparse file and its pieces.
+    sparse: bool,
+}
+
+/// Reads pax records, each `LENGTH KEY=VALUE\n`.
+fn pax(mut records: &[u8]) -> Pax {
+    let mut said = Pax::default();
+    let mut real_name = None;
     while let Some(space) = records.iter().position(|&b| b == b' ') {
         let length = std::str::from_utf8(&records[..space]).ok().and_then(|t| t.parse::<usize>().ok());
         let Some(record) = length.and_then(|n| records.get(space + 1..n)) else { break };
         records = &records[space + 1 + record.len()..];
         let record = record.strip_suffix(b"\n").unwrap_or(record);
         if let Some(value) = record.strip_prefix(b"path=") {
-            path = Some(value.to_vec());
+            said.path = Some(value.to_vec());
         } else if let Some(value) = record.strip_prefix(b"size=") {
-            size = std::str::from_utf8(value).ok().and_then(|t| t.parse().ok());
+            said.size = std::str::from_utf8(value).ok().and_then(|t| t.parse().ok());
+        } else if let Some(value) = record.strip_prefix(b"linkpath=") {
+            said.target = Some(value.to_vec());
+        } else if let Some(value) = record.strip_prefix(b"GNU.sparse.name=") {
+            real_name = Some(value.to_vec());
         }
+        said.sparse |= record.starts_with(b"GNU.sparse.");
     }
-    (path, size)
+    said.path = real_name.or(said.path);
+    said
 }
 
 fn payload<R: ReadAt + ?Sized>(

@@ -171,6 +171,8 @@ impl SlotRenderer {
                 name: StringColumn::from_strings(&vec![""; n]),
                 offset: Column::from_vec(vec![0; n]),
                 length: Column::from_vec(vec![0; n]),
+                container_length: Column::from_vec(Vec::new()),
+                check: Column::from_vec(Vec::new()),
                 orientation: Column::from_vec(images.orientations.to_vec()),
                 labels: Column::from_vec(Vec::new()),
                 label_width: 0,

@@ -85,6 +85,8 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         name,
         offset: ints(d, "offset")?,
         length: ints(d, "length")?,
+        container_length: ints(d, "container_length")?,
+        check: ints(d, "check")?,
         orientation: ints(d, "orientation")?,
         labels: ints(d, "labels")?,
         label_width: d.get_item("label_width")?.map_or(Ok(0), |w| w.extract())?,
@@ -98,6 +100,8 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         ("name", locations.name.len(), false),
         ("offset", locations.offset.len(), false),
         ("length", locations.length.len(), false),
+        ("container_length", locations.container_length.len(), true),
+        ("check", locations.check.len(), true),
     ];
     let captions = captions(d)?;
     lengths.push(("caption", captions.len(), true));

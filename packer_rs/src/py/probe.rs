@@ -140,7 +140,8 @@ fn probe_parquet<'py>(
     let values = py
         .detach(|| probe::scan_column(Path::new(OsStr::from_bytes(path)), column, &helpers))
         .map_err(|reason| to_py(Error::new(Kind::Index, format!("'{}': {reason}", String::from_utf8_lossy(path)))))?;
-    let (mut columns, mut offsets) = (Columns::default(), Vec::with_capacity(values.len()));
+    let (values, length) = values;
+    let (mut columns, mut offsets, mut checks) = (Columns::default(), Vec::new(), Vec::new());
     for (i, value) in values.into_iter().enumerate() {
         let header = value.header.map_err(|reason| {
             columns.errors.push((i, reason));
@@ -148,9 +149,12 @@ fn probe_parquet<'py>(
         });
         columns.push(value.length as i64, header);
         offsets.push(value.place.map_or(IN_PAGES, |at| at as i64));
+        checks.push(value.check);
     }
     let dict = columns.into_dict(py)?;
     dict.set_item("offset", offsets.into_pyarray(py))?;
+    dict.set_item("check", checks.into_pyarray(py))?;
+    dict.set_item("container_length", length)?;
     Ok(dict)
 }
 
@@ -217,7 +221,8 @@ fn probe_tar<'py>(
         let texts: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
         probe::scan_tar(Path::new(OsStr::from_bytes(path)), &images, &texts, &helpers)
     });
-    let (mut columns, mut names, mut offsets) = (Columns::default(), Vec::new(), Vec::new());
+    let (mut columns, mut names) = (Columns::default(), Vec::new());
+    let (mut offsets, mut checks) = (Vec::new(), Vec::new());
     let mut found_texts = Vec::new();
     for entry in scan.entries {
         let name = PyBytes::new(py, &entry.name);
@@ -230,6 +235,7 @@ fn probe_tar<'py>(
                 columns.push(entry.length as i64, header);
                 names.push(name);
                 offsets.push(entry.offset as i64);
+                checks.push(entry.check);
             }
             Payload::Text(content) => {
                 let (content, reason) = match content {
@@ -243,9 +249,10 @@ fn probe_tar<'py>(
     let dict = columns.into_dict(py)?;
     dict.set_item("names", names)?;
     dict.set_item("offset", offsets.into_pyarray(py))?;
+    dict.set_item("check", checks.into_pyarray(py))?;
     dict.set_item("texts", found_texts)?;
     dict.set_item("others", scan.others)?;
-    dict.set_item("tar_length", scan.length)?;
+    dict.set_item("container_length", scan.length)?;
     dict.set_item("fault", scan.fault)?;
     Ok(dict)
 }

@@ -90,6 +90,7 @@ impl Renderer {
         d.set_item("tokens", stats.tokens)?;
         d.set_item("failed", stats.failed)?;
         d.set_item("profiles", stats.profiles)?;
+        d.set_item("dark", stats.dark)?;
         d.set_item("bytes_in_flight", stats.bytes_in_flight)?;
         d.set_item("bytes_of_parts", stats.bytes_of_parts)?;
         for (name, seconds) in ["fetch", "decode", "resize", "patches", "wait"].into_iter().zip(stats.seconds) {
@@ -223,6 +224,8 @@ fn render_images<'py>(
         name: StringColumn::from_strings(&vec![""; rows]),
         offset: Column::from_vec(vec![0; rows]),
         length: Column::from_vec(vec![0; rows]),
+        container_length: Column::from_vec(Vec::new()),
+        check: Column::from_vec(Vec::new()),
         orientation: Column::from_vec(orientations),
         labels: Column::from_vec(Vec::new()),
         label_width: 0,

@@ -37,6 +37,8 @@ pub struct Stats {
     pub failed: u64,
     /// Rendered images that embed a colour profile other than sRGB, which is not applied.
     pub profiles: u64,
+    /// Rendered images of 16 bits a sample that are nearly black, since they use few of them.
+    pub dark: u64,
     /// Bytes of batches started and not yet taken.
     pub bytes_in_flight: usize,
     /// Bytes of containers at hand or on their way: spans of remote objects, pages of Parquet.
@@ -81,6 +83,7 @@ impl Renderer {
             tokens: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             profiles: AtomicU64::new(0),
+            dark: AtomicU64::new(0),
             notify,
             alive: Mutex::new(0),
             ended: Condvar::new(),
@@ -166,6 +169,7 @@ impl Renderer {
             tokens: s.tokens.load(Ordering::Relaxed),
             failed: s.failed.load(Ordering::Relaxed),
             profiles: s.profiles.load(Ordering::Relaxed),
+            dark: s.dark.load(Ordering::Relaxed),
             bytes_in_flight: s.queue.in_flight(),
             bytes_of_parts: s.sources.iter().map(Source::parts_held).sum(),
             seconds: [&c.fetch, &c.decode, &c.resize, &c.patches, &c.wait]

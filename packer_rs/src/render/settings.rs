@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
+use crate::pixels::picture::Depth;
 use crate::pixels::taps::Filter;
 
 /// How planned slots become pixels; the fields are those of `RenderConfig`.
@@ -25,12 +26,32 @@ pub struct RenderSettings {
     pub background: [u8; 3],
     /// Images that claim more pixels are not decoded.
     pub max_pixels: u64,
+    /// What is white in samples of 16 bits.
+    pub depth: DepthSetting,
     /// Attempts after a passing fault.
     pub retries: u32,
     /// Path of the ledger; empty for none.
     pub ledger: String,
     /// Share of failures that stops rendering.
     pub failure_limit: f64,
+}
+
+/// `depth`, as Python has it: `full`, `largest`, or a number of bits.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct DepthSetting(pub Depth);
+
+impl TryFrom<String> for DepthSetting {
+    type Error = String;
+
+    fn try_from(word: String) -> std::result::Result<Self, String> {
+        match (word.as_str(), word.parse()) {
+            ("full", _) => Ok(Self(Depth::Full)),
+            ("largest", _) => Ok(Self(Depth::Largest)),
+            (_, Ok(bits @ 9..=15)) => Ok(Self(Depth::Bits(bits))),
+            _ => Err(format!("depth = '{word}' is none of full, largest, 9 to 15")),
+        }
+    }
 }
 
 impl RenderSettings {

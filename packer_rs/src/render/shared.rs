@@ -39,6 +39,7 @@ pub(super) struct Shared {
     pub(super) tokens: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) profiles: AtomicU64,
+    pub(super) dark: AtomicU64,
     pub(super) pool: Arc<Pool>,
     pub(super) notify: Box<dyn Fn() + Send + Sync>,
     pub(super) alive: Mutex<usize>,

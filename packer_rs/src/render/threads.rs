@@ -183,6 +183,7 @@ impl Shared {
                     self.images.fetch_add(1, Ordering::Relaxed);
                     self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
                     self.profiles.fetch_add(u64::from(worker.other_than_srgb(bytes)), Ordering::Relaxed);
+                    self.dark.fetch_add(u64::from(job.layout.encoded.is_none() && worker.dark()), Ordering::Relaxed);
                     self.ledger.passed();
                 }
                 Err(failure) if failure.reason == Reason::Memory => job.fail(Error::new(

@@ -70,6 +70,11 @@ impl Worker {
         })
     }
 
+    /// Whether the file rendered last has 16 bits a sample, of which it uses few.
+    pub fn dark(&self) -> bool {
+        self.pixels.dark
+    }
+
     /// Whether `bytes`, the file rendered last, embed a colour profile other than sRGB.
     pub fn other_than_srgb(&self, bytes: &[u8]) -> bool {
         self.decoder.other_than_srgb(bytes)
@@ -139,6 +144,7 @@ impl Worker {
                     dct_scaling: settings.dct_scaling,
                     background: settings.background,
                     max_pixels: settings.max_pixels,
+                    depth: settings.depth.0,
                 };
                 self.decoder.decode(bytes, &wanted, &mut self.pixels)?;
             }

@@ -24,6 +24,8 @@ pub fn index(folder: &str, files: &[(String, i32, i32, i64)]) -> Source {
         name: StringColumn::from_strings(&names),
         offset: Column::from_vec(vec![0; rows]),
         length: Column::from_vec(files.iter().map(|f| f.3).collect()),
+        container_length: Column::from_vec(Vec::new()),
+        check: Column::from_vec(Vec::new()),
         orientation: Column::from_vec((0..rows).map(|n| [1u8, 3][n % 2]).collect()),
         labels: Column::from_vec((0..rows as i64).collect()),
         label_width: 1,
@@ -47,7 +49,7 @@ pub fn limits() -> BatchLimits {
 pub fn settings(threads: usize, fetch_threads: usize) -> RenderSettings {
     RenderSettings::from_json(&format!(
         r#"{{"threads":{threads},"fetch_threads":{fetch_threads},"prefetch":4,"memory_mb":256,"filter":"bicubic",
-        "dct_scaling":true,"background":[255,255,255],"max_pixels":178956970,"retries":3,"ledger":"",
+        "dct_scaling":true,"background":[255,255,255],"max_pixels":178956970,"depth":"full","retries":3,"ledger":"",
         "failure_limit":0.2}}"#
     ))
     .expect("good settings")

@@ -12,7 +12,6 @@ mod unpack;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -25,7 +24,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use crate::failure::said;
+use crate::failure::caught;
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 pub use buffers::Buffers;
@@ -89,6 +88,11 @@ impl Pages {
             starts.push(starts[starts.len() - 1].saturating_add(rows));
         }
         Ok(Self { source, length, buffers, metadata, starts, tables: Mutex::default() })
+    }
+
+    /// Bytes of the file.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// Rows of the file.
@@ -283,5 +287,5 @@ impl Pages {
 
 /// Damaged files can make the crate panic; such a panic is a fault of the file.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| broken(said(&*panic)))
+    caught(work).unwrap_or_else(broken)
 }

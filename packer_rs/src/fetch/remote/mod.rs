@@ -91,7 +91,7 @@ impl Object {
         let object = self.clone();
         patiently(|| {
             let (object, range) = (object.clone(), range.clone());
-            async move { object.read(range, Expect::Range).await }
+            async move { object.read(range, Expect::Range, None).await }
         })
     }
 
@@ -100,16 +100,26 @@ impl Object {
         self.store.get_opts(&self.path, options).await.map(|found| found.meta.into()).map_err(|e| system(&e))
     }
 
-    /// One request for a range.
+    /// One request for a range, of an object of `length` bytes where that is known.
     ///
     /// # Errors
     /// `UnexpectedEof` where the object has another size than it must have; `NotFound`; anything else may pass.
-    pub async fn read(&self, range: Range<u64>, expect: Expect) -> io::Result<Bytes> {
-        let wanted = range.end - range.start;
+    pub async fn read(&self, range: Range<u64>, expect: Expect, length: Option<u64>) -> io::Result<Bytes> {
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
         let resized = |size: u64| {
-            let message = format!("the object has {size} bytes now, wanted {} to {}", range.start, range.end);
+            let message = match length {
+                Some(length) => format!("{size} bytes, but {length} when it was indexed"),
+                None => format!("the object has {size} bytes now, wanted {} to {}", range.start, range.end),
+            };
             io::Error::new(ErrorKind::UnexpectedEof, message)
+        };
+        let fits = |size: u64| {
+            length.is_none_or(|length| size == length)
+                && match expect {
+                    Expect::Whole => size == range.end - range.start,
+                    Expect::Range => size >= range.end,
+                    Expect::UpTo => size > range.start,
+                }
         };
         let found = match self.store.get_opts(&self.path, options).await {
             Ok(found) => found,
@@ -117,20 +127,13 @@ impl Object {
             Err(e) => {
                 // A server says in words of its own that there is no such range.
                 return Err(match self.head().await {
-                    Ok(meta) if meta.length <= range.start || meta.length < range.end && expect != Expect::UpTo => {
-                        resized(meta.length)
-                    }
+                    Ok(meta) if !fits(meta.length) => resized(meta.length),
                     _ => system(&e),
                 });
             }
         };
         let size = found.meta.size;
-        let fits = match expect {
-            Expect::Whole => size == wanted,
-            Expect::Range => size >= range.end,
-            Expect::UpTo => size > range.start,
-        };
-        if !fits {
+        if !fits(size) {
             return Err(resized(size));
         }
         let wanted = size.min(range.end) - range.start;

@@ -11,12 +11,16 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
 use crate::failure::{Failure, Reason};
+use crate::pixels::picture::Depth;
 use crate::pixels::picture::room;
 use crate::sync::lock;
 
 /// Files beyond this are not handed over.
 const MOST_BYTES: u64 = 1 << 30;
 const HEAD: usize = 19;
+/// What is asked for where it is no pixels; a flag beside the number of channels.
+const HEADER: u8 = 0;
+const DEEP: u8 = 16;
 
 /// What a helper said of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub struct Reply {
     pub orientation: u8,
     /// 1 grey, 3 RGB, 4 RGBA; 0 where only the header was asked for.
     pub channels: usize,
+    /// Whether the samples were 16 bits wide.
+    pub deep: bool,
     /// Bytes of samples, at the front of the buffer.
     pub samples: usize,
     /// Bytes of the embedded colour profile, behind them.
@@ -83,15 +89,20 @@ impl Helpers {
 
     /// What the header of `bytes` says. `scratch` is a buffer to be used again.
     pub fn header(&self, bytes: &[u8], scratch: &mut Vec<u8>) -> Result<Reply, Failure> {
-        self.ask(bytes, false, u64::MAX, scratch)
+        self.ask(bytes, HEADER, u64::MAX, scratch)
     }
 
     /// The samples of the image, which has `max_pixels` at most, into `out`.
-    pub fn pixels(&self, bytes: &[u8], max_pixels: u64, out: &mut Vec<u8>) -> Result<Reply, Failure> {
-        self.ask(bytes, true, max_pixels, out)
+    pub fn pixels(&self, bytes: &[u8], max_pixels: u64, depth: Depth, out: &mut Vec<u8>) -> Result<Reply, Failure> {
+        let what = match depth {
+            Depth::Full => 1,
+            Depth::Largest => 2,
+            Depth::Bits(bits) => bits,
+        };
+        self.ask(bytes, what, max_pixels, out)
     }
 
-    fn ask(&self, bytes: &[u8], pixels: bool, max_pixels: u64, out: &mut Vec<u8>) -> Result<Reply, Failure> {
+    fn ask(&self, bytes: &[u8], what: u8, max_pixels: u64, out: &mut Vec<u8>) -> Result<Reply, Failure> {
         let fail = |reason, detail: String| Err(Failure::decode(reason, detail));
         if self.is_empty() {
             return fail(
@@ -108,13 +119,13 @@ impl Helpers {
         let idle = lock(&self.idle).pop();
         let mut outcome = Err(Silence::Nonsense);
         if let Some(mut helper) = idle {
-            outcome = helper.ask(bytes, pixels, max_pixels, out).map(|reply| (helper, reply));
+            outcome = helper.ask(bytes, what, max_pixels, out).map(|reply| (helper, reply));
         }
         // An idle helper may have ended in peace, so its silence says nothing about this image.
         if outcome.is_err() {
             outcome = Helper::start(&self.command)
                 .map_err(Silence::Io)
-                .and_then(|mut helper| helper.ask(bytes, pixels, max_pixels, out).map(|reply| (helper, reply)));
+                .and_then(|mut helper| helper.ask(bytes, what, max_pixels, out).map(|reply| (helper, reply)));
         }
         match outcome {
             Ok((helper, reply)) => {
@@ -153,14 +164,16 @@ impl Helper {
     fn ask(
         &mut self,
         bytes: &[u8],
-        pixels: bool,
+        what: u8,
         max_pixels: u64,
         out: &mut Vec<u8>,
     ) -> Result<Result<Reply, Failure>, Silence> {
         let mut head = [0; HEAD];
-        self.exchange(bytes, pixels, max_pixels, &mut head).map_err(|e| self.silence(e))?;
+        self.exchange(bytes, what, max_pixels, &mut head).map_err(|e| self.silence(e))?;
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        let (size, orientation, channels) = ((word(1), word(5)), head[9], usize::from(head[10]));
+        let pixels = what != HEADER;
+        let (size, orientation) = ((word(1), word(5)), head[9]);
+        let (channels, deep) = (usize::from(head[10] & !DEEP), head[10] & DEEP != 0);
         let length = u64::from(word(11)) | u64::from(word(15)) << 32;
         let pixel_count = u64::from(size.0) * u64::from(size.1);
         let samples = if pixels { pixel_count.saturating_mul(channels as u64) } else { 0 };
@@ -188,13 +201,13 @@ impl Helper {
             return Ok(Err(Failure::decode(reason, detail)));
         }
         let samples = samples as usize;
-        Ok(Ok(Reply { size, orientation, channels, samples, profile: length - samples }))
+        Ok(Ok(Reply { size, orientation, channels, deep, samples, profile: length - samples }))
     }
 
     /// Sends one request and reads the start of its reply.
-    fn exchange(&mut self, bytes: &[u8], pixels: bool, max_pixels: u64, head: &mut [u8; HEAD]) -> io::Result<()> {
+    fn exchange(&mut self, bytes: &[u8], what: u8, max_pixels: u64, head: &mut [u8; HEAD]) -> io::Result<()> {
         let mut request = [0; 17];
-        request[0] = u8::from(pixels);
+        request[0] = what;
         request[1..9].copy_from_slice(&max_pixels.to_le_bytes());
         request[9..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
         self.to.write_all(&request)?;

@@ -7,14 +7,15 @@
 //! libjpeg-turbo gets all that it turns away, and alone says what is wrong with a file.
 //!
 //! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other
-//! is `corrupt`. Two are let pass because no pixel depends on them: stray bytes between segments, and an odd JFIF
-//! version.
+//! is `corrupt`. What no pixel depends on is taken out of the file before it is decoded again (`oddities`); stray bytes
+//! behind the last scan are let pass.
 
 use std::ffi::CStr;
 
 use navit_jpeg::{Decoder as Plain, Header};
 use turbojpeg_sys as tj;
 
+use super::oddities;
 use crate::failure::{Failure, Reason};
 use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, check_size, room};
 
@@ -60,6 +61,8 @@ impl Jpeg {
         unsafe { tj::tj3Destroy(std::mem::replace(&mut self.handle, handle)) };
         self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, i32::from(!self.tolerant));
         self.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
+        // Colour profiles are not read here, so they cannot be warned of.
+        self.set(tj::TJPARAM_TJPARAM_SAVEMARKERS, 0);
         Ok(())
     }
 
@@ -85,28 +88,32 @@ impl Jpeg {
                 return Ok(());
             }
         }
+        match self.attempt(bytes, wanted, out) {
+            Err(e) if oddities::is_odd(&e.detail) => {
+                let plain = oddities::without(bytes);
+                match self.attempt(&plain, wanted, out) {
+                    // All data were read by then, so there is no later warning that this one could hide.
+                    Err(e) if before_the_end(&e.detail) => {
+                        self.tolerant = true;
+                        let outcome = self.attempt(&plain, wanted, out);
+                        self.tolerant = false;
+                        outcome
+                    }
+                    outcome => outcome,
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn attempt(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         // A handle keeps the tables of the file before, and a file that lacks its own would be decoded with those: to
-        // other pixels than elsewhere. A new one costs about a microsecond.
+        // other pixels than elsewhere. After a failed call it would even go on in the middle of that file. A new one
+        // costs about a microsecond.
         if self.used {
             self.renew()?;
         }
         self.used = true;
-        let first = self.attempt(bytes, wanted, out);
-        let Err(e) = &first else { return first };
-        // A failed call can leave the handle in the middle of this file, and the next one would go on from there.
-        self.tolerant = harmless(&e.detail);
-        self.renew()?;
-        if !self.tolerant {
-            return first;
-        }
-        // The first warning stopped the decode although it was harmless: go through to the end, and judge the last one.
-        let second = self.attempt(bytes, wanted, out);
-        self.tolerant = false;
-        self.renew()?;
-        second
-    }
-
-    fn attempt(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         // SAFETY: the slice is valid for its length.
         let code = unsafe { tj::tj3DecompressHeader(self.handle, bytes.as_ptr(), bytes.len() as _) };
         self.accept(code)?;
@@ -146,7 +153,7 @@ impl Jpeg {
         let message = self.message();
         // SAFETY: the handle is alive.
         let warning = unsafe { tj::tj3GetErrorCode(self.handle) } == tj::TJERR_TJERR_WARNING as i32;
-        if self.tolerant && warning && harmless(&message) {
+        if self.tolerant && warning && before_the_end(&message) {
             return Ok(());
         }
         let any = |words: [&str; 2]| words.iter().any(|w| message.contains(w));
@@ -276,7 +283,7 @@ fn scale(wanted: &Wanted) -> i32 {
     [8, 4, 2].into_iter().find(|&d| fits(d)).unwrap_or(1) as i32
 }
 
-/// Warnings on which no pixel depends.
-fn harmless(message: &str) -> bool {
-    message.contains("extraneous bytes before marker") || message.contains("unknown JFIF revision")
+/// Whether a warning is of stray bytes behind the last scan.
+fn before_the_end(warning: &str) -> bool {
+    warning.contains("extraneous bytes before marker 0xd9")
 }

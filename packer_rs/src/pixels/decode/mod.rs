@@ -9,6 +9,7 @@
 pub mod foreign;
 
 mod jpeg;
+mod oddities;
 mod others;
 mod png;
 mod profile;
@@ -17,10 +18,10 @@ mod whole;
 use std::sync::Arc;
 
 pub use self::whole::plain_jpeg;
-use crate::failure::{Failure, Reason};
+use crate::failure::{Failure, Reason, caught};
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::format::Format;
-use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose};
+use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose, nearly_black};
 
 /// The decoders of one thread.
 pub struct Decoder {
@@ -56,15 +57,11 @@ impl Decoder {
     /// Decodes `bytes` into `out`.
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         self.foreign_profile = false;
+        out.dark = false;
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out),
-            [0x89, b'P', b'N', b'G', ..] => png::decode(bytes, wanted, &mut self.scratch, out),
-            _ if others::known(bytes) => match others::decode(bytes, wanted, &mut self.scratch, out) {
-                Err(e) if e.reason == Reason::Unsupported && is_tiff(bytes) && !self.helpers.is_empty() => {
-                    self.foreign(bytes, wanted, out)
-                }
-                decoded => decoded,
-            },
+            [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out)),
+            _ if others::known(bytes) => self.other(bytes, wanted, out),
             _ if Format::foreign(bytes).is_some() => self.foreign(bytes, wanted, out),
             [] => Err(Failure::decode(Reason::Truncated, "the file is empty")),
             _ => Err(Failure::decode(Reason::Unsupported, "its first bytes are of no image format that is read here")),
@@ -80,16 +77,34 @@ impl Decoder {
         self.foreign_profile || profile::other_than_srgb(bytes)
     }
 
+    /// What the crate `image` reads, or Pillow in its place.
+    fn other(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        let helped = !self.helpers.is_empty();
+        if helped && others::misread(bytes, wanted) {
+            return self.foreign(bytes, wanted, out);
+        }
+        let failure = match guarded(|| others::decode(bytes, wanted, &mut self.scratch, out)) {
+            Err(e) if helped && others::may_be_read_elsewhere(&e, bytes) => e,
+            decoded => return decoded,
+        };
+        match self.foreign(bytes, wanted, out) {
+            Err(e) if !e.reason.may_pass() => Err(failure),
+            decoded => decoded,
+        }
+    }
+
     fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
-        let reply = self.helpers.pixels(bytes, wanted.max_pixels, &mut self.scratch)?;
+        let reply = self.helpers.pixels(bytes, wanted.max_pixels, wanted.depth, &mut self.scratch)?;
         check_size(reply.size, wanted)?;
         let (samples, behind) = self.scratch.split_at(reply.samples);
         compose(samples, reply.channels, wanted, out);
+        out.dark = reply.deep && nearly_black(samples);
         self.foreign_profile = reply.profile > 0 && !profile::is_srgb(&behind[..reply.profile]);
         Ok(())
     }
 }
 
-fn is_tiff(bytes: &[u8]) -> bool {
-    matches!(bytes, [b'I', b'I', ..] | [b'M', b'M', ..])
+/// Runs a decoder that may panic over damaged bytes.
+fn guarded(decode: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    caught(decode).unwrap_or_else(|said| Err(Failure::decode(Reason::Panic, said)))
 }

@@ -8,7 +8,13 @@ use image::error::{ImageError, LimitErrorKind};
 use image::{ColorType, ImageDecoder, Limits};
 
 use crate::failure::{Failure, Reason};
-use crate::pixels::picture::{Pixels, Wanted, check_size, compose, room};
+use crate::pixels::picture::{Pixels, Wanted, check_size, compose, narrow, room};
+use crate::pixels::tags::tag;
+
+/// Tags of TIFF.
+const FILL_ORDER: u16 = 266;
+const EXTRA_SAMPLES: u16 = 338;
+const SAMPLE_FORMAT: u16 = 339;
 
 /// Whether the first bytes are of a format that is read here.
 pub fn known(bytes: &[u8]) -> bool {
@@ -22,18 +28,48 @@ pub fn known(bytes: &[u8]) -> bool {
     )
 }
 
+fn is_tiff(bytes: &[u8]) -> bool {
+    matches!(bytes, [b'I', b'I', ..] | [b'M', b'M', ..])
+}
+
+/// Whether the crate gives other pixels than the file means, without a word: TIFF whose bits run from the lowest one or
+/// whose colours are multiplied by their alpha already, run lengths in BMP that may skip pixels, a GIF frame larger
+/// than its screen.
+pub fn misread(bytes: &[u8], wanted: &Wanted) -> bool {
+    let short = |at: usize| bytes.get(at..at + 2).map_or(0, |b| u32::from(u16::from_le_bytes([b[0], b[1]])));
+    match bytes[0] {
+        b'G' => (short(6), short(8)) != wanted.size,
+        b'B' => short(14) >= 40 && matches!(short(30), 1 | 2),
+        b'R' => false,
+        _ => tag(bytes, FILL_ORDER) == Some(2) || tag(bytes, EXTRA_SAMPLES) == Some(1),
+    }
+}
+
+/// Whether Pillow may read what the crate does not: all of TIFF, since libtiff knows more of it, and BMP with another
+/// header.
+pub fn may_be_read_elsewhere(failure: &Failure, bytes: &[u8]) -> bool {
+    match failure.reason {
+        Reason::Changed | Reason::TooLarge => false,
+        // Of signed samples Pillow takes some for unsigned ones.
+        _ if is_tiff(bytes) && tag(bytes, SAMPLE_FORMAT) == Some(2) => false,
+        Reason::Unsupported => bytes[0] != b'R',
+        _ => is_tiff(bytes),
+    }
+}
+
 pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
     let from = || Cursor::new(bytes);
     match bytes[0] {
-        b'R' => read(WebPDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
-        b'G' => read(GifDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
-        b'B' => read(BmpDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
-        _ => read(TiffDecoder::new(from()).map_err(failure)?, wanted, scratch, out),
+        b'R' => read(WebPDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),
+        b'G' => read(GifDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),
+        b'B' => read(BmpDecoder::new(from()).map_err(failure)?, true, wanted, scratch, out),
+        _ => read(TiffDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),
     }
 }
 
 fn read(
     mut decoder: impl ImageDecoder,
+    clear_means_opaque: bool,
     wanted: &Wanted,
     scratch: &mut Vec<u8>,
     out: &mut Pixels,
@@ -63,9 +99,11 @@ fn read(
     room(scratch, size);
     decoder.read_image(&mut scratch[..size]).map_err(failure)?;
     if deep {
-        for n in 0..size / 2 {
-            scratch[n] = (u16::from_ne_bytes([scratch[2 * n], scratch[2 * n + 1]]) >> 8) as u8;
-        }
+        narrow(scratch, size / 2, channels, wanted.depth, u16::from_ne_bytes, out);
+    }
+    // Writers of BMP leave alpha at 0 where they mean none.
+    if clear_means_opaque && channels == 4 && scratch[..size].chunks_exact(4).all(|pixel| pixel[3] == 0) {
+        scratch[..size].chunks_exact_mut(4).for_each(|pixel| pixel[3] = 255);
     }
     compose(scratch, channels, wanted, out);
     Ok(())

@@ -3,16 +3,16 @@
 
 use std::io::Cursor;
 
-use png::{ColorType, DecodingError, Transformations};
+use png::{BitDepth, ColorType, DecodingError, Transformations};
 
 use crate::failure::{Failure, Reason};
-use crate::pixels::picture::{Pixels, Wanted, check_size, compose, room};
+use crate::pixels::picture::{Pixels, Wanted, check_size, compose, narrow, room};
 
 pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
-    decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
+    decoder.set_transformations(Transformations::EXPAND);
     let info = decoder.read_header_info().map_err(failure)?;
     check_size((info.width, info.height), wanted)?;
     let mut reader = decoder.read_info().map_err(failure)?;
@@ -31,6 +31,9 @@ pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pi
         ColorType::Rgba => 4,
         ColorType::Indexed => return Err(Failure::decode(Reason::Corrupt, "a palette image without a palette")),
     };
+    if frame.bit_depth == BitDepth::Sixteen {
+        narrow(scratch, size / 2, channels, wanted.depth, u16::from_be_bytes, out);
+    }
     compose(scratch, channels, wanted, out);
     Ok(())
 }
