@@ -137,6 +137,8 @@ class Trainer:
         journal = Journal(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         if self.step:
             journal.say(f"going on from step {self.step} of '{self.out}'")
+        for note in self.task.notes(self.loader):
+            journal.say(note)
         if config.decode != "cpu":
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.loader.measured.items())
             journal.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
