@@ -86,14 +86,15 @@ class ProbedTar(_Headers):
     """What `probe_tar` found, in the order of the tar.
 
     names, offset: of each image member, raw and i64. texts: (raw name, content, or None with the reason) of label and
-    caption members. others: members of other kinds. container_length: bytes of the tar. check: what each
-    is known again by, u32. fault: what ended the scan early, or is missing.
+    caption members. others: (lower-case end of the name, `.` for hidden ones; how many; one of them) of other members.
+    container_length: bytes of the tar. check: what each is known again by, u32. fault: what ended the scan early, or is
+    missing.
     """
 
     names: list[bytes]
     offset: NDArray[np.int64]
     texts: list[tuple[bytes, bytes | None, str | None]]
-    others: int
+    others: list[tuple[bytes, int, bytes]]
     container_length: int
     check: NDArray[np.uint32]
     fault: str | None

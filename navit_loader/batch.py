@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ABSENT, OK, FAILED = 0, 1, 2
 """Values of `PackedBatch.status`."""
 
+NO_CLASS = -2
+"""First label of an image that is known to be of no class, which an unlabelled one (−1) is not."""
+
 Array = Any
 """A numpy array as loaded; a `torch.Tensor` after `.to(device)`."""
 
@@ -59,7 +62,7 @@ class PackedBatch:
 
     Attributes:
         status: u8 `[B, E]`: 0 absent, 1 ok, 2 failed at render. Losses, counts and outputs use `OK` alone.
-        labels: i64 `[B, E, K]`; −1 where unlabelled or absent.
+        labels: i64 `[B, E, K]`; −1 where unlabelled or absent; `NO_CLASS` first where the image is known to be of no class.
         image_ids: i64 `[B, E]`, row in its index; −1 where absent.
         source_ids: i16 `[B, E]`, which index of a mixture; −1 where absent.
         sizes: i32 `[B, E, 2]`, oriented source size (height, width) in pixels.

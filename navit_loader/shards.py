@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from .batch import NO_CLASS
 from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
 from .errors import IndexFileError
 from .index import Index
@@ -211,8 +212,11 @@ def _write(path: str, members: Iterator[_Member], counts: dict[str, int]) -> Non
             counts["bytes_after"] += len(member.jpeg)
             key = f"{member.row:09d}"
             _add(tar, f"{key}.jpg", member.jpeg)
-            labels = [label for label in np.atleast_1d(member.label).tolist() if label >= 0]
-            if len(labels) == 1:
+            first, *_ = found = np.atleast_1d(member.label).tolist()
+            labels = [label for label in found if label >= 0]
+            if first == NO_CLASS:
+                _add(tar, f"{key}.json", b'{"label": []}')
+            elif len(labels) == 1:
                 _add(tar, f"{key}.cls", str(labels[0]).encode())
             elif labels:
                 _add(tar, f"{key}.json", json.dumps({"label": labels}).encode())

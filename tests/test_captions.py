@@ -7,12 +7,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index, open_index
+from navit_loader.commands.plan import summarise
 from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index
 from navit_loader.index.subset import write_subset
+from navit_loader.render.engine import Engine
+from navit_model.train.settings import RunConfig
+from navit_model.train.tasks.contrastive import Contrastive
+from navit_model.world import World
 
 from .service_kit import Daemon, digest
 from .source_kit import encode, write_tar, write_tree
@@ -162,6 +169,47 @@ def test_the_tokenizer_is_part_of_what_an_index_is(tmp_path: Path) -> None:
     # Refreshing with another tokenizer counts everything anew.
     build_index(manifest, paths["bytes"], tokenizer=tmp_path / "t.json", refresh=True)
     assert paths["bytes"].read_bytes() == paths["bpe"].read_bytes()
+
+
+def test_a_blank_caption_is_none_in_every_format(tmp_path: Path) -> None:
+    png = encode("PNG", 16, 16)
+    write_tree(tmp_path, {"1.png": png})
+    (tmp_path / "m.jsonl").write_text(json.dumps({"path": "1.png", "caption": " \n"}))
+    (tmp_path / "m.csv").write_text('path,caption\n1.png," "\n')
+    write_tar(tmp_path / "m.tar", {"1.png": png, "1.txt": b" \n", "2.png": png, "2.json": b'{"caption": " \\n"}'})
+    pq.write_table(pa.table({"image": [png], "caption": ["\t"]}), tmp_path / "m.parquet")
+    for name in ("m.jsonl", "m.csv", "m.tar", "m.parquet"):
+        build_index(tmp_path / name, tmp_path / "x.arrow")
+        assert "caption" not in open_index(tmp_path / "x.arrow").table().column_names
+
+
+def test_a_word_that_the_tokenizer_lacks_is_named(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"a": 0, "dog": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "t.json"))
+    write_tree(tmp_path, {f"{i}.png": encode("PNG", 16, 16) for i in range(2)})
+    lines = [json.dumps({"path": f"{i}.png", "caption": text}) for i, text in enumerate(("a dog", "a cat"))]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    with pytest.raises(IndexFileError, match=r"t\.json' cannot say 'a cat': .*; give it an unknown token"):
+        build_index(tmp_path / "m.jsonl", tmp_path / "x.arrow", tokenizer=tmp_path / "t.json")
+
+
+def test_captions_that_are_cut_are_counted(tmp_path: Path) -> None:
+    build_index(source(tmp_path / "images"), tmp_path / "x.arrow")
+    made = config(tmp_path / "x.arrow", text_tokens=60, max_text_tokens=20)
+    cut = sum(len(caption(i).encode()) + 1 > 20 for i in range(90))
+    with Engine(made) as engine:
+        assert 0 < summarise(engine, 0)["captions_cut"] == cut < 90
+    with PackedLoader(config=made) as loader:
+        table = {
+            "data": {"index": "x"},
+            "plan": {"text_tokens": 60, "max_text_tokens": 20},
+            "train": {"task": "contrastive"},
+        }
+        task = Contrastive(Contrastive.prepare(RunConfig.from_dict(table), loader), [], World.join("cpu"))
+        assert task.notes(loader) == [f"{cut} captions have more than 20 tokens, and are cut (plan.max_text_tokens)"]
 
 
 def test_what_is_wrong_with_captions_is_said(tmp_path: Path) -> None:

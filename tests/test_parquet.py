@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
@@ -124,17 +127,66 @@ def test_class_names_of_the_file_mean_the_same_in_any_table(tmp_path: Path) -> N
     assert "label 3 is out of range" in open_index(tmp_path / "y.arrow").quarantine()[0]["reason"]
 
 
+class Keys(encryption.KmsClient):
+    """A key service that hides nothing."""
+
+    def __init__(self, _: object) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, _: str) -> bytes:
+        return base64.b64encode(key)
+
+    def unwrap_key(self, key: bytes, _: str) -> bytes:
+        return base64.b64decode(key)
+
+
+def write_locked(path: Path, image: bytes) -> None:
+    """A Parquet file whose images are encrypted, and whose footer is not."""
+    how = encryption.CryptoFactory(Keys).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(footer_key="f", column_keys={"c": ["image"]}, plaintext_footer=True),
+    )
+    table = pa.table({"image": [image]})
+    with pq.ParquetWriter(path, table.schema, encryption_properties=how) as out:
+        out.write_table(table)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda data: pa.array(data, pa.binary_view()),
+        lambda data: pa.array(data, pa.large_binary()),
+        lambda data: pa.array(data, pa.binary()).dictionary_encode(),
+    ],
+)
+def test_binary_of_every_type_is_read(tmp_path: Path, images: Callable[[list[bytes]], pa.Array]) -> None:
+    data = [encode("PNG", 9 + i, 7) for i in range(4)]
+    pq.write_table(pa.table({"image": images(data), "label": [b"cat", b"dog"] * 2}), tmp_path / "x.parquet")
+    done = build_index(tmp_path / "x.parquet", tmp_path / "x.arrow")
+    assert done.classes == ["cat", "dog"]
+    assert open_index(tmp_path / "x.arrow").table()["width"].to_pylist() == [9, 10, 11, 12]
+
+
 def test_what_is_no_parquet_of_images_is_said(tmp_path: Path) -> None:
     png = encode("PNG", 9, 7)
     (tmp_path / "text.parquet").write_bytes(b"no parquet at all")
     pq.write_table(pa.table({"a": [png], "b": [png]}), tmp_path / "two.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "none.parquet")
     pq.write_table(pa.table({"image": [[png, png]]}), tmp_path / "list.parquet")
+    pq.write_table(pa.table({"image": pa.array([b"1234"], pa.binary(4))}), tmp_path / "fixed.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "rows.parquet")
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array([{"path": "1.png"}], struct)}), tmp_path / "paths.parquet")
+    write_locked(tmp_path / "locked.parquet", png)
     for name, words in (
         ("text", "cannot be indexed"),
         ("two", "several columns hold binary values"),
         ("none", "no column 'path'"),
-        ("list", "no column 'path'"),
+        ("list", "column 'image' holds lists of images"),
+        ("fixed", "binary values of a fixed size"),
+        ("rows", "it has no rows"),
+        ("paths", "the rows of column 'image' hold paths and no bytes"),
+        ("locked", "is encrypted; write it without a key"),
     ):
         with pytest.raises(IndexFileError, match=words):
             build_index(tmp_path / f"{name}.parquet", tmp_path / "x.arrow")

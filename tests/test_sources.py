@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
 from navit_loader.errors import ConfigError, IndexFileError
@@ -269,6 +270,14 @@ def test_the_commands(place: Path, tmp_path: Path) -> None:
     assert lint.returncode == 1 and "b/4.jpg" in lint.stdout and "2 of 3 images decode, 1 are broken" in lint.stdout
     split = cli("split", place / "folder.arrow", "--fraction", "0.2", "-o", tmp_path / "r.arrow", tmp_path / "d.arrow")
     assert split.returncode == 0 and "48 images" in split.stdout and "12 images" in split.stdout
+
+
+def test_lint_counts_colour_profiles(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for i, options in enumerate(({}, {"icc_profile": b"Display P3" + bytes(190)})):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"d/{i}.png", **options)
+    build_index(tmp_path / "d", tmp_path / "x.arrow")
+    assert "1 have a colour profile other than sRGB" in cli("lint", tmp_path / "x.arrow").stdout
 
 
 def test_every_error_is_one_line(tmp_path: Path) -> None:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+import re
+from typing import TYPE_CHECKING, Any
 
 from . import ProgressLine
+
+if TYPE_CHECKING:
+    from ..index import IndexSummary
+
+SHOWN = 12
+"""Classes, notes and reasons listed at most."""
 
 
 def add(subparsers: Any) -> None:
@@ -24,10 +32,15 @@ def add(subparsers: Any) -> None:
         help="folder, manifest, tar, Parquet, or URL; 'shard-{000..127}.tar' expands",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the index to write")
-    parser.add_argument("--classes", metavar="FROM", help="take the class table of this index")
+    parser.add_argument(
+        "--classes", metavar="FROM", help="take the class table of this index, or of a text with a name a line"
+    )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for captions (default: their bytes)")
     parser.add_argument(
         "--refresh", action="store_true", help="read only what is new or changed since FILE was written"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="write nothing where anything but hidden files is broken or left out"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="probing threads (default: one per core)")
     parser.set_defaults(run=run)
@@ -48,14 +61,68 @@ def run(args: argparse.Namespace) -> int:
             classes=args.classes,
             tokenizer=args.tokenizer,
             refresh=args.refresh,
+            strict=args.strict,
             threads=max(0, args.threads),
             progress=show,
         )
     print(f"{done.path}: {done.rows:,} images, {len(done.classes):,} classes, {done.seconds:.1f} s")
+    _classes(done)
     if done.unlabelled:
         print(f"  {done.unlabelled:,} images have no label")
+    if done.negatives:
+        print(f"  {done.negatives:,} images are known to be of no class")
+    for note in done.notes[:SHOWN]:
+        print(f"  {note}")
+    if len(done.notes) > SHOWN:
+        print(f"  and {len(done.notes) - SHOWN:,} more notes of that kind")
     if args.refresh:
         print(f"  {done.reused:,} images were known and unchanged")
     if done.broken:
         print(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
+        _by_reason(_broken(done.quarantine))
+    if done.ignored:
+        print(f"  {done.ignored:,} files left out that are no images to the index:")
+        _by_reason(done.left_out)
     return 0
+
+
+def _classes(done: IndexSummary) -> None:
+    """The class table, and the classes that no image is of."""
+    if not done.classes:
+        return
+    named = done.classes != [str(label) for label in range(len(done.classes))]
+    shown = [f"{label} = {_short(name)}" for label, name in enumerate(done.classes[:SHOWN])]
+    more = f", and {len(done.classes) - SHOWN:,} more" if len(done.classes) > SHOWN else ""
+    print(f"  classes: {', '.join(shown)}{more}" if named else f"  classes: the numbers 0 to {len(done.classes) - 1}")
+    empty = [label for label, count in enumerate(done.counts) if not count]
+    if empty:
+        listed = ", ".join(_short(done.classes[label]) for label in empty[:SHOWN])
+        more = f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
+        hint = "; class numbers are counted from 0" if not named and empty[0] == 0 else ""
+        print(f"  no image of class {listed}{more}{hint}")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+def _broken(path: str) -> dict[str, tuple[int, str]]:
+    """What is in quarantine by reason, whatever names and numbers the reasons hold: how many, and the first of them."""
+    found: dict[str, tuple[int, str]] = {}
+    kinds: dict[str, str] = {}
+    with open(path, encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            kind = re.sub(r"'.*'|\d+", "", line["reason"])
+            reason = kinds.setdefault(kind, line["reason"])
+            count, first = found.get(reason, (0, line["uri"]))
+            found[reason] = (count + 1, first)
+    return found
+
+
+def _by_reason(found: dict[str, tuple[int, str]]) -> None:
+    """A line for each reason, the commonest first."""
+    ordered = sorted(found.items(), key=lambda item: -item[1][0])
+    for reason, (count, example) in ordered[:SHOWN]:
+        print(f"    {count:,} {reason}; such as {example}")
+    if len(ordered) > SHOWN:
+        print(f"    {sum(count for _, (count, _) in ordered[SHOWN:]):,} for {len(ordered) - SHOWN:,} more reasons")

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the summary."""
     import numpy as np
 
+    from ..batch import NO_CLASS
     from ..index import open_index
 
     index = open_index(args.index)
@@ -52,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
     _histogram("aspect ratio (width / height)", aspect, np.histogram(width / height, aspect)[0])
     labels = np.concatenate(columns["labels"])
     given = np.bincount(labels[labels >= 0], minlength=len(index.classes))
-    unlabelled = int((labels.reshape(-1, index.label_width) < 0).all(axis=1).sum())
+    unlabelled = int((labels.reshape(-1, index.label_width) == -1).all(axis=1).sum())
+    negatives = int((labels == NO_CLASS).sum())
+    none = f", known to be of no class: {negatives:,}" if negatives else ""
     several = f", up to {index.label_width} labels an image" if index.label_width > 1 else ""
-    print(f"\nclasses: {len(index.classes):,}; unlabelled images: {unlabelled:,}{several}")
+    print(f"\nclasses: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
     for label in np.argsort(-given, kind="stable")[:SHOWN]:
         print(f"  {given[label]:>12,}  {index.classes[label]}")
     if len(given) > SHOWN:

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
             seen += int((batch.status > 0).sum())
             line.update(seen / index.num_rows, f"{seen:,} images")
         dark = loader.stats()["dark"]
+        profiles = int(loader.stats()["profiles"])
         failures = sorted(loader.failures(), key=lambda failure: str(failure["uri"]))
     for failure in failures:
         print(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
@@ -56,4 +57,6 @@ def run(args: argparse.Namespace) -> int:
                 f"  {dark:,.0f} images of 16 bits a sample are nearly black, since they use few of them; give [render] depth: "
                 "'largest', or how many bits they use, such as '12'"
             )
+        if profiles:
+            print(f"  {profiles:,} have a colour profile other than sRGB, which is not applied")
     return 1 if failures else 0

@@ -64,6 +64,7 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
     data = engine.config.data
     slots, tokens = report["slots"], report["tokens"]
     patches = tokens - report["images"] * engine.config.plan.prefix_tokens
+    longest = engine.config.plan.caption_cap
     return {
         "plan_id": engine.plan_id,
         "render_id": engine.render_id,
@@ -74,6 +75,7 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         "padding": 1 - tokens / slots,
         "padding_inside": (slots - tokens - report["tail"]) / slots,
         "images_per_sequence": report["images"] / report["sequences"],
+        "captions_cut": sum(index.captions_beyond(longest) for index in engine.indexes) if longest else 0,
         "lateness": report["lateness"],
         "tokens_kept": patches,
         "tokens_dropped": report["dropped"],
@@ -93,6 +95,11 @@ def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("sequences", f"{s['sequences']:,} of {s['images_per_sequence']:.2f} images"),
         ("padding", f"{s['padding']:.4%}, of it {s['padding_inside']:.6%} inside the blocks, the rest in their tails"),
         ("lateness", f"{s['lateness']:,} images at most"),
+        *(
+            [("captions cut", f"{s['captions_cut']:,} of the index (plan.max_text_tokens)")]
+            if s["captions_cut"]
+            else []
+        ),
         ("tokens kept", f"{s['tokens_kept']:,}"),
         ("tokens dropped", f"{s['tokens_dropped']:,} ({s['drop_rate']:.1%})"),
         ("moved by fit", f"{s['moved_by_fit']:,} images by {s['moved_tokens_mean']:.1f} tokens"),

@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import IndexFileError
 from .reader import Index, open_index
 from .sources import open_sources
 from .sources.remote import is_remote
-from .sources.rows import Job, Source, checked_classes
+from .sources.rows import HIDDEN, Job, Source, checked_classes
 from .tokens import load_tokenizer
 from .unfinished import Journal
 from .write import VERSION, quarantine_path, survey, uri, write_index
@@ -55,8 +56,13 @@ class IndexSummary:
         quarantine: where those are listed, one JSON object a line.
         classes: class names, in the order of their labels.
         unlabelled: images without a label.
+        negatives: images that are known to be of no class (an empty list of labels).
+        counts: images of each class, in the order of `classes`.
         reused: rows taken over from an earlier build without reading their files.
-        ignored: files that are no images by their names.
+        ignored: files and members that no row stands for, and that are not broken; those of tars that were taken over are not
+            counted.
+        left_out: the same by reason: how many, and one of them.
+        notes: what was understood in a way that may surprise, a sentence each.
         seconds: time taken.
     """
 
@@ -66,8 +72,12 @@ class IndexSummary:
     quarantine: str
     classes: list[str]
     unlabelled: int
+    negatives: int
+    counts: list[int]
     reused: int
     ignored: int
+    left_out: dict[str, tuple[int, str]]
+    notes: list[str]
     seconds: float
 
 
@@ -78,6 +88,7 @@ def build_index(
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     refresh: bool = False,
+    strict: bool = False,
     threads: int = 0,
     progress: Callable[[IndexProgress], None] | None = None,
 ) -> IndexSummary:
@@ -91,15 +102,16 @@ def build_index(
         sources: folders (class per folder), manifests (`.csv`, `.jsonl`, `.parquet`) or plain tars (`{000..127}`
             expands).
         output: path of the index; an existing one is replaced by rename when the new one is whole.
-        classes: the class table to use: names, or the path of an index to take them from.
+        classes: the class table to use: names, or the path of an index, or of a text with a name a line, to take them from.
         tokenizer: a `tokenizer.json` for captions (needs the package `tokenizers`); None takes bytes.
         refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
+        strict: refuse to write an index where anything but hidden files is broken or left out.
         threads: probing threads; 0 means one per core that this process may use.
         progress: called now and then.
 
     Raises:
-        IndexFileError: a source that is missing or contradicts the class table, no usable image, or an output that
-            cannot be written.
+        IndexFileError: a source that is missing or contradicts the class table, labels that cannot be told, no usable image,
+            an output that cannot be written, or, if `strict`, anything broken or left out.
     """
     started = time.perf_counter()
     path = os.path.abspath(os.fspath(output))
@@ -139,17 +151,25 @@ def build_index(
             message = _nothing([source.shard for source in opened], journal)
             journal.remove()
             raise IndexFileError(message)
+        if strict and (message := _left_out(job, found.broken, journal)):
+            journal.remove()
+            raise IndexFileError(message)
         write_index(path, journal.batches, found, root, table, tokens.facts)
         journal.remove()
+    names = open_index(path).classes
     return IndexSummary(
         path=path,
         rows=found.rows,
         broken=found.broken,
         quarantine=quarantine_path(path),
-        classes=open_index(path).classes,
+        classes=names,
         unlabelled=found.unlabelled,
+        negatives=found.negatives,
+        counts=[*found.counts.tolist(), *[0] * (len(names) - len(found.counts))],
         reused=job.reused,
-        ignored=job.ignored,
+        ignored=sum(count for count, _ in job.left_out.values()),
+        left_out=job.left_out,
+        notes=job.notes,
         seconds=time.perf_counter() - started,
     )
 
@@ -160,9 +180,9 @@ def _class_table(sources: list[Source], classes: str | os.PathLike[str] | Sequen
     Raises:
         IndexFileError: names and numbers are mixed without a table, or a name stands twice.
     """
-    found = [(source, source.prepare()) for source in sources]
+    found = [(source, source.prepare(classes is not None)) for source in sources]
     if isinstance(classes, str | os.PathLike):
-        return open_index(classes).classes
+        return _table_at(os.fspath(classes))
     if classes is not None:
         return checked_classes(classes, "the class table given")
     named = [names for _, names in found if names]
@@ -180,19 +200,57 @@ def _class_table(sources: list[Source], classes: str | os.PathLike[str] | Sequen
     return table
 
 
+def _table_at(path: str) -> list[str]:
+    """The class table of an index, or of a text file with a name a line.
+
+    Raises:
+        IndexFileError: it is neither, or a line is blank.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = file.read().rstrip()
+    except (OSError, UnicodeDecodeError):
+        content = ""
+    if not content or "\0" in content:
+        return open_index(path).classes
+    names = [line.strip() for line in content.split("\n")]
+    if "" in names:
+        raise IndexFileError(f"'{path}' line {names.index('') + 1}: a blank line; give a class name on each line")
+    return checked_classes(names, f"'{path}'")
+
+
+def _left_out(job: Job, broken: int, journal: Journal) -> str:
+    """Why a strict build refuses: the first broken row or thing left out; empty where there is none."""
+    if broken:
+        return f"{broken:,} images are broken; {_first_broken(journal)}"
+    for reason, (count, example) in job.left_out.items():
+        if reason != HIDDEN:
+            return (
+                f"{count:,} {reason} would be left out, such as '{example}'; take them away, or index without --strict"
+            )
+    return ""
+
+
 def _nothing(shards: list[str], journal: Journal) -> str:
     """Why there is no index, with the first broken image as an example."""
     where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more"
-    for batch in journal.batches():
-        if len(batch):
-            row = batch.select(["shard", "name", "reason"]).slice(0, 1).to_pylist()[0]
-            return f"no usable image in '{where}'; for one, '{uri(row['shard'], row['name'])}': {row['reason']}"
+    if first := _first_broken(journal):
+        return f"no usable image in '{where}'; {first}"
     for folder in filter(os.path.isdir, shards):
         kinds = {os.path.splitext(name)[1] for name in os.listdir(folder)} & {".tar", ".parquet"}
         if kinds:
             name = os.path.join(folder, "*" + max(kinds))
             return f"no image in '{folder}', only containers of images; give them in its place: {name}"
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
+
+
+def _first_broken(journal: Journal) -> str:
+    """One broken row and its reason; empty where there is none."""
+    for batch in journal.batches():
+        rows = batch.filter(pc.is_valid(batch["reason"])).select(["shard", "name", "reason"]).slice(0, 1).to_pylist()
+        if rows:
+            return f"for one, '{uri(rows[0]['shard'], rows[0]['name'])}': {rows[0]['reason']}"
+    return ""
 
 
 def _by_shard(builds: list[tuple[bool, list[pa.RecordBatch]]]) -> dict[str, pa.Table]:

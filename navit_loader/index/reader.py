@@ -138,6 +138,10 @@ class Index:
             "label_width": self.label_width,
         }
 
+    def captions_beyond(self, most: int) -> int:
+        """How many captions have more than `most` tokens, and are cut where that is what one may have."""
+        return sum(int((tokens > most).sum()) for tokens in self.columns()["caption_tokens"])
+
     def uri(self, row: int) -> str:
         """One text that names the image of a row: its path, or `CONTAINER#MEMBER`.
 
@@ -248,7 +252,7 @@ def _find_root(path: str, meta: dict[str, str]) -> str:
 def _lists(labels: pa.Array, k: int) -> pa.ListArray:
     if k == 1:
         return single_labels(labels.to_numpy())
-    given = labels.flatten().to_numpy().reshape(-1, k) >= 0
+    given = labels.flatten().to_numpy().reshape(-1, k) != -1
     offsets = np.concatenate([[0], np.cumsum(given.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(labels.flatten().to_numpy()[given.reshape(-1)]))
 

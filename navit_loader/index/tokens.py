@@ -88,7 +88,13 @@ def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
 
     def columns(captions: Sequence[str | None]) -> dict[str, Any]:
         given = [caption for caption in captions if caption]
-        encoded = iter(tokenizer.encode_batch(given) if given else [])
+        try:
+            encoded = iter(tokenizer.encode_batch(given) if given else [])
+        except Exception as e:  # the package raises nothing narrower
+            raise IndexFileError(
+                f"tokenizer '{os.fspath(path)}' cannot say {_unsayable(tokenizer, given)!r}: {e}; give it an unknown token "
+                "that is in its vocabulary, or index without it, by bytes"
+            ) from None
         ids = [next(encoded).ids if caption else [] for caption in captions]
         offsets = np.zeros(len(ids) + 1, np.int32)
         np.cumsum([len(each) for each in ids], out=offsets[1:])
@@ -98,16 +104,28 @@ def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
     return Tokenizer(TokenFacts(hashlib.blake2b(content, digest_size=16).hexdigest(), vocabulary, end), columns)
 
 
+def _unsayable(tokenizer: Any, captions: Sequence[str]) -> str:
+    """The first caption that a tokenizer has no tokens for, cut to what a message can show."""
+    for caption in captions:
+        try:
+            tokenizer.encode(caption)
+        except Exception:
+            return caption[:80]
+    return ""
+
+
 def checked_caption(caption: object) -> str | None:
-    """A caption as sources take it; an empty one is none.
+    """A caption as sources take it; a blank one is none.
 
     Raises:
         ValueError: it is no text, or holds half a surrogate pair, which no UTF-8 can say.
     """
-    if caption is None or caption == "":
+    if caption is None:
         return None
     if not isinstance(caption, str):
         raise ValueError(f"caption {repr(caption)[:80]} is no text")
+    if not caption.strip():
+        return None
     try:
         caption.encode()
     except UnicodeEncodeError:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .. import _packer
+from ..batch import NO_CLASS
 from ..errors import IndexFileError
 from .sources.remote import is_remote
 from .sources.rows import ROWS
@@ -44,6 +45,8 @@ class Survey:
         rows: good images.
         broken: rows in quarantine.
         unlabelled: good images without a label.
+        negatives: good images that are known to be of no class.
+        counts: good images of each class, up to the highest label.
         label_width: K, labels of an image at most.
         max_label: the highest label, −1 without any.
         captions: whether any good image has a caption.
@@ -57,6 +60,8 @@ class Survey:
     rows: int = 0
     broken: int = 0
     unlabelled: int = 0
+    negatives: int = 0
+    counts: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(0, np.int64))
     label_width: int = 1
     max_label: int = -1
     captions: bool = False
@@ -114,6 +119,8 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
         found.unlabelled += int((counts == 0).sum())
         found.label_width = max(found.label_width, int(counts.max()))
         found.max_label = max(found.max_label, int(labels.max(initial=-1)))
+        found.negatives += int((labels == NO_CLASS).sum())
+        found.counts = _added(found.counts, labels[(labels >= 0) & (labels < _MOST_UNNAMED)])
         found.formats.update(np.unique(good["format"].to_numpy()).tolist())
         found.containers |= not shard.endswith("/")
         found.captions |= good["caption"].null_count < len(good)
@@ -132,6 +139,12 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
     shards = (relative(shard, root) for shard in found.shards)
     found.render_fingerprint = render.digest(f"v{VERSION}", *tokenizer, *shards)
     return found
+
+
+def _added(counts: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    more = np.bincount(labels, minlength=len(counts))
+    more[: len(counts)] += counts
+    return more
 
 
 def class_names(classes: list[str] | None, max_label: int) -> list[str]:

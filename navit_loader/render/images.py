@@ -1,13 +1,17 @@
 """`pack_images`: images in memory → one `PackedBatch`, without an index, so that any torch `Dataset` works.
 
-In: arrays, PIL images or encoded bytes. Out: a batch with as many sequences as they need. Planned and rendered by the
-same engine
-as `PackedLoader`: image i of the list has `image_ids` i.
+In: paths, encoded bytes, PIL images or arrays. Out: a batch with as many sequences as they need. Planned and rendered by the
+same engine as `PackedLoader`: image i of the list has `image_ids` i. A path, its bytes, and what Pillow opens there give the
+same pixels: of a PIL image that is not loaded yet its file is taken, and whatever another has beside plain samples (an
+orientation, alpha, 16 bits, a colour profile) goes through the engine as a file.
 """
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from ..foreign import helpers
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = npt.NDArray[np.uint8] | bytes | Image.Image
+    Picture = str | os.PathLike[str] | npt.NDArray[np.uint8] | bytes | Image.Image
 
 
 def pack_images(
@@ -35,7 +39,7 @@ def pack_images(
     """Plans and renders images that are already in memory.
 
     Args:
-        images: u8 `[H, W, 3]` or `[H, W]` arrays, PIL images, or the bytes of image files.
+        images: paths or the bytes of image files, PIL images, or u8 `[H, W, 3]` or `[H, W]` arrays.
         config: `[plan]` and `[render]` are used; None is the default configuration. For evaluation pass
             `config.for_evaluation(...)`.
         labels: i64 `[N]` or `[N, K]`; None means unlabelled.
@@ -45,7 +49,8 @@ def pack_images(
         A batch of as many sequences as the images need. Bytes with a sound header that cannot be decoded have status 2.
 
     Raises:
-        PlanError: no image, or one of a shape or type that is none, or bytes that are no image; names its number.
+        PlanError: no image, a path that cannot be read, or one of a shape or type that is none, or bytes that are no image;
+            names its number.
     """
     config = LoaderConfig() if config is None else config
     if len(images) == 0:
@@ -81,10 +86,17 @@ def picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
     Raises:
         PlanError: it is no image; names its number.
     """
+    if isinstance(image, str | os.PathLike):
+        try:
+            return Path(image).read_bytes()
+        except OSError as e:
+            raise PlanError(f"images[{n}] = '{os.fspath(image)}' cannot be read: {e.strerror}") from None
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
-    if hasattr(image, "convert"):
-        image = np.asarray(image.convert("RGB"))
+    if hasattr(image, "getexif"):
+        image = _of_pil(n, image)
+        if isinstance(image, bytes):
+            return image
     array = np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, 2)
@@ -93,6 +105,64 @@ def picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
             f"images[{n}] is an array of {array.dtype} with shape {array.shape}; it must be u8 [H, W, 3] or [H, W]"
         )
     return np.ascontiguousarray(array)
+
+
+def _of_pil(n: int, image: Image.Image) -> npt.NDArray[np.uint8] | bytes:
+    """The file of a PIL image: its own, or a PNG file of it; or its samples, where they are plain colours.
+
+    Raises:
+        PlanError: it cannot be decoded, or its samples have no common range; names its number.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        if (data := _unread(image)) is not None:
+            return data
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("La", "PA", "RGBa"):
+            image = image.convert("RGBA" if image.mode == "PA" else image.mode.upper())
+        elif image.mode.startswith("I;16") and image.mode != "I;16":
+            image = image.convert("I;16")
+        elif image.mode == "I" and _of_16_bits(image):
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))
+        elif image.mode in ("F", "I"):
+            raise PlanError(
+                f"images[{n}] has samples of type '{image.mode}', which have no common range; give u8, or 16 bits a sample"
+            )
+        elif image.mode not in ("1", "L", "LA", "P", "I;16", "RGB", "RGBA"):
+            image = image.convert("RGB")
+        if image.mode in ("L", "RGB") and not {"transparency", "icc_profile"} & image.info.keys():
+            return np.asarray(image)
+        out = io.BytesIO()
+        # Stored: it is read again at once.
+        image.save(out, "PNG", compress_level=0, exif=b"")
+        return out.getvalue()
+    except (OSError, ValueError, SyntaxError) as e:
+        if isinstance(e, PlanError):
+            raise
+        raise PlanError(f"images[{n}] is a PIL image that cannot be read: {e}") from None
+
+
+def _unread(image: Image.Image) -> bytes | None:
+    """The bytes of the file that an image was opened from, if nothing was read or changed since then."""
+    from PIL import ImageFile
+
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None:
+        return None
+    # `tile` says what is still to be decoded, `decoderconfig` at which scale; a further frame is not what a file begins with.
+    if not image.tile or image.decoderconfig or image.tell():
+        return None
+    at = image.fp.tell()
+    image.fp.seek(0)
+    data: bytes = image.fp.read()
+    image.fp.seek(at)
+    return data
+
+
+def _of_16_bits(image: Image.Image) -> bool:
+    low, high = image.getextrema()
+    return isinstance(low, int | float) and isinstance(high, int | float) and low >= 0 and high <= 65535
 
 
 def picture_size(n: int, picture: npt.NDArray[np.uint8] | bytes) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 In: a model, an index, the run's configuration. Out: a `Score` per budget: accuracy, calibration, throughput. Each image is
 seen once over all ranks, in order, at the most patches that fit the budget, with nothing dropped and nothing random.
-An image that could not be read counts as wrong.
+An image that could not be read counts as wrong. One with several labels is right where the likeliest class is among them; one
+that is known to be of no class, which only a model of sigmoids is asked about, where no class reaches one half.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from navit_loader import PackedLoader, open_index
-from navit_loader.batch import FAILED, OK, PackedBatch
+from navit_loader.batch import FAILED, NO_CLASS, OK, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
 
@@ -38,7 +39,7 @@ class Score:
         patch_size: P.
         images: labelled images of the index, failed ones among them.
         failed: images that could not be read.
-        accuracy: share of `images` whose label is the likeliest class.
+        accuracy: share of `images` of which the likeliest class is a label.
         ece: expected calibration error of the likeliest class, 30 bins, over the images that were read.
         images_per_s: through loader and model.
         tokens_per_s: the same, in tokens.
@@ -160,26 +161,26 @@ def judge(
     answers = torch.zeros(4, rows, device=device)
     with PackedLoader(index, plan, rank=world.rank, world_size=world.size) as loader:
         if classes is not None and list(loader.classes) != list(classes):
-            raise ModelError(
-                f"'{index}' has the classes {_few(loader.classes)}, the model was trained on {_few(classes)}; "
-                "index a folder with the same class folders"
-            )
+            raise ModelError(other_classes(index, loader.classes, classes))
         start = time.perf_counter()
         for batch in loader:
-            label = torch.from_numpy(batch.labels[..., 0]).to(device)
+            labels = torch.from_numpy(batch.labels).to(device)
             status = torch.from_numpy(batch.status).to(device)
             chance, guess = predict(model, batch, device, sigmoid).max(-1)
-            ok = (status == OK) & (label >= 0)
-            right = ok & (guess == label)
-            failed = (status == FAILED) & (label >= 0)
+            none = (labels[..., 0] == NO_CLASS) & sigmoid
+            judged = (labels[..., 0] >= 0) | none
+            ok = (status == OK) & judged
+            hit = ok & (labels == guess[..., None]).any(-1)
+            right = hit | (ok & none & (chance < 0.5))
+            failed = (status == FAILED) & judged
             totals += torch.stack([right.sum(), ok.sum(), failed.sum(), (status == OK).sum()])
             place = (chance * BINS).long().clamp(max=BINS - 1)[ok]
-            for bin_, value in zip(bins, (torch.ones_like(chance), chance, right), strict=True):
+            for bin_, value in zip(bins, (torch.ones_like(chance), chance, hit), strict=True):
                 bin_.index_add_(0, place, value[ok].double())
             there = (status == FAILED) | ok
             row = torch.from_numpy(batch.image_ids).to(device)[there]
             took = members(torch.from_numpy(batch.segment_ids).to(device), status.shape[1], torch.float32).sum(-1)
-            answers[:, row] = torch.stack([chance * ok, right.float(), took, (label >= 0).float()])[:, there]
+            answers[:, row] = torch.stack([chance * ok, right.float(), took, judged.float()])[:, there]
             slots += batch.segment_ids.size
             filled += batch.num_tokens
         seconds = time.perf_counter() - start
@@ -246,6 +247,14 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], outside: bool) -
     if outside:
         lines.append("* outside the sizes seen in training")
     return "\n".join(lines)
+
+
+def other_classes(index: str, found: Sequence[str], wanted: Sequence[str], train: str = "") -> str:
+    """Why an index cannot be scored: its classes are not those of the model. `train` is the index that it learns from."""
+    return (
+        f"'{index}' has the classes {_few(found)}, the model was trained on {_few(wanted)}; index it again with --classes "
+        f"{train or 'FROM, the index of its training'}"
+    )
 
 
 def _few(names: Sequence[str]) -> str:

@@ -12,8 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from navit_loader.batch import OK, PackedBatch
+from navit_loader.batch import NO_CLASS, OK, PackedBatch
 from navit_loader.errors import ModelError
+
+
+def learnt(batch: PackedBatch, kind: Literal["softmax", "sigmoid"]) -> Tensor:
+    """bool `[B, E]`: images that were read and have a label; for sigmoid also those that are known to be of no class."""
+    first = batch.labels[..., 0]
+    labelled = first >= 0
+    if kind == "sigmoid":
+        labelled = labelled | (first == NO_CLASS)
+    found: Tensor = (batch.status == OK) & labelled
+    return found
 
 
 def classification_loss(
@@ -27,7 +37,8 @@ def classification_loss(
 
     Args:
         logits: `[B, E, classes]`, float.
-        batch: on the same device; `labels` `[B, E, K]`. Softmax takes the first label, sigmoid any number of them.
+        batch: on the same device; `labels` `[B, E, K]`. Softmax takes the first label, sigmoid any number of them, none among
+            them (`NO_CLASS`).
         kind: `softmax`, or `sigmoid`: one binary decision per class, summed over the classes (NaViT, section 3).
         label_smoothing: share of the target that is spread over all classes.
 
@@ -42,7 +53,7 @@ def classification_loss(
     on_host = batch.labels.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_host and batch.labels.numel() and (most := int(batch.labels.max())) >= classes:
         raise ModelError(f"an image has the label {most}, but there are {classes} classes; mend the index")
-    counts = (batch.status == OK) & (batch.labels[..., 0] >= 0)
+    counts = learnt(batch, kind)
     logits = logits.float().masked_fill(~counts[..., None], 0.0)
     if kind == "softmax":
         target = batch.labels[..., 0].masked_fill(~counts, 0)

@@ -91,6 +91,10 @@ class Task(ABC):
             ModelError: names what is wrong with it.
         """
 
+    def notes(self, loader: Loader) -> list[str]:
+        """What a run says before its first step: how its data are learnt otherwise than one may expect."""
+        return []
+
     @abstractmethod
     def count(self, batch: PackedBatch) -> Tensor:
         """Images of the batch that have a loss; a scalar on the batch's device. No host value is read."""

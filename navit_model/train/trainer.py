@@ -138,6 +138,8 @@ class Trainer:
         log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         if self.step:
             log.say(f"going on from step {self.step} of '{self.out}'")
+        for note in self.task.notes(self.loader):
+            log.say(note)
         if config.decode != "cpu":
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.loader.measured.items())
             log.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))

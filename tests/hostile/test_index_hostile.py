@@ -253,7 +253,7 @@ def test_labels_and_keys_that_make_no_sense(tmp_path: Path) -> None:
         "list.json": (b"[1]", "not a JSON object"),
         "deep.json": (b"[" * 100_000, "'deep.json'"),
         "half.json": (b'{"label": 1', "'half.json'"),
-        "float.json": (b'{"label": 1.5}', "'1.5' is not a number"),
+        "float.json": (b'{"label": 1.5}', "label 1.5 is not a number"),
         "number.json": (b'{"caption": 4}', "caption 4 is no text"),
         "huge.txt": (b"x" * (1 << 20) + b"x", "1048577 bytes"),
     }
@@ -276,14 +276,18 @@ def test_keys_that_stand_twice(tmp_path: Path) -> None:
             ("b.cls", b"1"),
             ("b.cls", b"2"),
             ("c.png", PNG),
+            ("c.cls", b"1"),
+            ("c.CLS", b"2"),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     build_index(tmp_path / "x.tar", tmp_path / "x.arrow")
-    assert [row["name"] for row in open_index(tmp_path / "x.arrow").table().to_pylist()] == ["a.png", "c.png"]
+    kept = open_index(tmp_path / "x.arrow").table().to_pylist()
+    assert [(row["name"], row["label"]) for row in kept] == [("a.png", -1), ("b.png", 2)]
     found = reasons(tmp_path / "x.arrow")
-    assert "key stands twice" in found["a.jpg"] and "'b.cls' stands twice" in found["b.png"]
+    assert "its key has the image 'a.png' already" in found["a.jpg"]
+    assert "'c.CLS' stands twice in this tar, in small and capital letters" in found["c.png"]
 
 
 @pytest.mark.parametrize(

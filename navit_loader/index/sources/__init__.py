@@ -56,9 +56,20 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
 
 def _open(path: str) -> Source:
     if os.path.isdir(path):
+        if any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+            raise IndexFileError(
+                f"'{path}' was written by save_to_disk; write Parquet in its place: load_from_disk(…).to_parquet('x.parquet')"
+            )
         return FolderSource(path)
     if not os.path.exists(path):
-        raise IndexFileError(f"no such file or folder: '{path}'")
+        hint = (
+            "; leave the quotes away, or write a range as in 'shard-{000..127}.tar'" if set(path) & set("*?[") else ""
+        )
+        raise IndexFileError(f"no such file or folder: '{path}'{hint}")
+    if path.lower().endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise IndexFileError(
+            f"'{path}' is a compressed tar, whose members cannot be read in place; decompress it first, as with gunzip"
+        )
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".tar":
         return TarSource(path)

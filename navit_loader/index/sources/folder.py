@@ -16,7 +16,7 @@ import pyarrow as pa
 from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
-from .rows import IMAGE_SUFFIXES, Job, KnownFiles, make_rows, single_labels, text_names
+from .rows import IMAGE_SUFFIXES, Job, KnownFiles, kind_of, make_rows, single_labels, text_names
 
 CHUNK = 8192
 """Files probed at once: small enough for lively progress and little lost work, large enough to keep threads busy."""
@@ -35,15 +35,15 @@ class FolderSource:
         self.shard = os.path.join(path, "")
         self._names: list[bytes] = []
         self._problems: list[tuple[bytes, str]] = []
-        self._ignored = 0
+        self._others: dict[bytes, tuple[int, bytes]] = {}
 
-    def prepare(self) -> list[str] | None:
+    def prepare(self, given: bool) -> list[str] | None:
         """Walks the tree. Returns the names of the top folders that hold images, sorted by their bytes.
 
         Raises:
             IndexFileError: the folder itself cannot be read.
         """
-        self._names, self._problems, self._ignored = walk(os.fsencode(self.shard))
+        self._names, self._problems, self._others = walk(os.fsencode(self.shard))
         tops = sorted({name.split(b"/", 1)[0] for name in self._names if b"/" in name})
         return [top.decode(errors="backslashreplace") for top in tops]
 
@@ -53,7 +53,8 @@ class FolderSource:
         Raises:
             IndexFileError: a folder that the class table lacks.
         """
-        job.ignored += self._ignored
+        for end, (count, name) in self._others.items():
+            job.leave_out(kind_of(end), self.shard + name.decode(errors="backslashreplace"), count)
         labels = np.full(len(self._names), -1, np.int64)
         ids: dict[bytes, int] = {}
         for i, name in enumerate(self._names):
@@ -102,19 +103,19 @@ def probe_part(
     return make_rows(shard, text, columns | probed, reasons | unreadable)
 
 
-def walk(root: bytes) -> tuple[list[bytes], list[tuple[bytes, str]], int]:
+def walk(root: bytes) -> tuple[list[bytes], list[tuple[bytes, str]], dict[bytes, tuple[int, bytes]]]:
     """All image files beneath `root`, by extension.
 
     Returns:
-        Names relative to `root`, sorted by their bytes; (folder, reason) for each folder that was not entered; and how
-        many other files there are.
+        Names relative to `root`, sorted by their bytes; (folder, reason) for each folder that was not entered; and of other
+        files, by the lower-case end of their names (`.` for hidden ones), how many there are and one of them.
 
     Raises:
         IndexFileError: `root` itself cannot be read.
     """
     names: list[bytes] = []
     problems: list[tuple[bytes, str]] = []
-    ignored = 0
+    others: dict[bytes, tuple[int, bytes]] = {}
     pending: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", ())]
     while pending:
         prefix, above = pending.pop()
@@ -127,18 +128,22 @@ def walk(root: bytes) -> tuple[list[bytes], list[tuple[bytes, str]], int]:
             with os.scandir(root + prefix) as entries:
                 for entry in entries:
                     name = entry.name
+                    _, dot, end = name.rpartition(b".")
+                    end = end.lower() if dot else b""
                     if name.startswith(b"."):
-                        ignored += 1
+                        end = b"."
                     elif entry.is_dir():
                         pending.append((prefix + name + b"/", (*above, here)))
-                    elif name.rpartition(b".")[2].lower() in _SUFFIXES and b"." in name:
+                        continue
+                    elif end in _SUFFIXES:
                         names.append(prefix + name)
-                    else:
-                        ignored += 1
+                        continue
+                    count, first = others.get(end, (0, prefix + name))
+                    others[end] = (count + 1, min(first, prefix + name))
         except OSError as e:
             if not prefix:
                 raise IndexFileError(f"folder '{os.fsdecode(root)}' cannot be read: {e.strerror}") from None
             problems.append((prefix, f"folder cannot be read: {e.strerror}"))
     names.sort()
     problems.sort()
-    return names, problems, ignored
+    return names, problems, others

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from ...errors import IndexFileError
 from ..tokens import checked_caption
 from .folder import CHUNK, probe_part
-from .rows import Job, KnownFiles, label_lists, resolve_label
+from .labels import Labels, as_text, resolve_label
+from .rows import Job, KnownFiles, label_lists
 
 MANIFESTS = frozenset({".csv", ".jsonl", ".parquet"})
 """Extensions of manifests."""
@@ -40,11 +41,13 @@ class ManifestSource:
     Args:
         shard: the folder that holds all of them, absolute, ending in `/`.
         entries: by absolute path.
+        labels: what the labels of each manifest are, together.
     """
 
-    def __init__(self, shard: str, entries: dict[str, _Entry]) -> None:
+    def __init__(self, shard: str, entries: dict[str, _Entry], labels: Labels) -> None:
         self.shard = shard
         self._found = entries
+        self._labels = labels
         pairs = ((os.fsencode(full[len(shard) :]), entry) for full, entry in entries.items())
         self._entries = sorted(pairs, key=lambda pair: pair[0])
 
@@ -53,11 +56,14 @@ class ManifestSource:
         """Reads one manifest at an absolute path.
 
         Raises:
-            IndexFileError: it cannot be read, has no `path` column, names a file twice, or names nothing.
+            IndexFileError: it cannot be read, has no `path` column, names a file twice, or names nothing; or its labels cannot
+                be told.
         """
         base = os.path.dirname(path)
         found: dict[str, _Entry] = {}
+        columns = dict.fromkeys(pq.read_schema(path).names if path.lower().endswith(".parquet") else ())
         for line, entry in _read(path):
+            columns |= dict.fromkeys(entry)
             place = f"'{path}' line {line}"
             name = entry.get("path")
             if not isinstance(name, str) or not name or "\0" in name:
@@ -69,10 +75,18 @@ class ManifestSource:
             _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, entry.get("label"), caption))
         if not found:
             raise IndexFileError(f"'{path}' names no image")
+        labels = Labels.of((entry.place, entry.label) for entry in found.values())
+        if labels.doubt:
+            raise IndexFileError(labels.doubt)
+        if "label" not in columns and len(columns) > 1 + ("caption" in columns):
+            labels.notes.append(
+                f"'{path}' has no column 'label'; its columns: {', '.join(columns)}. Rename the one with the labels, if there "
+                "is one"
+            )
         prefix = os.path.join(base, "")
         if not all(full.startswith(prefix) for full in found):
             prefix = os.path.join(os.path.commonpath([os.path.dirname(full) for full in found]), "")
-        return cls(prefix, found)
+        return cls(prefix, found, labels)
 
     @classmethod
     def merged(cls, sources: Sequence[ManifestSource]) -> list[ManifestSource]:
@@ -87,7 +101,7 @@ class ManifestSource:
                 entries = dict(found[-1]._found)
                 for full, entry in source._found.items():
                     _add(entries, full, entry)
-                found[-1] = cls(found[-1].shard, entries)
+                found[-1] = cls(found[-1].shard, entries, found[-1]._labels.with_those_of(source._labels))
             else:
                 found.append(source)
         return found
@@ -96,14 +110,15 @@ class ManifestSource:
         """An image of this source that lies in a folder (ending in `/`), if there is one."""
         return next((full for full in self._found if full.startswith(folder)), None)
 
-    def prepare(self) -> list[str] | None:
-        """Returns the class names in use, sorted; None where every label is a number."""
-        given = (entry.label for entry in self._found.values())
-        labels = [each for label in given for each in (label if isinstance(label, list) else [label])]
-        names = {label for label in labels if isinstance(label, str) and label}
-        if all(_is_number(name) for name in names):
-            return None
-        return sorted(names)
+    def prepare(self, given: bool) -> list[str] | None:
+        """Returns the class names in use, sorted; None where every label is a number.
+
+        Raises:
+            IndexFileError: names and numbers are mixed, and no class table is given.
+        """
+        if not given and self._labels.mixed:
+            raise IndexFileError(self._labels.mixed)
+        return sorted(self._labels.names) or None
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the files named; see `Source.scan`.
@@ -111,6 +126,7 @@ class ManifestSource:
         Raises:
             IndexFileError: a label that is no number and in no class table.
         """
+        job.notes += self._labels.notes
         names = [name for name, _ in self._entries]
         known = KnownFiles.look_up(job.known.get(self.shard), names)
         for start in range(0, len(names), CHUNK):
@@ -132,14 +148,6 @@ def _add(entries: dict[str, _Entry], full: str, entry: _Entry) -> None:
     entries[full] = entry
 
 
-def _is_number(text: str) -> bool:
-    try:
-        int(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _read(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, entry) for each line; rows of Parquet count from 1."""
     try:
@@ -149,18 +157,48 @@ def _read(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from _read_csv(path)
         else:
             yield from _read_json_lines(path)
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
+    except UnicodeDecodeError as e:
+        raise IndexFileError(f"manifest '{path}' is not UTF-8{_where(path)}; save it as UTF-8 ({e.reason})") from None
+    except (OSError, pa.ArrowException) as e:
         raise IndexFileError(f"manifest '{path}' cannot be read: {e}") from None
 
 
+def _where(path: str) -> str:
+    """The first line of a file that is not UTF-8, or the encoding that its mark names."""
+    with open(path, "rb") as file:
+        if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return " but UTF-16"
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f" in line {number}"
+    return ""
+
+
 def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        _need_path(path, reader.fieldnames or ())
-        for entry in reader:
-            if None in entry or None in entry.values():
-                raise IndexFileError(f"'{path}' line {reader.line_num}: not as many fields as the header has")
-            yield reader.line_num, entry
+    # One caption may be longer than the module's own limit for a field, which stands for the whole process.
+    limit = csv.field_size_limit(1 << 30)
+    line = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header: list[str] = []
+            for row in reader:
+                line = reader.line_num
+                if not header:
+                    header = [name.strip() for name in row]
+                    _need_path(path, header)
+                elif row:
+                    if len(row) != len(header):
+                        raise IndexFileError(f"'{path}' line {line}: not as many fields as the header has")
+                    yield line, dict(zip(header, row, strict=True))
+            if not header:
+                _need_path(path, header)
+    except csv.Error as e:
+        raise IndexFileError(f"'{path}' line {line + 1}: {e}; is a quote left open?") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -186,7 +224,7 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for batch in file.iter_batches(columns=wanted):
             for entry in batch.to_pylist():
                 number += 1
-                yield number, entry
+                yield number, {name: as_text(value) for name, value in entry.items()}
 
 
 def _need_path(path: str, names: Any) -> None:
@@ -195,3 +233,6 @@ def _need_path(path: str, names: Any) -> None:
         raise IndexFileError(
             f"manifest '{path}' has no column 'path'{images}; its columns: {', '.join(names) or 'none'}"
         )
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise IndexFileError(f"manifest '{path}' has the column '{twice}' twice in its header; rename one")

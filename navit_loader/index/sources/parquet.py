@@ -21,8 +21,9 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
+from .labels import Labels, as_text, resolve_label
 from .remote import RemoteFile, is_remote, stamp
-from .rows import Job, checked_classes, known_container, label_lists, make_rows, resolve_label
+from .rows import Job, checked_classes, known_container, label_lists, make_rows
 
 _USUAL = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
 """Names of image columns, the likeliest first, where a file has several binary ones."""
@@ -32,10 +33,15 @@ def image_column(schema: pa.Schema) -> str | None:
     """The leaf column with the images: of a struct with `bytes`, or binary itself. None where there is none.
 
     Raises:
-        ValueError: several columns hold binary values, and none has a usual name.
+        ValueError: several columns hold binary values, and none has a usual name; or images lie in a way that cannot be read.
     """
     found: dict[str, str] = {}
+    unread = ""
     for field in schema:
+        if pa.types.is_fixed_size_binary(field.type):
+            unread = f"column '{field.name}' holds binary values of a fixed size; write it as binary"
+        elif pa.types.is_list(field.type) and image_column(pa.schema([("image", field.type.value_type)])):
+            unread = f"column '{field.name}' holds lists of images; write a row for each image"
         if _is_binary(field.type):
             found[field.name] = field.name
         elif pa.types.is_struct(field.type):
@@ -47,6 +53,8 @@ def image_column(schema: pa.Schema) -> str | None:
             return found[name]
     if found:
         raise ValueError(f"several columns hold binary values ({', '.join(found)}); name the one of the images 'image'")
+    if unread and "path" not in schema.names:
+        raise ValueError(unread)
     return None
 
 
@@ -62,9 +70,15 @@ def holds_images(path: str) -> bool:
         IndexFileError: it is no Parquet, or several of its columns may be the images.
     """
     try:
-        return image_column(pq.read_schema(readable(path))) is not None
+        if image_column(pq.read_schema(readable(path))) is None:
+            return False
+        with pq.ParquetFile(readable(path)) as file:
+            if not file.metadata.num_rows:
+                raise ValueError("it has no rows")
+        return True
     except (OSError, pa.ArrowException, ValueError) as e:
-        raise IndexFileError(f"'{path}' cannot be indexed: {e}") from None
+        locked = "it is encrypted; write it without a key: " if "crypt" in str(e) else ""
+        raise IndexFileError(f"'{path}' cannot be indexed: {locked}{e}") from None
 
 
 class ParquetSource:
@@ -81,26 +95,51 @@ class ParquetSource:
         self._label = "label" if "label" in schema.names else None
         self._caption = next((name for name in ("caption", "text") if name in schema.names), None)
         self._classes = _features(schema, path)
+        self._notes: list[str] = []
+        if self._label is None and len(schema.names) > 1 + (self._caption is not None):
+            self._notes.append(
+                f"'{path}' has no column 'label'; its columns: {', '.join(schema.names)}. Rename the one with the labels, if "
+                "there is one"
+            )
 
-    def prepare(self) -> list[str] | None:
-        """The class names of the schema's metadata, or those in use; None where labels are numbers."""
+    def prepare(self, given: bool) -> list[str] | None:
+        """The class names of the schema's metadata, or those in use; None where labels are numbers.
+
+        Raises:
+            IndexFileError: names and numbers are mixed, and no class table is given.
+        """
         if self._classes is not None or self._label is None:
             return self._classes
-        names = {name for label in self._read(self._label) for name in _flat(label) if isinstance(name, str)}
-        return sorted(name for name in names if name) or None
+        labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(self._read(self._label)))
+        if labels.mixed and not given:
+            raise IndexFileError(labels.mixed)
+        self._notes += labels.notes
+        return sorted(labels.names) or None
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Reads the column of images page by page; see `Source.scan`. A file known unchanged is not read."""
+        job.notes += self._notes
         length, mtime_ns = stamp(self.shard)
         if (known := known_container(job, self.shard, (length, mtime_ns))) is not None:
             yield 1.0, known
             return
-        columns: dict[str, Any] = {**_packer.probe_parquet(os.fsencode(self.shard), self._column, helpers())}
+        try:
+            columns: dict[str, Any] = {**_packer.probe_parquet(os.fsencode(self.shard), self._column, helpers())}
+        except IndexFileError as e:
+            raise self._locked() or e from None
         n = len(columns["length"])
         reasons = dict(columns["errors"])
+        if self._column.endswith(".bytes") and len(reasons) == n and not columns["length"].any():
+            raise IndexFileError(
+                f"'{self.shard}': the rows of column '{self._column.removesuffix('.bytes')}' hold paths and no bytes; write it "
+                "with embed_external_files, or name the files in a manifest with a column 'path'"
+            )
         labels: list[list[int]] = [[]] * n
         captions: list[str | None] = [None] * n
-        for i, label in enumerate(self._read(self._label) if self._label else ()):
+        given = list(self._read(self._label)) if self._label else []
+        if doubt := Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(given)).doubt:
+            raise IndexFileError(doubt)
+        for i, label in enumerate(given):
             try:
                 labels[i] = resolve_label(self._named(label), job.classes)
             except ValueError as e:
@@ -121,6 +160,16 @@ class ParquetSource:
         names = pa.array([f"{self._column}/{i:0{width}d}" for i in range(n)], pa.large_utf8())
         yield 1.0, make_rows(self.shard, names, columns, reasons)
 
+    def _locked(self) -> IndexFileError | None:
+        """That the column of images is encrypted, if it is: the names of columns may be open all the same."""
+        try:
+            with pq.ParquetFile(readable(self.shard)) as file:
+                next(file.iter_batches(1, columns=[self._column]), None)
+        except (OSError, pa.ArrowException) as e:
+            if "crypt" in str(e):
+                return IndexFileError(f"'{self.shard}' is encrypted; write it without a key")
+        return None
+
     def _named(self, label: Any) -> Any:
         """A number of the schema's own class table as a name, so that it means the same in any table."""
         if isinstance(label, list):
@@ -135,17 +184,19 @@ class ParquetSource:
         try:
             with pq.ParquetFile(readable(self.shard)) as file:
                 for batch in file.iter_batches(columns=[column]):
-                    yield from batch.column(0).to_pylist()
+                    yield from map(as_text, batch.column(0).to_pylist())
+        except UnicodeDecodeError:
+            raise IndexFileError(
+                f"'{self.shard}': column '{column}' holds bytes that are no UTF-8; write it as text"
+            ) from None
         except (OSError, pa.ArrowException) as e:
             raise IndexFileError(f"'{self.shard}' cannot be read: {e}") from None
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _flat(label: Any) -> list[Any]:
-    return label if isinstance(label, list) else [label]
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _features(schema: pa.Schema, path: str) -> list[str] | None:

@@ -18,7 +18,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from .folder import CHUNK
-from .rows import IMAGE_SUFFIXES, Job, KnownFiles, make_rows, single_labels, text_names
+from .rows import IMAGE_SUFFIXES, Job, KnownFiles, kind_of, make_rows, single_labels, text_names
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 """What a URL may start with."""
@@ -95,17 +95,19 @@ class BucketSource:
     def __init__(self, url: str) -> None:
         self.shard = url
         self._objects: list[tuple[str, int, int]] = []
-        self._ignored = 0
+        self._others: list[str] = []
 
-    def prepare(self) -> list[str] | None:
+    def prepare(self, given: bool) -> list[str] | None:
         """Lists the objects. Returns the names of the top folders that hold images.
 
         Raises:
             IndexFileError: the bucket refuses, or the server has no listing.
         """
         found = _packer.remote_list(self.shard)
-        self._objects = sorted((each for each in found if _is_image(each[0])), key=lambda each: each[0].encode())
-        self._ignored = len(found) - len(self._objects)
+        self._objects = sorted(
+            (each for each in found if _end(each[0]) in IMAGE_SUFFIXES), key=lambda each: each[0].encode()
+        )
+        self._others = [key for key, *_ in found if _end(key) not in IMAGE_SUFFIXES and not key.endswith("/")]
         return sorted({key.split("/", 1)[0] for key, *_ in self._objects if "/" in key}, key=str.encode)
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
@@ -114,7 +116,8 @@ class BucketSource:
         Raises:
             IndexFileError: a folder that the class table lacks.
         """
-        job.ignored += self._ignored
+        for key in self._others:
+            job.leave_out(kind_of(_end(key).encode()), self.shard + key)
         names = [key.encode() for key, *_ in self._objects]
         known = KnownFiles.look_up(job.known.get(self.shard), names)
         for start in range(0, len(names), CHUNK):
@@ -152,7 +155,7 @@ class BucketSource:
         return job.classes[top]
 
 
-def _is_image(key: str) -> bool:
-    stem, dot, suffix = key.rpartition("/")[2].rpartition(".")
-    hidden = any(part.startswith(".") for part in key.split("/"))
-    return bool(stem and dot) and suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _end(key: str) -> str:
+    """The lower-case end of a key's name; `.` where any part of it is hidden."""
+    _, dot, end = key.rpartition("/")[2].rpartition(".")
+    return "." if any(part.startswith(".") for part in key.split("/")) else end.lower() if dot else ""

@@ -7,7 +7,7 @@ broken one carries its reason. They go into the journal of a build and from ther
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,13 +16,29 @@ import pyarrow.compute as pc
 
 from ...errors import IndexFileError
 
-_READ_BY_THE_ENGINE = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
+_READ_BY_THE_ENGINE = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "mpo",
+    "png",
+    "apng",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+)
 _READ_BY_PILLOW = (
     "avif",
     "heif",
     "heic",
+    "hif",
     "jp2",
     "j2k",
+    "j2c",
     "jpx",
     "ppm",
     "pgm",
@@ -37,6 +53,9 @@ _READ_BY_PILLOW = (
 
 IMAGE_SUFFIXES = frozenset(_READ_BY_THE_ENGINE + _READ_BY_PILLOW)
 """Extensions, in lower case, of files that are taken for images; whether they are is for the probe to say."""
+
+HIDDEN = "hidden"
+"""The reason for which hidden files are left out."""
 
 ROWS = pa.schema(
     [
@@ -75,8 +94,15 @@ class Source(Protocol):
     @property
     def shard(self) -> str: ...  # noqa: D102
 
-    def prepare(self) -> list[str] | None:
-        """Looks around, before any header is read. Returns the class names found, or None where labels are numbers."""
+    def prepare(self, given: bool) -> list[str] | None:
+        """Looks around, before any header is read.
+
+        Args:
+            given: a class table is given, so that this source need not make one of its labels.
+
+        Returns:
+            The class names found, or None where labels are numbers.
+        """
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Yields (share of this source done, rows), the rows in the order of their names' bytes."""
@@ -92,7 +118,8 @@ class Job:
         tokenize: captions → the columns `caption_tokens` and `caption_ids`; see `tokens.Tokenizer`.
         threads: probing threads.
         reused: rows taken over from `known` so far.
-        ignored: files that are no images so far.
+        left_out: files and members that no row stands for so far, by reason: how many, and one of them.
+        notes: what may surprise whoever reads the index.
     """
 
     classes: Mapping[str, int] | None
@@ -100,7 +127,20 @@ class Job:
     tokenize: Callable[[Sequence[str | None]], dict[str, Any]]
     threads: int
     reused: int = 0
-    ignored: int = 0
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def leave_out(self, reason: str, example: str, count: int = 1) -> None:
+        """Counts what has no row. The reason says what it is, in words that go after a number."""
+        before, first = self.left_out.get(reason, (0, example))
+        self.left_out[reason] = (before + count, first)
+
+
+def kind_of(end: bytes) -> str:
+    """The reason, for `Job.leave_out`, of a file whose name is that of no image: by its end, `.` where it is hidden."""
+    if end == b".":
+        return HIDDEN
+    return f"of kind '.{end.decode(errors='backslashreplace')[:40]}'" if end else "whose names have no end such as .jpg"
 
 
 def make_rows(shard: str, names: pa.Array, columns: Mapping[str, Any], reasons: Mapping[int, str]) -> pa.RecordBatch:
@@ -173,37 +213,10 @@ def label_lists(labels: Sequence[Sequence[int]]) -> pa.ListArray:
 
 def single_labels(labels: np.ndarray[Any, Any]) -> pa.ListArray:
     """i64 labels, −1 for none, as lists of one or none."""
-    given = labels >= 0
+    given = labels != -1
     offsets = np.zeros(len(labels) + 1, np.int32)
     np.cumsum(given, out=offsets[1:])
     return pa.ListArray.from_arrays(offsets, pa.array(labels[given], pa.int64()))
-
-
-def resolve_label(value: Any, classes: Mapping[str, int] | None) -> list[int]:
-    """A label as people write it (number, numeral, class name, or a list of these; empty for none) as label numbers.
-
-    Raises:
-        ValueError: says what is wrong with the value.
-    """
-    if value is None or value == "":
-        return []
-    if isinstance(value, list | tuple):
-        return sorted({label for each in value for label in resolve_label(each, classes)})
-    if classes is not None and isinstance(value, str) and value in classes:
-        return [classes[value]]
-    try:
-        if isinstance(value, bool | float) and value != int(value):
-            raise ValueError
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        hint = "is in no class table" if classes else "is not a number, and there is no class table (--classes FROM)"
-        raise ValueError(f"label {str(value)[:80]!r} {hint}") from None
-    if number == -1:
-        return []
-    most = 2**31 if classes is None else len(classes)
-    if not 0 <= number < most:
-        raise ValueError(f"label {number} is out of range; allowed: 0 to {most - 1}, or -1 for none")
-    return [number]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """A WebDataset tar: images with `.cls`, `.txt` or `.json` beside them, grouped by key, read in place.
 
-In: a plain tar. Out: rows whose offset and length point into it. The key is all of a member's name before the first
-dot of its base name. `.cls` holds a label, `.txt` a caption, `.json` an object with `label` (or `cls`) and `caption`
-(or `text`).
+In: a plain tar. Out: rows whose offset and length point into it. Which members belong together is for `keys` to say.
+`.cls` holds a label, `.txt` a caption, `.json` an object with `label` (or `cls`) and `caption` (or `text`).
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
+from .keys import AGAIN, TEXTS, group
+from .labels import Labels, resolve_label
 from .remote import stamp
-from .rows import IMAGE_SUFFIXES, Job, known_container, label_lists, make_rows, resolve_label, text_names
+from .rows import IMAGE_SUFFIXES, Job, kind_of, known_container, label_lists, make_rows, text_names
 
-_TEXTS = ["cls", "txt", "json"]
 _Sides = dict[bytes, tuple[bytes | None, str | None]]
 
 
@@ -43,7 +43,7 @@ class TarSource:
             raise IndexFileError(f"the path {path!r} is not UTF-8; rename it") from None
         self.shard = path
 
-    def prepare(self) -> list[str] | None:
+    def prepare(self, given: bool) -> list[str] | None:
         """None: tars name no classes."""
         return None
 
@@ -53,30 +53,40 @@ class TarSource:
         if (known := known_container(job, self.shard, (length, mtime_ns))) is not None:
             yield 1.0, known
             return
-        found = _packer.probe_tar(os.fsencode(self.shard), sorted(IMAGE_SUFFIXES), _TEXTS, helpers())
-        job.ignored += found["others"]
-        raw: list[bytes] = found["names"]
+        found = _packer.probe_tar(os.fsencode(self.shard), sorted(IMAGE_SUFFIXES), list(TEXTS), helpers())
+        for end, count, name in found["others"]:
+            job.leave_out(kind_of(end), self._uri(name), count)
+        sides, repeated, older = _side_files(found["texts"])
+        grouped = group(found["names"], sides)
+        grouped.left_out[AGAIN] += older
+        for reason, members in grouped.left_out.items():
+            if members:
+                job.leave_out(reason, self._uri(members[0]), len(members))
+        raw = [found["names"][i] for i in grouped.rows]
         n = len(raw)
-        reasons = dict(found["errors"])
-        sides, repeated = _side_files(found["texts"])
+        broken = dict(found["errors"])
+        reasons: dict[int, str] = {}
+        for at, i in enumerate(grouped.rows):
+            if why := broken.get(i) or grouped.reasons.get(i):
+                reasons[at] = why
         labels: list[list[int]] = []
         captions: list[str | None] = []
-        seen: set[bytes] = set()
-        for i, name in enumerate(raw):
-            key = _key(name)
-            if key in seen:
-                reasons.setdefault(i, "its key stands twice in this tar; the first image is used")
-            seen.add(key)
+        said: list[tuple[str, Any]] = []
+        for at, stem in enumerate(grouped.stems):
             label: list[int] = []
             caption = None
             try:
-                if key in repeated:
-                    raise ValueError(f"'{repeated[key]}' stands twice in this tar")
-                label, caption = _annotations(key, sides, job)
+                if at not in reasons:
+                    if stem in repeated:
+                        raise ValueError(f"'{repeated[stem]}' stands twice in this tar, in small and capital letters")
+                    label, caption, value = _annotations(stem, sides, job)
+                    said.append((self._uri(raw[at]), value))
             except ValueError as e:
-                reasons.setdefault(i, str(e))
+                reasons[at] = str(e)
             labels.append(label)
             captions.append(caption)
+        if doubt := Labels.of(said).doubt:
+            raise IndexFileError(doubt)
         if found["fault"]:
             # One more row stands for the tar as a whole.
             reasons[n] = found["fault"]
@@ -84,7 +94,7 @@ class TarSource:
         order = np.array(sorted(range(n), key=raw.__getitem__) + [n] * extra, np.int64)
         names, unreadable = text_names([*raw, *([b""] * extra)])
         columns: dict[str, Any] = {
-            name: np.concatenate([found[name], np.zeros(extra, found[name].dtype)])[order]
+            name: np.concatenate([found[name][grouped.rows], np.zeros(extra, found[name].dtype)])[order]
             for name in ("offset", "length", "check", "width", "height", "orientation", "format")
         }
         captions = [*captions, *([None] * extra)]
@@ -108,35 +118,40 @@ class TarSource:
             ),
         )
 
-
-def _key(name: bytes) -> bytes:
-    folder, slash, base = name.rpartition(b"/")
-    return folder + slash + base.partition(b".")[0]
+    def _uri(self, name: bytes) -> str:
+        return f"{self.shard}#{name.decode(errors='backslashreplace')}"
 
 
-def _side_files(texts: list[tuple[bytes, bytes | None, str | None]]) -> tuple[_Sides, dict[bytes, str]]:
-    """Label and caption files by lower-case name, and the keys that have two of one kind, with its name."""
+def _side_files(
+    texts: list[tuple[bytes, bytes | None, str | None]],
+) -> tuple[_Sides, dict[bytes, str], list[bytes]]:
+    """Label and caption files by name with its end in lower case, the last of each name; the stems that have two of one kind,
+    with the name of one; and the names that stood there before."""
     sides: _Sides = {}
+    written: dict[bytes, bytes] = {}
     repeated: dict[bytes, str] = {}
+    older: list[bytes] = []
     for name, content, reason in texts:
-        key = _key(name)
-        own = key + name[len(key) :].lower()
-        if own in sides:
-            repeated[key] = name.decode(errors="backslashreplace")
+        stem, _, end = name.rpartition(b".")
+        own = stem + b"." + end.lower()
+        if written.setdefault(own, name) != name:
+            repeated[stem] = name.decode(errors="backslashreplace")
+        elif own in sides:
+            older.append(name)
         sides[own] = (content, reason)
-    return sides, repeated
+    return sides, repeated, older
 
 
-def _annotations(key: bytes, sides: _Sides, job: Job) -> tuple[list[int], str | None]:
-    """Labels and caption of one key.
+def _annotations(stem: bytes, sides: _Sides, job: Job) -> tuple[list[int], str | None, Any]:
+    """Labels and caption of one image, and its label as it is written.
 
     Raises:
         ValueError: names the label or caption file and says what is wrong with it.
     """
     label: Any = None
     caption: Any = None
-    for suffix in _TEXTS:
-        side = sides.get(key + b"." + suffix.encode())
+    for suffix in TEXTS:
+        side = sides.get(stem + b"." + suffix.encode())
         if side is None:
             continue
         content, reason = side
@@ -154,9 +169,9 @@ def _annotations(key: bytes, sides: _Sides, job: Job) -> tuple[list[int], str | 
             if suffix != "txt":
                 resolve_label(label, job.classes)
         except (ValueError, RecursionError) as e:
-            shown = key.decode(errors="backslashreplace")
+            shown = stem.decode(errors="backslashreplace")
             raise ValueError(f"'{shown}.{suffix}': {e}") from None
-    return resolve_label(label, job.classes), caption
+    return resolve_label(label, job.classes), caption, label
 
 
 def _from_json(text: str, label: Any, caption: Any) -> tuple[Any, Any]:

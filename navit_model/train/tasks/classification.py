@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from navit_loader.batch import OK, PackedBatch
+from navit_loader import PackedLoader, open_index
+from navit_loader.batch import NO_CLASS, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
 
-from ...evaluate.classification import Score, evaluate, score_table
-from ...losses.classification import classification_loss
+from ...evaluate.classification import Score, evaluate, other_classes, score_table
+from ...losses.classification import classification_loss, learnt
 from ...model.navit import NaViT
 from ..feed import Loader
 from ..settings import RunConfig
@@ -36,6 +37,10 @@ class Classification(Task):
             )
         if classes == 0:
             raise ConfigError("the index has no classes to learn; index a folder with one folder per class")
+        data = run.loader.data
+        if data.eval_index and (held := open_index(data.eval_index).classes) != list(loader.classes):
+            train = data.index or next((source.index for source in data.mixture), "")
+            raise ConfigError(other_classes(data.eval_index, held, loader.classes, train))
         return replace(run, model=replace(run.model, classes=classes))
 
     @classmethod
@@ -58,10 +63,25 @@ class Classification(Task):
                 f"{int(batch.labels[at])}, but there are {len(self.classes)} classes; mend the index"
             )
 
+    def notes(self, loader: Loader) -> list[str]:
+        """That a softmax does not learn all labels of the data, where it does not."""
+        if self.run.train.loss != "softmax" or not isinstance(loader, PackedLoader):
+            return []
+        several = none = 0
+        for index in loader.engine.indexes:
+            labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
+            several += int(((labels >= 0).sum(1) > 1).sum())
+            none += int((labels[:, 0] == NO_CLASS).sum())
+        if not several and not none:
+            return []
+        return [
+            f"train.loss = 'softmax' learns one class of each image: of the {several:,} images with several labels the lowest, "
+            f"of the {none:,} known to be of no class nothing; 'sigmoid' learns all"
+        ]
+
     def count(self, batch: PackedBatch) -> Tensor:
         """Images that were read and have a label."""
-        count: Tensor = ((batch.status == OK) & (batch.labels[..., 0] >= 0)).sum()
-        return count
+        return learnt(batch, self.run.train.loss).sum()
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Softmax or sigmoid cross-entropy, summed over the images."""

@@ -91,6 +91,14 @@ class Contrastive(Task):
                 f"{self.run.text.vocabulary}; write the index again with its tokenizer"
             )
 
+    def notes(self, loader: Loader) -> list[str]:
+        """How many captions are cut, where any are."""
+        if not isinstance(loader, PackedLoader):
+            return []
+        most = loader.max_text_tokens
+        cut = sum(index.captions_beyond(most) for index in loader.engine.indexes)
+        return [f"{cut:,} captions have more than {most} tokens, and are cut (plan.max_text_tokens)"] if cut else []
+
     def count(self, batch: PackedBatch) -> Tensor:
         """Images that were read and have a caption."""
         return pairs(batch).sum()

@@ -1,7 +1,7 @@
 //! Members of a plain tar, found by their headers and read in place: image members are probed where they lie, small
 //! text members are returned whole. In: a path. Out: entries in the order of the tar, and what is wrong with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::headers::{Header, probe_header};
@@ -45,16 +45,17 @@ pub struct Entry {
 pub struct Scan {
     /// Members of interest, in order.
     pub entries: Vec<Entry>,
-    /// Regular members of other kinds.
-    pub others: u64,
+    /// Regular members of other kinds, by the lower-case end of their names (`.` for hidden ones): how many, and the first of
+    /// them.
+    pub others: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// Bytes of the tar.
     pub length: u64,
     /// What ended the scan early or is missing at the end; the entries before it are good.
     pub fault: Option<String>,
 }
 
-/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case extensions (all after the first dot of the
-/// base name) to probe and to read; a fault of the tar is part of the result, never an error.
+/// Scans a tar, a file or at a URL. `images` and `texts` are the lower-case ends of names (behind the last dot) to probe
+/// and to read; a fault of the tar is part of the result, never an error.
 pub fn scan_tar(path: &Path, images: &[&[u8]], texts: &[&[u8]], helpers: &Helpers) -> Scan {
     let failed = |fault: String| Scan { fault: Some(fault), ..Scan::default() };
     match open(path) {
@@ -162,7 +163,9 @@ fn walk<R: ReadAt + ?Sized>(
                             let check = if image { check_window(&mut content).unwrap_or(0) } else { 0 };
                             found.entries.push(Entry { name: name.clone(), offset, length: size, check, payload });
                         }
-                        None => found.others += 1,
+                        None => {
+                            found.others.entry(end(&name)).or_insert_with(|| (0, name.clone())).0 += 1;
+                        }
                     }
                 }
                 (long_name, long_size, long_target, in_pax) = (None, None, None, false);
@@ -396,6 +399,13 @@ fn pax(mut records: &[u8]) -> Pax {
     said
 }
 
+/// The lower-case end of a member's name, behind the last dot; `.` where it is hidden, which no image or text is.
+fn end(name: &[u8]) -> Vec<u8> {
+    let base = name.rsplit(|&b| b == b'/').next().unwrap_or(name);
+    let end = base.iter().rposition(|&b| b == b'.').map_or(&b""[..], |dot| &base[dot + 1..]);
+    if base.starts_with(b".") { b".".to_vec() } else { end.to_ascii_lowercase() }
+}
+
 fn payload<R: ReadAt + ?Sized>(
     name: &[u8],
     content: &mut Window<'_, R>,
@@ -403,9 +413,7 @@ fn payload<R: ReadAt + ?Sized>(
     texts: &[&[u8]],
     helpers: &Helpers,
 ) -> Option<Payload> {
-    let base = name.rsplit(|&b| b == b'/').next().unwrap_or(name);
-    let dot = base.iter().position(|&b| b == b'.')?;
-    let extension = base[dot + 1..].to_ascii_lowercase();
+    let extension = end(name);
     if images.contains(&extension.as_slice()) {
         return Some(Payload::Image(probe_header(content, helpers)));
     }

@@ -251,7 +251,8 @@ fn probe_tar<'py>(
     dict.set_item("offset", offsets.into_pyarray(py))?;
     dict.set_item("check", checks.into_pyarray(py))?;
     dict.set_item("texts", found_texts)?;
-    dict.set_item("others", scan.others)?;
+    let others = scan.others.iter().map(|(end, (count, name))| (PyBytes::new(py, end), *count, PyBytes::new(py, name)));
+    dict.set_item("others", others.collect::<Vec<_>>())?;
     dict.set_item("container_length", scan.length)?;
     dict.set_item("fault", scan.fault)?;
     Ok(dict)
