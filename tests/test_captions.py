@@ -17,6 +17,7 @@ from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index
 from navit_loader.index.subset import write_subset
 from navit_loader.render.engine import Engine
+from navit_model.train.checkpoint import open_image_model
 from navit_model.train.settings import RunConfig
 from navit_model.train.tasks.contrastive import Contrastive
 from navit_model.world import World
@@ -208,7 +209,8 @@ def test_captions_that_are_cut_are_counted(tmp_path: Path) -> None:
             "plan": {"text_tokens": 60, "max_text_tokens": 20},
             "train": {"task": "contrastive"},
         }
-        task = Contrastive(Contrastive.prepare(RunConfig.from_dict(table), loader), [], World.join("cpu"))
+        run = Contrastive.prepare(RunConfig.from_dict(table), loader)
+        task = Contrastive(run, [], World.join("cpu"), open_image_model)
         assert task.notes(loader) == [f"{cut} captions have more than 20 tokens, and are cut (plan.max_text_tokens)"]
 
 

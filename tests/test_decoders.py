@@ -178,7 +178,7 @@ def test_auto_takes_the_cpu_where_dali_cannot_work(config: Path, caplog: pytest.
     area = replace(area, render=replace(area.render, filter="area"))
     with caplog.at_level("INFO", "navit_loader"), PackedLoader(config=area, decode="auto") as loader:
         assert loader.decode == "cpu" and not loader.measured
-        assert "'area' is not one that DALI has" in caplog.text
+        assert "'area' is not one that decode = 'dali' has" in caplog.text
     with pytest.raises(ConfigError, match=r"'gpu'.*auto, cpu, dali"):
         PackedLoader(config=load(config), decode="gpu")  # type: ignore[arg-type]
 

@@ -87,6 +87,7 @@ def in_turns(rows: Rows, ways: dict[str, Callable[[], int]], bound: str, repeat:
     for _ in range(repeat):
         for name, way in ways.items():
             if rows.left > 4:
+                time.sleep(0.3)  # what the way before it still had running ends
                 found[name].append(timed(way))
     for name in ways:
         if found[name]:
@@ -134,14 +135,16 @@ def main() -> None:
             if rate:
                 rows.add(label, images_per_s=rate[0], cpu_ms=rate[1])
         ways: dict[str, Callable[[], int]] = {"nvJPEG alone": lambda: bare(files)}
-        ways |= rows.attempt("packed batches", lambda: packed_ways(folder, made)) or {}
-        in_turns(rows, ways, "nvJPEG alone", 3)
+        packed = rows.attempt("packed batches", lambda: packed_ways(rows, folder, made)) or {}
+        engine = {name: packed.pop(name) for name in list(packed) if name.startswith("CPU")}
+        in_turns(rows, ways | packed, "nvJPEG alone", 4)
+        in_turns(rows, engine, "", 2)
         codec = rows.attempt("nvImageCodec alone", lambda: nvimagecodec(files), needs=10)
         if codec:
             in_turns(rows, {"nvImageCodec alone": codec}, "", 2)
 
 
-def packed_ways(folder: Path, made: Path) -> dict[str, Callable[[], int]]:
+def packed_ways(rows: Rows, folder: Path, made: Path) -> dict[str, Callable[[], int]]:
     """Packed batches of the same files by each decoder: from encoded batches in memory, and the whole loader."""
     from navit_loader import LoaderConfig, PackedLoader, build_index
 
@@ -169,23 +172,29 @@ def packed_ways(folder: Path, made: Path) -> dict[str, Callable[[], int]]:
         return run
 
     def whole(decode: str) -> Callable[[], int]:
-        loader = PackedLoader(index, config, decode=decode, device="cuda")  # type: ignore[arg-type]
-
         def run() -> int:
-            if sum(1 for _ in loader) != len(held):
-                raise RuntimeError("batches are missing")
+            # A loader of its own each time: nothing of it runs on into the next way, and nothing was made ahead of the clock.
+            with PackedLoader(index, config, decode=decode, device="cuda") as loader:  # type: ignore[arg-type]
+                if sum(1 for _ in loader) != len(held):
+                    raise RuntimeError("batches are missing")
             return total
 
+        PackedLoader(index, config, decode=decode, device="cuda").close()  # type: ignore[arg-type]
         return run
 
-    cpu = PackedLoader(index, config)
-    ways["CPU renderer, whole loader, all cores"] = lambda: sum(b.num_images for b in cpu)
+    def engine() -> int:
+        with PackedLoader(index, config) as loader:
+            return sum(b.num_images for b in loader)
+
+    ways["CPU renderer, whole loader, all cores"] = engine
     for decode in ("nvjpeg", "dali"):
-        try:
-            ways[f"{decode} into packed batches, from memory"] = memory(renderer_of(decode))
-            ways[f"{decode} into packed batches, whole loader"] = whole(decode)
-        except Exception as e:
-            print(f"{decode}: {e}", flush=True)
+        for where, make in (
+            ("from memory", lambda d=decode: memory(renderer_of(d))),
+            ("whole loader", lambda d=decode: whole(d)),
+        ):
+            name = f"{decode} into packed batches, {where}"
+            if (way := rows.attempt(name, make)) is not None:
+                ways[name] = way
     return ways
 
 

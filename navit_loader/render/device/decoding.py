@@ -186,7 +186,8 @@ class DecodingThread:
         images = self._runs.take(self._stream)
         self._flying.popleft()
         for view, tokens, out in zip(images, decode.tokens, decode.out, strict=True):
-            self._runs.cut(view, tokens.of(part.images), int(np.sqrt(out.shape[1] // 3)), out)
+            mine = tokens if len(part.images) == len(decode.files) else tokens.of(part.images)
+            self._runs.cut(view, mine, int(np.sqrt(out.shape[1] // 3)), out)
         if self._stream is not None:
             decode.event = self._stream.record_event()
             # The decoder may write to its buffers again only when the patches have been read from them.

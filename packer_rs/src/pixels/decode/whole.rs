@@ -77,7 +77,7 @@ pub fn plain_jpeg(data: &[u8]) -> Option<(u32, u32)> {
 fn end_of_scan(data: &[u8], mut at: usize) -> Option<usize> {
     let mut restart = 0;
     loop {
-        at += data.get(at..)?.iter().position(|&b| b == 0xFF)?;
+        at += memchr::memchr(0xFF, data.get(at..)?)?;
         match *data.get(at + 1)? {
             0x00 => at += 2,
             code @ 0xD0..=0xD7 => {
