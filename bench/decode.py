@@ -66,8 +66,16 @@ def cases(count: int) -> dict[str, Case]:
     return found
 
 
+def in_memory(files: list[bytes]) -> tempfile.TemporaryDirectory[str]:
+    """A folder of these files, by number, in memory where the system has such a place."""
+    folder = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    for n, data in enumerate(files):
+        (Path(folder.name) / f"{n:08d}").write_bytes(data)
+    return folder
+
+
 def ours(case: Case, **options: object) -> Callable[[], None]:
-    """Our renderer on one thread, from bytes in memory to packed batches."""
+    """Our renderer on one thread, from files in memory (/dev/shm) to packed batches; unlike the peers it opens and reads them."""
     from navit_loader import _packer
     from navit_loader.config import RenderConfig
 
@@ -84,12 +92,17 @@ def ours(case: Case, **options: object) -> Callable[[], None]:
         sequence.append(image)
         end += h * w
     sequences.append(sequence)
+    folder, names = in_memory(files), [f"{n:08d}" for n in range(len(files))]
     planned = [_packer.PlannedBatch(0, n, P, 4, sequences[n : n + 4]) for n in range(0, len(sequences), 4)]
     source = {
         "width": [np.array([w for _, w in sizes], np.int32)],
         "height": [np.array([h for h, _ in sizes], np.int32)],
         "orientation": [np.ones(len(files), np.uint8)],
-        "bytes": files,
+        "shard": [np.zeros(len(files), np.int32)],
+        "shards": [f"{folder.name}/"],
+        "name": [(8 * np.arange(len(files) + 1, dtype=np.int64), np.frombuffer("".join(names).encode(), np.uint8))],
+        "offset": [np.zeros(len(files), np.int64)],
+        "length": [np.array([len(data) for data in files], np.int64)],
     }
     limits = {"sequence_length": length, "max_tokens": 1024, "prefix_tokens": 0, "max_images": 64}
     limits |= {"label_width": 0, "text_tokens": 0, "max_text_tokens": 0, "teacher": None}
@@ -102,6 +115,7 @@ def ours(case: Case, **options: object) -> Callable[[], None]:
             batch = p.wait()
             if (batch["status"] == 2).any():
                 raise SystemExit(f"an image of the corpus failed: {renderer.failures()[:1]}")
+        run.folder = folder  # type: ignore[attr-defined]  # while it runs
         run.stats = renderer.stats()  # type: ignore[attr-defined]
         run.last = batch  # type: ignore[attr-defined]
 

@@ -6,8 +6,7 @@ takes the images in the order in which they came, as its own code batches them: 
 vit-pytorch's NaViT packed by its own packer, with a dense mask. That packer leaves rows unfilled; a further row hands it the
 images in the order of our packing, so that it pads nothing at all, and what remains is the model alone. The bound is timm's
 plain ViT on as many tokens at 224 px, without padding or mask, with the same query-key norm and pooling. On a CPU one
-thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. With a GPU follow the rows in
-bfloat16, with MFU.
+thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. On a GPU: `bench/gpu.py`.
 
     taskset -c 0 python bench/model.py [--repeat 7] [--sequences 8] [--json FILE]
 """
@@ -39,7 +38,6 @@ from navit_loader._packer import BUILD_PROFILE
 from navit_loader.batch import OK
 from navit_loader.config import PlanConfig, Resolution
 from navit_model import NaViT, NaViTConfig
-from navit_model.train.flops import forward_flops
 
 P, L, MOST, CLASSES = 16, 1024, 256, 1000
 Step = Callable[[], Tensor]
@@ -232,62 +230,6 @@ def cpu_rows(repeat: int, threads: int, sequences: int) -> Iterator[dict[str, An
         }
 
 
-def mfu(net: NaViT, peers: Peers, seconds: float) -> float:
-    """Share of the H200's 989 TFLOP/s in bfloat16 that the images got: 6 · weights · tokens + 12 · depth · D · ΣT²."""
-    squares = float(sum(t * t for t in peers.lengths))
-    return 3 * forward_flops(net.config, float(peers.tokens), squares, float(peers.count), P) / seconds / 989e12
-
-
-def gpu_seconds(run: Callable[[], None], steps: int = 20) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(steps):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1000 / steps
-
-
-def gpu_rows(repeat: int) -> Iterator[dict[str, Any]]:
-    """bf16 training steps at L = 1024, everything compiled; a step that waits for the host is an error."""
-    torch.set_float32_matmul_precision("high")
-    for name, shape, batch_size in (("S", (384, 12, 6), 64), ("B", (768, 12, 12), 32), ("L", (1024, 24, 16), 16)):
-        peers = Peers(shape, batch_size, "cuda")
-        runs, sizes, nets = {}, {}, {}
-        for who in ("navit", "naflex", "plain"):
-            net, step, tokens, count = peers.plain(256) if who == "plain" else getattr(peers, who)()
-            net.compile() if who == "navit" else net.compile(dynamic=False)
-            runs[who], sizes[who], nets[who] = trained(net, step, torch.bfloat16), (tokens, count), net
-            for _ in range(5):
-                runs[who]()
-            torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        runs["navit"]()
-        torch.cuda.set_sync_debug_mode("default")
-        seconds = {who: [] for who in runs}
-        for _ in range(repeat):
-            for who, run in runs.items():
-                seconds[who].append(gpu_seconds(run))
-        for who, spent in seconds.items():
-            torch.cuda.reset_peak_memory_stats()
-            runs[who]()
-            middle = statistics.median(spent)
-            yield {
-                "model": f"{who} {name}/16",
-                "tokens_per_s": sizes[who][0] / middle,
-                "images_per_s": sizes[who][1] / middle,
-                "of_plain": statistics.median(
-                    sizes[who][0] / s / (sizes["plain"][0] / t) for s, t in zip(spent, seconds["plain"], strict=True)
-                ),
-                "navit_is": statistics.median(
-                    sizes["navit"][1] / t / (sizes[who][1] / s) for s, t in zip(spent, seconds["navit"], strict=True)
-                ),
-                "mfu": mfu(nets[who], peers, middle) if who == "navit" else None,
-                "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
-            }
-        torch.cuda.empty_cache()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=7)
@@ -301,15 +243,8 @@ def main() -> None:
         raise SystemExit("the engine is a debug build; say: make build")
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, timm {timm.__version__}")
     rows = list(cpu_rows(arguments.repeat, arguments.threads, arguments.sequences))
-    if torch.cuda.is_available():
-        print(torch.cuda.get_device_name())
-        rows += gpu_rows(arguments.repeat)
-    else:
-        print("no CUDA device here: the GPU rows are unmeasured")
     for row in rows:
         extra = f" {row['kept_kib_per_token']:.1f} KiB kept a token" if "kept_kib_per_token" in row else ""
-        extra += f" MFU {row['mfu']:.1%}" if row.get("mfu") else ""
-        extra += f" peak {row['peak_mib']:,.0f} MiB" if "peak_mib" in row else ""
         print(
             f"{row['model']:28} {row['tokens_per_s']:>12,.0f} tokens/s {row['images_per_s']:>10,.1f} images/s "
             f"{row['of_plain']:.3f} of plain, navit {row['navit_is']:.2f} x{extra}"

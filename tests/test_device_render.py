@@ -99,7 +99,7 @@ def test_the_kernels_equal_plain_pytorch(program: str, device: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "01"[device == "cpu"]}
     done = subprocess.run(
-        [sys.executable, "-c", program, device], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-P", "-c", program, device], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.stdout.strip() == "equal", done.stderr
 

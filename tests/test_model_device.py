@@ -8,6 +8,7 @@ is whether the numbers are right, nor can gradients be taken without a driver; t
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from navit_model import NaViT, NaViTConfig
 from navit_model.config import ContrastiveConfig, TextConfig
 from navit_model.losses.classification import classification_loss
 from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
-from navit_model.model.attention import _kernel, attention, choose, segments
+from navit_model.model.attention import _kernel, _varlen, attention, choose, segments
 from navit_model.model.dense import rasters
 from navit_model.model.owl import OwlHead
 from navit_model.model.segmenter import Segmenter
@@ -196,3 +197,35 @@ def test_pytorchs_kernel_takes_our_call(hopper: None, causal: bool) -> None:
         where = segments(offsets, 20, 80, "torch_varlen", causal=causal)
         out = attention(*qkv.unbind(1), where)
         assert out.shape == (80, 2, 64) and out.dtype == torch.bfloat16
+
+
+def of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):  # type: ignore[no-untyped-def]
+    """The signature in PyTorch 2.10."""
+
+
+def of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):  # type: ignore[no-untyped-def]
+    """The signature since PyTorch 2.11, as far as we use it."""
+
+
+def installed() -> Callable[..., Any]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("theirs", [of_2_10, of_2_11, None], ids=["2.10", "2.11", "installed"])
+def test_the_varlen_call_fits_every_signature(
+    theirs: Callable[..., Any] | None, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = installed() if theirs is None else theirs
+    seen: dict[str, Any] = {}
+
+    def called(*args: Any, **options: Any) -> None:
+        seen.update(inspect.signature(function).bind(*args, **options).arguments)
+
+    called.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", called)
+    _varlen(causal)(*"qkv", "cu", "cu", 7, 7)
+    assert (seen["query"], seen["cu_seq_k"], seen["max_k"]) == ("q", "cu", 7)
+    assert (seen.get("is_causal", False) or seen.get("window_size", (-1, -1)) == (-1, 0)) is causal
