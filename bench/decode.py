@@ -75,7 +75,7 @@ def in_memory(files: list[bytes]) -> tempfile.TemporaryDirectory[str]:
 
 
 def ours(case: Case, **options: object) -> Callable[[], None]:
-    """Our renderer on one thread, from files in memory (/dev/shm) to packed batches; unlike the peers it opens and reads them."""
+    """Our renderer on one thread, from files in memory (/dev/shm) to packed batches: it opens and reads them as well."""
     from navit_loader import _packer
     from navit_loader.config import RenderConfig
 
