@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from navit_loader import PackedLoader, RemoteLoader, build_index
 from navit_loader.batch import FAILED, OK
-from navit_loader.errors import ConfigError, RenderError
+from navit_loader.errors import ConfigError, RenderError, StateError
 
 from .dali_kit import DEVICES, SIZE, VIEWS, both, host, impossible_table, jpeg, pixels, same_but_pixels, turned
 from .rendering import difference, encode, photo, planned
+from .service_kit import Daemon, digest, load
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 from navit_loader.render.nvjpeg import NvjpegRenderer
@@ -183,3 +186,36 @@ def test_it_refuses_by_name_and_ends_cleanly() -> None:
 def test_its_name_tells_devices_and_versions_apart() -> None:
     names: set[Any] = {NvjpegRenderer.decoder_name(d) for d in ("cpu", "cuda:0", "cuda:1")}
     assert len(names) == 2 and all(name.startswith("nvjpeg1-") for name in names)
+
+
+def test_loaders_take_it_by_name_in_process_and_from_a_daemon(tmp_path: Path) -> None:
+    """Every other field as the engine's; resumed in the middle; another decoder's state is refused by its name."""
+    (tmp_path / "images").mkdir()
+    for n in range(10):
+        (tmp_path / "images" / f"{n}.jpg").write_bytes(jpeg(seed=n + 1))
+    (tmp_path / "images" / "x.png").write_bytes(encode(photo(150, 130, 30), "PNG"))
+    build_index(tmp_path / "images", tmp_path / "x.arrow")
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'[data]\nindex = "{tmp_path / "x.arrow"}"\nbatch_size = 2\n'
+        '[plan]\nsequence_length = 96\nmax_tokens = 48\nmax_images = 6\ndrop = { kind = "constant", rate = 0.2 }\n'
+    )
+    with PackedLoader(config=load(config)) as loader:
+        wanted = list(loader)
+    with PackedLoader(config=load(config), decode="nvjpeg") as here:
+        assert here.decode == "nvjpeg" and "nvjpeg1-" in here.render_id
+        found = [digest(batch) for batch in here]
+    with PackedLoader(config=load(config), decode="nvjpeg") as again:
+        for got, want in zip(again, wanted, strict=True):
+            same_but_pixels(got, want)
+            assert difference(got.patches, want.patches)[0] < 3
+    with PackedLoader(config=load(config), decode="nvjpeg") as first:
+        iteration = iter(first)
+        start, state = [digest(next(iteration))], first.state_dict()
+    with PackedLoader(config=load(config), decode="nvjpeg") as rest:
+        rest.load_state_dict(state)
+        assert start + [digest(batch) for batch in rest] == found
+    with PackedLoader(config=load(config)) as other, pytest.raises(StateError, match="nvjpeg1"):
+        other.load_state_dict(state)
+    with Daemon(config) as daemon, RemoteLoader([daemon.endpoint], decode="nvjpeg") as there:
+        assert [digest(batch) for batch in there] == found
