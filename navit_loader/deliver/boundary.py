@@ -2,7 +2,7 @@
 
 In: what this rank sees now, and what all ranks say that they see. Out: one view for all of them, or one error. A plan is a
 function of its indexes, so ranks that read different ones would have other images and another number of steps: they must
-notice before the first batch. Apart from `steps`, since it is the only place where ranks speak to one another.
+notice before the first batch. Apart from `cursor`, since it is the only place where ranks speak to one another.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ impl<'a> BlockPlanner<'a> {
         let packed = match packing {
             Packing::FirstFit => bins::first_fit(loads, limits),
             Packing::BestFit => bins::best_fit(loads, limits),
-            _ => bins::best_fit_decreasing(loads, limits),
+            Packing::Auto | Packing::Exact | Packing::BestFitDecreasing => bins::best_fit_decreasing(loads, limits),
         };
         let mut taken: Vec<u32> = Vec::new();
         for sequence in packed.sequences().take(sequences) {

@@ -2,7 +2,7 @@
 //! same blocks as for pixels, except that `patches` has no bytes and `data` has the files, one after another, then
 //! their names.
 //!
-//! Apart from `worker`, since nothing is decoded: whoever takes the batch does that (`navit_loader.render.dali`). A
+//! Apart from `worker`, since nothing is decoded: whoever takes the batch does that (`navit_loader.render.device`). A
 //! file that cannot be had is masked here, exactly as it would be with pixels; one that cannot be decoded is found out
 //! at the other end.
 
