@@ -1,7 +1,7 @@
 """Configuration: the sections `[data] [plan] [render] [serve]`, in TOML and Python alike.
 
 In: a TOML file, a mapping, or keyword arguments. Out: frozen dataclasses that check themselves (`__post_init__`), so that
-Python callers get the same words as TOML's. `[plan]` is a room of its own, `plan/config.py`, whose names are to be had here too;
+Python callers get the same words as TOML's. `[plan]` is a room of its own, `plan/config.py`, whose names are here too;
 the other sections belong to `navit_model`.
 """
 
