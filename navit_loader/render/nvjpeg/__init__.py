@@ -34,4 +34,4 @@ class NvjpegRenderer(DeviceRenderer):
     filters = FILTERS
 
     def _runs(self, filter: str, views: int, threads: int) -> Runs:
-        return Runs(self.device, filter, views)
+        return Runs(self.device, filter)

@@ -37,11 +37,10 @@ class Runs:
     Args:
         device: where the images go.
         filter: a key of `resample.FILTERS`.
-        views: sizes that each image is resized to.
     """
 
-    def __init__(self, device: torch.device, filter: str, views: int) -> None:
-        self._device, self._filter, self._views = device, filter, views
+    def __init__(self, device: torch.device, filter: str) -> None:
+        self._device, self._filter = device, filter
         self._done: deque[list[Decoded]] = deque()
         self.built = 1
 
@@ -53,7 +52,7 @@ class Runs:
         except (RuntimeError, ValueError) as e:
             self.close()
             if "out of memory" in str(e):
-                raise RenderError(f"nvJPEG failed: {said(e)}; lower render.memory_mb, or take decode = 'cpu'") from e
+                raise RenderError(f"nvJPEG failed: {said(e)[0]}; lower render.memory_mb, or take decode = 'cpu'") from e
             raise Broken([n for n, file in enumerate(files) if not self._decodes(file)]) from e
         self._done.append([Decoded(images, chunk.crops, sizes) for sizes in chunk.sizes])
 
