@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from navit_loader import build_index, open_index
 from navit_loader.errors import IndexFileError
-from navit_loader.index import Index, write
+from navit_loader.index import Index, reader, write
 from navit_loader.index.sources import folder
 
 from .source_kit import FORMATS, encode, sample_files, write_tree
@@ -108,7 +108,8 @@ def test_fingerprints_follow_what_each_room_reads(tmp_path: Path) -> None:
     assert label[0] != plan
 
 
-def test_columns_are_views_of_the_mapped_file(tree: Path, tmp_path: Path) -> None:
+def test_columns_are_views_of_the_mapped_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SMALL", 0)
     build_index(tree, tmp_path / "x.arrow")
     index = open_index(tmp_path / "x.arrow")
     before = pa.total_allocated_bytes()

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from ..index import open_index
 
     index = open_index(args.index)
+    index.check()
     columns = index.columns()
     width, height, length = (np.concatenate(columns[name]) for name in ("width", "height", "length"))
     print(f"{index.path}: {index.num_rows:,} images, {int(length.sum()) / 1e6:,.1f} MB, {len(index.shards):,} shards")

@@ -1,4 +1,4 @@
-"""`navit-loader lint INDEX`: decodes every image as training would, and reports the broken ones."""
+"""`navit-loader lint INDEX`: checks every row, decodes every image as training would, and reports the broken ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "lint",
         help="decode every image and report the broken ones",
-        description="Decodes every image of an index, as training does. Exit status 1 where any is broken.",
+        description="Checks every row of an index, then decodes every image, as training does. Exit status 1 where any image "
+        "is broken.",
     )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from ..index import open_index
 
     index = open_index(args.index)
+    index.check()
     config = LoaderConfig(
         data=DataConfig(batch_size=1),
         plan=PlanConfig(sequence_length=512, max_images=64, max_tokens=64),

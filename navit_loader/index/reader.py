@@ -1,29 +1,50 @@
-"""Reading an index: an Arrow IPC file, memory-mapped, whose metadata is all that opening looks at.
+"""Reading an index: an Arrow IPC file whose metadata is all that opening looks at.
 
-In: the file that `write.write_index` wrote. Out: its columns as numpy arrays over the mapped file, and what its
-metadata say.
+In: the file that `write.write_index` wrote. Out: its columns as numpy arrays, without a copy, and what its metadata say.
+
+A file of up to `SMALL` bytes is read into memory: whoever writes over it in place changes nothing, and all of its values are
+checked when the first is wanted. A larger one is mapped. Then each value is checked where it is used, so that the first batch
+waits for no reading of all; `Index.check` looks at everything.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
 from .. import _packer
-from ..errors import IndexFileError
+from ..errors import IndexFileError, said
+from .checks import (
+    CHECK,
+    checksum,
+    dictionary_fault,
+    label_width,
+    metadata_checksum,
+    numbers,
+    row_fault,
+    schema_fault,
+    shape_fault,
+)
 from .sources.remote import is_remote
 from .sources.rows import ROWS, single_labels
 from .tokens import TokenFacts
 from .write import VERSION, quarantine_path, uri
 
+SMALL = 64 << 20
+"""Bytes of an index file that is read into memory in place of being mapped."""
+
+_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, MemoryError)
+"""What pyarrow and json raise over a file with damaged bytes."""
+
 
 class Index:
-    """An index file, memory-mapped. Opening reads only its metadata. Use `open_index`.
+    """An index file, opened. Opening reads only its metadata. Use `open_index`.
 
     Attributes:
         path: the file.
@@ -43,14 +64,14 @@ class Index:
         self._root_given = root
         # Before it is opened, so that a replacement meanwhile is seen later rather than never.
         self._stamp = _stamp(path)
+        self._mapped, content = _content(path)
+        self._written = self._when_written()
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(path))
+            self._reader = pa.ipc.open_file(content)
             self._schema = self._reader.schema
-        except FileNotFoundError:
-            raise IndexFileError(f"no index at '{path}'; make one with 'navit-loader index SOURCE -o {path}'") from None
-        except (pa.ArrowException, OSError, ValueError) as e:
-            raise IndexFileError(f"'{path}' is no index, or a damaged one ({e}); build it again") from None
-        meta = {k.decode(): v.decode() for k, v in (self._schema.metadata or {}).items() if k.startswith(b"navit.")}
+            meta = {k.decode(): v.decode() for k, v in (self._schema.metadata or {}).items() if k.startswith(b"navit.")}
+        except _DAMAGE as e:
+            raise IndexFileError(f"'{path}' is no index, or a damaged one ({_words(e)}); build it again") from None
         if meta.get("navit.version") != str(VERSION):
             stated = meta.get("navit.version", "none")
             raise IndexFileError(f"'{path}' is an index of version {stated}, this is version {VERSION}; build it again")
@@ -60,6 +81,8 @@ class Index:
             self.broken = int(meta["navit.broken"])
             self.formats = [name for name in meta["navit.formats"].split(",") if name]
             self.classes: list[str] = json.loads(meta["navit.classes"])
+            if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes):
+                raise ValueError("navit.classes")
             self.tokens = TokenFacts(
                 meta["navit.tokenizer"], int(meta["navit.vocabulary"]), int(meta["navit.text_end"])
             )
@@ -68,14 +91,16 @@ class Index:
             self._numbered = meta["navit.numbered"] == "1"
             self.root = os.path.abspath(root) if root is not None else _find_root(path, meta)
             batches = self._reader.num_record_batches
-        except (KeyError, ValueError) as e:
-            raise IndexFileError(f"'{path}' is damaged: its metadata lacks or garbles {e}; build it again") from None
-        if self.num_rows < 1 or batches != -(-self.num_rows // self._batch_rows):
+        except _DAMAGE as e:
             raise IndexFileError(
-                f"'{path}' is damaged: {self.num_rows} rows in {batches} record batches; build it again"
-            )
-        label = self._schema.field("label").type
-        self.label_width = label.list_size if pa.types.is_fixed_size_list(label) else 1
+                f"'{path}' is damaged: its metadata lacks or garbles {_words(e)}; build it again"
+            ) from None
+        self._meta = meta
+        if self.num_rows < 1 or self._batch_rows < 1 or batches != -(-self.num_rows // self._batch_rows):
+            self._damaged(f"{self.num_rows} rows in {batches} record batches of {self._batch_rows}")
+        if fault := schema_fault(self._schema):
+            self._damaged(fault)
+        self.label_width = label_width(self._schema)
 
     @property
     def table_given(self) -> list[str] | None:
@@ -92,25 +117,86 @@ class Index:
 
     @cached_property
     def _batches(self) -> list[pa.RecordBatch]:
+        batches, checks = [], []
         try:
-            batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
-            for batch in batches:
-                batch.validate()
-        except (pa.ArrowException, OSError) as e:
-            raise IndexFileError(f"'{self.path}' is damaged ({e}); build it again") from None
+            for i in range(self._reader.num_record_batches):
+                batch, own = self._reader.get_batch_with_custom_metadata(i)
+                rows = min(self._batch_rows, self.num_rows - i * self._batch_rows)
+                if fault := shape_fault(batch, rows):
+                    self._damaged(f"record batch {i}: {fault}")
+                batches.append(batch)
+                checks.append(own[CHECK].decode() if own is not None and CHECK in own else None)
+            if fault := dictionary_fault(batches[0]):
+                self._damaged(fault)
+            shards = batches[0]["shard"].dictionary.to_pylist()
+        except _DAMAGE as e:
+            self._damaged(_words(e))
+        if CHECK in self._meta and self._meta[CHECK] != metadata_checksum(self._meta, shards):
+            self._damaged("its metadata are not those that were written")
+        self._shards = shards
+        self._unchecked = dict(enumerate(checks))
+        if self._mapped is None:
+            self._check(batches)
         return batches
+
+    def _check(self, batches: list[pa.RecordBatch]) -> None:
+        for i, check in list(self._unchecked.items()):
+            first, batch = i * self._batch_rows, batches[i]
+            try:
+                fault = row_fault(batch, first, len(self.classes))
+                if not fault and check is not None and check != checksum(batch):
+                    fault = f"of rows {first} to {first + len(batch) - 1} some are not as they were written"
+            except _DAMAGE as e:
+                fault = f"rows {first} to {first + len(batch) - 1}: {_words(e)}"
+            if fault:
+                self._damaged(fault)
+            self._unchecked.pop(i, None)  # another thread may have looked too
+
+    def check(self) -> None:
+        """Looks at every value, against its checksum too. A small index was looked at when it was first read.
+
+        Raises:
+            IndexFileError: it is damaged; the row is named.
+        """
+        self._check(self._batches)
+
+    def check_unchanged(self) -> None:
+        """Refuses a mapped file that was written over or cut since it was opened, of which reading further could end the
+        process (SIGBUS). A file that took its place by rename does not matter. Quick.
+
+        Raises:
+            IndexFileError: it was written over.
+        """
+        if self._when_written() != self._written:
+            raise IndexFileError(
+                f"'{self.path}' was written over while it was in use; write a new index under another name and rename it, as "
+                "'navit-loader index' does, and start again"
+            )
+
+    def _when_written(self) -> tuple[int, int] | None:
+        if self._mapped is None:
+            return None
+        found = os.fstat(self._mapped.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def _damaged(self, what: str) -> NoReturn:
+        raise IndexFileError(f"'{self.path}' is damaged: {what}; build it again") from None
 
     @cached_property
     def shards(self) -> list[str]:
-        """Absolute paths or URLs of the shards: folders, ending in `/`, and container files."""
-        relative = self._batches[0]["shard"].dictionary.to_pylist()
-        return [_absolute(self.root, shard) for shard in relative]
+        """Absolute paths or URLs of the shards: folders, ending in `/`, and container files.
+
+        Raises:
+            IndexFileError: the file is damaged.
+        """
+        self._batches  # noqa: B018 (reads them)
+        return [_absolute(self.root, shard) for shard in self._shards]
 
     def columns(self) -> dict[str, Any]:
         """The columns as the engine takes them: for each a list of numpy arrays over the mapped file, without a copy.
 
         Returns:
-            `width`, `height`, `caption_tokens`, `shard` (i32), `offset`, `length` (i64), `orientation` (u8),
+            `path`; `width`, `height`, `caption_tokens`, `shard` (i32), `offset`, `length` (i64), `orientation` (u8),
             `container_length` (i64) and `check` (u32) where the index has them, `labels`
             (i64, `label_width` a row); `name` and `caption` as (i64 offsets, u8 bytes); `shards`, the absolute paths
             that `shard` counts; `label_width`. `caption` and `caption_tokens` are empty lists without captions;
@@ -124,16 +210,17 @@ class Index:
         again = [name for name in ("container_length", "check") if name in self._schema.names]
         captions, ids = "caption" in self._schema.names, "caption_ids" in self._schema.names
         return {
-            **{name: [_numbers(batch[name]) for batch in batches] for name in (*numeric, *again)},
-            "caption_tokens": [_numbers(batch["caption_tokens"]) for batch in batches] if captions else [],
+            "path": self.path,
+            **{name: [numbers(batch[name]) for batch in batches] for name in (*numeric, *again)},
+            "caption_tokens": [numbers(batch["caption_tokens"]) for batch in batches] if captions else [],
             "caption": [_text_chunk(batch["caption"]) for batch in batches] if captions else [],
             "caption_ids": [_list_chunk(batch["caption_ids"]) for batch in batches] if ids else [],
             "text_end": self.tokens.end,
-            "shard": [_numbers(batch["shard"].indices) for batch in batches],
+            "shard": [numbers(batch["shard"].indices) for batch in batches],
             "shards": self.shards,
             "name": [_text_chunk(batch["name"]) for batch in batches],
             "labels": [
-                _numbers(batch["label"] if self.label_width == 1 else batch["label"].flatten()) for batch in batches
+                numbers(batch["label"] if self.label_width == 1 else batch["label"].flatten()) for batch in batches
             ],
             "label_width": self.label_width,
         }
@@ -150,8 +237,13 @@ class Index:
         """
         if not 0 <= row < self.num_rows:
             raise IndexFileError(f"'{self.path}' has no row {row}; its rows are 0 to {self.num_rows - 1}")
-        batch, at = self._batches[row // self._batch_rows], row % self._batch_rows
-        return uri(self.shards[batch["shard"].indices[at].as_py()], batch["name"][at].as_py())
+        number, at = divmod(row, self._batch_rows)
+        batch = self._batches[number].slice(at, 1)
+        try:
+            batch.validate(full=True)
+            return uri(self.shards[batch["shard"].indices[0].as_py()], batch["name"][0].as_py())
+        except _DAMAGE as e:
+            self._damaged(f"row {row}: {_words(e)}")
 
     def table(self) -> pa.Table:
         """All columns as a pyarrow table over the mapped file."""
@@ -164,6 +256,7 @@ class Index:
 
     def as_rows(self) -> list[pa.RecordBatch]:
         """The rows as sources yield them (`sources.rows.ROWS`), in order, each batch of one shard."""
+        self.check()
         codes = np.array(
             [_packer.FORMAT_NAMES.index(name) for name in self._batches[0]["format"].dictionary.to_pylist()]
         )
@@ -200,11 +293,12 @@ class Index:
         path = quarantine_path(self.path)
         try:
             with open(path, encoding="utf-8") as file:
-                return [json.loads(line) for line in file]
+                lines = [json.loads(line) for line in file]
+                return [{key: str(line[key]) for key in ("uri", "shard", "name", "reason")} for line in lines]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as e:
-            raise IndexFileError(f"'{path}' cannot be read: {e}; build the index again") from None
+        except _DAMAGE as e:
+            raise IndexFileError(f"'{path}' cannot be read ({_words(e)}); build the index again") from None
 
     def __repr__(self) -> str:
         return f"Index({self.path!r}, {self.num_rows} images, {len(self.classes)} classes)"
@@ -222,6 +316,31 @@ def open_index(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
         IndexFileError: the file is missing, damaged, or of another version.
     """
     return Index(os.path.abspath(os.fspath(path)), None if root is None else os.fspath(root))
+
+
+def _content(path: str) -> tuple[pa.MemoryMappedFile | None, Any]:
+    """The mapped file, None where it is small; and what pyarrow reads it from.
+
+    Raises:
+        IndexFileError: it cannot be opened.
+    """
+    try:
+        if os.stat(path).st_size > SMALL:
+            mapped = pa.memory_map(path)
+            return mapped, mapped
+        with pa.OSFile(path) as file:
+            return None, file.read_buffer()
+    except FileNotFoundError:
+        raise IndexFileError(f"no index at '{path}'; make one with 'navit-loader index SOURCE -o {path}'") from None
+    except OSError as e:
+        remedy = "raise 'ulimit -n'" if e.errno in (errno.EMFILE, errno.ENFILE) else "is it a file that you may read?"
+        why = os.strerror(e.errno) if e.errno else _words(e)
+        raise IndexFileError(f"'{path}' cannot be opened ({why}); {remedy}") from None
+
+
+def _words(error: Exception) -> str:
+    """What an error over damaged bytes says, on one line."""
+    return " ".join(said(error))[:300]
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
@@ -260,7 +379,7 @@ def _lists(labels: pa.Array, k: int) -> pa.ListArray:
 def _list_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """(i64 offsets, i32 values) of a large_list column."""
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
-    return offsets, _numbers(column.values)
+    return offsets, numbers(column.values)
 
 
 def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -269,14 +388,3 @@ def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     start = column.offset
     text = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
     return np.frombuffer(offsets, np.int64)[start : start + len(column) + 1], text
-
-
-def _numbers(column: pa.Array) -> Any:
-    """A column of integers as numpy, over the same memory. `to_numpy` would load pandas, which takes a second."""
-    if column.null_count:
-        raise pa.ArrowInvalid(f"{column.null_count} of {len(column)} values are missing")
-    dtype = np.dtype(str(column.type))
-    if not len(column):
-        return np.zeros(0, dtype)
-    values = np.frombuffer(column.buffers()[1], dtype, column.offset + len(column))
-    return values[column.offset :]

@@ -38,6 +38,7 @@ def split_rows(index: Index, fraction: float, seed: int) -> np.ndarray[Any, Any]
     """
     if not 0 < fraction < 1:
         raise IndexFileError(f"fraction is {fraction}; allowed: above 0 and below 1")
+    index.check()
     table = index.table()
     keys = np.fromiter((_draw(seed, name.as_py()) for name in table["name"]), np.uint64, index.num_rows)
     columns = index.columns()

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from .. import _packer
 from ..batch import NO_CLASS
 from ..errors import IndexFileError
+from .checks import CHECK, checksum, metadata_checksum
 from .sources.remote import is_remote
 from .sources.rows import ROWS
 from .tokens import BYTES, TokenFacts
@@ -200,8 +201,10 @@ def write_index(
         "navit.broken": str(found.broken),
         "navit.formats": ",".join(_packer.FORMAT_NAMES[code] for code in sorted(found.formats)),
     }
+    names = [relative(shard, root) for shard in found.shards]
+    metadata[CHECK] = metadata_checksum(metadata, names)
     schema = _schema(found, ids=tokens.hash != BYTES).with_metadata(metadata)
-    shards = pa.array([relative(shard, root) for shard in found.shards], pa.utf8())
+    shards = pa.array(names, pa.utf8())
     formats = pa.array(_packer.FORMAT_NAMES, pa.utf8())
     numbers = {shard: i for i, shard in enumerate(found.shards)}
     with (
@@ -220,11 +223,16 @@ def write_index(
                 waiting += len(good)
             while waiting >= BATCH_ROWS:
                 table = pa.Table.from_batches(pending)
-                writer.write_batch(table.slice(0, BATCH_ROWS).combine_chunks().to_batches()[0])
+                _write(writer, table.slice(0, BATCH_ROWS))
                 pending = table.slice(BATCH_ROWS).to_batches()
                 waiting -= BATCH_ROWS
         if waiting:
-            writer.write_batch(pa.Table.from_batches(pending).combine_chunks().to_batches()[0])
+            _write(writer, pa.Table.from_batches(pending))
+
+
+def _write(writer: pa.ipc.RecordBatchFileWriter, table: pa.Table) -> None:
+    batch = table.combine_chunks().to_batches()[0]
+    writer.write_batch(batch, custom_metadata={CHECK: checksum(batch)})
 
 
 def quarantine_path(output: str) -> str:

@@ -121,8 +121,22 @@ class Engine:
         """How the sequences of `epoch` fall into batches.
 
         Counts of a whole epoch are kept on disk by `(plan_id, epoch)`, so that opening in its middle is quick.
+
+        Raises:
+            IndexFileError: as `check_unchanged`.
+            StateError: an epoch out of range.
         """
+        self.check_unchanged()
         return self.layouts.get(epoch)
+
+    def check_unchanged(self) -> None:
+        """Refuses to read on in an index that was written over in place since it was opened. Quick.
+
+        Raises:
+            IndexFileError: names the index.
+        """
+        for index in self.indexes:
+            index.check_unchanged()
 
     def submit(self, epoch: int, first: int, batch_size: int) -> Pending:
         """Asks for a batch: sequences from `first` to the end of its run, the rest masked. Does not wait for pixels."""
@@ -176,8 +190,10 @@ class Engine:
         """Asks for a batch that is planned already, with pixels or with its encoded files. Does not wait.
 
         Raises:
+            IndexFileError: as `check_unchanged`.
             RenderError: as `submit_encoded`.
         """
+        self.check_unchanged()
         pending = self._renderer.submit(planned, encoded)
         return PendingEncoded(pending, self.render) if encoded else Pending(pending)
 

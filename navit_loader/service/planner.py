@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,10 @@ class Planner:
         session, request = delivery.session, delivery.request
         epoch = self._keep(session, request.epoch)
         if epoch.layout is not None:
-            planned = epoch.layout.batch_at_hand(request.first, request.count)
-            if planned is not None:
-                return planned
+            with suppress(NavitError):  # which the thread meets too, and tells whoever asked
+                planned = epoch.layout.batch_at_hand(request.first, request.count)
+                if planned is not None:
+                    return planned
         self._add(Planning(session, request, epoch, delivery))
         return None
 
@@ -181,7 +183,7 @@ class Planner:
                 finished = _plan(task)
             except NavitError as e:
                 task.error, finished = e, True
-            except Exception as e:
+            except BaseException as e:  # a panic of the engine is no Exception; whoever waits must hear of it
                 task.error, finished = ServiceError(f"the plan failed: {type(e).__name__}: {e}"), True
             if not finished:
                 continue
@@ -195,6 +197,7 @@ class Planner:
 def _plan(task: Planning) -> bool:
     """One slice of work; whether the task is finished."""
     epoch, request = task.epoch, task.request
+    epoch.engine.check_unchanged()
     if epoch.layout is None:
         epoch.layout = epoch.engine.layouts.open(epoch.epoch)
     layout = epoch.layout

@@ -234,12 +234,39 @@ impl Captions {
 
 /// The columns of one index that planning reads.
 pub struct Sizes {
+    /// The index, for messages.
+    pub path: String,
     /// Width after orientation, in pixels.
     pub width: Column<i32>,
     /// Height after orientation, in pixels.
     pub height: Column<i32>,
     /// Caption tokens; empty without captions.
     pub caption_tokens: Column<i32>,
+}
+
+impl Sizes {
+    /// (height, width) and caption tokens of `row`, which must be below `len` of each.
+    ///
+    /// # Errors
+    /// What no image has. Looked at here, value by value, since looking through a large index beforehand takes minutes.
+    #[inline]
+    pub fn of(&self, row: usize) -> Result<((i32, i32), u32)> {
+        let (height, width) = (self.height.get(row), self.width.get(row));
+        let tokens = if self.caption_tokens.is_empty() { 0 } else { self.caption_tokens.get(row) };
+        if height < 1 || width < 1 || tokens < 0 {
+            return Err(self.damaged(row, height, width, tokens));
+        }
+        Ok(((height, width), tokens as u32))
+    }
+
+    #[cold]
+    fn damaged(&self, row: usize, height: i32, width: i32, tokens: i32) -> Error {
+        let captions = if tokens < 0 { format!(" and {tokens} caption tokens") } else { String::new() };
+        Error::new(
+            Kind::Index,
+            format!("'{}' is damaged: row {row} is {width} × {height} pixels{captions}; build it again", self.path),
+        )
+    }
 }
 
 /// The columns of one index that rendering reads, besides `Sizes`.

@@ -51,7 +51,12 @@ fn sizes(n: u64, seed: u64) -> Arc<Sizes> {
         };
         Column::from_vec((0..n).map(value).collect())
     };
-    Arc::new(Sizes { width: column(3, 32, 700), height: column(5, 32, 600), caption_tokens: column(7, 0, 50) })
+    Arc::new(Sizes {
+        path: String::new(),
+        width: column(3, 32, 700),
+        height: column(5, 32, 600),
+        caption_tokens: column(7, 0, 50),
+    })
 }
 
 /// FNV-1a, 64 bits, over the little-endian bytes of each number.
@@ -73,7 +78,7 @@ fn digest(config: &str, rows: &[u64], weights: &[f64]) -> u64 {
     let plan = Plan::new(config, sources, streams).expect("a plan");
     let mut hash = Fnv(0xCBF2_9CE4_8422_2325);
     for (epoch, block) in (0..2).flat_map(|e| (0..plan.num_blocks()).map(move |b| (e, b))) {
-        let planned = plan.block(epoch, block);
+        let planned = plan.block(epoch, block).expect("a block");
         planned.starts.iter().chain(&planned.patch_sizes).for_each(|&n| hash.add(u64::from(n)));
         for i in &planned.images {
             [i.row, i.key].into_iter().for_each(|n| hash.add(n));

@@ -4,6 +4,7 @@
 //! batches and the arithmetic of steps. Blocks are planned when they are asked for; counts are filled by whoever asks
 //! first.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +13,9 @@ use crate::plan::Plan;
 use crate::plan::block::BlockPlan;
 use crate::slots::PlannedBatch;
 use crate::sync::lock;
+
+/// Images that a thread counts before whoever waits may look up: some tens of milliseconds.
+const PART_IMAGES: u64 = 4 * 65_536;
 
 /// Sequence counts of the leading blocks, and what follows from them.
 #[derive(Clone, Debug)]
@@ -67,6 +71,19 @@ impl Table {
     pub fn count(&self, block: u64) -> u32 {
         let at = (block - self.first_block) as usize;
         (self.before[at + 1] - self.before[at]) as u32
+    }
+
+    /// Refuses a block that has another count than is known of it: batches would repeat or leave out images.
+    fn agrees(&self, epoch: u64, block: u64, planned: &BlockPlan) -> Result<()> {
+        if !(self.first_block..self.known()).contains(&block) || self.count(block) as usize == planned.len() {
+            return Ok(());
+        }
+        let (known, found) = (self.count(block), planned.len());
+        let message = format!(
+            "block {block} of epoch {epoch} has {found} sequences, but its count said {known}; counts are kept in \
+             ~/.cache/navit (or XDG_CACHE_HOME): empty that folder and start again"
+        );
+        Err(Error::new(Kind::State, message))
     }
 
     /// The known block that holds a sequence and the sequence's number in it.
@@ -173,92 +190,114 @@ impl Epoch {
     }
 
     /// One planned block, from the recent ones if it is among them.
-    pub fn block(&self, block: u64) -> Arc<BlockPlan> {
+    ///
+    /// # Errors
+    /// As `Plan::block`; another count of sequences is known of it.
+    pub fn block(&self, block: u64) -> Result<Arc<BlockPlan>> {
         // Another `Epoch` of this plan may have planned it: then this table still has to learn its count.
-        let planned = self.plan.recent.get(self.epoch, block).unwrap_or_else(|| {
-            let planned = Arc::new(self.plan.block(self.epoch, block));
-            self.plan.recent.put(self.epoch, block, planned.clone());
-            planned
-        });
+        let planned = match self.plan.recent.get(self.epoch, block) {
+            Some(planned) => planned,
+            None => {
+                let planned = Arc::new(self.plan.block(self.epoch, block)?);
+                self.plan.recent.put(self.epoch, block, planned.clone());
+                planned
+            }
+        };
         let mut table = lock(&self.table);
         if table.known() == block {
-            // Cannot overflow: the block is one of the epoch's.
-            let _ = table.extend(&[planned.len() as u32]);
+            table.extend(&[planned.len() as u32])?;
         }
-        planned
+        table.agrees(self.epoch, block, &planned)?;
+        Ok(planned)
     }
 
-    /// Makes the counts of the first `blocks` blocks known, on `threads` threads.
-    pub fn count_up_to(&self, blocks: u64, threads: usize) {
-        let blocks = blocks.min(self.plan.num_blocks());
-        loop {
-            let start = lock(&self.table).known();
-            if start >= blocks {
-                return;
-            }
-            // A few blocks for each thread, then the table grows, so that waiting readers move on early.
-            let end = blocks.min(start + 4 * threads as u64);
-            if end - start == 1 {
-                self.block(start);
-                continue;
-            }
-            let next = AtomicU64::new(start);
-            let counts: Mutex<Vec<u32>> = Mutex::new(vec![0; (end - start) as usize]);
-            std::thread::scope(|scope| {
-                for _ in 0..threads.min((end - start) as usize) {
-                    scope.spawn(|| {
-                        loop {
-                            let block = next.fetch_add(1, Ordering::Relaxed);
-                            if block >= end {
-                                return;
-                            }
-                            let count = self.plan.block(self.epoch, block).len() as u32;
-                            lock(&counts)[(block - start) as usize] = count;
-                        }
-                    });
+    /// Makes the counts of the next blocks known, up to block `stop` and no more than `PART_IMAGES` images for each of
+    /// `threads` threads. Whether all up to `stop` are.
+    ///
+    /// # Errors
+    /// As `Plan::block`.
+    pub fn count_on(&self, stop: u64, threads: usize) -> Result<bool> {
+        let stop = stop.min(self.plan.num_blocks());
+        let start = lock(&self.table).known();
+        if start >= stop {
+            return Ok(true);
+        }
+        let part = PART_IMAGES.div_ceil(self.plan.config.block_images).max(1);
+        let end = stop.min(start + part * threads.max(1) as u64);
+        if end - start == 1 {
+            self.block(start)?;
+            return Ok(end == stop);
+        }
+        let next = AtomicU64::new(start);
+        let count = || {
+            let mut counts = Vec::new();
+            loop {
+                let block = next.fetch_add(1, Ordering::Relaxed);
+                if block >= end {
+                    return Ok(counts);
                 }
-            });
-            let counts = lock(&counts);
-            let mut table = lock(&self.table);
-            let known = table.known();
-            if known < end {
-                let _ = table.extend(&counts[(known.max(start) - start) as usize..]);
+                counts.push((block, self.plan.block(self.epoch, block)?.len() as u32));
             }
-        }
-    }
-
-    /// Runs `ask` on the table, planning on until it answers.
-    pub fn resolve<T>(&self, ask: impl Fn(&Table) -> Option<T>) -> T {
-        loop {
-            let known = {
-                let table = lock(&self.table);
-                if let Some(answer) = ask(&table) {
-                    return answer;
+        };
+        let mut counts = vec![0; (end - start) as usize];
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads.min(counts.len())).map(|_| scope.spawn(count)).collect();
+            let joined = others.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            for counted in std::iter::once(count()).chain(joined.collect::<Vec<_>>()) {
+                for (block, n) in counted? {
+                    counts[(block - start) as usize] = n;
                 }
-                table.known()
-            };
-            self.block(known);
+            }
+            Ok(())
+        })?;
+        let mut table = lock(&self.table);
+        // Another thread may have counted them meanwhile.
+        let known = table.known();
+        if known < end {
+            table.extend(&counts[(known - start) as usize..])?;
         }
+        Ok(end == stop)
     }
 
-    /// Sequences of the epoch, planning what is unknown on `threads` threads.
-    pub fn num_sequences(&self, threads: usize) -> u64 {
-        self.count_up_to(self.plan.num_blocks(), threads);
-        self.resolve(Table::num_sequences)
+    /// What `ask` answers of the table; None where the next block's count has to be known for it, which then is.
+    ///
+    /// # Errors
+    /// As `Plan::block`.
+    pub fn ask_or_plan<T>(&self, ask: impl Fn(&Table) -> Option<T>) -> Result<Option<T>> {
+        let known = {
+            let table = lock(&self.table);
+            if let Some(answer) = ask(&table) {
+                return Ok(Some(answer));
+            }
+            table.known()
+        };
+        if known >= self.plan.num_blocks() {
+            return Err(Error::new(Kind::State, format!("epoch {} has no such sequence", self.epoch)));
+        }
+        self.block(known).map(|_| None)
     }
 
-    /// The batch that starts at sequence `first`: up to `batch_size` sequences, to the end of the run; wholly masked
-    /// beyond the epoch's end.
-    pub fn batch(&self, first: u64, batch_size: usize) -> PlannedBatch {
-        let end = self.resolve(|t| t.next(first, batch_size as u64));
-        let planned = self.assemble(first, end, batch_size, |block| Some(self.block(block)));
-        planned.unwrap_or_default()
+    /// The batch that starts at sequence `first` and ends before `end`, as `Table::next` says; wholly masked beyond the
+    /// epoch's end.
+    ///
+    /// # Errors
+    /// As `block`.
+    pub fn batch(&self, first: u64, end: u64, batch_size: usize) -> Result<PlannedBatch> {
+        let planned = self.assemble(first, end, batch_size, |block| self.block(block).map(Some))?;
+        Ok(planned.unwrap_or_default())
     }
 
-    /// As `batch`, but None where something would have to be planned for it.
-    pub fn batch_at_hand(&self, first: u64, batch_size: usize) -> Option<PlannedBatch> {
-        let end = self.with_table(|t| t.next(first, batch_size as u64))?;
-        self.assemble(first, end, batch_size, |block| self.plan.recent.get(self.epoch, block))
+    /// The batch that starts at sequence `first`, up to `batch_size` sequences, to the end of the run; None where
+    /// something would have to be planned for it.
+    ///
+    /// # Errors
+    /// Another count is known of a block than it has.
+    pub fn batch_at_hand(&self, first: u64, batch_size: usize) -> Result<Option<PlannedBatch>> {
+        let Some(end) = self.with_table(|t| t.next(first, batch_size as u64)) else { return Ok(None) };
+        self.assemble(first, end, batch_size, |block| match self.plan.recent.get(self.epoch, block) {
+            Some(planned) => self.with_table(|t| t.agrees(self.epoch, block, &planned)).map(|()| Some(planned)),
+            None => Ok(None),
+        })
     }
 
     fn assemble(
@@ -266,8 +305,8 @@ impl Epoch {
         first: u64,
         end: u64,
         batch_size: usize,
-        block_of: impl Fn(u64) -> Option<Arc<BlockPlan>>,
-    ) -> Option<PlannedBatch> {
+        block_of: impl Fn(u64) -> Result<Option<Arc<BlockPlan>>>,
+    ) -> Result<Option<PlannedBatch>> {
         let mut batch = PlannedBatch {
             epoch: self.epoch,
             first,
@@ -278,7 +317,7 @@ impl Epoch {
         let mut sequence = first;
         while sequence < end {
             let Some((block, within)) = self.with_table(|t| t.locate(sequence)) else { break };
-            let planned = block_of(block)?;
+            let Some(planned) = block_of(block)? else { return Ok(None) };
             let run = if self.plan.run() == 0 { 0 } else { within / self.plan.run() };
             batch.patch_size = planned.patch_sizes[run as usize];
             let stop = (planned.len() as u64).min(within + end - sequence);
@@ -287,6 +326,6 @@ impl Epoch {
             }
             sequence += stop - within;
         }
-        Some(batch)
+        Ok(Some(batch))
     }
 }

@@ -17,10 +17,12 @@ pub mod random;
 pub mod recent;
 pub mod streams;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::columns::Sizes;
 use crate::error::{Error, Kind, Result};
+use crate::failure::said;
 use crate::plan::block::{BlockPlan, BlockPlanner};
 use crate::plan::config::{OrderKind, PlanConfig};
 use crate::plan::draw::{Drawn, Draws};
@@ -123,23 +125,31 @@ impl Plan {
     }
 
     /// Plans one block of an epoch.
-    pub fn block(&self, epoch: u64, block: u64) -> BlockPlan {
+    ///
+    /// # Errors
+    /// A row of a damaged index; a fault of ours, in place of a panic, so that whoever waits hears of it.
+    pub fn block(&self, epoch: u64, block: u64) -> Result<BlockPlan> {
+        catch_unwind(AssertUnwindSafe(|| self.planned(epoch, block))).unwrap_or_else(|panic| {
+            let said = said(&*panic);
+            let what = format!("block {block} of epoch {epoch} cannot be planned ({said})");
+            Err(Error::new(Kind::Plan, format!("{what}; this is a fault of the engine: please report it")))
+        })
+    }
+
+    fn planned(&self, epoch: u64, block: u64) -> Result<BlockPlan> {
         let first = block * self.config.block_images;
         let count = self.config.block_images.min(self.epoch_images - first);
         let mut cursor = self.streams.cursor();
-        let drawn: Vec<(Drawn, u32)> = (0..count)
+        let drawn = (0..count)
             .map(|i| {
                 let seen = epoch * self.epoch_images + first + i;
                 let place = cursor.at(seen);
                 let sizes = &self.sources[usize::from(place.source)];
-                let row = place.row as usize;
-                let size = (sizes.height.get(row), sizes.width.get(row));
-                let text =
-                    if sizes.caption_tokens.is_empty() { 0 } else { sizes.caption_tokens.get(row).max(0) as u32 };
+                let (size, text) = sizes.of(place.row as usize)?;
                 let text = text.min(self.config.caption_cap());
-                (self.draws.draw(place.key, place.source, place.row, size, seen), text)
+                Ok((self.draws.draw(place.key, place.source, place.row, size, seen), text))
             })
-            .collect();
+            .collect::<Result<Vec<(Drawn, u32)>>>()?;
         let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, &drawn);
         let mut run = 0;
         while planner.left() > 0 {
@@ -149,7 +159,7 @@ impl Plan {
             );
             run += 1;
         }
-        planner.finish()
+        Ok(planner.finish())
     }
 }
 

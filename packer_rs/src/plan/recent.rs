@@ -2,8 +2,8 @@
 //! while they are among the last that fit into a bound of bytes. Apart from `epoch`, since whoever asks for many epochs
 //! must not make the plan grow.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use crate::plan::block::BlockPlan;
 use crate::slots::PlannedImage;
@@ -14,36 +14,59 @@ const KEEP_BYTES: usize = 64 << 20;
 /// Kept whatever their size: a batch may straddle two blocks while another is planned.
 const KEEP_BLOCKS: usize = 3;
 
-type Named = ((u64, u64), Arc<BlockPlan>);
+type Name = (u64, u64);
+
+/// Small blocks are kept by the hundred thousand, so nothing here goes through all of them.
+#[derive(Default)]
+struct Held {
+    blocks: HashMap<Name, (u64, Arc<BlockPlan>)>,
+    /// Names by when they were used; `clock` is the next use.
+    uses: BTreeMap<u64, Name>,
+    clock: u64,
+    bytes: usize,
+}
+
+impl Held {
+    fn remove(&mut self, name: Name) -> Option<Arc<BlockPlan>> {
+        let (used, planned) = self.blocks.remove(&name)?;
+        self.uses.remove(&used);
+        self.bytes -= bytes(&planned);
+        Some(planned)
+    }
+
+    fn insert(&mut self, name: Name, planned: Arc<BlockPlan>) {
+        self.bytes += bytes(&planned);
+        self.uses.insert(self.clock, name);
+        self.blocks.insert(name, (self.clock, planned));
+        self.clock += 1;
+    }
+}
+
+fn bytes(planned: &BlockPlan) -> usize {
+    planned.images.len() * size_of::<PlannedImage>() + planned.starts.len() * size_of::<u32>()
+}
 
 /// Planned blocks by (epoch, block), the latest used last.
 #[derive(Default)]
-pub struct Recent(Mutex<VecDeque<Named>>);
+pub struct Recent(Mutex<Held>);
 
 impl Recent {
-    fn blocks(&self) -> MutexGuard<'_, VecDeque<Named>> {
-        lock(&self.0)
-    }
-
     /// A block, if it is still here.
     pub fn get(&self, epoch: u64, block: u64) -> Option<Arc<BlockPlan>> {
-        let mut blocks = self.blocks();
-        let at = blocks.iter().rposition(|(name, _)| *name == (epoch, block))?;
-        let found = blocks.remove(at)?;
-        let planned = found.1.clone();
-        blocks.push_back(found);
+        let mut held = lock(&self.0);
+        let planned = held.remove((epoch, block))?;
+        held.insert((epoch, block), planned.clone());
         Some(planned)
     }
 
     /// Keeps a block, and lets go of those that were not used for longest.
     pub fn put(&self, epoch: u64, block: u64, planned: Arc<BlockPlan>) {
-        let mut blocks = self.blocks();
-        blocks.retain(|(name, _)| *name != (epoch, block));
-        blocks.push_back(((epoch, block), planned));
-        let bytes = |b: &Named| b.1.images.len() * size_of::<PlannedImage>() + b.1.starts.len() * size_of::<u32>();
-        let mut held: usize = blocks.iter().map(bytes).sum();
-        while held > KEEP_BYTES && blocks.len() > KEEP_BLOCKS {
-            held -= blocks.pop_front().as_ref().map_or(0, bytes);
+        let mut held = lock(&self.0);
+        held.remove((epoch, block));
+        held.insert((epoch, block), planned);
+        while held.bytes > KEEP_BYTES && held.blocks.len() > KEEP_BLOCKS {
+            let Some((_, &name)) = held.uses.first_key_value() else { break };
+            held.remove(name);
         }
     }
 }

@@ -42,6 +42,25 @@ impl Layout {
         }
     }
 
+    /// What `ask` answers of the table of an epoch that is planned here, block by block until it does; between two of
+    /// them signals are seen.
+    fn resolve<T: Send>(py: Python<'_>, epoch: &Epoch, ask: impl Fn(&Table) -> Option<T> + Copy + Send) -> PyResult<T> {
+        loop {
+            if let Some(answer) = py.detach(move || epoch.ask_or_plan(ask)).map_err(to_py)? {
+                return Ok(answer);
+            }
+            py.check_signals()?;
+        }
+    }
+
+    /// Makes the counts of the blocks before `stop` known.
+    fn count_up_to(py: Python<'_>, epoch: &Epoch, stop: u64) -> PyResult<()> {
+        while !py.detach(|| epoch.count_on(stop, cores())).map_err(to_py)? {
+            py.check_signals()?;
+        }
+        Ok(())
+    }
+
     fn epoch(&self) -> PyResult<&Arc<Epoch>> {
         match &self.inner {
             Inside::Local(epoch) => Ok(epoch),
@@ -103,7 +122,7 @@ impl Layout {
             return Err(to_py(Error::new(Kind::State, message)));
         }
         if let Inside::Local(epoch) = &self.inner {
-            py.detach(|| epoch.count_up_to(stop, cores()));
+            Self::count_up_to(py, epoch, stop)?;
         }
         if stop > self.known() {
             let message = format!("blocks {start}..{stop} were asked for; only {} are known", self.known());
@@ -122,7 +141,7 @@ impl Layout {
     fn next(&self, py: Python<'_>, first: u64, batch_size: u64) -> PyResult<Option<u64>> {
         let batch_size = Self::positive(batch_size)?;
         Ok(match &self.inner {
-            Inside::Local(epoch) => Some(py.detach(|| epoch.resolve(|t| t.next(first, batch_size)))),
+            Inside::Local(epoch) => Some(Self::resolve(py, epoch, |t| t.next(first, batch_size))?),
             Inside::Remote(table) => lock(table).next(first, batch_size),
         })
     }
@@ -133,7 +152,7 @@ impl Layout {
         let batch_size = Self::positive(batch_size)?;
         let world_size = world_size.max(1);
         if let Inside::Local(epoch) = &self.inner {
-            py.detach(|| epoch.num_sequences(cores()));
+            Self::count_up_to(py, epoch, epoch.plan().num_blocks())?;
         }
         self.table(|t| t.steps(first, batch_size, world_size, drop))
             .ok_or_else(|| to_py(Error::new(Kind::State, "the daemon has not sent all counts of this epoch yet")))
@@ -143,13 +162,16 @@ impl Layout {
     fn batch(&self, py: Python<'_>, first: u64, batch_size: u64) -> PyResult<PlannedBatch> {
         let batch_size = Self::positive(batch_size)?;
         let epoch = self.epoch()?;
-        Ok(PlannedBatch { inner: py.detach(|| epoch.batch(first, batch_size as usize)) })
+        let end = Self::resolve(py, epoch, |t| t.next(first, batch_size))?;
+        let inner = py.detach(|| epoch.batch(first, end, batch_size as usize)).map_err(to_py)?;
+        Ok(PlannedBatch { inner })
     }
 
     /// The same where nothing has to be planned for it, else None. Quick.
     fn batch_at_hand(&self, first: u64, batch_size: u64) -> PyResult<Option<PlannedBatch>> {
         let batch_size = Self::positive(batch_size)?;
-        Ok(self.epoch()?.batch_at_hand(first, batch_size as usize).map(|inner| PlannedBatch { inner }))
+        let found = self.epoch()?.batch_at_hand(first, batch_size as usize).map_err(to_py)?;
+        Ok(found.map(|inner| PlannedBatch { inner }))
     }
 
     /// Whether the counts that are known reach to the end of the batch at `first`.
@@ -162,23 +184,21 @@ impl Layout {
     fn report<'py>(&self, py: Python<'py>, start: u64, stop: u64) -> PyResult<Bound<'py, PyDict>> {
         let epoch = self.epoch()?;
         let stop = stop.min(self.num_blocks());
-        let (sum, sequences) = py.detach(|| {
-            let (mut sum, mut sequences) = (Report::default(), 0u64);
-            for block in start..stop {
-                let planned = epoch.block(block);
-                let r = planned.report;
-                sequences += planned.len() as u64;
-                sum.images += r.images;
-                sum.tokens += r.tokens;
-                sum.dropped += r.dropped;
-                sum.slots += r.slots;
-                sum.tail += r.tail;
-                sum.lateness = sum.lateness.max(r.lateness);
-                sum.moved += r.moved;
-                sum.moved_tokens += r.moved_tokens;
-            }
-            (sum, sequences)
-        });
+        let (mut sum, mut sequences) = (Report::default(), 0u64);
+        for block in start..stop {
+            let planned = py.detach(|| epoch.block(block)).map_err(to_py)?;
+            py.check_signals()?;
+            let r = planned.report;
+            sequences += planned.len() as u64;
+            sum.images += r.images;
+            sum.tokens += r.tokens;
+            sum.dropped += r.dropped;
+            sum.slots += r.slots;
+            sum.tail += r.tail;
+            sum.lateness = sum.lateness.max(r.lateness);
+            sum.moved += r.moved;
+            sum.moved_tokens += r.moved_tokens;
+        }
         let d = PyDict::new(py);
         d.set_item("sequences", sequences)?;
         d.set_item("images", sum.images)?;

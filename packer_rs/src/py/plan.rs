@@ -30,7 +30,8 @@ fn sizes(d: &Bound<'_, PyDict>) -> PyResult<Sizes> {
         Some(list) => column(name, &list.extract::<Vec<Bound<'_, PyArray1<i32>>>>()?),
         None => Ok(crate::columns::Column::from_vec(Vec::new())),
     };
-    let sizes = Sizes { width: ints("width")?, height: ints("height")?, caption_tokens: ints("caption_tokens")? };
+    let path = d.get_item("path")?.map_or(Ok("an index".to_owned()), |p| p.extract())?;
+    let sizes = Sizes { path, width: ints("width")?, height: ints("height")?, caption_tokens: ints("caption_tokens")? };
     for (name, len, optional) in
         [("height", sizes.height.len(), false), ("caption_tokens", sizes.caption_tokens.len(), true)]
     {
