@@ -263,6 +263,9 @@ class Layout:
         """Adds the counts of the next blocks (remote), or restores all from the first on (local)."""
     def counts(self, start: int, stop: int) -> NDArray[np.uint32]:
         """Sequences of the blocks `start..stop`, planning what is missing with the lock released."""
+    def count_on(self, stop: int) -> bool:
+        """Counts the next blocks, no more than takes some tens of milliseconds. Whether those before `stop` are known. Local
+        layouts alone."""
     def place(self, first: int) -> tuple[int, int] | None:
         """The known block that holds sequence `first`, or the last one beyond the epoch's end, and the sequences before it."""
     def next(self, first: int, batch_size: int) -> int | None:

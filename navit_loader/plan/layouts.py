@@ -1,15 +1,18 @@
 """Layouts by epoch: how the sequences of an epoch fall into batches, remembered and kept on disk.
 
 In: a planner and an epoch. Out: its layout, with the counts of its blocks where they were computed before. Counts are
-4 bytes a block, in one file per (plan_id, epoch). Files and threads are bounded, whatever epochs are asked for.
+4 bytes a block and a checksum, in one file per (plan_id, epoch); a damaged one is as good as none. Files and threads are
+bounded, whatever epochs are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +26,6 @@ from ..errors import NavitError
 KEEP_FILES = 256
 """Files of counts kept, those of all plans together."""
 _KEEP_LAYOUTS = 4  # of the epochs that were asked for last
-_BLOCKS_AT_ONCE = 4 * (os.cpu_count() or 1)
 _STALE_S = 3600.0  # a half-written file of this age has no writer any more
 
 
@@ -122,8 +124,8 @@ class Layouts:
                     return
                 (epoch, layout), self._next = self._next, None
             with contextlib.suppress(NavitError):
-                while layout.known < layout.num_blocks and self._next is None and not self._closing:
-                    layout.counts(0, min(layout.known + _BLOCKS_AT_ONCE, layout.num_blocks))
+                while self._next is None and not self._closing and not layout.count_on(layout.num_blocks):
+                    pass
                 self.keep(epoch, layout)
 
 
@@ -132,19 +134,33 @@ def _file(plan_id: str, epoch: int) -> Path:
     return Path(base) / "navit" / f"{plan_id}-{epoch}.npy"
 
 
-def _load(file: Path, num_blocks: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]] | None:
+Counts = np.ndarray[tuple[int], np.dtype[np.uint32]]
+
+
+def _content(file: Path, counts: Counts) -> bytes:
+    """A file of counts: an array as numpy saves it, of them and a CRC-32 over them and what they are counts of."""
+    check = zlib.crc32(counts.tobytes(), zlib.crc32(file.name.encode()))
+    out = io.BytesIO()
+    np.save(out, np.append(counts, np.uint32(check)), allow_pickle=False)
+    return out.getvalue()
+
+
+def _load(file: Path, num_blocks: int) -> Counts | None:
     try:
-        counts = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        content = file.read_bytes()
+    except OSError:
         return None
-    return counts if counts.dtype == np.uint32 and counts.shape == (num_blocks,) else None
+    stored = content[-4 * (num_blocks + 1) : -4]
+    if len(stored) != 4 * num_blocks:
+        return None
+    counts = np.frombuffer(stored, np.uint32)
+    return counts if content == _content(file, counts) else None
 
 
-def _save(file: Path, counts: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> None:
+def _save(file: Path, counts: Counts) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as out:
-        np.save(out, counts, allow_pickle=False)
+    part.write_bytes(_content(file, counts))
     part.replace(file)
     ages: list[tuple[float, str]] = []
     now = time.time()

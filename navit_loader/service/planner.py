@@ -30,7 +30,7 @@ Request = GetBatch | GetEncoded | GetLayout
 """What has to be planned."""
 
 EPOCHS_OF_A_CLIENT = 2
-_BLOCKS_AT_ONCE = 4 * (os.cpu_count() or 1)
+_IMAGES_AT_ONCE = 4 * 65536 * (os.cpu_count() or 1)
 _PARTIAL_S = 1.0  # after so long, those counts that are known are the answer; the client asks on
 
 
@@ -108,8 +108,9 @@ class Planner:
     def look_up(self, session: Session, request: GetEncoded | GetLayout) -> None:
         """Asks what only the plan says, which comes out of `done`: how many bytes an encoded batch takes; or the counts of
         blocks, at least one where there is one, and all that are quick to have."""
-        blocks = 1 if isinstance(request, GetEncoded) else _BLOCKS_AT_ONCE
-        self._add(Planning(session, request, self._keep(session, request.epoch), blocks=blocks))
+        epoch = self._keep(session, request.epoch)
+        blocks = 1 if isinstance(request, GetEncoded) else _blocks_at_once(epoch)
+        self._add(Planning(session, request, epoch, blocks=blocks))
 
     def done(self) -> Iterator[Planning]:
         """What is finished, each once."""
@@ -194,6 +195,11 @@ class Planner:
             self._wake()
 
 
+def _blocks_at_once(epoch: _Epoch) -> int:
+    """How many blocks take some tens of milliseconds on all cores: many, where they are small."""
+    return max(1, _IMAGES_AT_ONCE // epoch.engine.config.plan.block_images)
+
+
 def _plan(task: Planning) -> bool:
     """One slice of work; whether the task is finished."""
     epoch, request = task.epoch, task.request
@@ -246,6 +252,6 @@ def _at(epoch: _Epoch, request: GetBatch | GetEncoded) -> Layout:
 def _count(task: Planning, layout: Layout, stop: int) -> None:
     """Counts the next blocks: one at first, which then is at hand, and more each time, on all cores."""
     layout.counts(layout.known, min(layout.known + task.blocks, stop))
-    task.blocks = min(2 * task.blocks, _BLOCKS_AT_ONCE)
+    task.blocks = min(2 * task.blocks, _blocks_at_once(task.epoch))
     if layout is task.epoch.layout:
         task.epoch.engine.layouts.keep(task.epoch.epoch, layout)

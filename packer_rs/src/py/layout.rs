@@ -132,6 +132,12 @@ impl Layout {
         Ok(PyArray1::from_vec(py, counts))
     }
 
+    /// Counts the next blocks, no more than takes some tens of milliseconds. Whether those before `stop` are known.
+    fn count_on(&self, py: Python<'_>, stop: u64) -> PyResult<bool> {
+        let epoch = self.epoch()?;
+        py.detach(|| epoch.count_on(stop, cores())).map_err(to_py)
+    }
+
     /// The known block that holds sequence `first`, or the last one beyond the end, and the sequences before it.
     fn place(&self, first: u64) -> Option<(u64, u64)> {
         self.table(|t| t.place(first))
