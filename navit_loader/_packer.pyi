@@ -155,8 +155,9 @@ def probe_parquet(path: bytes, column: str, helpers: Helpers | None = None) -> P
 def probe_objects(root: str, objects: list[tuple[str, int]], helpers: Helpers | None = None) -> _Headers:
     """Reads the headers of the remote objects `root` + key, of known lengths; many requests at once."""
 
-def remote_list(url: str) -> list[tuple[str, int, int]]:
-    """Key (relative to the URL, which ends in `/`), length and modification time in ns of each object beneath it.
+def remote_list(url: str) -> tuple[list[tuple[str, int, int]], list[str]]:
+    """Key (relative to the URL, which ends in `/`), length and modification time in ns of each object beneath it; and the
+    keys there that are no paths, so that nothing can be asked for by them.
 
     Raises:
         IndexFileError: the bucket refuses, or the server has no listing.

@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,8 +128,8 @@ def child(small: int) -> None:
                 answer = {"stream": stream(line.strip(), Path(scratch))}
             except NavitError as e:
                 answer = {"error": f"{type(e).__name__}: {e}"}
-            except BaseException as e:
-                answer = {"raw": f"{type(e).__name__}: {e}"}
+            except BaseException:
+                answer = {"raw": traceback.format_exc()}
             print(json.dumps(answer), flush=True)
 
 

@@ -257,6 +257,19 @@ def test_filters_and_class_weights(data: Path) -> None:
     for expression in ("wide > 3", "width", "__import__('os')", "width >", "width.x > 1"):
         with pytest.raises(ConfigError, match=r"plan\.filter"):
             rows_where(expression, index)
+    # Columns of 32 bits, computed in 64; what leaves those is refused and not wrapped around.
+    assert rows_where("width * height * 10_000_000 > 0", index).size == index.num_rows
+    assert rows_where("width * height * 1e30 > 0", index).size == index.num_rows
+    assert rows_where("-width < 0 and width - 100_000_000_000 < 0", index).size == index.num_rows
+    for expression in (
+        "width * height * 10**18 > 0",
+        "width * 10_000_000_000_000_000_000 > 0",
+        "-" * 3000 + "width < 0",
+    ):
+        with pytest.raises(ConfigError, match=r"plan\.filter"):
+            rows_where(expression, index)
+    with pytest.raises(ConfigError, match="64 bits"):
+        rows_where("width * height * width * height * 10_000_000_000_000 > 0", index)
     config = replace(BASE, plan=replace(BASE.plan, filter="width >= 40", virtual_epoch=0))
     with PackedLoader(index, config) as loader:
         ids = sorted(int(i) for b in loader for i in b.image_ids[b.status != ABSENT])

@@ -192,6 +192,18 @@ def test_what_cannot_be_indexed_is_named(place: Path, bucket: Any, faulty: Fault
     assert "truncated tar" in open_index(output).quarantine()[0]["reason"]
 
 
+def test_keys_that_are_no_paths_stop_nothing(bucket: Any, tmp_path: Path) -> None:
+    png = encode("PNG", 9, 7)
+    good = [f"good/{i:02}.png" for i in range(40)]
+    odd = ["a//1.png", "a//2.png", "good/./3.png", "good/17/../4.png", "good/ta\tb.png", "z//"]
+    for key in [*good, *odd, "good/", "good/sub/"]:
+        bucket.put_object(Bucket="navit", Key=f"odd/{key}", Body=b"" if key.endswith("/") else png)
+    done = build_index("s3://navit/odd/", tmp_path / "odd.arrow")
+    assert [done.rows, done.broken] == [len(good), 0]
+    reason, (count, example) = next((r, found) for r, found in done.left_out.items() if "empty part" in r)
+    assert (count, example) == (len(odd), "s3://navit/odd/a//1.png"), reason
+
+
 def test_local_and_remote_sources_make_one_index(place: Path, faulty: Faulty, tmp_path: Path) -> None:
     write_tree(tmp_path / "here", {"a/1.png": encode("PNG", 20, 30)})
     with pytest.raises(IndexFileError, match="--classes FROM"):

@@ -91,6 +91,7 @@ class Index:
             self._numbered = meta["navit.numbered"] == "1"
             self.root = os.path.abspath(root) if root is not None else _find_root(path, meta)
             batches = self._reader.num_record_batches
+            fault = schema_fault(self._schema)
         except _DAMAGE as e:
             raise IndexFileError(
                 f"'{path}' is damaged: its metadata lacks or garbles {_words(e)}; build it again"
@@ -98,7 +99,7 @@ class Index:
         self._meta = meta
         if self.num_rows < 1 or self._batch_rows < 1 or batches != -(-self.num_rows // self._batch_rows):
             self._damaged(f"{self.num_rows} rows in {batches} record batches of {self._batch_rows}")
-        if fault := schema_fault(self._schema):
+        if fault:
             self._damaged(fault)
         self.label_width = label_width(self._schema)
 

@@ -231,7 +231,8 @@ class PlanConfig:
         virtual_epoch: images per epoch of a mixture or with class weights; 0 means the sum of the sources' sizes.
         text_tokens: Lt, caption tokens per sequence; 0 without captions.
         max_text_tokens: tokens of one caption at most, longer ones are cut; 0 means `text_tokens`.
-        filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`.
+        filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`. Whole numbers are
+            computed in 64 bits, and what leaves those is an error.
         class_weights: relative weights by class name; classes not named weigh 1 where any is.
         order, resolution, drop, crop, teacher: see their classes.
     """

@@ -101,12 +101,12 @@ def rows_where(expression: str, index: Index) -> npt.NDArray[np.uint64]:
         index: an opened index.
 
     Raises:
-        ConfigError: names what is not allowed.
+        ConfigError: names what is not allowed, or what leaves the 64 bits that whole numbers are computed in.
     """
     try:
         tree = ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError) as e:
-        raise ConfigError(f"plan.filter = {expression!r} is no expression: {e}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        raise ConfigError(f"plan.filter = {_short(expression)} is no expression: {e}") from None
     cache: dict[str, npt.NDArray[Any]] = {}
 
     def name_of(name: str) -> npt.NDArray[Any]:
@@ -137,9 +137,9 @@ def rows_where(expression: str, index: Index) -> npt.NDArray[np.uint64]:
                     result = join(result, value(other))
                 return result
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(operand))
+                return _computed(op, value(operand))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(left), value(right))
+                return _computed(op, value(left), value(right))
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 sides = [value(left), *map(value, comparators)]
                 pairs = zip(ops, sides, sides[1:], strict=False)
@@ -149,7 +149,42 @@ def rows_where(expression: str, index: Index) -> npt.NDArray[np.uint64]:
                     f"plan.filter: '{ast.unparse(node)}' is not allowed; use columns, numbers and operators"
                 )
 
-    found = np.asarray(value(tree))
+    try:
+        found = np.asarray(value(tree))
+    except _TooLarge:
+        raise ConfigError(
+            f"plan.filter = {_short(expression)} leaves the 64 bits that whole numbers are computed in; multiply by 1.0 first"
+        ) from None
+    except (TypeError, ValueError, RecursionError, ZeroDivisionError) as e:
+        raise ConfigError(f"plan.filter = {_short(expression)} cannot be computed: {e}") from None
     if found.dtype != np.bool_ or found.shape != (index.num_rows,):
-        raise ConfigError(f"plan.filter = {expression!r} must be true or false for each row")
+        raise ConfigError(f"plan.filter = {_short(expression)} must be true or false for each row")
     return np.flatnonzero(found).astype(np.uint64)
+
+
+class _TooLarge(Exception):
+    """A whole number beyond 64 bits."""
+
+
+def _computed(op: ast.AST, *operands: Any) -> Any:
+    """What an operator makes of columns and numbers; whole ones in 64 bits, whatever their columns have."""
+    compute = _OPERATORS[type(op)]
+    if isinstance(op, ast.Not):
+        return compute(*operands)
+    wide = [
+        each.astype(np.int64) if isinstance(each, np.ndarray) and each.dtype.kind in "biu" else each
+        for each in operands
+    ]
+    try:
+        found = compute(*wide)
+    except OverflowError:
+        raise _TooLarge from None
+    whole = isinstance(op, ast.Add | ast.Sub | ast.Mult) and np.asarray(found).dtype.kind != "f"
+    # Numpy wraps around in silence. The nearest float is beyond the bounds wherever the whole number is.
+    if whole and (np.abs(compute(*(np.asarray(each, np.float64) for each in wide))) >= 2.0**63).any():
+        raise _TooLarge
+    return found
+
+
+def _short(expression: str) -> str:
+    return repr(expression if len(expression) <= 200 else expression[:200] + "…")

@@ -132,6 +132,16 @@ def test_links_that_loop_and_links_to_nowhere(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_entry_that_cannot_be_looked_at_is_lost_alone(tmp_path: Path) -> None:
+    images = write_tree(tmp_path / "images", {f"{i % 2}/{i}.png": PNG for i in range(40)})
+    (images / "0/loop").symlink_to("loop")
+    (images / "ring.png").symlink_to(images / "ring.png")
+    done = build_index(images, tmp_path / "x.arrow")
+    found = reasons(tmp_path / "x.arrow")
+    assert (done.rows, done.broken) == (40, 2)
+    assert all("symbolic links" in found[name] for name in ("0/loop", "ring.png"))
+
+
 def test_pipes_and_folders_named_like_images_do_not_block(tmp_path: Path) -> None:
     images = write_tree(tmp_path / "images", {"a/1.png": PNG, "a/2.jpg/3.png": PNG})
     os.mkfifo(images / "a/pipe.png")

@@ -107,8 +107,9 @@ def walk(root: bytes) -> tuple[list[bytes], list[tuple[bytes, str]], dict[bytes,
     """All image files beneath `root`, by extension.
 
     Returns:
-        Names relative to `root`, sorted by their bytes; (folder, reason) for each folder that was not entered; and of other
-        files, by the lower-case end of their names (`.` for hidden ones), how many there are and one of them.
+        Names relative to `root`, sorted by their bytes; (name, reason) for each folder that was not entered and each entry
+        that cannot be looked at; of other files, by the lower-case end of their names (`.` for hidden ones), how many
+        there are and one of them.
 
     Raises:
         IndexFileError: `root` itself cannot be read.
@@ -130,9 +131,16 @@ def walk(root: bytes) -> tuple[list[bytes], list[tuple[bytes, str]], dict[bytes,
                     name = entry.name
                     _, dot, end = name.rpartition(b".")
                     end = end.lower() if dot else b""
-                    if name.startswith(b"."):
+                    hidden = name.startswith(b".")
+                    try:
+                        folder = not hidden and entry.is_dir()
+                    except OSError as e:
+                        # A link that leads to itself, a name that is too long: this entry alone is lost.
+                        problems.append((prefix + name, f"cannot be looked at: {e.strerror}"))
+                        continue
+                    if hidden:
                         end = b"."
-                    elif entry.is_dir():
+                    elif folder:
                         pending.append((prefix + name + b"/", (*above, here)))
                         continue
                     elif end in _SUFFIXES:

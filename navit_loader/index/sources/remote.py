@@ -23,6 +23,9 @@ from .rows import IMAGE_SUFFIXES, Job, KnownFiles, kind_of, make_rows, single_la
 SCHEMES = ("s3", "gs", "az", "http", "https")
 """What a URL may start with."""
 
+ODD = "whose keys have an empty part, '.', '..' or a control character, so that nothing can be asked for by them"
+"""The reason for which objects that cannot be asked for are left out."""
+
 
 def is_remote(spec: str) -> bool:
     """Whether a source is a URL."""
@@ -96,6 +99,7 @@ class BucketSource:
         self.shard = url
         self._objects: list[tuple[str, int, int]] = []
         self._others: list[str] = []
+        self._odd: list[str] = []
 
     def prepare(self, given: bool) -> list[str] | None:
         """Lists the objects. Returns the names of the top folders that hold images.
@@ -103,7 +107,7 @@ class BucketSource:
         Raises:
             IndexFileError: the bucket refuses, or the server has no listing.
         """
-        found = _packer.remote_list(self.shard)
+        found, self._odd = _packer.remote_list(self.shard)
         self._objects = sorted(
             (each for each in found if _end(each[0]) in IMAGE_SUFFIXES), key=lambda each: each[0].encode()
         )
@@ -118,6 +122,8 @@ class BucketSource:
         """
         for key in self._others:
             job.leave_out(kind_of(_end(key).encode()), self.shard + key)
+        for key in self._odd:
+            job.leave_out(ODD, self.shard + key)
         names = [key.encode() for key, *_ in self._objects]
         known = KnownFiles.look_up(job.known.get(self.shard), names)
         for start in range(0, len(names), CHUNK):

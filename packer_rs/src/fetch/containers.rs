@@ -16,8 +16,10 @@ use crate::fetch::remote::{Blocks, Object, is_remote, spawn_blocking};
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 
-/// Open containers kept per source; more are opened again when they are needed.
+/// Open containers kept per source, and the share of the files that this process may open, if that is less; more are
+/// opened again when they are needed.
 const OPEN: usize = 64;
+const SHARE_OF_FILES: u64 = 4;
 
 /// A row group whose pages take no more is fetched whole before it is known where each of them lies: finding that out
 /// takes as many requests, one after the other.
@@ -37,6 +39,7 @@ type Looking = HashMap<(i32, Option<usize>), HashSet<String>>;
 /// See the module.
 pub struct Containers {
     open: Mutex<VecDeque<(i32, Arc<Container>)>>,
+    most_open: usize,
     decoded: Mutex<VecDeque<((i32, PageKey), Page)>>,
     looking: Mutex<Looking>,
     budget: Arc<Budget>,
@@ -71,7 +74,15 @@ impl Containers {
     /// Nothing is open yet; decoded pages count against `budget`, and remote containers are read by `spans`.
     pub fn new(budget: Arc<Budget>, spans: Arc<Spans>) -> Self {
         let buffers = Buffers::keeping(0);
-        Self { open: Mutex::default(), decoded: Mutex::default(), looking: Mutex::default(), budget, buffers, spans }
+        let most_open = files_allowed().map_or(OPEN, |files| ((files / SHARE_OF_FILES) as usize).clamp(1, OPEN));
+        let (open, decoded, looking) = Default::default();
+        Self { open, most_open, decoded, looking, budget, buffers, spans }
+    }
+
+    /// Closes what nobody reads. It is opened again if it is wanted.
+    pub fn close(&self) {
+        lock(&self.open).clear();
+        lock(&self.decoded).clear();
     }
 
     /// Keeps at most so many bytes of idle memory for pages.
@@ -95,7 +106,7 @@ impl Containers {
             pages: OnceLock::new(),
             remote: OnceLock::new(),
         });
-        if open.len() == OPEN {
+        if open.len() >= self.most_open {
             open.pop_front();
         }
         open.push_back((number, container.clone()));
@@ -235,6 +246,14 @@ impl Containers {
             decoded.remove(at);
         }
     }
+}
+
+/// How many files this process may open; None where that is not to be told.
+fn files_allowed() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes into the struct that it is given, and into nothing else.
+    let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    (told == 0).then_some(limit.rlim_cur)
 }
 
 /// The column and the row that a name in a Parquet container stands for.

@@ -87,6 +87,11 @@ impl Source {
         self.budgets.iter().map(|budget| budget.used()).sum()
     }
 
+    /// Closes its containers; whatever is fetched later opens them again.
+    pub fn close(&self) {
+        self.containers.close();
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.width.len()

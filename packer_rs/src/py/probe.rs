@@ -184,11 +184,14 @@ fn refused(url: &str, error: &std::io::Error) -> PyErr {
     to_py(Error::new(Kind::Index, format!("'{url}' cannot be read: {error}")))
 }
 
-/// Key, length and time of each object beneath a URL.
+/// Key, length and time of an object.
+type Listed = (String, u64, i64);
+
+/// The objects beneath a URL, and keys there that cannot be asked for.
 #[pyfunction]
-fn remote_list(py: Python<'_>, url: &str) -> PyResult<Vec<(String, u64, i64)>> {
+fn remote_list(py: Python<'_>, url: &str) -> PyResult<(Vec<Listed>, Vec<String>)> {
     let found = py.detach(|| remote::list(url)).map_err(|e| refused(url, &e))?;
-    Ok(found.into_iter().map(|meta| (meta.key, meta.length, meta.mtime_ns)).collect())
+    Ok((found.objects.into_iter().map(|meta| (meta.key, meta.length, meta.mtime_ns)).collect(), found.odd))
 }
 
 /// Length and time of an object.

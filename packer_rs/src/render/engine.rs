@@ -201,6 +201,8 @@ impl Renderer {
             }
             alive = self.shared.ended.wait_timeout(alive, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        // Whoever holds on to the loader needs no open files.
+        self.shared.sources.iter().for_each(Source::close);
     }
 }
 

@@ -6,6 +6,7 @@
 //! `AZURE_…`).
 
 mod blocks;
+mod listing;
 mod stores;
 
 use std::future::Future;
@@ -20,6 +21,7 @@ use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore};
 use tokio::runtime::Runtime;
 
 pub use blocks::Blocks;
+pub use listing::{Listing, list};
 use stores::{invalid, runtime, split, store, system};
 pub use stores::{spawn, spawn_blocking};
 
@@ -74,7 +76,7 @@ impl Object {
         let (origin, key) = split(url)?;
         // Web addresses are written with escapes, keys of buckets are not.
         let path = if origin.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
-        Ok(Self { store: store(origin)?, path: path.map_err(|e| invalid(url, e))? })
+        Ok(Self { store: store(origin)?.objects, path: path.map_err(|e| invalid(url, e))? })
     }
 
     /// Size and time.
@@ -144,34 +146,6 @@ impl Object {
             Err(io::Error::other(format!("{} bytes came of {wanted}", bytes.len())))
         }
     }
-}
-
-/// The objects beneath a URL that ends in `/`; their keys are relative to it, by rising bytes.
-pub fn list(url: &str) -> io::Result<Vec<Meta>> {
-    let (origin, prefix) = split(url)?;
-    let (store, prefix) = (store(origin)?, prefix.trim_end_matches('/').to_owned());
-    let path = Path::parse(&prefix).map_err(|e| invalid(url, e))?;
-    let mut found: Vec<Meta> = patiently(|| {
-        let (store, path) = (store.clone(), path.clone());
-        async move {
-            let mut pages = store.list(Some(&path));
-            let mut found = Vec::new();
-            while let Some(meta) = next(&mut pages).await {
-                found.push(meta.map_err(|e| system(&e))?.into());
-            }
-            Ok(found)
-        }
-    })?;
-    for meta in &mut found {
-        let relative = meta.key.strip_prefix(&prefix).unwrap_or(&meta.key).trim_start_matches('/').to_owned();
-        meta.key = relative;
-    }
-    found.sort_by(|a, b| a.key.cmp(&b.key));
-    Ok(found)
-}
-
-async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
-    std::future::poll_fn(|context| std::pin::Pin::new(&mut *stream).poll_next(context)).await
 }
 
 /// Asks again after a fault that may pass, and waits for the answer.

@@ -10,6 +10,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
+use object_store::list::PaginatedListStore;
 use object_store::{ClientConfigKey, Error, ObjectStore, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
@@ -20,7 +21,14 @@ const DEFAULTS: [(&str, ClientConfigKey, &str); 2] =
     [("TIMEOUT", ClientConfigKey::Timeout, "30s"), ("CONNECT_TIMEOUT", ClientConfigKey::ConnectTimeout, "5s")];
 const TIMED_OUT: &str = "no whole answer in the time allowed (30 s, of which 5 s to connect; AWS_TIMEOUT, GOOGLE_TIMEOUT, \
                          AZURE_TIMEOUT, HTTP_TIMEOUT and … _CONNECT_TIMEOUT set it)";
-type Stores = HashMap<String, Arc<dyn ObjectStore>>;
+type Stores = HashMap<String, Store>;
+
+/// One origin: its objects, and where it has a listing, the same store page by page.
+#[derive(Clone)]
+pub(super) struct Store {
+    pub objects: Arc<dyn ObjectStore>,
+    pub pages: Option<Arc<dyn PaginatedListStore>>,
+}
 
 /// Threads and connections belong to the process that made them; a forked child makes its own.
 struct Process {
@@ -78,7 +86,7 @@ pub(super) fn split(url: &str) -> io::Result<(&str, &str)> {
     Ok((&url[..end], url[end..].trim_start_matches('/')))
 }
 
-pub(super) fn store(origin: &str) -> io::Result<Arc<dyn ObjectStore>> {
+pub(super) fn store(origin: &str) -> io::Result<Store> {
     with_process(|process| {
         if let Some(store) = process.stores.get(origin) {
             return Ok(store.clone());
@@ -89,7 +97,7 @@ pub(super) fn store(origin: &str) -> io::Result<Arc<dyn ObjectStore>> {
     })
 }
 
-fn build(origin: &str) -> Result<Arc<dyn ObjectStore>, Error> {
+fn build(origin: &str) -> Result<Store, Error> {
     // Attempts are counted in one place, by whoever asks.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     macro_rules! from_environment {
@@ -100,7 +108,8 @@ fn build(origin: &str) -> Result<Arc<dyn ObjectStore>, Error> {
                     builder = builder.with_config($key(key), value);
                 }
             }
-            Arc::new(builder.build()?)
+            let store = Arc::new(builder.build()?);
+            Store { objects: store.clone(), pages: Some(store) }
         }};
     }
     Ok(match origin.split("://").next().unwrap_or_default() {
@@ -121,7 +130,8 @@ fn build(origin: &str) -> Result<Arc<dyn ObjectStore>, Error> {
                 let given = std::env::var(format!("HTTP_{name}"));
                 builder = builder.with_config(key, given.as_deref().unwrap_or(value));
             }
-            Arc::new(builder.with_config(ClientConfigKey::AllowHttp, "true").build()?)
+            let store = builder.with_config(ClientConfigKey::AllowHttp, "true").build()?;
+            Store { objects: Arc::new(store), pages: None }
         }
         scheme => {
             let why = format!("the scheme '{scheme}' is none of s3, gs, az, http, https");
