@@ -24,13 +24,8 @@ from .shm import Borrowed
 
 log = logging.getLogger("navit_loader.client")
 
-_EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
+# Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
+_EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 1.0)
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -93,7 +88,7 @@ class Endpoint:
 
     def __init__(self, address: str, terms: Terms) -> None:
         self.address = address
-        self.ready = self.draining = False
+        self.ready = self.draining = self._shook = False
         self.retry = 0.0
         self.why, self.before = "no answer yet", ""
         self.borrowed: Borrowed | None = None
@@ -255,7 +250,8 @@ class Endpoint:
             self._terms.poller.unregister(self.borrowed.fileno())
             self.borrowed.close()
             self.borrowed = None
-        self.ready, self.draining, self.why = False, False, why
+        self.ready = self.draining = self._shook = False
+        self.why = why
         self.before = why
         self.retry = time.monotonic() + self._backoff
         self._backoff = min(2 * self._backoff, _BACKOFF_S[1])
@@ -271,10 +267,12 @@ class Endpoint:
                 return
             if event == zmq.EVENT_CONNECTED:
                 self.why = "connected, but it says nothing"
-            elif event == zmq.EVENT_DISCONNECTED:
-                self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._shook = True
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
+            elif self._shook:
+                self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
             elif self._terms.keys is None:
                 self.hang_up("it hung up in the handshake; if it demands keys, give keys=FOLDER")
             else:

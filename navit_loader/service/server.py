@@ -111,9 +111,9 @@ class Server:
                 if fd in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
-            self._router.watch(ready)
             for message in self._router.receive(ready):
                 self._handle(*message)
+            self._router.watch(ready)
             for message in self._lender.receive(ready, self._forget):
                 self._handle(*message)
             for visitor in self._editions.looked(lambda: {session.plan for session in self.sessions.values()}):
