@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.errors import ServiceError
+from navit_loader.service import protocol
 
 from .service_kit import Daemon, Nursery, Proxy, digest, load, make_config, random_cuts
 
@@ -275,3 +277,40 @@ def test_a_trainer_that_is_killed_goes_on_from_its_state(config: Path, expected:
             trainer.kill()
             trainer.communicate()
     assert found == right
+
+
+def test_a_client_that_a_daemon_has_forgotten_says_hello_again(
+    config: Path, expected: list[list[tuple[Any, ...]]]
+) -> None:
+    """Its session ends, and its connection does not: nothing comes, and nothing breaks."""
+    with (
+        Daemon(config) as daemon,
+        RemoteLoader([daemon.endpoint], shared=False, prefetch=1, deadline_s=0.3, timeout_s=20) as loader,
+    ):
+        connection, found = loader._connection, []
+        for batch in loader:
+            found.append(digest(batch))
+            want = connection.want_batch(0, 0, 4)
+            (endpoint,) = connection._endpoints
+            if endpoint.ready:
+                endpoint.send(protocol.Bye())
+            before = time.monotonic()
+            assert digest(connection.batch(want)) == expected[0][0]
+            assert time.monotonic() - before < 10
+        assert found == expected[0]
+    assert sum("joined" in line for line in daemon.log) > len(found) // 2
+
+
+def test_a_handshake_has_a_deadline_of_its_own() -> None:
+    """Who accepts and says nothing is called again while there is time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ServiceError, match=rf"no daemon answered within 2 s: {endpoint}: "):
+            RemoteLoader([endpoint], connect_timeout_s=2.0)
+        listener.settimeout(0.2)
+        calls = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                listener.accept()[0].close()
+                calls += 1
+    assert calls >= 2

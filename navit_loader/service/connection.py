@@ -27,6 +27,7 @@ from .endpoint import Endpoint, Terms, Want
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
+_HANDSHAKE_S = 5.0
 _TURN_S = 0.01  # how long batches that are here may be handed out without a look at the others
 
 
@@ -90,6 +91,7 @@ class Connection:
             plan=plan,
             keys=keys,
             memory=max(memory, protocol.MAX_REPLY),
+            handshake_s=max(0.001, min(_HANDSHAKE_S, connect_timeout_s / 2)),  # so that there is time for another
             heartbeat_s=heartbeat_s,
             shared=shared and SUPPORTED,
         )
@@ -198,7 +200,7 @@ class Connection:
     def _first_hello(self) -> protocol.PlanInfo | None:
         return self._known
 
-    def _want(self, request: protocol.Request) -> Want:
+    def _want(self, request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> Want:
         want = Want(request)
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
@@ -263,6 +265,13 @@ class Connection:
                 self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
             elif want.asked:
                 want.since = now  # nobody else to ask: look again a deadline later
+                for endpoint in set(want.asked.values()):
+                    self._probe(endpoint, want.request.epoch)
+
+    def _probe(self, endpoint: Endpoint, epoch: int) -> None:
+        """Asks for no blocks at all: a daemon that has forgotten this client, and so all that it was asked for, says so."""
+        id, self._next_id = self._next_id, self._next_id + 1
+        endpoint.send(protocol.GetLayout(id, plan_id=self.info.plan_id, epoch=epoch))
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
@@ -313,7 +322,10 @@ class Connection:
 
     def _refused(self, endpoint: Endpoint, want: Want | None, reply: protocol.ErrorReply) -> None:
         error = protocol.error_of(reply, endpoint.address)
-        if reply.error in ("draining", "busy", "hello"):
+        if reply.error == "hello":
+            endpoint.hang_up("it has forgotten this client")  # and it is greeted anew
+            return
+        if reply.error in ("draining", "busy"):
             if want is not None:
                 want.asked.pop(reply.id, None)
             endpoint.ready, endpoint.draining, endpoint.why = False, True, reply.message

@@ -256,6 +256,10 @@ class Server:
             )
             if why:
                 self._forget(old, why)
+                # Where its connection lives on, it learns here that what it asked for is not coming.
+                self._send(
+                    old.peer, protocol.ErrorReply(0, "hello", "another connection took the name over; say hello again")
+                )
             while name in self._names:
                 name = f"{request.client}@{secrets.token_hex(4)}"
         if len(self.sessions) >= MAX_SESSIONS:
