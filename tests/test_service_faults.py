@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.commands.top import read
 from navit_loader.errors import ServiceError
 from navit_loader.service import protocol
 
@@ -314,3 +315,55 @@ def test_a_handshake_has_a_deadline_of_its_own() -> None:
                 listener.accept()[0].close()
                 calls += 1
     assert calls >= 2
+
+
+FORKED = """
+import gc, os, sys
+from navit_loader import RemoteLoader
+from navit_loader.errors import ServiceError
+from tests.service_kit import digest
+endpoint, shared = sys.argv[1:]
+loader = RemoteLoader([endpoint], prefetch=4, shared=shared == "shared", deadline_s=60, timeout_s=20)
+batches, found = iter(loader), []
+for batch in batches:
+    found.append(hash(digest(batch)))
+    # Two batches more are on their way; and children that use the loader, close it, let go of it or just end.
+    end = len(found) % 4
+    if (child := os.fork()) == 0:
+        try:
+            if end == 0:
+                loader.close()
+            elif end == 1:
+                del loader, batches, batch
+                gc.collect()
+            else:
+                asked = [lambda: next(batches), lambda: next(iter(loader)), lambda: loader._connection.layout(7, 0, 1)]
+                for ask in asked if end == 2 else ():
+                    try:
+                        ask()
+                    except ServiceError as e:
+                        assert "make it after the fork, or start processes with 'spawn'" in str(e), e
+                    else:
+                        raise AssertionError("the child got something")
+        except BaseException as e:
+            print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
+            os._exit(1)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+loader.load_state_dict(loader.state_dict() | {"epoch": 0, "next_sequence": 0})
+assert [hash(digest(batch)) for batch in loader] == found
+loader.close()
+"""
+
+
+@pytest.mark.parametrize("way", ["shared", "tcp"])
+def test_a_forked_child_is_told_so_and_takes_nothing_from_its_parent(config: Path, way: str) -> None:
+    with Daemon(config, args=("--metrics", "127.0.0.1:0")) as daemon:
+        command = [sys.executable, "-W", "ignore", "-c", FORKED, daemon.endpoint, way]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        assert daemon.metrics is not None
+        values = read(daemon.metrics)
+        asked = {dict(labels)["kind"]: n for (name, labels), n in values.items() if name == "navit_requests_total"}
+    assert "cancel" not in asked and asked["bye"] == 1

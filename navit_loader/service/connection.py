@@ -32,7 +32,8 @@ _TURN_S = 0.01  # how long batches that are here may be handed out without a loo
 
 
 class Connection:
-    """Several daemons of one plan. Not for more than one thread at a time.
+    """Several daemons of one plan. Not for more than one thread at a time, nor for a forked child: what it says would reach the
+    daemons as its parent's word.
 
     Args:
         addresses: `tcp://HOST:PORT` or `ipc://PATH`, one per daemon.
@@ -75,6 +76,7 @@ class Connection:
         for address in addresses:
             check_address(address)
         self.starved_s = 0.0
+        self._owner = os.getpid()
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
         self._known: protocol.PlanInfo | None = None
         self._next_id = 1
@@ -109,6 +111,7 @@ class Connection:
         Raises:
             ServiceError: none answers.
         """
+        self._same_process()
         for endpoint in self._endpoints:
             endpoint.hang_up("a new epoch begins")
             endpoint.retry = 0.0
@@ -173,7 +176,10 @@ class Connection:
         return found
 
     def forget(self, wants: Sequence[Want]) -> None:
-        """No longer wants these; their answers are dropped when they come."""
+        """No longer wants these; their answers are dropped when they come. In a forked child, which has asked for none of
+        them, nothing happens."""
+        if os.getpid() != self._owner:
+            return
         gone: dict[Endpoint, list[int]] = {}
         for want in wants:
             if want in self._wants:
@@ -187,8 +193,8 @@ class Connection:
             endpoint.flush()
 
     def close(self) -> None:
-        """Says goodbye to all daemons and closes every socket. A second call does nothing."""
-        if self._context.closed:
+        """Says goodbye to all daemons and closes every socket. A second call does nothing, nor one in a forked child."""
+        if self._context.closed or os.getpid() != self._owner:
             return
         for endpoint in self._endpoints:
             if endpoint.ready:
@@ -197,10 +203,18 @@ class Connection:
             endpoint.hang_up("closed", linger=200)
         self._context.term()
 
+    def _same_process(self) -> None:
+        if (here := os.getpid()) != self._owner:
+            raise ServiceError(
+                f"this loader was made in process {self._owner} and its connections did not follow the fork into {here}; "
+                "make it after the fork, or start processes with 'spawn'"
+            )
+
     def _first_hello(self) -> protocol.PlanInfo | None:
         return self._known
 
     def _want(self, request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> Want:
+        self._same_process()
         want = Want(request)
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
@@ -209,6 +223,7 @@ class Connection:
         return want
 
     def _wait(self, want: Want) -> Any:
+        self._same_process()
         if self._context.closed:
             raise ServiceError("this loader is closed; make another")
         start = time.monotonic()
