@@ -367,3 +367,56 @@ def test_a_forked_child_is_told_so_and_takes_nothing_from_its_parent(config: Pat
         values = read(daemon.metrics)
         asked = {dict(labels)["kind"]: n for (name, labels), n in values.items() if name == "navit_requests_total"}
     assert "cancel" not in asked and asked["bye"] == 1
+
+
+WAITING = """
+import json, sys
+from navit_loader import RemoteLoader
+from tests.service_kit import digest
+with RemoteLoader([sys.argv[1]], prefetch=1) as loader:
+    next(batches := iter(loader))
+    print("begun", flush=True)
+    sys.stdin.readline()
+    try:
+        next(batches)
+    except KeyboardInterrupt:
+        print(json.dumps(loader.state_dict()), flush=True)
+    sys.stdin.readline()
+    print(next(iter(loader)).sequence, flush=True)
+"""
+
+
+def test_who_waits_says_for_what_and_the_first_signal_ends_it(config: Path) -> None:
+    with Daemon(config) as daemon:
+        command = [sys.executable, "-c", WAITING, daemon.endpoint]
+        trainer = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=Path(__file__).parents[1],
+        )
+        assert trainer.stdin is not None and trainer.stdout is not None and trainer.stderr is not None
+        try:
+            assert trainer.stdout.readline() == "begun\n"
+            daemon.kill()
+            before = time.monotonic()
+            trainer.stdin.write("\n")
+            said = [trainer.stderr.readline(), trainer.stderr.readline()]
+            assert 8 < time.monotonic() - before < 20
+            for line, seconds in zip(said, ("5", "10"), strict=True):
+                assert f"waiting for the batch of epoch 0 at sequence 4 for {seconds} s, until 120 s: " in line
+                assert f"{daemon.endpoint}: " in line
+            before = time.monotonic()
+            trainer.send_signal(signal.SIGINT)
+            state = json.loads(trainer.stdout.readline())
+            assert time.monotonic() - before < 3
+            assert (state["epoch"], state["next_sequence"]) == (0, 4)
+            daemon.start()
+            trainer.stdin.write("\n")
+            assert trainer.stdout.readline() == "4\n"
+        finally:
+            trainer.kill()
+            trainer.communicate()

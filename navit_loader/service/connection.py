@@ -23,7 +23,8 @@ from ..batch import PackedBatch
 from ..errors import RenderError, ServiceError
 from ..render.encoded import EncodedBatch
 from . import protocol
-from .endpoint import Endpoint, Terms, Want
+from .endpoint import Endpoint, Terms, Want, log
+from .log import Patience
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
@@ -119,10 +120,11 @@ class Connection:
         self._meet(self._timeout_s)
 
     def _meet(self, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+        until, patience = time.monotonic() + timeout_s, Patience("a first daemon", timeout_s, log)
         while (known := self._first_hello()) is None:
             if time.monotonic() > until:
                 raise ServiceError(f"no daemon answered within {timeout_s:g} s: {self._state()}")
+            patience.look(self._state)
             self._turn(until)
         self.info = known
 
@@ -232,9 +234,11 @@ class Connection:
         # One turn takes what has come for several wants; now and then one sees to the deadlines of the others.
         if want.settled and start > self._turned + _TURN_S:
             self._turn(0.0)
+        patience = Patience(_words(want.request), self._timeout_s, log)
         while not want.settled:
             if time.monotonic() - start > self._timeout_s:
                 raise ServiceError(f"no answer within {self._timeout_s:g} s: {self._state()}")
+            patience.look(self._state)
             self._turn(start + self._timeout_s)
         if want in self._wants:
             self._wants.remove(want)
@@ -386,3 +390,10 @@ class Connection:
             case protocol.GetLayout(), protocol.LayoutReply():
                 return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
         raise AssertionError("asked where both are of one kind")
+
+
+def _words(request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> str:
+    """What is wanted."""
+    if isinstance(request, protocol.GetLayout):
+        return f"the counts of epoch {request.epoch} from block {request.first} on"
+    return f"the batch of epoch {request.epoch} at sequence {request.first}"
