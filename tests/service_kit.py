@@ -9,6 +9,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -205,9 +206,9 @@ class Nursery:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.daemons: list[NurseryDaemon] = []
 
-    def daemon(self, config: Path) -> NurseryDaemon:
+    def daemon(self, config: Path, *args: str) -> NurseryDaemon:
         """A daemon that serves `config`."""
-        found = NurseryDaemon(self, config)
+        found = NurseryDaemon(self, config, *args)
         self.daemons.append(found)
         return found
 
@@ -243,44 +244,55 @@ class Nursery:
 class NurseryDaemon:
     """`navit-loader serve`, forked; after `kill` it is started again on its port."""
 
-    def __init__(self, nursery: Nursery, config: Path) -> None:
-        self._nursery, self._config = nursery, config
+    def __init__(self, nursery: Nursery, config: Path, *args: str) -> None:
+        self._nursery, self._config, self._args = nursery, config, args
         self.endpoint = "tcp://127.0.0.1:0"
         self.start()
 
     def start(self) -> None:
         """Starts it, and waits for the readiness line."""
-        self.pid, line = self._nursery.start("serve", str(self._config), "--bind", self.endpoint)
+        self.pid, line = self._nursery.start("serve", str(self._config), "--bind", self.endpoint, *self._args)
         self.endpoint = line.split()[-1]
 
-    def kill(self) -> None:
-        """kill -9, and waits until it is gone."""
-        os.kill(self.pid, signal.SIGKILL)
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """kill -9, or another signal, and waits until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
         until = time.monotonic() + 20
         while time.monotonic() < until:
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
+            if not self.alive:
                 return
             time.sleep(0.001)
         raise AssertionError(f"process {self.pid} does not end")
 
 
 class Proxy:
-    """A TCP proxy in a thread. It can cut all connections, also in the middle of a frame, delay all bytes, or hold them back.
+    """A TCP proxy in a thread. It can cut all connections, also in the middle of a frame, delay all bytes, hold them back, or
+    damage them.
 
     Args:
         endpoint: the daemon.
         cut_after: after how many bytes of the daemon each connection is cut.
+        seed: of the bits that are flipped.
 
     Attributes:
         hold: while set, connections stay open and nothing passes: a partition.
         hold_after: so many bytes of the daemon pass until `hold` is set; None for never.
         delay: seconds that bytes are on their way, in each direction; they do not wait for one another.
-        cuts: connections that were cut.
+        cuts: connections that were cut or reset.
+        flipped: bits that were flipped.
     """
 
-    def __init__(self, endpoint: str, *, cut_after: Iterator[int] | None = None) -> None:
+    def __init__(self, endpoint: str, *, cut_after: Iterator[int] | None = None, seed: int = 0) -> None:
         host, port = endpoint.removeprefix("tcp://").split(":")
         self._target = (host, int(port))
         self._cut_after = cut_after
@@ -289,22 +301,33 @@ class Proxy:
         self.hold = threading.Event()
         self.hold_after: int | None = None
         self.delay = 0.0
-        self.cuts = 0
+        self.cuts = self.flipped = 0
+        self._rng = random.Random(seed)
+        self._damage: deque[tuple[bool, float]] = deque()  # to what passes next: whether a bit, seconds until a reset
+        self._resets: list[tuple[float, socket.socket]] = []
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._far: set[socket.socket] = set()
         self._budget: dict[socket.socket, int] = {}
-        self._ways: dict[
-            socket.socket, deque[tuple[float, bytes]]
-        ] = {}  # to each socket: when due, what; nothing: the end
+        # To each socket: when due, what; nothing: the end.
+        self._ways: dict[socket.socket, deque[tuple[float, bytes]]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def flip(self, reset_after: float = float("inf")) -> None:
+        """Flips one bit of what passes next, in either direction, and resets that connection so many seconds later."""
+        self._damage.append((True, reset_after))
+
+    def reset(self) -> None:
+        """Resets the connection through which something passes next."""
+        self._damage.append((False, 0.0))
+
     def _run(self) -> None:
         while not self._closing.is_set():
+            now = time.monotonic()
+            self._reset_due(now)
             held = self.hold.is_set()
             reading = [] if held else [s for s, other in self._pairs.items() if len(self._ways[other]) < 256]
-            now = time.monotonic()
             writing = [] if held else [s for s, way in self._ways.items() if way and way[0][0] <= now]
             due = min((way[0][0] - now for way in self._ways.values() if way), default=0.02)
             ready, free, _ = select.select([self._listener, *reading], writing, [], min(0.02, max(0.0, due)))
@@ -345,6 +368,8 @@ class Proxy:
     def _read(self, s: socket.socket) -> None:
         data = s.recv(65536)
         way, due = self._ways[self._pairs[s]], time.monotonic() + self.delay
+        if self._damage and data:
+            data = self._damaged(s, data)
         way.append((due, data[: self._budget.get(s)]))
         if s in self._budget:
             self._budget[s] -= len(data)
@@ -352,6 +377,24 @@ class Proxy:
                 self.cuts += 1
                 self._budget[s] = 1 << 62  # once
                 way.append((due, b""))
+
+    def _damaged(self, s: socket.socket, data: bytes) -> bytes:
+        flip, after = self._damage.popleft()
+        self._resets.append((time.monotonic() + after, s))
+        if not flip:
+            return data
+        self.flipped += 1
+        at = self._rng.randrange(len(data))
+        return data[:at] + bytes([data[at] ^ 1 << self._rng.randrange(8)]) + data[at + 1 :]
+
+    def _reset_due(self, now: float) -> None:
+        for _, s in [entry for entry in self._resets if entry[0] <= now]:
+            if s in self._pairs:
+                self.cuts += 1
+                for end in (s, self._pairs[s]):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._drop(s)
+        self._resets = [entry for entry in self._resets if entry[0] > now and entry[1] in self._pairs]
 
     def _write(self, s: socket.socket) -> bool:
         """Passes on what is due; whether there may be more."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 
 from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.commands.top import read
 from navit_loader.errors import ServiceError
+from navit_loader.service import protocol
 
 from .service_kit import Daemon, Nursery, Proxy, digest, load, make_config, random_cuts
 
@@ -275,3 +278,145 @@ def test_a_trainer_that_is_killed_goes_on_from_its_state(config: Path, expected:
             trainer.kill()
             trainer.communicate()
     assert found == right
+
+
+def test_a_client_that_a_daemon_has_forgotten_says_hello_again(
+    config: Path, expected: list[list[tuple[Any, ...]]]
+) -> None:
+    """Its session ends, and its connection does not: nothing comes, and nothing breaks."""
+    with (
+        Daemon(config) as daemon,
+        RemoteLoader([daemon.endpoint], shared=False, prefetch=1, deadline_s=0.3, timeout_s=20) as loader,
+    ):
+        connection, found = loader._connection, []
+        for batch in loader:
+            found.append(digest(batch))
+            want = connection.want_batch(0, 0, 4)
+            (endpoint,) = connection._endpoints
+            if endpoint.ready:
+                endpoint.send(protocol.Bye())
+            before = time.monotonic()
+            assert digest(connection.batch(want)) == expected[0][0]
+            assert time.monotonic() - before < 10
+        assert found == expected[0]
+    assert sum("joined" in line for line in daemon.log) > len(found) // 2
+
+
+def test_a_handshake_has_a_deadline_of_its_own() -> None:
+    """Who accepts and says nothing is called again while there is time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ServiceError, match=rf"no daemon answered within 2 s: {endpoint}: "):
+            RemoteLoader([endpoint], connect_timeout_s=2.0)
+        listener.settimeout(0.2)
+        calls = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                listener.accept()[0].close()
+                calls += 1
+    assert calls >= 2
+
+
+FORKED = """
+import gc, os, sys
+from navit_loader import RemoteLoader
+from navit_loader.errors import ServiceError
+from tests.service_kit import digest
+endpoint, shared = sys.argv[1:]
+loader = RemoteLoader([endpoint], prefetch=4, shared=shared == "shared", deadline_s=60, timeout_s=20)
+batches, found = iter(loader), []
+for batch in batches:
+    found.append(hash(digest(batch)))
+    # Two batches more are on their way; and children that use the loader, close it, let go of it or just end.
+    end = len(found) % 4
+    if (child := os.fork()) == 0:
+        try:
+            if end == 0:
+                loader.close()
+            elif end == 1:
+                del loader, batches, batch
+                gc.collect()
+            else:
+                asked = [lambda: next(batches), lambda: next(iter(loader)), lambda: loader._connection.layout(7, 0, 1)]
+                for ask in asked if end == 2 else ():
+                    try:
+                        ask()
+                    except ServiceError as e:
+                        assert "make it after the fork, or start processes with 'spawn'" in str(e), e
+                    else:
+                        raise AssertionError("the child got something")
+        except BaseException as e:
+            print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
+            os._exit(1)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+loader.load_state_dict(loader.state_dict() | {"epoch": 0, "next_sequence": 0})
+assert [hash(digest(batch)) for batch in loader] == found
+loader.close()
+"""
+
+
+@pytest.mark.parametrize("way", ["shared", "tcp"])
+def test_a_forked_child_is_told_so_and_takes_nothing_from_its_parent(config: Path, way: str) -> None:
+    with Daemon(config, args=("--metrics", "127.0.0.1:0")) as daemon:
+        command = [sys.executable, "-W", "ignore", "-c", FORKED, daemon.endpoint, way]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        assert daemon.metrics is not None
+        values = read(daemon.metrics)
+        asked = {dict(labels)["kind"]: n for (name, labels), n in values.items() if name == "navit_requests_total"}
+    assert "cancel" not in asked and asked["bye"] == 1
+
+
+WAITING = """
+import json, sys
+from navit_loader import RemoteLoader
+from tests.service_kit import digest
+with RemoteLoader([sys.argv[1]], prefetch=1) as loader:
+    next(batches := iter(loader))
+    print("begun", flush=True)
+    sys.stdin.readline()
+    try:
+        next(batches)
+    except KeyboardInterrupt:
+        print(json.dumps(loader.state_dict()), flush=True)
+    sys.stdin.readline()
+    print(next(iter(loader)).sequence, flush=True)
+"""
+
+
+def test_who_waits_says_for_what_and_the_first_signal_ends_it(config: Path) -> None:
+    with Daemon(config) as daemon:
+        command = [sys.executable, "-c", WAITING, daemon.endpoint]
+        trainer = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=Path(__file__).parents[1],
+        )
+        assert trainer.stdin is not None and trainer.stdout is not None and trainer.stderr is not None
+        try:
+            assert trainer.stdout.readline() == "begun\n"
+            daemon.kill()
+            before = time.monotonic()
+            trainer.stdin.write("\n")
+            said = [trainer.stderr.readline(), trainer.stderr.readline()]
+            assert 8 < time.monotonic() - before < 20
+            for line, seconds in zip(said, ("5", "10"), strict=True):
+                assert f"waiting for the batch of epoch 0 at sequence 4 for {seconds} s, until 120 s: " in line
+                assert f"{daemon.endpoint}: " in line
+            before = time.monotonic()
+            trainer.send_signal(signal.SIGINT)
+            state = json.loads(trainer.stdout.readline())
+            assert time.monotonic() - before < 3
+            assert (state["epoch"], state["next_sequence"]) == (0, 4)
+            daemon.start()
+            trainer.stdin.write("\n")
+            assert trainer.stdout.readline() == "4\n"
+        finally:
+            trainer.kill()
+            trainer.communicate()

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from navit_loader import RemoteLoader
+from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.errors import ServiceError
 from navit_loader.service import protocol
 from navit_loader.service.security import ClientKeys, ServerKeys, check_bind, make_keys
 
-from .service_kit import Daemon, make_config
+from .service_kit import Daemon, digest, load, make_config
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,29 @@ def test_a_name_is_taken_over_by_the_same_key_alone(keys: Path, tmp_path: Path) 
                 pass
             assert reply.kind == "hello"
             assert sum("client='trainer' left: came back" in line for line in daemon.log) == ended
+
+
+def test_a_client_whose_name_is_taken_over_loses_no_batch(keys: Path, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "data", count=120)
+    with PackedLoader(config=load(config)) as local:
+        expected = [digest(batch) for batch in local]
+    args = ("--keys", str(keys / "server"))
+    with Daemon(config, args=args) as daemon, zmq.Context() as context, ExitStack() as stack:
+        loader = stack.enter_context(
+            RemoteLoader([daemon.endpoint], keys=keys / "alice", shared=False, deadline_s=60, timeout_s=20)
+        )
+        name = next(line for line in daemon.log if "joined" in line).split("client='")[1].split("'")[0]
+        found = []
+        for batch in loader:
+            found.append(digest(batch))
+            peer = stack.enter_context(context.socket(zmq.DEALER))
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.setsockopt(zmq.RCVTIMEO, 5000)
+            ClientKeys.read(keys / "alice").apply(peer)
+            peer.connect(daemon.endpoint)
+            peer.send(protocol.encode(protocol.Hello(1, client=name)))
+            assert protocol.decode_reply(peer.recv()).kind == "hello"
+        assert found == expected
 
 
 def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:

@@ -23,15 +23,18 @@ from ..batch import PackedBatch
 from ..errors import RenderError, ServiceError
 from ..render.encoded import EncodedBatch
 from . import protocol
-from .endpoint import Endpoint, Terms, Want
+from .endpoint import Endpoint, Terms, Want, log
+from .log import Patience
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
+_HANDSHAKE_S = 5.0
 _TURN_S = 0.01  # how long batches that are here may be handed out without a look at the others
 
 
 class Connection:
-    """Several daemons of one plan. Not for more than one thread at a time.
+    """Several daemons of one plan. Not for more than one thread at a time, nor for a forked child: what it says would reach the
+    daemons as its parent's word.
 
     Args:
         addresses: `tcp://HOST:PORT` or `ipc://PATH`, one per daemon.
@@ -74,6 +77,7 @@ class Connection:
         for address in addresses:
             check_address(address)
         self.starved_s = 0.0
+        self._owner = os.getpid()
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
         self._known: protocol.PlanInfo | None = None
         self._next_id = 1
@@ -90,6 +94,7 @@ class Connection:
             plan=plan,
             keys=keys,
             memory=max(memory, protocol.MAX_REPLY),
+            handshake_s=max(0.001, min(_HANDSHAKE_S, connect_timeout_s / 2)),  # so that there is time for another
             heartbeat_s=heartbeat_s,
             shared=shared and SUPPORTED,
         )
@@ -107,6 +112,7 @@ class Connection:
         Raises:
             ServiceError: none answers.
         """
+        self._same_process()
         for endpoint in self._endpoints:
             endpoint.hang_up("a new epoch begins")
             endpoint.retry = 0.0
@@ -114,10 +120,11 @@ class Connection:
         self._meet(self._timeout_s)
 
     def _meet(self, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+        until, patience = time.monotonic() + timeout_s, Patience("a first daemon", timeout_s, log)
         while (known := self._first_hello()) is None:
             if time.monotonic() > until:
                 raise ServiceError(f"no daemon answered within {timeout_s:g} s: {self._state()}")
+            patience.look(self._state)
             self._turn(until)
         self.info = known
 
@@ -171,7 +178,10 @@ class Connection:
         return found
 
     def forget(self, wants: Sequence[Want]) -> None:
-        """No longer wants these; their answers are dropped when they come."""
+        """No longer wants these; their answers are dropped when they come. In a forked child, which has asked for none of
+        them, nothing happens."""
+        if os.getpid() != self._owner:
+            return
         gone: dict[Endpoint, list[int]] = {}
         for want in wants:
             if want in self._wants:
@@ -185,8 +195,8 @@ class Connection:
             endpoint.flush()
 
     def close(self) -> None:
-        """Says goodbye to all daemons and closes every socket. A second call does nothing."""
-        if self._context.closed:
+        """Says goodbye to all daemons and closes every socket. A second call does nothing, nor one in a forked child."""
+        if self._context.closed or os.getpid() != self._owner:
             return
         for endpoint in self._endpoints:
             if endpoint.ready:
@@ -195,10 +205,18 @@ class Connection:
             endpoint.hang_up("closed", linger=200)
         self._context.term()
 
+    def _same_process(self) -> None:
+        if (here := os.getpid()) != self._owner:
+            raise ServiceError(
+                f"this loader was made in process {self._owner} and its connections did not follow the fork into {here}; "
+                "make it after the fork, or start processes with 'spawn'"
+            )
+
     def _first_hello(self) -> protocol.PlanInfo | None:
         return self._known
 
-    def _want(self, request: protocol.Request) -> Want:
+    def _want(self, request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> Want:
+        self._same_process()
         want = Want(request)
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
@@ -207,6 +225,7 @@ class Connection:
         return want
 
     def _wait(self, want: Want) -> Any:
+        self._same_process()
         if self._context.closed:
             raise ServiceError("this loader is closed; make another")
         start = time.monotonic()
@@ -215,9 +234,11 @@ class Connection:
         # One turn takes what has come for several wants; now and then one sees to the deadlines of the others.
         if want.settled and start > self._turned + _TURN_S:
             self._turn(0.0)
+        patience = Patience(_words(want.request), self._timeout_s, log)
         while not want.settled:
             if time.monotonic() - start > self._timeout_s:
                 raise ServiceError(f"no answer within {self._timeout_s:g} s: {self._state()}")
+            patience.look(self._state)
             self._turn(start + self._timeout_s)
         if want in self._wants:
             self._wants.remove(want)
@@ -263,6 +284,13 @@ class Connection:
                 self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
             elif want.asked:
                 want.since = now  # nobody else to ask: look again a deadline later
+                for endpoint in set(want.asked.values()):
+                    self._probe(endpoint, want.request.epoch)
+
+    def _probe(self, endpoint: Endpoint, epoch: int) -> None:
+        """Asks for no blocks at all: a daemon that has forgotten this client, and so all that it was asked for, says so."""
+        id, self._next_id = self._next_id, self._next_id + 1
+        endpoint.send(protocol.GetLayout(id, plan_id=self.info.plan_id, epoch=epoch))
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
@@ -313,7 +341,10 @@ class Connection:
 
     def _refused(self, endpoint: Endpoint, want: Want | None, reply: protocol.ErrorReply) -> None:
         error = protocol.error_of(reply, endpoint.address)
-        if reply.error in ("draining", "busy", "hello"):
+        if reply.error == "hello":
+            endpoint.hang_up("it has forgotten this client")  # and it is greeted anew
+            return
+        if reply.error in ("draining", "busy"):
             if want is not None:
                 want.asked.pop(reply.id, None)
             endpoint.ready, endpoint.draining, endpoint.why = False, True, reply.message
@@ -359,3 +390,10 @@ class Connection:
             case protocol.GetLayout(), protocol.LayoutReply():
                 return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
         raise AssertionError("asked where both are of one kind")
+
+
+def _words(request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> str:
+    """What is wanted."""
+    if isinstance(request, protocol.GetLayout):
+        return f"the counts of epoch {request.epoch} from block {request.first} on"
+    return f"the batch of epoch {request.epoch} at sequence {request.first}"

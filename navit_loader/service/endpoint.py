@@ -18,19 +18,14 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import NavitError, ServiceError
 from . import protocol
-from .protocol import Credit, Hello, Reply, Request
+from .protocol import Credit, GetBatch, GetEncoded, GetLayout, Hello, Reply, Request
 from .security import ClientKeys
 from .shm import Borrowed
 
 log = logging.getLogger("navit_loader.client")
 
-_EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
+# Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
+_EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 1.0)
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -39,7 +34,7 @@ _NOBLOCK = int(zmq.NOBLOCK)
 class Want:
     """A batch or a piece of layout that is wanted, and where it has been asked for."""
 
-    request: Request
+    request: GetBatch | GetEncoded | GetLayout
     asked: dict[int, Endpoint] = field(default_factory=dict)  # by request id
     failed: set[Endpoint] = field(default_factory=set)
     since: float = 0.0  # when it was last asked for
@@ -63,6 +58,7 @@ class Terms:
         plan: name of the plan at the daemons; empty for their first.
         keys: CURVE keys, where the daemons demand them.
         memory: bytes of one frame at most.
+        handshake_s: seconds that connecting, and then the handshake, may take.
         heartbeat_s: seconds between heartbeats.
         shared: whether it can take shared memory.
     """
@@ -73,6 +69,7 @@ class Terms:
     plan: str
     keys: ClientKeys | None
     memory: int
+    handshake_s: float
     heartbeat_s: float
     shared: bool
 
@@ -93,7 +90,7 @@ class Endpoint:
 
     def __init__(self, address: str, terms: Terms) -> None:
         self.address = address
-        self.ready = self.draining = False
+        self.ready = self.draining = self._shook = False
         self.retry = 0.0
         self.why, self.before = "no answer yet", ""
         self.borrowed: Borrowed | None = None
@@ -126,6 +123,8 @@ class Endpoint:
             zmq.LINGER: 0,
             zmq.RCVHWM: 0,  # bounded by what was asked for
             zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,
+            zmq.CONNECT_TIMEOUT: int(terms.handshake_s * 1000),
+            zmq.HANDSHAKE_IVL: int(terms.handshake_s * 1000),
             zmq.RECONNECT_IVL: 50,
             zmq.RECONNECT_IVL_MAX: 1000,
             zmq.HEARTBEAT_IVL: int(terms.heartbeat_s * 1000),
@@ -255,7 +254,8 @@ class Endpoint:
             self._terms.poller.unregister(self.borrowed.fileno())
             self.borrowed.close()
             self.borrowed = None
-        self.ready, self.draining, self.why = False, False, why
+        self.ready = self.draining = self._shook = False
+        self.why = why
         self.before = why
         self.retry = time.monotonic() + self._backoff
         self._backoff = min(2 * self._backoff, _BACKOFF_S[1])
@@ -271,11 +271,13 @@ class Endpoint:
                 return
             if event == zmq.EVENT_CONNECTED:
                 self.why = "connected, but it says nothing"
-            elif event == zmq.EVENT_DISCONNECTED:
-                self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._shook = True
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
+            elif self._shook:
+                self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
             elif self._terms.keys is None:
-                self.hang_up("it hung up in the handshake; if it demands keys, give keys=FOLDER")
+                self.hang_up("the handshake came to nothing; if it demands keys, give keys=FOLDER")
             else:
-                self.hang_up("it hung up in the handshake; does it serve with other keys, or with none?")
+                self.hang_up("the handshake came to nothing; does it serve with other keys, or with none?")

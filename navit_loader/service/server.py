@@ -111,9 +111,9 @@ class Server:
                 if fd in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
-            self._router.watch(ready)
             for message in self._router.receive(ready):
                 self._handle(*message)
+            self._router.watch(ready)
             for message in self._lender.receive(ready, self._forget):
                 self._handle(*message)
             for visitor in self._editions.looked(lambda: {session.plan for session in self.sessions.values()}):
@@ -256,6 +256,10 @@ class Server:
             )
             if why:
                 self._forget(old, why)
+                # Where its connection lives on, it learns here that what it asked for is not coming.
+                self._send(
+                    old.peer, protocol.ErrorReply(0, "hello", "another connection took the name over; say hello again")
+                )
             while name in self._names:
                 name = f"{request.client}@{secrets.token_hex(4)}"
         if len(self.sessions) >= MAX_SESSIONS:
