@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zmq
 
+from .. import _packer
 from ..batch import OK, PackedBatch
 from ..config import ServeConfig
 from ..errors import NavitError, ServiceError
@@ -134,6 +135,8 @@ class Server:
                 deadline = time.monotonic() + DRAIN_S
                 draining()
                 self._refuse_waiting()
+            if self._stopping and _packer.storage()["waiting"]:
+                self._refuse_rendering()
             if self._stopping and (not (self._rendering or self._unsent) or time.monotonic() > deadline):
                 return
 
@@ -331,6 +334,13 @@ class Server:
             for id in waiting:
                 self._refuse(session.peer, id, "draining", "this daemon is stopping; ask another")
 
+    def _refuse_rendering(self) -> None:
+        """Storage may stay away for longer than a drain may take, and other daemons may have it."""
+        for delivery in list(self._rendering):
+            self._abandon(delivery)
+            why = "this daemon is stopping, and its storage does not answer; ask another"
+            self._refuse(delivery.session.peer, delivery.request.id, "draining", why)
+
     # --- answers ---------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -448,6 +458,7 @@ class Server:
         self._looked = now
         self._refusals.clear()
         self._lender.look_after(now)
+        _packer.storage_news()
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
             self._send(session.peer, protocol.Beat())
