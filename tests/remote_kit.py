@@ -155,8 +155,9 @@ class Faulty(http.server.ThreadingHTTPServer):
     """Serves a folder with ranges over HTTP, except for what `faults` says of the next requests.
 
     Attributes:
-        faults: for each of the next GETs: a status to answer with, or that and the seconds of `Retry-After`, `cut` (the body ends early), `whole` (the range is
-            ignored), `hang` (no answer until the server is closed), `ok`. Empty means all is well.
+        faults: for each of the next GETs: a status to answer with, or that and the seconds of `Retry-After`; `cut` (the body
+            ends early), `whole` (the range is ignored), `hang` (no answer until the server is closed), `ok`. Empty means all
+            is well.
         always: the fault of every GET after those.
         gets: the GETs so far.
     """

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from navit_loader import PackedLoader, RemoteLoader, build_index
 from navit_loader.errors import IndexFileError, RenderError
 
 from .remote_kit import Faulty
-from .service_kit import Daemon
+from .service_kit import Daemon, metrics
 from .source_kit import sample_files, write_tar
 from .test_remote import batches, config
 
@@ -91,7 +90,12 @@ def test_what_lasts_is_one_error_after_a_minute(faulty: Faulty, tmp_path: Path) 
 def test_closing_ends_a_wait(faulty: Faulty, tmp_path: Path, fault: Any) -> None:
     faulty.always = fault
     loader = PackedLoader(tmp_path / "x.arrow", config())
-    asked = threading.Thread(target=lambda: pytest.raises(RenderError, next, iter(loader)))
+
+    def ask() -> None:
+        with pytest.raises(RenderError):
+            next(iter(loader))
+
+    asked = threading.Thread(target=ask)
     asked.start()
     time.sleep(0.5)
     start = time.monotonic()
@@ -146,10 +150,3 @@ def test_a_daemon_says_what_it_waits_for_and_drains_at_once(faulty: Faulty, tmp_
             faulty.always = "ok"
             daemon.start()
             assert asked.result(60) == len(FILES), "the client has asked the next one for all of it"
-
-
-def metrics(daemon: Daemon) -> dict[str, float]:
-    assert daemon.metrics is not None
-    with urllib.request.urlopen(daemon.metrics, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}

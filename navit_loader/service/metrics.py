@@ -59,6 +59,7 @@ class ServerCollector(Collector):
                 asked.add_metric([name.removeprefix("requests_")], value)
         yield refused
         yield asked
+        yield GaugeMetricFamily("navit_ready", "1 where its images are in reach", value=float(server.ready))
         storage = _packer.storage()
         yield CounterMetricFamily("navit_storage_retries", "reads tried again after a fault", value=storage["retries"])
         yield GaugeMetricFamily("navit_storage_waiting", "reads that wait for storage", value=storage["waiting"])
