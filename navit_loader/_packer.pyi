@@ -35,6 +35,8 @@ __all__ = [
     "remote_meta",
     "remote_read",
     "render_images",
+    "storage",
+    "storage_news",
 ]
 
 __version__: str
@@ -168,6 +170,12 @@ def remote_meta(url: str) -> tuple[int, int]:
 
 def remote_read(url: str, offset: int, length: int) -> bytes:
     """A range of an object, tried again after faults that may pass. Raises IndexFileError."""
+
+def storage() -> dict[str, int]:
+    """Of this process: `retries`, reads tried again so far after a fault; `waiting`, reads that wait for storage now."""
+
+def storage_news() -> None:
+    """Logs (`navit_loader.storage`) what storage is waited for, now and again, for whoever waits in a loop of its own."""
 
 def probe_bytes(data: bytes, helpers: Helpers | None = None) -> tuple[int, int] | None:
     """Height and width after orientation of an encoded image in memory; None where the bytes are no image."""

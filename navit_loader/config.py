@@ -96,7 +96,8 @@ class RenderConfig:
         max_pixels: * images that claim more pixels are quarantined undecoded.
         depth: * which value is white in samples of 16 bits: `full` (65,535), `largest` (the image's own), or that of as
             many bits, `9` to `15`. Part of `render_id` where it is not `full`.
-        retries: attempts after a passing fault (timeout, permission, memory) before the request fails.
+        retries: attempts after a fault that may pass (timeout, server or I/O error) before the request fails; by default as
+            many as a minute allows.
         ledger: path of the quarantine ledger (JSON lines); empty keeps it in memory alone.
         failure_limit: share of failed images in a window of 10,000 above which rendering stops with an error.
     """
@@ -110,7 +111,7 @@ class RenderConfig:
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = 178_956_970
     depth: Literal["full", "largest", "9", "10", "11", "12", "13", "14", "15"] = "full"
-    retries: int = 3
+    retries: int | None = None
     ledger: str = ""
     failure_limit: float = 0.2
 
@@ -122,7 +123,7 @@ class RenderConfig:
         require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
         require(all(0 <= v <= 255 for v in self.background), "background", self.background, "three values in 0..255")
         require(1 <= self.max_pixels <= 2**31, "max_pixels", self.max_pixels, "between 1 and 2**31")
-        require(0 <= self.retries <= 100, "retries", self.retries, "between 0 and 100")
+        require(0 <= (self.retries or 0) <= 100, "retries", self.retries, "between 0 and 100")
         require(0 < self.failure_limit <= 1, "failure_limit", self.failure_limit, "above 0 and at most 1")
 
     def to_json(self) -> str:

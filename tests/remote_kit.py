@@ -155,8 +155,9 @@ class Faulty(http.server.ThreadingHTTPServer):
     """Serves a folder with ranges over HTTP, except for what `faults` says of the next requests.
 
     Attributes:
-        faults: for each of the next GETs: a status to answer with, `cut` (the body ends early), `whole` (the range is
-            ignored), `hang` (no answer until the server is closed), `ok`. Empty means all is well.
+        faults: for each of the next GETs: a status to answer with, or that and the seconds of `Retry-After`; `cut` (the body
+            ends early), `whole` (the range is ignored), `hang` (no answer until the server is closed), `ok`. Empty means all
+            is well.
         always: the fault of every GET after those.
         gets: the GETs so far.
     """
@@ -209,8 +210,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         path = self.server.root / self.path.lstrip("/")
+        fault, after = fault if isinstance(fault, tuple) else (fault, None)
         if isinstance(fault, int) or not path.is_file():
             self.send_response(fault if isinstance(fault, int) else 404)
+            if after is not None:
+                self.send_header("Retry-After", str(after))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -443,3 +444,11 @@ def random_cuts(seed: int, low: int, high: int) -> Iterator[int]:
     rng = random.Random(seed)
     while True:
         yield rng.randint(low, high)
+
+
+def metrics(daemon: Daemon) -> dict[str, float]:
+    """What it counts, by name and labels."""
+    assert daemon.metrics is not None
+    with urllib.request.urlopen(daemon.metrics, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}

@@ -45,8 +45,6 @@ def test_a_server_that_hangs_is_given_up_and_named(
     build_index(f"{faulty.url}/x.tar", tmp_path / "x.arrow")
     faulty.always = "hang"
     start = time.monotonic()
-    with pytest.raises(IndexFileError, match=r"x\.tar'.*no whole answer in the time allowed.*HTTP_TIMEOUT"):
-        build_index(f"{faulty.url}/x.tar", tmp_path / "y.arrow")
     with PackedLoader(tmp_path / "x.arrow", config("blocks", retries=1)) as loader:
         with pytest.raises(RenderError, match=r"x\.tar#.*no whole answer.*after 2 attempts"):
             next(iter(loader))

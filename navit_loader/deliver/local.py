@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .._packer import Layout
+from .._packer import Layout, storage
 from ..config import LoaderConfig
 from ..index import Index
 from ..render.encoded import PendingEncoded
@@ -86,8 +86,9 @@ class PackedLoader(Loader):
         return self.config.plan.caption_cap
 
     def stats(self) -> dict[str, Any]:
-        """See `Engine.stats`; since the index in use was opened."""
-        return self.engine.stats()
+        """See `Engine.stats`; since the index in use was opened. Beside it, of the whole process, how often a read was tried
+        again (`retries`), and reads that wait for storage now (`waiting`)."""
+        return self.engine.stats() | storage()
 
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger so far: what the engine could not have or decode, then what another decoder could not."""

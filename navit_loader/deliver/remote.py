@@ -133,6 +133,11 @@ class RemoteLoader(Loader):
         """Seconds that the user has waited for batches so far."""
         return self._connection.starved_s
 
+    @property
+    def lacking(self) -> dict[str, int]:
+        """By endpoint, images that it masked so far and another one had."""
+        return dict(self._connection.opinions.lacking)
+
 
 class _Remote:
     """The supply of a `RemoteLoader`: a connection, and the counts that it gave.

@@ -246,6 +246,12 @@ class Index:
         except _DAMAGE as e:
             self._damaged(f"row {row}: {_words(e)}")
 
+    def file(self, row: int) -> str:
+        """The file that holds an image, its own or a container; or its URL."""
+        batch, at = self._batches[row // self._batch_rows], row % self._batch_rows
+        shard = self.shards[batch["shard"].indices[at].as_py()]
+        return f"{shard}{batch['name'][at].as_py()}" if shard.endswith("/") else str(shard)
+
     def table(self) -> pa.Table:
         """All columns as a pyarrow table over the mapped file."""
         return pa.Table.from_batches(self._batches, self._schema)

@@ -3,8 +3,8 @@
 In: addresses, and the names of the batches that are wanted. Out: those batches. Each want goes to the endpoint with
 the least in flight; past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own
 heartbeats notice a silent peer after three) all that was asked there is asked again elsewhere. A batch is named by
-what it is, so an answer that comes twice is the same answer, and the second is dropped. `RemoteLoader` adds order and
-epochs.
+what it is, so an answer that comes twice is the same answer, and the second is dropped; but where one masks images, another
+endpoint is asked before it is believed (`opinions`). `RemoteLoader` adds order and epochs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from ..render.encoded import EncodedBatch
 from . import protocol
 from .endpoint import Endpoint, Terms, Want, log
 from .log import Patience
+from .opinions import Opinions
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
 _HANDSHAKE_S = 5.0
+_UNASKED = 10  # deadlines for which an endpoint that let one pass is asked for no second opinion
 _TURN_S = 0.01  # how long batches that are here may be handed out without a look at the others
 
 
@@ -51,6 +53,7 @@ class Connection:
     Attributes:
         info: the plan, from the first daemon's hello.
         starved_s: seconds spent waiting for batches in all.
+        opinions: what daemons lack that others have.
 
     Raises:
         ServiceError: no daemon answered in time (each is named, with the reason), or one refused.
@@ -79,6 +82,8 @@ class Connection:
         self.starved_s = 0.0
         self._owner = os.getpid()
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
+        self.opinions = Opinions()
+        self._silent: dict[Endpoint, float] = {}  # until when it is asked for no second opinion
         self._known: protocol.PlanInfo | None = None
         self._next_id = 1
         self._starved_us = 0
@@ -117,6 +122,7 @@ class Connection:
             endpoint.hang_up("a new epoch begins")
             endpoint.retry = 0.0
         self._known = None
+        self.opinions.forget()
         self._meet(self._timeout_s)
 
     def _meet(self, timeout_s: float) -> None:
@@ -266,6 +272,7 @@ class Connection:
             endpoint.flush()
         due = [until, *(e.retry for e in self._endpoints if not e.connected)]
         due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
+        due += [w.doubted + self._deadline_s for w in self._wants if w.doubt and not w.settled]
         wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
         ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
         for endpoint in self._endpoints:
@@ -275,11 +282,14 @@ class Connection:
             endpoint.flush()
 
     def _dispatch(self, now: float) -> None:
+        for want in self._wants:
+            if want.doubt is not None and not want.settled and not self._second_may_come(want, now):
+                self._take_first(want, now)
         able = [e for e in self._endpoints if e.ready]
         for want in self._wants if able else ():
             if want.settled or (want.asked and now < want.since + self._deadline_s):
                 continue
-            others = [e for e in able if e not in want.asked.values() and e not in want.failed]
+            others = [e for e in able if e not in want.asked.values() and self._may_answer(e, want, now)]
             if others:
                 self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
             elif want.asked:
@@ -347,6 +357,7 @@ class Connection:
         if reply.error in ("draining", "busy"):
             if want is not None:
                 want.asked.pop(reply.id, None)
+            endpoint.lost = time.monotonic() if endpoint.ready else endpoint.lost
             endpoint.ready, endpoint.draining, endpoint.why = False, True, reply.message
             return
         if want is None:
@@ -358,17 +369,55 @@ class Connection:
             return
         want.asked.pop(reply.id, None)
         want.failed.add(endpoint)
+        if want.doubt is not None:
+            return  # the first answer stands, if nobody else has one
         others = [e for e in self._endpoints if e.ready and e not in want.failed]
         if not (isinstance(error, RenderError) and others) and not want.asked:
             want.error = error
 
     def _settle(self, endpoint: Endpoint, want: Want, reply: protocol.Reply, frames: list[Any]) -> None:
         try:
-            want.answer = self._read(endpoint, want.request, reply, frames)
+            answer = self._read(endpoint, want.request, reply, frames)
         except ServiceError as e:
             endpoint.hang_up(f"it broke the protocol: {e}")
             return
         endpoint.before = ""
+        now = time.monotonic()
+        if want.doubt is not None:
+            answer = self.opinions.better((want.doubt[0].address, want.doubt[1]), (endpoint.address, answer))
+        elif not isinstance(want.request, protocol.GetLayout) and self.opinions.doubted(answer):
+            want.doubt, want.doubted = (endpoint, answer), now
+            if self._second_may_come(want, now):
+                return
+        want.answer = answer
+        self._cancel_rest(want)
+
+    # --- second opinions -------------------------------------------------------------------------------------------
+
+    def _may_answer(self, endpoint: Endpoint, want: Want, now: float) -> bool:
+        """Whether an endpoint has not answered for a want yet, neither well nor ill."""
+        if want.doubt is None:
+            return endpoint not in want.failed
+        return endpoint not in (*want.failed, want.doubt[0]) and now >= self._silent.get(endpoint, 0.0)
+
+    def _second_may_come(self, want: Want, now: float) -> bool:
+        """Whether another endpoint was asked about a doubted answer, or can be asked soon."""
+        if now >= want.doubted + self._deadline_s:
+            return False
+        soon = (e for e in self._endpoints if e.ready or now < e.lost + self._deadline_s)
+        return bool(want.asked) or any(self._may_answer(e, want, now) for e in soon)
+
+    def _take_first(self, want: Want, now: float) -> None:
+        """Nobody had another opinion in time."""
+        assert want.doubt is not None
+        want.answer = want.doubt[1]
+        for endpoint in want.asked.values():
+            self._silent[endpoint] = now + _UNASKED * self._deadline_s
+        self._cancel_rest(want)
+
+    def _cancel_rest(self, want: Want) -> None:
+        """Takes back what was asked elsewhere too."""
+        want.doubt = None
         gone: dict[Endpoint, list[int]] = {}
         for id, other in want.asked.items():
             other.in_flight.pop(id, None)

@@ -38,6 +38,8 @@ class Want:
     asked: dict[int, Endpoint] = field(default_factory=dict)  # by request id
     failed: set[Endpoint] = field(default_factory=set)
     since: float = 0.0  # when it was last asked for
+    doubt: tuple[Endpoint, Any] | None = None  # an answer, while another endpoint is asked about what it masks
+    doubted: float = 0.0  # since when
     answer: Any = None  # a PackedBatch, or a layout
     error: NavitError | None = None
 
@@ -82,6 +84,7 @@ class Endpoint:
         ready: true from the daemon's hello on, until it says that it is `draining`.
         draining: it is asked for nothing new, and what it still sends is taken.
         retry: when to connect again.
+        lost: when it was ready last; in the beginning, when it was made.
         why: the state of the connection in words.
         before: why the connection before this one ended, until this one has given something.
         borrowed: its shared memory, where it is on this host.
@@ -91,7 +94,7 @@ class Endpoint:
     def __init__(self, address: str, terms: Terms) -> None:
         self.address = address
         self.ready = self.draining = self._shook = False
-        self.retry = 0.0
+        self.retry, self.lost = 0.0, time.monotonic()
         self.why, self.before = "no answer yet", ""
         self.borrowed: Borrowed | None = None
         self.in_flight: dict[int, Want] = {}
@@ -242,6 +245,7 @@ class Endpoint:
         if self._socket is None:
             return
         if self.ready:
+            self.lost = time.monotonic()
             log.info("endpoint=%s lost: %s", self.address, why)
         self._socket.disable_monitor()
         self._outbox.clear()

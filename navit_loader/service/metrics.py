@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .. import _packer
 from ..errors import ServiceError
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class ServerCollector(Collector):
                 asked.add_metric([name.removeprefix("requests_")], value)
         yield refused
         yield asked
+        yield GaugeMetricFamily("navit_ready", "1 where its images are in reach", value=float(server.ready))
+        storage = _packer.storage()
+        yield CounterMetricFamily("navit_storage_retries", "reads tried again after a fault", value=storage["retries"])
+        yield GaugeMetricFamily("navit_storage_waiting", "reads that wait for storage", value=storage["waiting"])
         yield GaugeMetricFamily("navit_memory_bound_bytes", "serve.memory_mb", value=server.bound)
         yield GaugeMetricFamily("navit_memory_used_bytes", "bytes of batches held", value=server.share.used)
         yield from self._clients()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zmq
 
+from .. import _packer
 from ..batch import OK, PackedBatch
 from ..config import ServeConfig
 from ..errors import NavitError, ServiceError
@@ -34,6 +35,7 @@ from .fair import FairShare
 from .lender import Lender
 from .log import ServiceLog
 from .planner import Planner, Planning
+from .roots import Roots
 from .router import Router
 from .security import ServerKeys
 from .session import Delivery, Session
@@ -91,6 +93,13 @@ class Server:
             os.set_blocking(fd, False)
         self._lender = Lender(self._poller, self.share, self._log)
         self._planner = Planner(self.plans, self._wake)
+        self._roots = Roots(lambda: [i for e in list(self.plans.values()) for i in e.indexes], self._wake)
+        self._absent = ""  # why, when it was last looked at
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has its images, and so answers for them."""
+        return not self._roots.why
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -123,6 +132,7 @@ class Server:
                 self.share.release(*self._freed.popleft())
             for task in self._planner.done():
                 self._planned(task)
+            self._look_at_roots()
             self._start()
             while self._finish():
                 self._start()
@@ -133,7 +143,10 @@ class Server:
             if self._stopping and deadline == float("inf"):
                 deadline = time.monotonic() + DRAIN_S
                 draining()
-                self._refuse_waiting()
+                self._refuse_waiting("draining", "this daemon is stopping; ask another")
+            if self._stopping and _packer.storage()["waiting"]:
+                why = "this daemon is stopping, and its storage does not answer; ask another"
+                self._refuse_rendering("draining", why)
             if self._stopping and (not (self._rendering or self._unsent) or time.monotonic() > deadline):
                 return
 
@@ -156,6 +169,7 @@ class Server:
 
     def close(self) -> None:
         """Closes the socket and forgets all clients; the engines stay open, they are the caller's."""
+        self._roots.close()
         self._planner.close()
         for session in list(self.sessions.values()):
             self._forget(session, "the daemon ends")
@@ -226,6 +240,8 @@ class Server:
             case _ if self._stopping:
                 why = "this daemon is stopping; ask another, or this one again later"
                 self._refuse(peer, request.id, "draining", why)
+            case _ if self._absent:
+                self._refuse(peer, request.id, "busy", _not_ready(self._absent))
             case _ if session.asked >= protocol.MAX_IN_FLIGHT:
                 why = f"{session.asked} requests are outstanding; wait for their answers"
                 self._refuse(peer, request.id, "busy", why)
@@ -235,6 +251,9 @@ class Server:
     def _hello(self, peer: bytes, key: str, request: protocol.Hello, looked: bool = False) -> None:
         if self._stopping:
             self._refuse(peer, request.id, "draining", "this daemon is stopping")
+            return
+        if self._roots.why:
+            self._refuse(peer, request.id, "busy", _not_ready(self._roots.why))
             return
         try:
             plan = self._editions.choose(request.plan, request.plan_id, request.render_id, looked)
@@ -327,13 +346,29 @@ class Server:
         self.share.forget(session)
         self._log.say("client", f"client={session.client!r} left: {why}", logging.INFO)
 
-    def _refuse_waiting(self) -> None:
+    def _refuse_waiting(self, error: str, why: str) -> None:
         for session in list(self.sessions.values()):
             waiting = [delivery.request.id for delivery in self.share.drop(session)]
             waiting += [request.id for request in self._planner.drop(session, lambda _: True)]
             session.asked -= len(waiting)
             for id in waiting:
-                self._refuse(session.peer, id, "draining", "this daemon is stopping; ask another")
+                self._refuse(session.peer, id, error, why)
+
+    def _refuse_rendering(self, error: str, why: str) -> None:
+        for delivery in list(self._rendering):
+            self._abandon(delivery)
+            self._refuse(delivery.session.peer, delivery.request.id, error, why)
+
+    def _look_at_roots(self) -> None:
+        """Sends everybody away while its images are out of reach: others have them."""
+        why = self._roots.why
+        if bool(why) != bool(self._absent):
+            words = f"not ready: {why}" if why else "ready: its images are there again"
+            self._log.say("ready", words, logging.WARNING)
+        self._absent = why
+        if why and not self._stopping:
+            self._refuse_waiting("busy", _not_ready(why))
+            self._refuse_rendering("busy", _not_ready(why))
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
@@ -452,6 +487,11 @@ class Server:
         self._looked = now
         self._refusals.clear()
         self._lender.look_after(now)
+        _packer.storage_news()
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
             self._send(session.peer, protocol.Beat())
+
+
+def _not_ready(why: str) -> str:
+    return f"this daemon is not ready: {why}"

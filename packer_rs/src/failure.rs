@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic;
 use std::sync::Once;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
@@ -118,8 +119,22 @@ impl Failure {
 pub enum Fault {
     /// Every replica sees it, now and later.
     Failed(Failure),
-    /// It may pass: retried, then the request fails. Never masked.
-    Passing(String),
+    /// It may pass: retried, not before the time that the other side asked for, then the request fails. Never masked.
+    Passing {
+        /// What was said.
+        why: String,
+        /// How long the other side asked not to be asked.
+        after: Duration,
+    },
+    /// It says nothing of the image, and time alone will not help: the request fails at once. Never masked.
+    Refused(String),
+}
+
+impl Fault {
+    /// One that may pass at any time.
+    pub fn passing(why: impl Into<String>) -> Self {
+        Self::Passing { why: why.into(), after: Duration::ZERO }
+    }
 }
 
 impl From<Failure> for Fault {

@@ -6,7 +6,8 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::budget::{Budget, Counted};
-use super::file::{changed, fault, open_file};
+use super::file::{changed, open_file};
+use super::retry::{fault, once};
 use super::spans::{Cut, Foreseen, Spanned, Spans};
 use parquet::data_type::ByteArray;
 
@@ -175,7 +176,8 @@ impl Containers {
                 }
             }
         };
-        if spawn_blocking(look).is_err() {
+        // Whoever wants a value will try again, not this.
+        if spawn_blocking(|| once(look)).is_err() {
             lock(&self.looking).remove(&what);
         }
     }
@@ -219,7 +221,7 @@ impl Containers {
             Err(fault) => {
                 // A fault may pass, so it is not kept.
                 lock(&self.decoded).retain(|(held, _)| *held != (number, key));
-                if matches!(fault, Fault::Passing(_)) {
+                if !matches!(fault, Fault::Failed(_)) {
                     lock(&self.open).retain(|(n, _)| *n != number);
                 }
                 Err(fault.clone())

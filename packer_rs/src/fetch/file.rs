@@ -1,9 +1,9 @@
 //! Regular files. In: a path, or what the system said. Out: an open file and its length, or a fault.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::retry::fault;
 use crate::failure::{Failure, Fault, Reason};
 
 /// Opens a regular file and says how long it is. Without blocking: a pipe of an image's name must not hold a thread for
@@ -20,17 +20,4 @@ pub fn open_file(path: &str) -> Result<(File, u64), Fault> {
 /// It has another length than it had.
 pub fn changed(want: u64, found: u64) -> Fault {
     Failure::fetch(Reason::Changed, format!("{found} bytes, but {want} when it was indexed")).into()
-}
-
-/// Which system errors every replica sees, now and later: the file is not there, or is not a file.
-pub fn fault(e: &io::Error) -> Fault {
-    match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename => {
-            Failure::fetch(Reason::Missing, e.to_string()).into()
-        }
-        // One of our own says more than the system's.
-        ErrorKind::UnexpectedEof if e.get_ref().is_some() => Failure::fetch(Reason::Changed, e.to_string()).into(),
-        ErrorKind::UnexpectedEof => Failure::fetch(Reason::Changed, "it became shorter while it was read").into(),
-        _ => Fault::Passing(e.to_string()),
-    }
 }

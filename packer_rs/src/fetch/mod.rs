@@ -5,6 +5,7 @@
 
 pub mod pages;
 pub mod remote;
+pub mod retry;
 pub mod window;
 
 mod budget;
@@ -24,7 +25,8 @@ use crate::fetch::remote::is_remote;
 use budget::Budget;
 use check::check;
 use containers::Containers;
-use file::{changed, fault, open_file};
+use file::{changed, open_file};
+use retry::fault;
 use spans::{Cut, Spans};
 pub use spans::{Foreseen, Read};
 

@@ -7,7 +7,7 @@
 //! does not fit either, it is fetched when it is wanted.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Counted};
-use super::file::fault;
+use super::retry::{self, Awaited, fault};
 use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::{Expect, Object, spawn};
 use crate::fetch::window::ReadAt;
@@ -74,12 +74,7 @@ impl ReadAt for Spanned {
             };
             match self.spans.each(&self.url, &range, &cut, copy) {
                 Ok(()) => {}
-                Err(Fault::Passing(why)) => return Err(io::Error::other(why)),
-                // The kinds that `fault` makes these failures of.
-                Err(Fault::Failed(f)) if f.reason == Reason::Missing => {
-                    return Err(io::Error::new(ErrorKind::NotFound, f.detail));
-                }
-                Err(Fault::Failed(f)) => return Err(io::Error::new(ErrorKind::UnexpectedEof, f.detail)),
+                Err(fault) => return Err(retry::system(fault)),
             }
         }
         Ok(done)
@@ -141,17 +136,23 @@ impl Read {
 
     /// Nobody will want it any more, whoever still holds it.
     fn let_go(&self) {
-        self.answer(Err(Fault::Passing("it was let go".into())));
+        self.answer(Err(Fault::passing("it was let go")));
         *lock(&self.counted) = None;
     }
 
-    fn wait(&self) -> Result<Bytes, Fault> {
-        let mut answer = lock(&self.answer);
+    fn wait(&self, url: &str) -> Result<Bytes, Fault> {
+        let (mut awaited, mut answer) = (Awaited::new(), lock(&self.answer));
         loop {
             if let Some(found) = answer.as_ref() {
+                if found.is_ok() {
+                    awaited.came();
+                }
                 return found.clone();
             }
-            answer = self.done.wait(answer).unwrap_or_else(PoisonError::into_inner);
+            if awaited.late(url) {
+                return Err(fault(&retry::given_up()));
+            }
+            answer = self.done.wait_timeout(answer, retry::SLICE).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -219,8 +220,8 @@ impl Spans {
         let start = |part| self.start(url, part, cut, size, true).map_err(|e| fault(&e));
         let reads = spans.iter().map(start).collect::<Result<Vec<_>, _>>()?;
         for (part, read) in spans.iter().zip(reads) {
-            let Some(read) = read else { return Err(Fault::Passing("no room for it".into())) };
-            let bytes = read.wait().inspect_err(|_| self.forget(&key(url, part), &read))?;
+            let Some(read) = read else { return Err(Fault::passing("no room for it")) };
+            let bytes = read.wait(url).inspect_err(|_| self.forget(&key(url, part), &read))?;
             let (from, to) = (range.start.max(part.start) - part.start, range.end.min(part.end) - part.start);
             match bytes.get(from as usize..to as usize) {
                 Some(bytes) => take(bytes),

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fetch::remote::Blocks;
+use crate::fetch::retry::handed_on;
 use crate::fetch::window::Window;
 use crate::pixels::decode::foreign::Helpers;
 pub use column::{Value, scan_column};
@@ -111,6 +112,7 @@ fn in_threads<T: Send>(threads: usize, work: impl Fn() -> Vec<T> + Sync) -> Vec<
     if threads <= 1 {
         return work();
     }
+    let work = handed_on(work);
     std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
         let mut all = Vec::new();

@@ -4,6 +4,7 @@
 //!
 //! May not decide anything: what is planned, read or rendered is the other rooms' affair.
 
+mod attend;
 mod batch;
 mod columns;
 mod encoded;
@@ -26,6 +27,7 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     // A benchmark refuses to measure a debug build.
     m.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    attend::register(m)?;
     foreign::register(m)?;
     pack::register(m)?;
     plan::register(m)?;

@@ -16,6 +16,7 @@ use crate::fetch::remote;
 use crate::fetch::window::Window;
 use crate::pixels::format::FORMAT_NAMES;
 use crate::probe::{self, Header, Outcome, Payload};
+use crate::py::attend::attended;
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 
@@ -137,8 +138,7 @@ fn probe_parquet<'py>(
     helpers: Option<&Bound<'py, Helpers>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let helpers = given(helpers);
-    let values = py
-        .detach(|| probe::scan_column(Path::new(OsStr::from_bytes(path)), column, &helpers))
+    let values = attended(py, || probe::scan_column(Path::new(OsStr::from_bytes(path)), column, &helpers))?
         .map_err(|reason| to_py(Error::new(Kind::Index, format!("'{}': {reason}", String::from_utf8_lossy(path)))))?;
     let (values, length) = values;
     let (mut columns, mut offsets, mut checks) = (Columns::default(), Vec::new(), Vec::new());
@@ -168,7 +168,7 @@ fn probe_objects<'py>(
     helpers: Option<&Bound<'py, Helpers>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let helpers = given(helpers);
-    let found = py.detach(|| probe::probe_objects(root, &objects, &helpers));
+    let found = attended(py, || probe::probe_objects(root, &objects, &helpers))?;
     let mut columns = Columns::default();
     for (i, (header, (_, length))) in found.into_iter().zip(&objects).enumerate() {
         let header = header.map_err(|reason| {
@@ -190,21 +190,21 @@ type Listed = (String, u64, i64);
 /// The objects beneath a URL, and keys there that cannot be asked for.
 #[pyfunction]
 fn remote_list(py: Python<'_>, url: &str) -> PyResult<(Vec<Listed>, Vec<String>)> {
-    let found = py.detach(|| remote::list(url)).map_err(|e| refused(url, &e))?;
+    let found = attended(py, || remote::list(url))?.map_err(|e| refused(url, &e))?;
     Ok((found.objects.into_iter().map(|meta| (meta.key, meta.length, meta.mtime_ns)).collect(), found.odd))
 }
 
 /// Length and time of an object.
 #[pyfunction]
 fn remote_meta(py: Python<'_>, url: &str) -> PyResult<(u64, i64)> {
-    let meta = py.detach(|| remote::Object::new(url)?.meta()).map_err(|e| refused(url, &e))?;
+    let meta = attended(py, || remote::Object::new(url)?.meta())?.map_err(|e| refused(url, &e))?;
     Ok((meta.length, meta.mtime_ns))
 }
 
 /// A range of an object.
 #[pyfunction]
 fn remote_read<'py>(py: Python<'py>, url: &str, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
-    let found = py.detach(|| remote::Object::new(url)?.fetch(offset..offset.saturating_add(length)));
+    let found = attended(py, || remote::Object::new(url)?.fetch(offset..offset.saturating_add(length)))?;
     Ok(PyBytes::new(py, &found.map_err(|e| refused(url, &e))?))
 }
 
@@ -219,11 +219,11 @@ fn probe_tar<'py>(
     helpers: Option<&Bound<'py, Helpers>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let helpers = given(helpers);
-    let scan = py.detach(|| {
+    let scan = attended(py, || {
         let images: Vec<&[u8]> = images.iter().map(String::as_bytes).collect();
         let texts: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
         probe::scan_tar(Path::new(OsStr::from_bytes(path)), &images, &texts, &helpers)
-    });
+    })?;
     let (mut columns, mut names) = (Columns::default(), Vec::new());
     let (mut offsets, mut checks) = (Vec::new(), Vec::new());
     let mut found_texts = Vec::new();

@@ -12,6 +12,7 @@ use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
 use crate::fetch::window::Window;
 use crate::fetch::{Foreseen, Read, Source};
 use crate::probe::probe_header;
+use crate::py::attend::{SLICE, attend, tell};
 use crate::py::batch::{Buffer, batch_fields, entries, to_dict};
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
@@ -20,9 +21,6 @@ use crate::py::notify::Signal;
 use crate::py::planned::PlannedBatch;
 use crate::render::{Input, RenderSettings, Renderer as Engine, Ticket, render_in_place};
 use crate::sync::lock;
-
-/// Signals of the interpreter (Ctrl-C) are looked at this often while a batch is awaited.
-const SLICE: Duration = Duration::from_millis(50);
 
 /// Renders planned batches on threads of its own, in the order of submission, within a bound of bytes.
 ///
@@ -152,9 +150,10 @@ impl Pending {
             let slice = Instant::now() + SLICE;
             let until = end.map_or(slice, |e| e.min(slice));
             if let Some(rendered) = py.detach(|| self.ticket().wait(until)).map_err(to_py)? {
+                tell(py)?;
                 return to_dict(py, rendered).map(Some);
             }
-            py.check_signals()?;
+            attend(py)?;
             if end.is_some_and(|e| Instant::now() >= e) {
                 return Ok(None);
             }

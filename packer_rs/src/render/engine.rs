@@ -15,6 +15,7 @@ use super::shared::{Ended, Shared};
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
 use crate::error::{Error, Kind, Result};
+use crate::fetch::retry::until;
 use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
 use crate::render::layout::BatchLayout;
@@ -88,6 +89,7 @@ impl Renderer {
             alive: Mutex::new(0),
             ended: Condvar::new(),
             owner: std::process::id(),
+            closing: Arc::default(),
         });
         let renderer = Self { shared: shared.clone(), submitted: AtomicU64::new(0) };
         let start = |name: String, body: Box<dyn FnOnce(&Shared) + Send>| {
@@ -97,7 +99,7 @@ impl Renderer {
                 let shared = shared.clone();
                 move || {
                     let _ended = Ended(&shared);
-                    body(&shared);
+                    until(&shared.closing, || body(&shared));
                 }
             });
             thread.map(drop).map_err(|e| {
@@ -189,6 +191,7 @@ impl Renderer {
         if self.shared.same_process().is_err() {
             return;
         }
+        self.shared.closing.store(true, Ordering::Release);
         for job in self.shared.queue.close() {
             job.fail(closed_error());
         }

@@ -22,7 +22,7 @@ pub struct Job {
     /// The next image that is not claimed.
     pub(super) next: AtomicUsize,
     left: AtomicUsize,
-    pub(super) cancelled: AtomicBool,
+    pub(super) cancelled: Arc<AtomicBool>,
     /// Whether somebody waits for it.
     pub(super) urgent: AtomicBool,
     /// Whether its bytes count against the bound.
@@ -61,7 +61,7 @@ impl Job {
             next: AtomicUsize::new(0),
             left: AtomicUsize::new(items.len()),
             items,
-            cancelled: AtomicBool::new(false),
+            cancelled: Arc::default(),
             urgent: AtomicBool::new(false),
             counted: AtomicBool::new(false),
             block: Mutex::new(None),

@@ -12,7 +12,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::job::Job;
 use crate::error::{Error, Kind};
@@ -55,7 +54,6 @@ pub struct Queue {
     state: Mutex<State>,
     work: Condvar,
     ahead: Condvar,
-    pause: Condvar,
     bound: usize,
     /// Unclaimed images below which the next batch is started, and files that are read ahead at most.
     few: usize,
@@ -81,7 +79,6 @@ impl Queue {
             }),
             work: Condvar::new(),
             ahead: Condvar::new(),
-            pause: Condvar::new(),
             bound,
             few: 8 * (decoders + fetchers),
             ahead_bytes: (bound / 8).max(1),
@@ -204,14 +201,6 @@ impl Queue {
         state.waiting.len() < before
     }
 
-    /// Sleeps between attempts; true when the queue was closed meanwhile.
-    pub fn sleep(&self, time: Duration) -> bool {
-        let state = lock(&self.state);
-        let (state, _) =
-            self.pause.wait_timeout_while(state, time, |s| !s.closed).unwrap_or_else(PoisonError::into_inner);
-        state.closed
-    }
-
     /// Ends all threads' work and returns the batches that will not be finished.
     pub fn close(&self) -> Vec<Arc<Job>> {
         let mut state = lock(&self.state);
@@ -222,7 +211,6 @@ impl Queue {
         drop(state);
         self.work.notify_all();
         self.ahead.notify_all();
-        self.pause.notify_all();
         orphans
     }
 

@@ -28,8 +28,8 @@ pub struct RenderSettings {
     pub max_pixels: u64,
     /// What is white in samples of 16 bits.
     pub depth: DepthSetting,
-    /// Attempts after a passing fault.
-    pub retries: u32,
+    /// Attempts after a passing fault; None for as many as a minute allows.
+    pub retries: Option<u32>,
     /// Path of the ledger; empty for none.
     pub ledger: String,
     /// Share of failures that stops rendering.

@@ -2,7 +2,7 @@
 //! it is handed out. Apart from the engine, which makes tickets, since a ticket holds this too and may outlive the
 //! engine.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::queue::Queue;
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub(super) alive: Mutex<usize>,
     pub(super) ended: Condvar,
     pub(super) owner: u32,
+    /// Set when it is closed: what its threads wait for ends.
+    pub(super) closing: Arc<AtomicBool>,
 }
 
 /// Counts a thread out, however it ends.

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::encoded;
 
@@ -17,13 +17,11 @@ use super::shared::Shared;
 use super::worker::{Input, Worker, lap};
 use crate::error::{Error, Kind};
 use crate::failure::{Fault, Reason, said};
+use crate::fetch::retry::{Patience, patiently, until};
 use crate::pixels::picture::KEEP_BYTES;
 use crate::render::ledger::Entry;
 use crate::render::place::Places;
 use crate::sync::lock;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Shared {
     pub(super) fn decode(&self, mut worker: Worker) {
@@ -111,32 +109,24 @@ impl Shared {
 
     /// Reads an image's bytes, trying again after a fault that may pass.
     fn fetch(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
-        let gone = || Err(Fault::Passing("cancelled".into()));
+        let gone = || Err(Fault::passing("cancelled"));
         self.guarded(job, || self.attempt(job, i, path, out)).unwrap_or_else(gone)
     }
 
     fn attempt(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
-        let mut pause = FIRST_PAUSE;
-        for attempt in 0.. {
+        let row = image.row as usize;
+        let read = || {
             if job.abandoned() {
-                return Err(Fault::Passing("cancelled".into()));
+                return Err(Fault::passing("cancelled"));
             }
             let from = Instant::now();
-            let fetched = source.fetch(image.row as usize, path, out);
+            let fetched = source.fetch(row, path, out);
             lap(&self.clocks.fetch, from);
-            match fetched {
-                Err(Fault::Passing(_)) if attempt < self.settings.retries => {
-                    if self.queue.sleep(pause) {
-                        return fetched;
-                    }
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                other => return other,
-            }
-        }
-        Ok(())
+            fetched
+        };
+        until(&job.cancelled, || patiently(Patience::new(self.settings.retries), || source.uri(row), read))
     }
 
     /// Deals with an image whose bytes were fetched, or were not to be had.
@@ -152,20 +142,21 @@ impl Shared {
         let source = &self.sources[usize::from(image.source)];
         let block = lock(&job.block).clone();
         let bytes = fetched.as_ref().map_or(&[][..], |bytes| bytes);
+        let unread = |why: &str, remedy: &str| {
+            let uri = source.uri(image.row as usize);
+            let words = format!("'{uri}' cannot be read ({why}); the image is not masked, {remedy}");
+            job.fail(Error::new(Kind::Render, words));
+        };
         let fetched = match fetched {
             _ if job.abandoned() => None,
             Ok(bytes) => Some(Ok(bytes)),
             Err(Fault::Failed(failure)) => Some(Err(failure)),
-            Err(Fault::Passing(why)) => {
-                job.fail(Error::new(
-                    Kind::Render,
-                    format!(
-                        "'{}' cannot be read ({why}), after {} attempts; the image is not masked, since this may pass: \
-                         check the storage and ask again",
-                        source.uri(image.row as usize),
-                        u64::from(self.settings.retries) + 1
-                    ),
-                ));
+            Err(Fault::Passing { why, .. }) => {
+                unread(&why, "since this may pass: check the storage and ask again");
+                None
+            }
+            Err(Fault::Refused(why)) => {
+                unread(&why, "since it may be there: check permissions and credentials and ask again");
                 None
             }
         };

@@ -4,6 +4,7 @@
 //! character). Such keys are legal; they come from joined paths. Where one is met the listing is gone through again in
 //! pages that shrink until the key stands alone, which is passed over.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path;
 use object_store::{Error, ObjectStore};
 
-use super::stores::{invalid, split, store, system};
-use super::{Meta, patiently};
+use super::stores::{invalid, runtime, split, store, system};
+use super::{Meta, wait};
+use crate::fetch::retry::{Patience, patiently};
 
 /// Keys of a page, as servers give at most.
 const PAGE: usize = 1000;
@@ -34,10 +36,10 @@ pub fn list(url: &str) -> io::Result<Listing> {
     let (origin, prefix) = split(url)?;
     let (store, prefix) = (store(origin)?, prefix.trim_end_matches('/').to_owned());
     let path = path::Path::parse(&prefix).map_err(|e| invalid(url, e))?;
-    let whole = patiently(|| all(store.objects.clone(), path.clone()))?;
+    let whole = asked(url, || all(store.objects.clone(), path.clone()))?;
     let mut found = match (whole, store.pages) {
         (Some(objects), _) => Listing { objects, odd: Vec::new() },
-        (None, Some(pages)) => around(&pages, (!prefix.is_empty()).then(|| format!("{prefix}/")))?,
+        (None, Some(pages)) => around(url, &pages, (!prefix.is_empty()).then(|| format!("{prefix}/")))?,
         (None, None) => return Err(invalid(url, "its listing has keys that are no paths")),
     };
     let relative = |key: &str| key.strip_prefix(&prefix).unwrap_or(key).trim_start_matches('/').to_owned();
@@ -50,6 +52,15 @@ pub fn list(url: &str) -> io::Result<Listing> {
     found.objects.sort_by(|a, b| a.key.cmp(&b.key));
     found.objects.dedup_by(|a, b| a.key == b.key);
     Ok(found)
+}
+
+/// Asks until a fault has lasted too long.
+fn asked<T: Send + 'static, F: Future<Output = io::Result<T>> + Send + 'static>(
+    url: &str,
+    ask: impl Fn() -> F,
+) -> io::Result<T> {
+    let runtime = runtime()?;
+    patiently(Patience::new(None), || url.to_owned(), || wait(&runtime, url, ask()))
 }
 
 /// All objects; None where a key among them is no path.
@@ -67,10 +78,10 @@ async fn all(store: Arc<dyn ObjectStore>, prefix: path::Path) -> io::Result<Opti
 }
 
 /// The same around keys that are no paths: by halves up to the first of them, then on behind it.
-fn around(store: &Arc<dyn PaginatedListStore>, prefix: Option<String>) -> io::Result<Listing> {
+fn around(url: &str, store: &Arc<dyn PaginatedListStore>, prefix: Option<String>) -> io::Result<Listing> {
     let (mut found, mut after, mut most) = (Listing::default(), None::<String>, PAGE);
     loop {
-        let page = patiently(|| {
+        let page = asked(url, || {
             let (store, prefix, offset) = (store.clone(), prefix.clone(), after.clone());
             let options = PaginatedListOptions { offset, max_keys: Some(most), ..PaginatedListOptions::default() };
             async move {

@@ -1,6 +1,7 @@
 //! Objects of buckets and web servers. In: a URL. Out: bytes at offsets, or a system error whose kind says whether
 //! every replica would see it. Apart, since nothing else knows of HTTP: the asynchronous crate runs on two threads
-//! here, callers wait.
+//! here, callers wait. The crate's own attempts are switched off: it neither tells what it waits for nor honours
+//! `Retry-After` (`fetch/retry.rs` does).
 //!
 //! Credentials, regions and endpoints come from the environment that each store's own tools use (`AWS_…`, `GOOGLE_…`,
 //! `AZURE_…`).
@@ -13,7 +14,7 @@ use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -25,9 +26,7 @@ pub use listing::{Listing, list};
 use stores::{invalid, runtime, split, store, system};
 pub use stores::{spawn, spawn_blocking};
 
-/// Attempts of whoever reads without a loop of its own, with pauses that double from the first.
-const ATTEMPTS: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+use crate::fetch::retry::{self, Awaited, Patience, patiently};
 
 /// Whether a shard is a URL.
 pub fn is_remote(shard: &str) -> bool {
@@ -68,6 +67,7 @@ pub enum Expect {
 pub struct Object {
     store: Arc<dyn ObjectStore>,
     path: Path,
+    url: Arc<str>,
 }
 
 impl Object {
@@ -76,25 +76,28 @@ impl Object {
         let (origin, key) = split(url)?;
         // Web addresses are written with escapes, keys of buckets are not.
         let path = if origin.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
-        Ok(Self { store: store(origin)?.objects, path: path.map_err(|e| invalid(url, e))? })
+        Ok(Self { store: store(origin)?.objects, path: path.map_err(|e| invalid(url, e))?, url: url.into() })
     }
 
-    /// Size and time.
+    /// Size and time, asked for until a fault has lasted too long.
     pub fn meta(&self) -> io::Result<Meta> {
-        let object = self.clone();
-        patiently(|| {
-            let object = object.clone();
-            async move { object.head().await }
-        })
+        self.patiently(|object| async move { object.head().await })
     }
 
-    /// A range, tried again after faults that may pass.
+    /// A range, asked for in the same way.
     pub fn fetch(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let object = self.clone();
-        patiently(|| {
-            let (object, range) = (object.clone(), range.clone());
+        self.patiently(|object| {
+            let range = range.clone();
             async move { object.read(range, Expect::Range, None).await }
         })
+    }
+
+    fn patiently<T: Send + 'static, F: Future<Output = io::Result<T>> + Send + 'static>(
+        &self,
+        ask: impl Fn(Self) -> F,
+    ) -> io::Result<T> {
+        let runtime = runtime()?;
+        patiently(Patience::new(None), || self.url.to_string(), || wait(&runtime, &self.url, ask(self.clone())))
     }
 
     async fn head(&self) -> io::Result<Meta> {
@@ -148,37 +151,34 @@ impl Object {
     }
 }
 
-/// Asks again after a fault that may pass, and waits for the answer.
-fn patiently<T: Send + 'static, F: Future<Output = io::Result<T>> + Send + 'static>(
-    ask: impl Fn() -> F,
-) -> io::Result<T> {
-    let runtime = runtime()?;
-    let mut pause = FIRST_PAUSE;
-    for _ in 1..ATTEMPTS {
-        match wait(&runtime, ask()) {
-            Err(e)
-                if !matches!(
-                    e.kind(),
-                    ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::PermissionDenied
-                ) =>
-            {
-                std::thread::sleep(pause);
-                pause *= 2;
-            }
-            other => return other,
-        }
-    }
-    wait(&runtime, ask())
-}
-
 /// Runs to the end on the runtime's own threads: `block_on` would poll on a thread that may be another runtime's.
 fn wait<T: Send + 'static>(
     runtime: &Runtime,
+    what: &str,
     task: impl Future<Output = io::Result<T>> + Send + 'static,
 ) -> io::Result<T> {
-    let (send, receive) = std::sync::mpsc::sync_channel(1);
-    runtime.spawn(async move {
+    if retry::ended() {
+        return Err(retry::given_up());
+    }
+    let mut awaited = Awaited::new();
+    let (send, receive) = sync_channel(1);
+    let task = runtime.spawn(async move {
         let _ = send.send(task.await);
     });
-    receive.recv().unwrap_or_else(|_| Err(io::Error::other("the request was given up")))
+    loop {
+        match receive.recv_timeout(retry::SLICE) {
+            Ok(answer) => {
+                if answer.is_ok() {
+                    awaited.came();
+                }
+                return answer;
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the request was given up")),
+            Err(RecvTimeoutError::Timeout) if awaited.late(what) => {
+                task.abort();
+                return Err(retry::given_up());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
 }

@@ -4,16 +4,22 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::list::PaginatedListStore;
-use object_store::{ClientConfigKey, Error, ObjectStore, RetryConfig};
+use object_store::{ClientConfigKey, ClientOptions, Error, ObjectStore, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::fetch::retry::Busy;
 use crate::sync::lock;
 
 /// Where the environment does not say otherwise.
@@ -21,6 +27,8 @@ const DEFAULTS: [(&str, ClientConfigKey, &str); 2] =
     [("TIMEOUT", ClientConfigKey::Timeout, "30s"), ("CONNECT_TIMEOUT", ClientConfigKey::ConnectTimeout, "5s")];
 const TIMED_OUT: &str = "no whole answer in the time allowed (30 s, of which 5 s to connect; AWS_TIMEOUT, GOOGLE_TIMEOUT, \
                          AZURE_TIMEOUT, HTTP_TIMEOUT and … _CONNECT_TIMEOUT set it)";
+/// What the crate says of a status, which follows; the error itself is private to it.
+const STATUS: &str = "Server returned non-2xx status code: ";
 type Stores = HashMap<String, Store>;
 
 /// One origin: its objects, and where it has a listing, the same store page by page.
@@ -98,11 +106,11 @@ pub(super) fn store(origin: &str) -> io::Result<Store> {
 }
 
 fn build(origin: &str) -> Result<Store, Error> {
-    // Attempts are counted in one place, by whoever asks.
+    // One place tries again, `fetch/retry.rs`.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     macro_rules! from_environment {
         ($builder:expr, $prefix:literal, $key:path) => {{
-            let mut builder = $builder.with_url(origin).with_retry(retry);
+            let mut builder = $builder.with_url(origin).with_retry(retry).with_http_connector(Attentive);
             for (name, key, value) in DEFAULTS {
                 if std::env::var_os(format!("{}{name}", $prefix)).is_none() {
                     builder = builder.with_config($key(key), value);
@@ -125,7 +133,7 @@ fn build(origin: &str) -> Result<Store, Error> {
             from_environment!(MicrosoftAzureBuilder::from_env(), "AZURE_", object_store::azure::AzureConfigKey::Client)
         }
         "http" | "https" => {
-            let mut builder = HttpBuilder::new().with_url(origin).with_retry(retry);
+            let mut builder = HttpBuilder::new().with_url(origin).with_retry(retry).with_http_connector(Attentive);
             for (name, key, value) in DEFAULTS {
                 let given = std::env::var(format!("HTTP_{name}"));
                 builder = builder.with_config(key, given.as_deref().unwrap_or(value));
@@ -140,29 +148,88 @@ fn build(origin: &str) -> Result<Store, Error> {
     })
 }
 
-/// The innermost cause, which is what a person needs.
-fn reason(error: &Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    if cause.to_string().contains("timed out") {
-        return TIMED_OUT.into();
-    }
-    match (cause.to_string(), error) {
-        (said, Error::Generic { .. }) => said,
-        (said, _) => {
-            let outer = error.to_string();
-            if outer.contains(&said) { outer } else { format!("{outer}: {said}") }
-        }
+/// Connects as the crate does, and hears what a server says with a refusal, of which the crate keeps the body alone.
+#[derive(Debug)]
+struct Attentive;
+
+impl HttpConnector for Attentive {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(Heard(ReqwestConnector::default().connect(options)?)))
     }
 }
 
+#[derive(Debug)]
+struct Heard(HttpClient);
+
+impl HttpService for Heard {
+    // As the crate's macro would write it.
+    fn call<'a, 'b>(&'a self, request: HttpRequest) -> Answer<'b>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let response = self.0.execute(request).await?;
+            let after =
+                response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            match after {
+                Some(seconds) if matches!(response.status().as_u16(), 429 | 503) => {
+                    let said = format!("{}, and asks for {seconds} s", response.status());
+                    let busy = Busy { said, after: Duration::from_secs(seconds) };
+                    Err(HttpError::new(HttpErrorKind::Unknown, busy))
+                }
+                _ => Ok(response),
+            }
+        })
+    }
+}
+
+type Answer<'b> = Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'b>>;
+
+type Cause<'a> = &'a (dyn std::error::Error + 'static);
+
+/// What an error was made of, the innermost last. Errors of the system hide what they wrap.
+fn causes(error: &Error) -> impl Iterator<Item = Cause<'_>> {
+    fn inner<'a>(cause: &Cause<'a>) -> Option<Cause<'a>> {
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|inner| inner as Cause<'a>).or_else(|| cause.source())
+    }
+    std::iter::successors(Some(error as Cause<'_>), inner)
+}
+
+/// The innermost cause, which is what a person needs.
+fn reason(error: &Error) -> String {
+    let said = causes(error).last().map_or_else(|| error.to_string(), ToString::to_string);
+    if said.contains("timed out") {
+        return TIMED_OUT.into();
+    }
+    let outer = error.to_string();
+    match error {
+        Error::Generic { .. } => said,
+        _ if outer.contains(&said) => outer,
+        _ => format!("{outer}: {said}"),
+    }
+}
+
+/// Whether a server has said no, rather than that it cannot now: no such request, no such certificate.
+fn refusal(error: &Error) -> bool {
+    causes(error).any(|cause| {
+        let said = cause.to_string();
+        let status = said.strip_prefix(STATUS).and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or(0);
+        (matches!(status, 300..=499 | 501 | 505) && !matches!(status, 408 | 409 | 425 | 429))
+            || matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+    })
+}
+
 pub(super) fn system(error: &Error) -> io::Error {
+    if let Some(busy) = causes(error).find_map(|cause| cause.downcast_ref::<Busy>()) {
+        return io::Error::other(busy.clone());
+    }
     let kind = match error {
         Error::NotFound { .. } => ErrorKind::NotFound,
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => ErrorKind::PermissionDenied,
-        _ => ErrorKind::Other,
+        Error::Generic { .. } if !refusal(error) => ErrorKind::Other,
+        _ => ErrorKind::InvalidInput,
     };
     io::Error::new(kind, reason(error))
 }
