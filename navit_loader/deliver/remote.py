@@ -19,6 +19,7 @@ from ..plan.layouts import recent
 from ..render.encoded import EncodedBatch
 from ..service.connection import Connection
 from ..service.endpoint import Want
+from ..service.protocol import PlanInfo
 from ..service.security import ClientKeys
 from . import boundary
 from .boundary import Agree
@@ -127,6 +128,11 @@ class RemoteLoader(Loader):
         supply = _Remote(self._connection, prefetch, memory, nbytes)
         super().__init__(cursor, supply, decoder, refresh, agree)
         self._connection.starved_s = 0.0  # measuring was not the user's waiting
+
+    @property
+    def served(self) -> PlanInfo:
+        """What the daemons say of their plan."""
+        return self._connection.info
 
     @property
     def starved_s(self) -> float:

@@ -276,6 +276,6 @@ class Endpoint:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
             elif self._terms.keys is None:
-                self.hang_up("it hung up in the handshake; if it demands keys, give keys=FOLDER")
+                self.hang_up("it hung up in the handshake; if it demands keys, give keys=FOLDER (data.remote.keys)")
             else:
                 self.hang_up("it hung up in the handshake; does it serve with other keys, or with none?")

@@ -21,7 +21,7 @@ from ..config import NaViTConfig
 from ..model.check import TABLES
 from ..model.navit import NaViT
 from ..model.towers import TwoTowers
-from ..train.checkpoint import find, open_checkpoint
+from ..train.checkpoint import open_checkpoint, steps
 from ..train.settings import RunConfig
 from ..train.tasks import task_of
 from ..weights.saved import CONFIG
@@ -105,7 +105,7 @@ def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> 
         ModelError: there is no model, or it is damaged.
     """
     path = Path(path)
-    if find(path) is None and (path / CONFIG).exists():
+    if not steps(path) and not (path / "state.json").exists() and (path / CONFIG).exists():
         model = NaViT.from_pretrained(path).to(device)
         run = RunConfig(loader=LoaderConfig(plan=plan_for(model.config)), model=model.config)
         names = [str(n) for n in range(model.config.classes)]
