@@ -37,6 +37,14 @@ def read_log(out: Path) -> Iterator[dict[str, Any]]:
             return
 
 
+class _Console(Console):
+    """One whose reader may go: rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Speaks on to nobody."""
+        hush(sys.stdout)
+
+
 class RunLog:
     """The voice of one run; silent on every rank but the first.
 
@@ -66,7 +74,7 @@ class RunLog:
         draft.replace(path)
         # Without a buffer: an entry is in the file at once, and nothing is left to fail when the log is closed.
         self._log = path.open("ab", buffering=0)
-        self.console = Console()
+        self.console = _Console()
         self._bar = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=None),
