@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from navit_loader.errors import ModelError
+from navit_loader.errors import ConfigError, ModelError
 
 from ..model.navit import NaViT
 from ..weights import tensors
@@ -337,6 +337,32 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
     for old in [found for found in steps(out) if found.name <= target.name][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: int) -> None:
+    """Whether the checkpoints that a run is going to write have room.
+
+    Args:
+        out: the run's folder.
+        module: what is trained.
+        average: whether a moving average is saved too.
+        saves: how many are still to come.
+        keep: how many are kept; one more lies there while it is written.
+
+    Raises:
+        ConfigError: they have not; says how much is missing.
+    """
+    size = sum(v.numel() * v.element_size() * (2 if average else 1) for v in module.state_dict().values())
+    size += sum(2 * p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    there = len(steps(out))
+    count = max(1, min(keep + 1, there + saves) - there)
+    folder = out / "checkpoints"
+    free = shutil.disk_usage(folder if folder.is_dir() else out).free
+    if saves and free < size * count:
+        raise ConfigError(
+            f"train.out = '{out}' has room for {free / 1e6:,.1f} MB, but {count} checkpoints of {size / 1e6:,.1f} MB will lie "
+            "there together; make room, choose another folder, or lower train.keep"
+        )
 
 
 def _sync(path: Path) -> None:

@@ -88,6 +88,7 @@ class Trainer:
                 if begin.config.classes != image_model.config.classes:
                     begin.reset_classifier(image_model.config.classes)
                 fill(image_model, begin.state_dict(), "what the run begins with")
+        self.task.check_held_out(self.module)
         spread = run.train.parallel == "fsdp" and world.size > 1
         if spread:
             shard(self.module, world, compiled=run.train.compile)
@@ -147,6 +148,11 @@ class Trainer:
     def run(self) -> list[Row]:
         """Runs to the last step; see `train`."""
         config = self.run_config.train
+        if self.world.rank == 0:
+            report.check_drawing()
+            self.out.mkdir(parents=True, exist_ok=True)
+            saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
+            checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep)
         log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         if self.step:
             log.say(f"going on from step {self.step} of '{self.out}'")

@@ -59,6 +59,16 @@ class OpenedModel:
         """The patch sizes that it was trained for."""
         return self.run.loader.plan.patch_sizes
 
+    def check_patch_size(self, patch_size: int) -> None:
+        """Refuses one that the model does not take.
+
+        Raises:
+            ModelError: names those that it takes.
+        """
+        takes = self.model.config.patch_sizes or (self.model.config.patch_size,)
+        if patch_size not in takes:
+            raise ModelError(f"'{self.path}' takes patches of {', '.join(map(str, takes))} pixels, not of {patch_size}")
+
     @torch.inference_mode()
     def embed(self, batch: PackedBatch) -> Tensor:
         """One vector for each image slot, f32 `[B, E, D]`: what the task takes for an image's features."""
@@ -107,14 +117,25 @@ def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> 
     path = Path(path)
     if not steps(path) and not (path / "state.json").exists() and (path / CONFIG).exists():
         model = NaViT.from_pretrained(path).to(device)
+        _check_finite(model, path)
         run = RunConfig(loader=LoaderConfig(plan=plan_for(model.config)), model=model.config)
         names = [str(n) for n in range(model.config.classes)]
         return OpenedModel(path, run, model, model, names, model if names else None)
     saved = open_checkpoint(path)
     module = saved.module(average=not raw).to(device)
+    _check_finite(module, saved.path)
     model = task_of(saved.config).image_model(module)
     classifier = model if model.config.classes else None
     return OpenedModel(saved.path, saved.config, module, model, saved.classes, classifier)
+
+
+def _check_finite(module: nn.Module, path: Path) -> None:
+    """Refuses weights that ran away, whose answers would mean nothing."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ModelError(
+                f"weight '{name}' of '{path}' is not finite; training ran away: take an earlier checkpoint"
+            )
 
 
 def plan_for(config: NaViTConfig) -> PlanConfig:
