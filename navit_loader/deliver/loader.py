@@ -203,11 +203,12 @@ class Loader:
             self._begin()
             resumed = cursor.next > 0
             cursor.start, epoch = cursor.next, cursor.epoch
+            layout = self._supply.layout(epoch)
             with closing(made(epoch)) as found:
                 while (pair := next(found, None)) is not None:
                     some = True
-                    batch, cursor.next = pair
-                    cursor.epoch = epoch
+                    batch, behind = pair
+                    cursor.advance(epoch, behind, layout)
                     del pair
                     yield batch
                     # Let go of it, so that its memory is free as soon as the caller has let go too.
