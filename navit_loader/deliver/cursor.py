@@ -86,8 +86,8 @@ class Cursor:
         self.ended = near and self._steps(layout, sequence) == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The position with its two ids. The same on every rank after the same number of steps; behind an epoch's last step it is
-        the start of the next one, which may be read from a new index."""
+        """The position with its two ids. The same on every rank after the same number of steps; behind an epoch's last step it
+        is the start of the next one, which may be read from a new index."""
         place = (self.epoch + 1, 0) if self.ended else (self.epoch, self.next)
         return dict(zip(STATE_KEYS, (self.plan_id, self.render_id, *place), strict=True))
 
@@ -112,7 +112,9 @@ class Cursor:
         if state["plan_id"] != self.plan_id and not renewed:
             where = f"; it stands in the middle of epoch {epoch}, and a new index is taken up where an epoch begins"
             if sequence == 0:
-                where = f", or with data.refresh = true read epoch {epoch}, at whose start it stands, from the new index"
+                where = (
+                    f", or with data.refresh = true read epoch {epoch}, at whose start it stands, from the new index"
+                )
             raise StateError(
                 f"the state is of plan {state['plan_id']}, this loader has {self.plan_id} "
                 f"({identity.difference(str(state['plan_id']), self.plan_id, identity.PLAN_PARTS)}); "

@@ -160,6 +160,10 @@ class _Remote:
     def layout(self, epoch: int) -> _RemoteLayout:
         return recent(self._layouts, epoch, lambda: _RemoteLayout(self._connection, epoch))
 
+    def counts(self, epoch: int, most: int) -> tuple[int, list[int]]:
+        blocks = self.layout(epoch).num_blocks
+        return blocks, self._connection.layout(epoch, 0, min(most, blocks))[2].tolist()
+
     def ask(self, epoch: int, steps: Iterator[Step], batch_size: int, encoded: bool) -> Iterator[tuple[_Wanted, int]]:
         connection, layout = self._connection, self.layout(epoch)
         for first, behind in steps:
@@ -216,7 +220,7 @@ class _RemoteLayout:
         run, num_blocks, counts = connection.layout(epoch, 0, 1)
         self._table = Layout.remote(run, num_blocks)
         self._table.extend(counts)
-        self.place = self._table.place
+        self.place, self.num_blocks = self._table.place, num_blocks
 
     @property
     def num_sequences(self) -> int | None:

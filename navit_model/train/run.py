@@ -58,7 +58,9 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
         world = World.join(run.train.device)
         try:
             with open_loader(run, world) as loader:
-                return Trainer(run, loader, world, found, begin).run()
+                trainer = Trainer(run, loader, world, found, begin)
+                trainer.resume = resume
+                return trainer.run()
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise

@@ -64,6 +64,7 @@ class Trainer:
 
     Attributes:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
+        resume: a checkpoint to go on from was asked for, whether there was one or not.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Trainer:
                         part.compile()
             self.forward = world.wrap(self.module)
         self.stop_after: int | None = None
+        self.resume = False
         self._signals = Signals()
         self._meter = Meter(world.device)
         self._saved = self._tried = self.step  # the steps of the last checkpoint, and of the last attempt at one
@@ -154,8 +156,8 @@ class Trainer:
             saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
             checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep)
         log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
-        if self.step:
-            log.say(f"going on from step {self.step} of '{self.out}'")
+        for line in self._banner():
+            log.say(line)
         for note in self.task.notes(self.loader):
             log.say(note)
         if config.decode != "cpu":
@@ -180,6 +182,28 @@ class Trainer:
             feed.close()
             log.close()
         return scores
+
+    def _banner(self) -> list[str]:
+        """What runs, where, and from which step on."""
+        config, world, shape = self.run_config.train, self.world, type(self.task).image_model(self.module).config
+        count = sum(p.numel() for p in self.module.parameters())
+        device = (
+            torch.cuda.get_device_name(world.device)
+            if world.device.type == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
+        ranks = f", {world.size} ranks ({config.parallel})" if world.size > 1 else ""
+        steps = max(1, round(self.loader.steps_about() / config.accumulate))
+        lines = [
+            f"{config.task}: {count:,} parameters, width {shape.width}, depth {shape.depth}, patches of "
+            f"{', '.join(map(str, shape.patch_sizes or (shape.patch_size,)))}; on {world.device} ({device}){ranks}",
+            f"{config.steps:,} steps of some {steps:,} an epoch; checkpoints, log and report in '{self.out}'",
+        ]
+        if self.step:
+            lines.append(f"going on from step {self.step} of '{self.out}'")
+        elif self.resume:
+            lines.append(f"no checkpoint in '{self.out}': this run begins at step 0")
+        return lines
 
     def _steps(self, feed: Feed, log: RunLog, scores: list[Row]) -> None:
         config = self.run_config.train
