@@ -155,9 +155,8 @@ def test_weights_that_ran_away_score_nothing(
     save_file(weights, newest / "average.safetensors")
     sums = newest / checkpoint.SUMS
     digest = hashlib.sha256((newest / "average.safetensors").read_bytes()).hexdigest()
-    sums.write_text(
-        "".join(f"{digest if 'average' in n else d}  {n}\n" for d, n in map(str.split, sums.read_text().splitlines()))
-    )
+    pairs = [line.split() for line in sums.read_text().splitlines()]
+    sums.write_text("".join(f"{digest if 'average' in name else old}  {name}\n" for old, name in pairs))
     index, image = str(run.parent / "shapes.arrow"), str(next((run.parent / "images").rglob("*.png")))
     for command in (["eval", str(copy), index], ["predict", str(copy), image]):
         assert main(command) == 2

@@ -156,7 +156,7 @@ class Trainer:
             saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
             checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep)
         log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
-        for line in self._banner():
+        for line in self._banner() if self.world.rank == 0 else ():
             log.say(line)
         for note in self.task.notes(self.loader):
             log.say(note)
@@ -187,11 +187,8 @@ class Trainer:
         """What runs, where, and from which step on."""
         config, world, shape = self.run_config.train, self.world, type(self.task).image_model(self.module).config
         count = sum(p.numel() for p in self.module.parameters())
-        device = (
-            torch.cuda.get_device_name(world.device)
-            if world.device.type == "cuda"
-            else f"{torch.get_num_threads()} threads"
-        )
+        gpu = world.device.type == "cuda"
+        device = torch.cuda.get_device_name(world.device) if gpu else f"{torch.get_num_threads()} threads"
         ranks = f", {world.size} ranks ({config.parallel})" if world.size > 1 else ""
         steps = max(1, round(self.loader.steps_about() / config.accumulate))
         lines = [
