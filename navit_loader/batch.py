@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import ExtraError
+
 if TYPE_CHECKING:
     import torch
 
@@ -54,6 +56,10 @@ class View:
     patch_size: int
     max_seqlen: int
     prefix_tokens: int
+
+    def __repr__(self) -> str:
+        """A few lines: the shapes."""
+        return _few_lines(f"View: patches of {self.patch_size}, segments of {self.max_seqlen} tokens at most", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,14 @@ class PackedBatch:
     epoch: int
     sequence: int
 
+    def __repr__(self) -> str:
+        """A few lines: what it is, what it holds, and the shapes."""
+        return _few_lines(
+            f"PackedBatch: epoch {self.epoch}, sequences {self.sequence} to {self.sequence + len(self.status) - 1}; "
+            f"{self.num_images} images, {self.num_tokens} tokens, padding {self.padding:.2%}, patches of {self.patch_size}",
+            self,
+        )
+
     @property
     def num_images(self) -> int:
         """Images that count: status `OK`. Host value; on a device tensor this synchronises."""
@@ -128,7 +142,10 @@ class PackedBatch:
             device: where to.
             non_blocking: passed on to `torch.Tensor.to`; asynchronous from pinned memory alone.
         """
-        import torch
+        try:
+            import torch
+        except ModuleNotFoundError as e:
+            raise ExtraError.of(e) or e from None
 
         def move(value: Array) -> Array:
             if isinstance(value, np.ndarray):
@@ -143,6 +160,13 @@ class PackedBatch:
 
         teacher = None if self.teacher is None else View(**moved(self.teacher))
         return replace(self, **moved(self), teacher=teacher)
+
+
+def _few_lines(head: str, part: View | PackedBatch) -> str:
+    arrays = ((f.name, getattr(part, f.name)) for f in fields(part) if f.type == "Array")
+    shapes = [f"{name} {str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for name, a in arrays]
+    rows = [", ".join(shapes[n : n + 4]) for n in range(0, len(shapes), 4)]
+    return "\n  ".join((head, *rows))
 
 
 _VIEW_ARRAYS = tuple(f.name for f in fields(View) if f.type == "Array")

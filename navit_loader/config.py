@@ -24,6 +24,7 @@ __all__ = [
     "LoaderConfig",
     "Order",
     "PlanConfig",
+    "Remote",
     "RenderConfig",
     "Resolution",
     "Schedule",
@@ -54,6 +55,38 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """`[data.remote]`: how the daemons of `data.endpoints` are asked; keys are arguments of `RemoteLoader`.
+
+    Attributes:
+        keys: folder with `client.key_secret` and `server.key`, made by `navit-loader keys`; needed beyond this host.
+        plan: name of the plan, where a daemon serves several; empty for its first.
+        memory_mb: bytes of batches in advance at most, in MiB.
+        connect_timeout_s: seconds until the first daemon must have answered.
+        deadline_s: seconds after which a batch is asked for at another daemon too.
+        timeout_s: seconds without an answer from any daemon after which the run saves and ends.
+        heartbeat_s: seconds between heartbeats; after three missed ones a connection counts as broken.
+        shared: take batches of a daemon on this host through shared memory.
+    """
+
+    keys: str = ""
+    plan: str = ""
+    memory_mb: int = 1024
+    connect_timeout_s: float = 10.0
+    deadline_s: float = 10.0
+    timeout_s: float = 120.0
+    heartbeat_s: float = 1.0
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
+        for key in ("connect_timeout_s", "deadline_s", "timeout_s"):
+            require(0 < getattr(self, key) < 1e6, key, getattr(self, key), "above 0 and below 1,000,000 seconds")
+        require(0.05 <= self.heartbeat_s <= 60, "heartbeat_s", self.heartbeat_s, "between 0.05 and 60 seconds")
+
+
+@dataclass(frozen=True, slots=True)
 class DataConfig:
     """`[data]`: which images, and how they are dealt out. Not part of `plan_id`.
 
@@ -62,6 +95,7 @@ class DataConfig:
         mixture: several indexes with weights.
         eval_index: path of the held-out index.
         endpoints: daemons to ask in place of rendering in this process.
+        remote: how they are asked; see `Remote`.
         batch_size: B, sequences per batch.
         remainder: at an epoch's end, `fill` the last batches with masked sequences or `drop` what fills no whole step.
         refresh: look at each epoch's start whether an index was replaced, and read the epoch from the new one.
@@ -71,6 +105,7 @@ class DataConfig:
     mixture: tuple[Source, ...] = ()
     eval_index: str = ""
     endpoints: tuple[str, ...] = ()
+    remote: Remote = field(default_factory=Remote)
     batch_size: int = 8
     remainder: Literal["fill", "drop"] = "fill"
     refresh: bool = False
@@ -205,7 +240,9 @@ class LoaderConfig:
         return cls.from_dict(read_toml(path))
 
     def for_evaluation(self, max_tokens: int | None = None, patch_size: int | None = None) -> LoaderConfig:
-        """The same configuration with nothing random: images in order, one patch size and view, no crop, flip or drop.
+        """The same configuration with nothing random: all images in order, one patch size and view, no crop, flip or drop.
+
+        `plan.filter` chooses what is learnt; what is evaluated is what the index holds.
 
         Args:
             max_tokens: tokens of one image at most; the images are scaled to the most patches that fit this budget,
@@ -224,6 +261,7 @@ class LoaderConfig:
                 crop=Crop(),
                 fit="none",
                 teacher=None,
+                filter="",
                 class_weights={},
                 virtual_epoch=0,
                 patch_sizes=(plan.patch_sizes[0] if patch_size is None else patch_size,),

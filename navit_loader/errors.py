@@ -41,6 +41,29 @@ class ModelError(NavitError, ValueError):
     """A batch, checkpoint or option that the model does not take."""
 
 
+class ExtraError(NavitError, ImportError):
+    """A package that one of navit's extras brings is not installed; names both."""
+
+    @classmethod
+    def of(cls, error: ImportError) -> "ExtraError | None":
+        """From the import of a package that failed; None where no extra would bring it."""
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            return None
+        return cls(f"the package '{package}' is not installed; pip install 'navit[{EXTRAS[package]}]' brings it")
+
+
+EXTRAS = {
+    "huggingface_hub": "model",
+    "matplotlib": "model",
+    "safetensors": "model",
+    "scipy": "model",
+    "tokenizers": "captions",
+    "torch": "model",
+}
+"""Packages that are not always installed, by the names they are imported by, and the extra that brings each."""
+
+
 def said(error: Exception) -> list[str]:
     """The lines of what another library's error says, but for empty ones; its name where it says nothing."""
     return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

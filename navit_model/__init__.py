@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from navit_loader.errors import ExtraError
+
 if TYPE_CHECKING:
     from .config import NaViTConfig
     from .model.navit import NaViT
@@ -18,6 +20,11 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .config import NaViTConfig
-    from .model.navit import NaViT
 
-    return {"NaViT": NaViT, "NaViTConfig": NaViTConfig}[name]
+    if name == "NaViTConfig":
+        return NaViTConfig
+    try:
+        from .model.navit import NaViT
+    except ModuleNotFoundError as e:
+        raise ExtraError.of(e) or e from None
+    return NaViT

@@ -1,4 +1,4 @@
-"""Shapes of models: `NaViTConfig`, `TextConfig`, `ContrastiveConfig`, the sections `[model] [text] [contrastive]`.
+"""Shapes of models, and what a run adds to them: `[model] [text] [contrastive] [distillation]` and `[train.augment]`.
 
 In: TOML keys or keyword arguments. Out: frozen dataclasses that have checked themselves. Presets name the usual sizes.
 Apart, so that a configuration can be read, checked and converted without torch, and without building a model.
@@ -243,3 +243,46 @@ class ContrastiveConfig:
             self.locked,
             "possible with contrastive.image_from alone",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationConfig:
+    """Who teaches and how, section `[distillation]` of a configuration.
+
+    Attributes:
+        teacher: a run's folder or checkpoint; its images are the view that `[plan.teacher]` plans.
+        kind: `soft` or `hard`; see `distillation_loss`.
+        temperature: τ of `soft`.
+        weight: share of this loss; the rest is that against labels. FlexiViT: 1; DeiT, with `model.distill_token`: ½.
+        from_teacher: the student starts from the teacher's weights, its patch embedding resized to its own base
+            (FlexiViT).
+    """
+
+    teacher: str = ""
+    kind: Literal["soft", "hard"] = "soft"
+    temperature: float = 1.0
+    weight: float = 1.0
+    from_teacher: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 < self.temperature < float("inf"), "temperature", self.temperature, "above 0 and finite")
+        require(0 < self.weight <= 1, "weight", self.weight, "above 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """`[train.augment]`: colour operations on the device.
+
+    Attributes:
+        layers: operations for each image, one after the other; 0 leaves the pixels alone. AugReg: 0 or 2.
+        magnitude: their strength, up to 10. AugReg: 10, 15 or 20 on a scale that ends at 20, so 5 to 10 here.
+    """
+
+    layers: int = 0
+    magnitude: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 <= self.layers <= 16, "layers", self.layers, "between 0 and 16")
+        require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")

@@ -26,23 +26,6 @@ PATIENCE = timedelta(hours=1)
 """The same where one rank may work alone for long: a checkpoint on a slow disk, the last images of an evaluation."""
 
 
-class Later:
-    """A device value on its way to the host: reading it waits for what was queued before it, never for what came after."""
-
-    def __init__(self, value: Tensor) -> None:
-        self._host = value.to("cpu", non_blocking=True)
-        self._arrived = None
-        if value.is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
-
-    def read(self) -> Tensor:
-        """The value, on the host."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._host
-
-
 def halved(device: torch.device) -> AbstractContextManager[Any]:
     """Bfloat16 for a model that is used, not trained, on a GPU, whose packed attention kernels take nothing else."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -136,6 +119,21 @@ class World:
 
         return compare
 
+    def most(self, value: int, patience: timedelta) -> int:
+        """The largest value of all ranks, on their hosts' sockets: no device waits, and no step has begun.
+
+        Args:
+            value: this rank's, at least 0.
+            patience: how long to wait for the others.
+        """
+        if self.size == 1:
+            return value
+        held = torch.tensor([value])
+        work = torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX, self.hosts, async_op=True)
+        assert work is not None
+        work.wait(patience)
+        return int(held)
+
     def meet(self) -> None:
         """Waits for all ranks, however long one of them works by itself."""
         if self.size > 1:
@@ -150,7 +148,7 @@ class World:
 
     def lost(self, error: RuntimeError) -> bool:
         """Whether an error says that another rank is gone, or stayed away for longer than `TIMEOUT`."""
-        signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
+        signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
         return self.size > 1 and (
             isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
         )

@@ -101,6 +101,25 @@ def test_without_the_flag_nothing_changes(place: Path) -> None:
         loader.load_state_dict(state)
 
 
+@pytest.mark.parametrize("remainder", ["fill", "drop"])
+def test_behind_an_epoch_s_last_batch_a_state_takes_the_new_index(place: Path, remainder: str) -> None:
+    config = replace(CONFIG, data=replace(CONFIG.data, batch_size=3, remainder=remainder))
+    with PackedLoader(place / "x.arrow", config) as loader:
+        batches = iter(loader)
+        states = [loader.state_dict() for _ in islice(batches, len(loader))]
+    refresh(place)
+    with PackedLoader(place / "x.arrow", config) as loader:
+        loader.load_state_dict(states[-1])
+        assert loader.epoch == 1
+        for state in states[:-1]:
+            with pytest.raises(StateError, match="middle of epoch 0"):
+                loader.load_state_dict(state)
+    without = replace(config, data=replace(config.data, refresh=False))
+    with PackedLoader(place / "x.arrow", without) as loader:
+        with pytest.raises(StateError, match=r"data\.refresh = true read epoch 1"):
+            loader.load_state_dict(states[-1])
+
+
 def test_an_index_with_other_classes_is_refused(place: Path) -> None:
     with PackedLoader(place / "x.arrow", CONFIG) as loader:
         old = [digest(batch) for batch in loader]

@@ -57,6 +57,7 @@ class Cursor:
         epoch: which the current or next iteration reads.
         next: first sequence of the next step.
         start: first sequence of the current iteration's first step.
+        ended: whether the epoch has no step behind the position, as far as that is known.
         plan_id, render_id: what the position is of.
 
     Raises:
@@ -75,11 +76,20 @@ class Cursor:
 
     def move(self, epoch: int, sequence: int = 0) -> None:
         """Goes to a position."""
-        self.epoch, self.next, self.start = epoch, sequence, sequence
+        self.epoch, self.next, self.start, self.ended = epoch, sequence, sequence, False
+
+    def advance(self, epoch: int, sequence: int, layout: Steps) -> None:
+        """Goes behind a batch that is handed out; counts nothing that is not known yet."""
+        self.epoch, self.next = epoch, sequence
+        total = layout.num_sequences
+        near = total is not None and sequence + self.batch_size * self.world_size >= total
+        self.ended = near and self._steps(layout, sequence) == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The position with its two ids. The same on every rank after the same number of steps."""
-        return dict(zip(STATE_KEYS, (self.plan_id, self.render_id, self.epoch, self.next), strict=True))
+        """The position with its two ids. The same on every rank after the same number of steps; behind an epoch's last step it
+        is the start of the next one, which may be read from a new index."""
+        place = (self.epoch + 1, 0) if self.ended else (self.epoch, self.next)
+        return dict(zip(STATE_KEYS, (self.plan_id, self.render_id, *place), strict=True))
 
     def load_state_dict(self, state: dict[str, Any], *, other_renderer: bool = False, refresh: bool = False) -> None:
         """Goes to a saved position, of any rank, world size or batch size.
@@ -101,6 +111,10 @@ class Cursor:
         renewed = refresh and sequence == 0 and other_index
         if state["plan_id"] != self.plan_id and not renewed:
             where = f"; it stands in the middle of epoch {epoch}, and a new index is taken up where an epoch begins"
+            if sequence == 0:
+                where = (
+                    f", or with data.refresh = true read epoch {epoch}, at whose start it stands, from the new index"
+                )
             raise StateError(
                 f"the state is of plan {state['plan_id']}, this loader has {self.plan_id} "
                 f"({identity.difference(str(state['plan_id']), self.plan_id, identity.PLAN_PARTS)}); "

@@ -23,6 +23,9 @@ Found = Generator[tuple[Any, int], None, None]
 """Batches, and where the step behind each starts."""
 
 
+_FEW = 4  # blocks that tell about how long an epoch is
+
+
 class Asked(Protocol):
     """A batch that was asked for: whether it is there, what became of it, and a way to give it up."""
 
@@ -44,6 +47,9 @@ class Supply(Protocol):
 
     def layout(self, epoch: int) -> Steps:
         """How the sequences of an epoch fall into batches."""
+
+    def counts(self, epoch: int, most: int) -> tuple[int, list[int]]:
+        """Planning blocks of an epoch, and the sequences in each of the first ones, `most` of them at most."""
 
     def ask(self, epoch: int, steps: Iterator[Step], batch_size: int, encoded: bool) -> Iterator[tuple[Asked, int]]:
         """Asks for the batch of the next step each time that it is asked itself; steps are looked at ahead of that."""
@@ -143,6 +149,14 @@ class Loader:
             self._begin()
         return self._cursor.count(self._supply.layout)
 
+    def steps_about(self) -> int:
+        """About as many steps as `len` of a whole epoch, from the counts of its first blocks: quick, however large it is."""
+        blocks, counts = self._supply.counts(self.epoch, _FEW)
+        cursor = self._cursor
+        if len(counts) == blocks:
+            return self._supply.layout(self.epoch).steps(0, cursor.batch_size, cursor.world_size, cursor.drop)
+        return round(sum(counts) / len(counts) * blocks / (cursor.batch_size * cursor.world_size))
+
     def __iter__(self) -> Iterator[PackedBatch]:
         """The batches from the current position to the end of the epoch; behind its last batch, those of the next epoch.
 
@@ -203,11 +217,12 @@ class Loader:
             self._begin()
             resumed = cursor.next > 0
             cursor.start, epoch = cursor.next, cursor.epoch
+            layout = self._supply.layout(epoch)
             with closing(made(epoch)) as found:
                 while (pair := next(found, None)) is not None:
                     some = True
-                    batch, cursor.next = pair
-                    cursor.epoch = epoch
+                    batch, behind = pair
+                    cursor.advance(epoch, behind, layout)
                     del pair
                     yield batch
                     # Let go of it, so that its memory is free as soon as the caller has let go too.

@@ -110,6 +110,10 @@ class _Local:
     def layout(self, epoch: int) -> Layout:
         return self.engine.layout(epoch)
 
+    def counts(self, epoch: int, most: int) -> tuple[int, list[int]]:
+        layout = self.layout(epoch)
+        return layout.num_blocks, layout.counts(0, min(most, layout.num_blocks)).tolist()
+
     def ask(
         self, epoch: int, steps: Iterator[Step], batch_size: int, encoded: bool
     ) -> Iterator[tuple[Pending | PendingEncoded, int]]:

@@ -19,6 +19,7 @@ from ..plan.layouts import recent
 from ..render.encoded import EncodedBatch
 from ..service.connection import Connection
 from ..service.endpoint import Want
+from ..service.protocol import PlanInfo
 from ..service.security import ClientKeys
 from . import boundary
 from .boundary import Agree
@@ -129,6 +130,11 @@ class RemoteLoader(Loader):
         self._connection.starved_s = 0.0  # measuring was not the user's waiting
 
     @property
+    def served(self) -> PlanInfo:
+        """What the daemons say of their plan."""
+        return self._connection.info
+
+    @property
     def starved_s(self) -> float:
         """Seconds that the user has waited for batches so far."""
         return self._connection.starved_s
@@ -158,6 +164,10 @@ class _Remote:
 
     def layout(self, epoch: int) -> _RemoteLayout:
         return recent(self._layouts, epoch, lambda: _RemoteLayout(self._connection, epoch))
+
+    def counts(self, epoch: int, most: int) -> tuple[int, list[int]]:
+        blocks = self.layout(epoch).num_blocks
+        return blocks, self._connection.layout(epoch, 0, min(most, blocks))[2].tolist()
 
     def ask(self, epoch: int, steps: Iterator[Step], batch_size: int, encoded: bool) -> Iterator[tuple[_Wanted, int]]:
         connection, layout = self._connection, self.layout(epoch)
@@ -215,7 +225,7 @@ class _RemoteLayout:
         run, num_blocks, counts = connection.layout(epoch, 0, 1)
         self._table = Layout.remote(run, num_blocks)
         self._table.extend(counts)
-        self.place = self._table.place
+        self.place, self.num_blocks = self._table.place, num_blocks
 
     @property
     def num_sequences(self) -> int | None:

@@ -130,7 +130,10 @@ class Layouts:
 
 
 def _file(plan_id: str, epoch: int) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        base = os.devnull  # a user without a home, as in containers: nothing can be kept
     return Path(base) / "navit" / f"{plan_id}-{epoch}.npy"
 
 

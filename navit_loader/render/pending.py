@@ -13,6 +13,8 @@ from ..batch import PackedBatch, View
 
 B = TypeVar("B")
 
+_TURN_S = 0.2  # between two turns of a wait Python sees to its signals, also where storage never answers
+
 
 class Awaited(ABC, Generic[B]):
     """A batch of some kind on its way."""
@@ -31,7 +33,9 @@ class Awaited(ABC, Generic[B]):
         Raises:
             RenderError: a file stayed out of reach after its retries, or too many images failed.
         """
-        found = self._inner.wait(timeout)
+        found = self._inner.wait(_TURN_S if timeout is None else timeout)
+        while found is None and timeout is None:
+            found = self._inner.wait(_TURN_S)
         return None if found is None else self._batch(found)
 
     def cancel(self) -> None:

@@ -282,6 +282,6 @@ class Endpoint:
             elif self._shook:
                 self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
             elif self._terms.keys is None:
-                self.hang_up("the handshake came to nothing; if it demands keys, give keys=FOLDER")
+                self.hang_up("the handshake came to nothing; if it demands keys, give keys=FOLDER (data.remote.keys)")
             else:
                 self.hang_up("the handshake came to nothing; does it serve with other keys, or with none?")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+
+from navit_loader.errors import ConfigError
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +22,23 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     """One `--tokens` and one `--patch-size`."""
     parser.add_argument("--tokens", type=_positive, metavar="N", help="tokens of one image at most (the training cap)")
     parser.add_argument("--patch-size", type=_positive, metavar="P", help="patch side (the first of plan.patch_sizes)")
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Refuses, before any work, a file that could not be written after it.
+
+    Raises:
+        ConfigError: names option and place.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        raise ConfigError(f"{option} = '{path}' is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise ConfigError(f"{option} = '{path}' cannot be written, since there is no folder '{folder}'; make it first")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"{option} = '{path}' cannot be written; choose a place where you may write")
 
 
 def _positive(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import add_budget, add_model
+from . import add_budget, add_model, check_output
 
 
 def add(subparsers: Any) -> None:
@@ -33,9 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from navit_loader.commands import ProgressLine
 
     from ..use.opened import open_model
-    from ..use.vectors import export
+    from ..use.vectors import check_ending, export
     from ..world import World
 
+    check_ending(args.output)
+    check_output("--output", args.output)
     opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     with ProgressLine("embedding") as line:
         failed = export(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from navit_loader.errors import ModelError
 from navit_loader.schema import require
 
-from . import add_model
+from . import add_model, check_output
 
 if TYPE_CHECKING:
     from ..use.opened import OpenedModel
@@ -59,6 +59,12 @@ def run(args: argparse.Namespace) -> int:
         given = getattr(args, key) or []
         require(all(v >= 1 for v in given), f"--{key.replace('_', '-')}", given, "at least 1")
     require(not args.cascade or len(args.tokens or []) > 1, "--cascade", True, "given with two or more --tokens")
+    check_output("--json", args.json)
+    check_output("--plot", args.plot)
+    if args.plot:
+        from ..evaluate.plot import check_ending
+
+        check_ending(args.plot)
     world = World.join(args.device)
     try:
         opened = open_model(args.model, world.device, raw=args.raw)
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Scores of a classifier, or of class names, at each patch size and budget."""
     from ..evaluate.cascade import cascade, curve_table
-    from ..evaluate.classification import judge, score_table
+    from ..evaluate.classification import held_out, judge, score_table
 
     named = args.zero_shot is not None
     opened = _classifier(opened, args)
@@ -88,9 +94,17 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
     loader = opened.run.loader
     loader = replace(loader, plan=replace(loader.plan, text_tokens=0, max_text_tokens=0))
     scores, curves, texts = [], {}, []
-    for patch_size in args.patch_size or opened.patch_sizes:
+    sigmoid, classes = opened.run.train.loss == "sigmoid" and not named, None if named else opened.classes
+    patch_sizes, budgets = args.patch_size or opened.patch_sizes, args.tokens or [None]
+    # All of it can be scored, or nothing is.
+    for patch_size in patch_sizes:
+        opened.check_patch_size(patch_size)
+        for tokens in budgets:
+            asked: dict[str, Any] = {"tokens": tokens, "patch_size": patch_size, "sigmoid": sigmoid, "classes": classes}
+            held_out(args.index, loader, **asked).close()
+    for patch_size in patch_sizes:
         by_budget = []
-        for tokens in args.tokens or [None]:
+        for tokens in budgets:
             score, answers = judge(
                 opened.classifier,
                 args.index,
@@ -98,8 +112,8 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
                 tokens=tokens,
                 patch_size=patch_size,
                 world=world,
-                sigmoid=opened.run.train.loss == "sigmoid" and not named,
-                classes=None if named else opened.classes,
+                sigmoid=sigmoid,
+                classes=classes,
             )
             scores.append(score)
             by_budget.append((score.tokens, answers))

@@ -28,6 +28,10 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
+    from ..train.settings import RunConfig
+
+    # Before torch is loaded, which takes seconds: a wrong key is told at once.
+    RunConfig.from_toml(args.config, args.changes)
     from ..train.run import train
     from ..use.finetune import starting
 

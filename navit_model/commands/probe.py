@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import add_budget, add_model
+from . import add_budget, add_model, check_output
 
 
 def add(subparsers: Any) -> None:
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     require(all(k >= 1 for k in args.shots), "--shots", args.shots, "at least 1")
     require(args.draws >= 1, "--draws", args.draws, "at least 1")
+    check_output("--json", args.json)
     opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     found = []
     for shots in args.shots:

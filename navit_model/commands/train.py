@@ -18,8 +18,11 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
-    from ..train.run import train
     from ..train.settings import RunConfig
 
-    train(RunConfig.from_toml(args.config, args.changes), resume=args.resume)
+    # Before torch is loaded, which takes seconds: a wrong key is told at once.
+    config = RunConfig.from_toml(args.config, args.changes)
+    from ..train.run import train
+
+    train(config, resume=args.resume)
     return 0

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from navit_loader import PackedLoader, open_index
+from navit_loader import PackedLoader
 from navit_loader.batch import FAILED, NO_CLASS, OK, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
@@ -37,8 +38,9 @@ class Score:
         tokens: tokens of one image at most.
         mean_tokens: tokens of one image on average.
         patch_size: P.
-        images: labelled images of the index, failed ones among them.
-        failed: images that could not be read.
+        rows: images of the index.
+        images: labelled ones, failed ones among them.
+        failed: those that could not be read.
         accuracy: share of `images` of which the likeliest class is a label.
         ece: expected calibration error of the likeliest class, 30 bins, over the images that were read.
         images_per_s: through loader and model.
@@ -50,6 +52,7 @@ class Score:
     tokens: int
     mean_tokens: float
     patch_size: int
+    rows: int
     images: int
     failed: int
     accuracy: float
@@ -65,7 +68,16 @@ class Score:
 
     def __str__(self) -> str:
         """Accuracy and budget, in a line of a run's output."""
-        return f"{self.accuracy:.2%} of {self.images} held-out images at {self.tokens} tokens"
+        scored = of_all(self.images, self.failed, self.rows)
+        return f"{self.accuracy:.2%} of {scored} held-out images at {self.tokens} tokens"
+
+
+def of_all(images: int, failed: int, rows: int) -> str:
+    """The number of images that a score is of; and where that is not all of an index, what became of the others."""
+    if images == rows and not failed:
+        return f"{images:,}"
+    parts = {"not read, counted wrong": failed, "not scored": rows - images}
+    return f"{images:,} of {rows:,} ({', '.join(f'{n:,} {what}' for what, n in parts.items() if n)})"
 
 
 def trained_tokens(config: LoaderConfig) -> tuple[int, int]:
@@ -120,6 +132,33 @@ def evaluate(
     return score
 
 
+def held_out(
+    index: str,
+    config: LoaderConfig,
+    *,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    world: World | None = None,
+    sigmoid: bool = False,
+    classes: Sequence[str] | None = None,
+) -> PackedLoader:
+    """The images that `judge` scores, opened; see there for arguments and errors. `plan.filter` chose what was learnt, and is
+    not applied."""
+    plan = config.for_evaluation(max_tokens=tokens, patch_size=patch_size)
+    loader = PackedLoader(index, plan, rank=world.rank if world else 0, world_size=world.size if world else 1)
+    try:
+        if classes is not None and list(loader.classes) != list(classes):
+            raise ModelError(other_classes(index, loader.classes, classes))
+        labels = np.concatenate(loader.engine.indexes[0].columns()["labels"])
+        first = labels[:: max(loader.engine.label_width, 1)]
+        if not ((first >= 0) | (sigmoid & (first == NO_CLASS))).any():
+            raise ModelError(f"'{index}' has no labelled images; index a folder with one folder per class")
+    except BaseException:
+        loader.close()
+        raise
+    return loader
+
+
 @torch.inference_mode()
 def judge(
     model: nn.Module,
@@ -146,34 +185,34 @@ def judge(
 
     Raises:
         IndexFileError: the index cannot be used.
-        ModelError: it has other classes, or no labels.
+        ModelError: it has other classes, or no labels; or the model's answers are no numbers.
     """
     world = world or World(0, 1, next(model.parameters()).device)
     low, high = trained_tokens(config)
-    plan = config.for_evaluation(max_tokens=tokens, patch_size=patch_size)
     device = world.device
-    # sums over the images: right, ok, failed; then per bin: count, confidence, right
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    # sums over the images: right, ok, failed, seen, without an answer; then per bin: count, confidence, right
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
     bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
     slots = filled = 0
-    rows = open_index(index).num_rows
-    # for each image: probability, right, tokens, labelled
-    answers = torch.zeros(4, rows, device=device)
-    with PackedLoader(index, plan, rank=world.rank, world_size=world.size) as loader:
-        if classes is not None and list(loader.classes) != list(classes):
-            raise ModelError(other_classes(index, loader.classes, classes))
+    asked: dict[str, Any] = {"tokens": tokens, "patch_size": patch_size, "sigmoid": sigmoid, "classes": classes}
+    with held_out(index, config, world=world, **asked) as loader:
+        plan, rows = loader.config, loader.engine.indexes[0].num_rows
+        # for each image: probability, right, tokens, labelled
+        answers = torch.zeros(4, rows, device=device)
         start = time.perf_counter()
         for batch in loader:
             labels = torch.from_numpy(batch.labels).to(device)
             status = torch.from_numpy(batch.status).to(device)
             chance, guess = predict(model, batch, device, sigmoid).max(-1)
+            lost = chance.isnan() & (status == OK)
+            chance = chance.nan_to_num(0.0)
             none = (labels[..., 0] == NO_CLASS) & sigmoid
             judged = (labels[..., 0] >= 0) | none
             ok = (status == OK) & judged
             hit = ok & (labels == guess[..., None]).any(-1)
             right = hit | (ok & none & (chance < 0.5))
             failed = (status == FAILED) & judged
-            totals += torch.stack([right.sum(), ok.sum(), failed.sum(), (status == OK).sum()])
+            totals += torch.stack([right.sum(), ok.sum(), failed.sum(), (status == OK).sum(), lost.sum()])
             place = (chance * BINS).long().clamp(max=BINS - 1)[ok]
             for bin_, value in zip(bins, (torch.ones_like(chance), chance, hit), strict=True):
                 bin_.index_add_(0, place, value[ok].double())
@@ -188,15 +227,19 @@ def judge(
     counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
     for value in (totals, bins, counts, answers):
         world.sum(value)
-    right_n, ok_n, failed_n, seen_n = totals.tolist()
-    if ok_n + failed_n == 0:
-        raise ModelError(f"'{index}' has no labelled images; index a folder with one folder per class")
+    right_n, ok_n, failed_n, seen_n, lost_n = totals.tolist()
+    if lost_n:
+        raise ModelError(
+            f"the model has no answer (NaN) for {int(lost_n):,} of {int(seen_n):,} images of '{index}'; its weights ran away "
+            "or are damaged: take an earlier checkpoint"
+        )
     count, confidence, correct = bins.cpu()
     gap = (confidence - correct).abs().sum() / count.sum().clamp(min=1)
     score = Score(
         tokens=tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens,
         mean_tokens=float(counts[1]) / max(seen_n, 1),
         patch_size=plan.plan.patch_sizes[0],
+        rows=rows,
         images=int(ok_n + failed_n),
         failed=int(failed_n),
         accuracy=right_n / (ok_n + failed_n),
@@ -229,7 +272,7 @@ def score_table(scores: Sequence[Score]) -> str:
             f"{s.tokens}{'*' if s.outside else ''}",
             f"{s.accuracy:.2%}",
             f"{s.ece:.3f}",
-            f"{s.images:,}",
+            of_all(s.images, 0, s.rows),
             f"{s.failed:,}",
             f"{s.images_per_s:,.0f}",
             f"{s.tokens_per_s:,.0f}",

@@ -13,6 +13,19 @@ from typing import Any
 from navit_loader.errors import ModelError
 
 
+def check_ending(path: Path) -> None:
+    """Refuses a file whose ending is no picture's, before anything is drawn.
+
+    Raises:
+        ModelError: names those that are.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise ModelError(f"'{path}' cannot be drawn; its name must end in one of .{', .'.join(sorted(known))}")
+
+
 def accuracy_plot(
     path: Path, scores: Sequence[Mapping[str, Any]], cascades: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:

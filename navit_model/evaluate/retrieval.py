@@ -25,7 +25,7 @@ from navit_loader.errors import ModelError
 from ..model.text import Captions
 from ..model.towers import TwoTowers
 from ..world import World
-from .classification import aligned, trained_tokens
+from .classification import aligned, of_all, trained_tokens
 
 IntArray = npt.NDArray[np.int64]
 
@@ -43,7 +43,8 @@ class RetrievalScore:
     Attributes:
         tokens: tokens of one image at most.
         patch_size: P.
-        images: images with a caption, failed ones among them.
+        rows: images of the index.
+        images: those with a caption, failed ones among them.
         texts: different captions.
         failed: images that could not be read.
         image_to_text: share of the images that have their caption among the K nearest texts, by K.
@@ -54,6 +55,7 @@ class RetrievalScore:
 
     tokens: int
     patch_size: int
+    rows: int
     images: int
     texts: int
     failed: int
@@ -71,8 +73,30 @@ class RetrievalScore:
         """Recall at 1 both ways and budget, in a line of a run's output."""
         return (
             f"R@1 {self.image_to_text[1]:.2%} image to text, {self.text_to_image[1]:.2%} text to image, "
-            f"{self.images} images and {self.texts} captions at {self.tokens} tokens"
+            f"{of_all(self.images, self.failed, self.rows)} images and {self.texts} captions at {self.tokens} tokens"
         )
+
+
+def held_out_pairs(
+    towers: TwoTowers,
+    index: str,
+    config: LoaderConfig,
+    *,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    world: World | None = None,
+) -> PackedLoader:
+    """The pairs that `evaluate_retrieval` scores, opened; see there for arguments and errors. `plan.filter` is not applied."""
+    plan = config.for_evaluation(max_tokens=tokens, patch_size=patch_size)
+    loader = PackedLoader(index, plan, rank=world.rank if world else 0, world_size=world.size if world else 1)
+    found, trained = loader.engine.indexes[0].tokens.hash, towers.text.config.tokenizer
+    if trained and found != trained:
+        loader.close()
+        raise ModelError(
+            f"the captions of '{index}' have the tokenizer '{found}', the model was trained with '{trained}'; "
+            "index with the same --tokenizer"
+        )
+    return loader
 
 
 @torch.inference_mode()
@@ -101,16 +125,9 @@ def evaluate_retrieval(
         ModelError: it has another tokenizer, or no image of it with a caption could be read.
     """
     world = world or World(0, 1, next(towers.parameters()).device)
-    plan = config.for_evaluation(max_tokens=tokens, patch_size=patch_size)
     low, high = trained_tokens(config)
-    with PackedLoader(index, plan, rank=world.rank, world_size=world.size) as loader:
-        opened = loader.engine.indexes[0]
-        trained = towers.text.config.tokenizer
-        if trained and opened.tokens.hash != trained:
-            raise ModelError(
-                f"the captions of '{index}' have the tokenizer '{opened.tokens.hash}', the model was trained with '{trained}'; "
-                "index with the same --tokenizer"
-            )
+    with held_out_pairs(towers, index, config, tokens=tokens, patch_size=patch_size, world=world) as loader:
+        plan, opened = loader.config, loader.engine.indexes[0]
         start = time.perf_counter()
         # Each rank fills in its own rows; the sum over the ranks has them all.
         both = torch.zeros(2, opened.num_rows, towers.config.width, device=world.device)
@@ -138,6 +155,7 @@ def evaluate_retrieval(
     return RetrievalScore(
         tokens=tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens,
         patch_size=plan.plan.patch_sizes[0],
+        rows=len(planned),
         images=len(x),
         texts=len(y),
         failed=int((~alive).sum()),
@@ -201,7 +219,7 @@ def retrieval_table(scores: Sequence[RetrievalScore]) -> str:
             f"{s.tokens}{'*' if s.outside else ''}",
             *((f"{s.patch_size}",) if several else ()),
             *(f"{share[k]:.2%}" for share in (s.image_to_text, s.text_to_image) for k in AT),
-            f"{s.images:,}",
+            of_all(s.images, 0, s.rows),
             f"{s.texts:,}",
             f"{s.failed:,}",
             f"{s.images_per_s:,.0f}",

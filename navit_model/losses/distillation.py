@@ -6,7 +6,6 @@ In: the student's and the teacher's logits `[B, E, classes]` and the batch. Out:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,32 +14,6 @@ from torch import Tensor
 
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ModelError
-from navit_loader.schema import check_types, require
-
-
-@dataclass(frozen=True, slots=True)
-class DistillationConfig:
-    """Who teaches and how, section `[distillation]` of a configuration.
-
-    Attributes:
-        teacher: a run's folder or checkpoint; its images are the view that `[plan.teacher]` plans.
-        kind: `soft` or `hard`; see `distillation_loss`.
-        temperature: τ of `soft`.
-        weight: share of this loss; the rest is that against labels. FlexiViT: 1; DeiT, with `model.distill_token`: ½.
-        from_teacher: the student starts from the teacher's weights, its patch embedding resized to its own base
-            (FlexiViT).
-    """
-
-    teacher: str = ""
-    kind: Literal["soft", "hard"] = "soft"
-    temperature: float = 1.0
-    weight: float = 1.0
-    from_teacher: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(0 < self.temperature < float("inf"), "temperature", self.temperature, "above 0 and finite")
-        require(0 < self.weight <= 1, "weight", self.weight, "above 0, at most 1")
 
 
 def distillation_loss(

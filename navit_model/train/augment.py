@@ -12,37 +12,19 @@ Shapes: B sequences · L tokens · P patch side · E images per sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from navit_loader.batch import PackedBatch, View
-from navit_loader.schema import check_types, require
 
+from ..config import AugmentConfig
 from ..model.pool import members
 
 OPERATIONS = ("brightness", "contrast", "colour", "invert", "solarise", "solarise_add", "posterise")
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey of a pixel (ITU-R BT.601)."""
-
-
-@dataclass(frozen=True, slots=True)
-class AugmentConfig:
-    """`[train.augment]`: colour operations on the device.
-
-    Attributes:
-        layers: operations for each image, one after the other; 0 leaves the pixels alone. AugReg: 0 or 2.
-        magnitude: their strength, up to 10. AugReg: 10, 15 or 20 on a scale that ends at 20, so 5 to 10 here.
-    """
-
-    layers: int = 0
-    magnitude: float = 5.0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(0 <= self.layers <= 16, "layers", self.layers, "between 0 and 16")
-        require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
 
 
 @torch.no_grad()

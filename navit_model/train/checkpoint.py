@@ -1,13 +1,15 @@
 """Checkpoints: everything a run needs to go on bit for bit, or a model needs to be used.
 
-In: module, average, optimiser, loader state and counters. Out: `OUT/checkpoints/step-00000500/` with safetensors files and
-`state.json`; no pickle anywhere. A checkpoint appears by one rename, after everything in it has reached the disk: killed
-at any moment or with the disk full, the previous one stays whole.
+In: module, average, optimiser, loader state and counters. Out: `OUT/checkpoints/step-00000500/` with safetensors files,
+`state.json` and `SHA256SUMS`; no pickle anywhere. A checkpoint appears by one rename, after everything in it has reached the
+disk: killed at any moment or with the disk full, the previous one stays whole. A bit that flips later is seen by the hashes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from navit_loader.errors import ModelError
+from navit_loader.errors import ConfigError, ModelError
 
 from ..model.navit import NaViT
 from ..weights import tensors
@@ -29,6 +31,10 @@ from .shard import copy, like, whole
 from .tasks import task_of
 
 VERSION = 2
+SUMS = "SHA256SUMS"
+"""Lines as `sha256sum -c` reads them. Checkpoints from before there were any have none."""
+
+log = logging.getLogger("navit_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,34 +129,122 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         copy(value, weights[name])
 
 
-def find(path: str | Path) -> Checkpoint | None:
-    """The checkpoint at `path`: a checkpoint's folder, or the newest of a run's folder. None where there is none.
+def find(path: str | Path, *, moments: bool = True) -> Checkpoint | None:
+    """The checkpoint at `path`: a checkpoint's folder, or the newest whole one of a run's folder. None where there is none.
+
+    A damaged one is named in a warning where an older one takes its place.
+
+    Args:
+        path: where to look.
+        moments: whether the optimiser's are needed too; without them they are not read.
 
     Raises:
         ModelError: what is there was written by another version or is damaged.
     """
     path = Path(path)
-    if not (path / "state.json").exists():
-        steps = sorted((path / "checkpoints").glob("step-*"))
-        if not steps:
-            return None
-        path = steps[-1]
+    if (path / "state.json").exists() or (path / SUMS).exists():
+        return _open(path, moments)
+    damage: ModelError | None = None
+    for folder in reversed(steps(path)):
+        try:
+            found = _open(folder, moments)
+        except ModelError as e:
+            damage = damage or e
+            continue
+        if damage is not None:
+            log.warning("%s; step %d is whole and taken in its place", damage, found.step)
+        return found
+    if damage is not None:
+        raise damage
+    return None
+
+
+def steps(out: Path) -> list[Path]:
+    """The folders of a run's checkpoints, in the order of their steps."""
+    return sorted(f for f in (out / "checkpoints").glob("step-*") if f.name[5:].isdigit())
+
+
+def _open(path: Path, moments: bool) -> Checkpoint:
+    sums = _sums(path)
+    for file in sorted(path.iterdir() if sums is None else map(path.joinpath, sums)):
+        if moments or not file.name.startswith("optimizer"):
+            _check(file, None if sums is None else sums[file.name])
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        version = state.get("version")
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise ModelError(f"'{path / 'state.json'}' cannot be read ({e}); go back to an earlier checkpoint") from None
-    if state.get("version") != VERSION:
-        raise ModelError(f"'{path}' is a checkpoint of version {state.get('version')}; this navit reads {VERSION}")
+    if version != VERSION:
+        raise ModelError(f"'{path}' is a checkpoint of version {version}; this navit reads {VERSION}")
+    if sums is None and state.get("sums"):
+        raise ModelError(f"'{path / SUMS}' is missing; go back to an earlier checkpoint")
+    for key, kind in STATE.items():
+        if not isinstance(state.get(key), kind):
+            raise ModelError(
+                f"'{path / 'state.json'}' has no '{key}' as it should be; go back to an earlier checkpoint"
+            )
     return Checkpoint(path, state["step"], state)
 
 
+STATE: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "config": dict,
+    "classes": list,
+    "loader": dict,
+    "images": int,
+    "tokens": int,
+    "flops": (int, float),
+    "average_updates": int,
+}
+"""What `state.json` holds beside its version."""
+
+
+def _sums(path: Path) -> dict[str, str] | None:
+    """The hashes of a checkpoint's files by name; None where it was saved without."""
+    try:
+        lines = (path / SUMS).read_text(encoding="ascii").splitlines()
+        found = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise ModelError(f"'{path / SUMS}' cannot be read ({e}); go back to an earlier checkpoint") from None
+    if any("/" in name for name in found) or not {"state.json", "model.safetensors"} <= _whole_names(found):
+        raise ModelError(f"'{path / SUMS}' is damaged; go back to an earlier checkpoint")
+    return found
+
+
+def _check(file: Path, digest: str | None) -> None:
+    """Raises where a file is damaged, by its hash; without one, as far as its length tells."""
+    try:
+        if digest is None:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+        elif _digest(file) != digest:
+            raise ModelError(
+                f"'{file}' is damaged: its hash is not the one in {SUMS}; go back to an earlier checkpoint"
+            )
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"'{file}' cannot be read ({e}); go back to an earlier checkpoint") from None
+
+
+def _whole_names(names: dict[str, str]) -> set[str]:
+    """Names without the numbers of parts."""
+    return {name.partition("-")[0] + ".safetensors" if "-" in name else name for name in names}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """As `find`, but a missing checkpoint is an error.
+    """As `find`, for a model that is used: the optimiser's moments are not looked at, and a missing checkpoint is an error.
 
     Raises:
         ModelError: there is no checkpoint at `path`.
     """
-    found = find(path)
+    found = find(path, moments=False)
     if found is None:
         raise ModelError(f"no checkpoint at '{path}'; give a run's folder or one of its checkpoints/step-* folders")
     return found
@@ -216,7 +310,7 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
     draft = folder / f".writing-{step:08d}"
     # Weights that no gradient has reached, such as those of a frozen tower: that others have no moments is an error.
     unmoved = sorted(files["model"].keys() - _owners(files.get("optimizer", {})))
-    state = {**state, "version": VERSION, "step": step, "unmoved": unmoved}
+    state = {**state, "version": VERSION, "step": step, "unmoved": unmoved, "sums": True}
     try:
         for old in folder.glob(".writing-*"):
             # Of a run that was killed while saving.
@@ -225,6 +319,8 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
         for name, held in files.items():
             tensors.write(draft, name, held)
         (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        sums = "".join(f"{_digest(file)}  {file.name}\n" for file in sorted(draft.iterdir()))
+        (draft / SUMS).write_text(sums, encoding="ascii")
         for file in draft.iterdir():
             _sync(file)
         _sync(draft)
@@ -237,9 +333,36 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
             f"step {step} could not be saved to '{target}': {e}; earlier checkpoints are whole; "
             "make room and go on with --resume"
         ) from None
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    # What lies behind this step is damaged, or the run would have gone on from there: it takes no good one's place.
+    for old in [found for found in steps(out) if found.name <= target.name][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: int) -> None:
+    """Whether the checkpoints that a run is going to write have room.
+
+    Args:
+        out: the run's folder.
+        module: what is trained.
+        average: whether a moving average is saved too.
+        saves: how many are still to come.
+        keep: how many are kept; one more lies there while it is written.
+
+    Raises:
+        ConfigError: they have not; says how much is missing.
+    """
+    size = sum(v.numel() * v.element_size() * (2 if average else 1) for v in module.state_dict().values())
+    size += sum(2 * p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    there = len(steps(out))
+    count = max(1, min(keep + 1, there + saves) - there)
+    folder = out / "checkpoints"
+    free = shutil.disk_usage(folder if folder.is_dir() else out).free
+    if saves and free < size * count:
+        raise ConfigError(
+            f"train.out = '{out}' has room for {free / 1e6:,.1f} MB, but {count} checkpoints of {size / 1e6:,.1f} MB will lie "
+            "there together; make room, choose another folder, or lower train.keep"
+        )
 
 
 def _sync(path: Path) -> None:

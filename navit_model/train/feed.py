@@ -7,17 +7,20 @@ step (`DevicePrefetcher`); on a CPU the arrays are shared, not copied.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.batch import PackedBatch, View
+from navit_loader.config import PlanConfig, Teacher
 from navit_loader.deliver.boundary import Agree
 from navit_loader.errors import ConfigError, NavitError
+from navit_loader.plan import identity
 
 from ..world import World
 from .settings import RunConfig
@@ -43,6 +46,7 @@ def open_loader(run: RunConfig, world: World) -> Loader:
             batch_size=data.batch_size,
             remainder=data.remainder,
             prefetch=render.prefetch,
+            **{**asdict(data.remote), "keys": data.remote.keys or None},
             decode=run.train.decode,
             device=str(world.device),
             ledger=render.ledger,
@@ -74,6 +78,45 @@ def _in_process(run: RunConfig, world: World, agree: Agree) -> PackedLoader:
         decode=run.train.decode,
         device=str(world.device),
         agree=agree,
+    )
+
+
+def with_plan_of(run: RunConfig, loader: Loader) -> RunConfig:
+    """The run with the plan that its batches are of: that of the daemons, where they make them.
+
+    Without a `[plan]` of its own, what the daemons say of theirs is recorded: the keys that fix shapes.
+
+    Raises:
+        ConfigError: the run has a `[plan]`, and it is not theirs; names the keys that differ.
+    """
+    if isinstance(loader, PackedLoader):
+        return run
+    own, served = run.loader.plan, loader.served
+    theirs: dict[str, Any] = {
+        **{key: getattr(served.view, key) for key in ("sequence_length", "max_tokens", "prefix_tokens")},
+        **{key: getattr(served, key) for key in ("max_images", "text_tokens")},
+        "patch_sizes": tuple(served.patch_sizes),
+        "max_text_tokens": served.max_text_tokens,
+        "teacher": served.teacher and Teacher(**asdict(served.teacher)),
+    }
+    if own == PlanConfig():
+        return replace(run, loader=replace(run.loader, plan=replace(own, **theirs)))
+    # A plan's order may depend on whether its images are remote, which the daemon alone knows.
+    said = [replace(own, order=own.order.settled(remote=remote)).to_json() for remote in (False, True)]
+    if served.plan_id.split(".")[2:3] in [[identity.digest(json.loads(text))] for text in said]:
+        return run
+    ours = {**{key: getattr(own, key) for key in theirs}, "max_text_tokens": own.caption_cap}
+    differ = [f"plan.{k} = {ours[k]!r} where they have {v!r}" for k, v in theirs.items() if ours[k] != v]
+    unsaid = [
+        f.name for f in fields(own) if f.name not in theirs and getattr(own, f.name) != getattr(PlanConfig(), f.name)
+    ]
+    raise ConfigError(
+        "the daemons of data.endpoints serve another [plan] than this run's: "
+        + (
+            "; ".join(differ)
+            or f"in a key that they do not tell (here are set: {', '.join(unsaid) or 'none of those'})"
+        )
+        + "; give them and the run the same [plan], or leave it out here to take theirs"
     )
 
 

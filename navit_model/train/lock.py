@@ -19,10 +19,14 @@ def hold(folder: Path, name: str = "train") -> Iterator[None]:
     """Holds `folder/.NAME.lock`.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f".{name}.lock").open("w")
+    except OSError as e:
+        raise ConfigError(f"'{folder}' cannot be written ({e.strerror}); choose another folder") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -7,6 +7,7 @@ elsewhere), `OUT/log.jsonl`, and TensorBoard's files where asked for. Apart from
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from navit_loader.errors import ConfigError
+
+from ..console import hush
 
 PLAIN_LINE_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -32,6 +35,14 @@ def read_log(out: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             return
+
+
+class _Console(Console):
+    """One whose reader may go: rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Speaks on to nobody."""
+        hush(sys.stdout)
 
 
 class RunLog:
@@ -51,6 +62,7 @@ class RunLog:
     def __init__(self, out: Path, steps: int, start: int, speak: bool = True, *, tensorboard: bool = False) -> None:
         self.steps, self.speak = steps, speak
         self._said = 0.0
+        self._begun, self._start = time.monotonic(), start
         self._board = _board(out, start) if tensorboard and speak else None
         if not speak:
             return
@@ -62,7 +74,7 @@ class RunLog:
         draft.replace(path)
         # Without a buffer: an entry is in the file at once, and nothing is left to fail when the log is closed.
         self._log = path.open("ab", buffering=0)
-        self.console = Console()
+        self.console = _Console()
         self._bar = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=None),
@@ -106,20 +118,36 @@ class RunLog:
         now = time.monotonic()
         if not self.console.is_terminal and (now - self._said >= PLAIN_LINE_S or step == self.steps):
             self._said = now
-            print(f"step {step}/{self.steps} · {line}", flush=True)
+            left = (now - self._begun) / max(step - self._start, 1) * (self.steps - step)
+            self.say(f"step {step}/{self.steps} · {line}" + (f" · {duration(left)} left" if step < self.steps else ""))
 
     def say(self, text: str) -> None:
-        """Prints one line above the bar."""
-        if self.speak:
+        """Prints one line above the bar. A terminal that has hung up, or a full disk behind the output, ends no run: what
+        counts is in `log.jsonl`."""
+        if not self.speak:
+            return
+        try:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            sys.stdout.flush()
+        except OSError:
+            hush(sys.stdout)
 
     def close(self) -> None:
         """Ends the bar and the log; harmless when called twice."""
         if self._board is not None:
             self._board.close()
         if self.speak:
-            self._bar.stop()
+            try:
+                self._bar.stop()
+            except OSError:
+                hush(sys.stdout)
             self._log.close()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _board(out: Path, start: int) -> Any:

@@ -88,3 +88,9 @@ class Meter:
             "padding": 1 - tokens / slots,
             "starved": waited / world.size / seconds,
         }
+
+    def alone(self, ranks: int) -> dict[str, Any]:
+        """The counts as this rank can tell them by itself: its own times the number of ranks; `bad_step` of its own losses."""
+        self.bad_step = next((s for s, loss in self.losses if not bool(torch.isfinite(loss))), self.bad_step)
+        _, images, tokens, flops = (self.sums * ranks).tolist()
+        return {"images": int(images), "tokens": int(tokens), "flops": flops}

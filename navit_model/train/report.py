@@ -9,10 +9,11 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from navit_loader.errors import ModelError
+from navit_loader.errors import ExtraError, ModelError
 
 from .log import read_log
 
@@ -97,6 +98,16 @@ def write(
     draft.write_text(page, encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def check_drawing() -> None:
+    """Whether `write` will find what it draws with.
+
+    Raises:
+        ExtraError: it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ExtraError.of(ImportError(name="matplotlib")) or AssertionError
 
 
 def _share(score: Mapping[str, Any]) -> float:

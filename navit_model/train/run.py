@@ -21,6 +21,7 @@ from . import checkpoint
 from .feed import open_loader
 from .lock import hold
 from .settings import RunConfig
+from .stop import end_with_parent
 from .task import Row
 from .trainer import Trainer
 
@@ -45,18 +46,21 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
     # One process of a run holds its folder: the first.
     first = int(os.environ.get("RANK", "0")) == 0
     with hold(out) if first else nullcontext():
-        found = checkpoint.find(out)
-        if found is not None and not resume:
+        if not resume and (steps := checkpoint.steps(out)):
             raise ConfigError(
-                f"train.out = '{out}' already holds step {found.step} of a run; pass --resume to go on, "
+                f"train.out = '{out}' already holds step {int(steps[-1].name[5:])} of a run; pass --resume to go on, "
                 "or choose another folder with train.out=PATH"
             )
+        found = checkpoint.find(out) if resume else None
         if run.train.threads:
             torch.set_num_threads(run.train.threads)
+        end_with_parent()
         world = World.join(run.train.device)
         try:
             with open_loader(run, world) as loader:
-                return Trainer(run, loader, world, found, begin).run()
+                trainer = Trainer(run, loader, world, found, begin)
+                trainer.resume = resume
+                return trainer.run()
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise

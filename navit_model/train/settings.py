@@ -16,9 +16,7 @@ from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, parse, read_toml, require
 
-from ..config import ContrastiveConfig, NaViTConfig, TextConfig
-from ..losses.distillation import DistillationConfig
-from .augment import AugmentConfig
+from ..config import AugmentConfig, ContrastiveConfig, DistillationConfig, NaViTConfig, TextConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,14 @@ class Task(ABC):
         return 3 * batch_flops(self.image_model(module).config, batch)
 
     @abstractmethod
+    def check_held_out(self, module: nn.Module) -> None:
+        """Opens what `evaluate` will need, before the first step.
+
+        Raises:
+            NavitError: the held-out index cannot be scored, or not at one of `train.eval_tokens`.
+        """
+
+    @abstractmethod
     def evaluate(self, module: nn.Module) -> list[Row]:
         """Scores of the module, in evaluation mode; every rank calls it. Empty without held-out data."""
 

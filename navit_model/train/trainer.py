@@ -8,10 +8,11 @@ A resumed run gives the same losses, bit for bit on a CPU: all that changes from
 from __future__ import annotations
 
 import hashlib
-import threading
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from navit_loader.batch import PackedBatch
-from navit_loader.errors import ModelError, StateError
+from navit_loader.errors import ModelError, StateError, said
 from navit_loader.picture import packed_svg
 
+from ..console import tell
 from ..model.navit import NaViT
 from ..weights.saved import fill
-from ..world import Later, World
+from ..world import TIMEOUT, World
 from . import checkpoint, report
 from .augment import augment
-from .feed import Feed, Loader
+from .feed import Feed, Loader, with_plan_of
 from .flops import peak_tflops
 from .log import RunLog
 from .meter import Meter
@@ -35,12 +37,18 @@ from .optim import Average, adamw
 from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
-from .stop import Signals
+from .stop import Signals, Stopped
 from .task import Row
 from .tasks import task_of
 
 FIXED = ("task", "steps", "loss", "learning_rate", "schedule", "warmup", "cooldown", "seed")
 """Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
+
+FAULT = 1000
+"""What a rank without a batch says to the others, above the numbers of all signals."""
+
+LOADER_S = 120
+"""Seconds that a loader may take over one batch, where `data.remote.timeout_s` allows it no more."""
 
 
 class Trainer:
@@ -56,6 +64,7 @@ class Trainer:
 
     Attributes:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
+        resume: a checkpoint to go on from was asked for, whether there was one or not.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class Trainer:
     ) -> None:
         self.loader, self.world, self.classes = loader, world, list(loader.classes)
         kind = task_of(run)
-        self.run_config = run = kind.prepare(run, loader)
+        self.run_config = run = kind.prepare(with_plan_of(run, loader), loader)
         self.out = Path(run.train.out)
         torch.manual_seed(run.train.seed)
         self.task = kind(run, self.classes, world, checkpoint.open_image_model)
@@ -80,6 +89,7 @@ class Trainer:
                 if begin.config.classes != image_model.config.classes:
                     begin.reset_classifier(image_model.config.classes)
                 fill(image_model, begin.state_dict(), "what the run begins with")
+        self.task.check_held_out(self.module)
         spread = run.train.parallel == "fsdp" and world.size > 1
         if spread:
             shard(self.module, world, compiled=run.train.compile)
@@ -98,9 +108,14 @@ class Trainer:
                     if isinstance(part, NaViT):
                         part.compile()
             self.forward = world.wrap(self.module)
-        self._stop = threading.Event()
-        self._asked: Later | None = None
         self.stop_after: int | None = None
+        self.resume = False
+        self._signals = Signals()
+        self._meter = Meter(world.device)
+        self._saved = self._tried = self.step  # the steps of the last checkpoint, and of the last attempt at one
+        self._behind = loader.state_dict()  # where the last whole step left the loader
+        self._torn = False  # whether some weights are of a step that others are not of yet
+        self._patience = TIMEOUT + timedelta(seconds=max(LOADER_S, run.loader.data.remote.timeout_s))
 
     def _take_up(self, start: checkpoint.Checkpoint) -> None:
         saved = start.config
@@ -135,9 +150,14 @@ class Trainer:
     def run(self) -> list[Row]:
         """Runs to the last step; see `train`."""
         config = self.run_config.train
+        if self.world.rank == 0:
+            report.check_drawing()
+            self.out.mkdir(parents=True, exist_ok=True)
+            saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
+            checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep)
         log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
-        if self.step:
-            log.say(f"going on from step {self.step} of '{self.out}'")
+        for line in self._banner() if self.world.rank == 0 else ():
+            log.say(line)
         for note in self.task.notes(self.loader):
             log.say(note)
         if config.decode != "cpu":
@@ -146,11 +166,14 @@ class Trainer:
         scores: list[Row] = []
         feed = Feed(self.loader, self.world.device, self.task.check)
         try:
-            with Signals(self._stop):
-                self._steps(feed, log, scores)
-            if self.step < config.steps:
-                log.say(f"stopped at step {self.step}; go on with --resume")
-                raise KeyboardInterrupt
+            with self._signals:
+                try:
+                    self._steps(feed, log, scores)
+                except BaseException:
+                    self._rescue()
+                    if self._saved:
+                        log.say(f"step {self._saved} of {config.steps} is saved; go on with --resume")
+                    raise
             if scores:
                 log.say(self.task.table(scores))
             if self.world.rank == 0:
@@ -160,40 +183,84 @@ class Trainer:
             log.close()
         return scores
 
+    def _banner(self) -> list[str]:
+        """What runs, where, and from which step on."""
+        config, world, shape = self.run_config.train, self.world, type(self.task).image_model(self.module).config
+        count = sum(p.numel() for p in self.module.parameters())
+        gpu = world.device.type == "cuda"
+        device = torch.cuda.get_device_name(world.device) if gpu else f"{torch.get_num_threads()} threads"
+        ranks = f", {world.size} ranks ({config.parallel})" if world.size > 1 else ""
+        steps = max(1, round(self.loader.steps_about() / config.accumulate))
+        lines = [
+            f"{config.task}: {count:,} parameters, width {shape.width}, depth {shape.depth}, patches of "
+            f"{', '.join(map(str, shape.patch_sizes or (shape.patch_size,)))}; on {world.device} ({device}){ranks}",
+            f"{config.steps:,} steps of some {steps:,} an epoch; checkpoints, log and report in '{self.out}'",
+        ]
+        if self.step:
+            lines.append(f"going on from step {self.step} of '{self.out}'")
+        elif self.resume:
+            lines.append(f"no checkpoint in '{self.out}': this run begins at step 0")
+        return lines
+
     def _steps(self, feed: Feed, log: RunLog, scores: list[Row]) -> None:
         config = self.run_config.train
-        meter = Meter(self.world.device)
-        saved = self.step
         if self.step == config.steps:
             scores[:] = self._evaluate(log)
-        stopping = False
-        while self.step < config.steps and not stopping:
-            feed.waited = 0.0
-            group = feed.take(config.accumulate)
-            meter.waited += feed.waited
+        while self.step < config.steps:
+            group = self._take(feed, log)
             if self.step == 0 and self.world.rank == 0 and feed.last is not None:
                 (self.out / "packed.svg").write_text(packed_svg(feed.last, self.classes), encoding="utf-8")
-            self._one(group, meter)
+            self._one(group)
+            self._behind = feed.state_dict()
             self.step += 1
             last = self.step == config.steps
-            stopping = self._stopping()
-            if self.step % config.log_every == 0 or last or stopping:
-                self._report(meter, log, feed)
-                meter = Meter(self.world.device)
-            due = config.checkpoint_every and self.step % config.checkpoint_every == 0
-            if due or last or stopping:
-                # A checkpoint is saved only after its loss was found finite.
-                if meter.seen:
-                    self._report(meter, log, feed)
-                    meter = Meter(self.world.device)
-                if self.step != saved:
-                    self._save(feed)
-                    saved = self.step
+            if self.step % config.log_every == 0 or last:
+                self._report(log)
+            if last or (config.checkpoint_every and self.step % config.checkpoint_every == 0):
+                self._save(log)
             if last or (config.eval_every and self.step % config.eval_every == 0):
                 scores[:] = self._evaluate(log)
-                meter.start = time.perf_counter()
+                self._meter.start = time.perf_counter()
 
-    def _one(self, group: Sequence[PackedBatch], meter: Meter) -> None:
+    def _take(self, feed: Feed, log: RunLog) -> list[PackedBatch]:
+        """The batches of the next step. Where a rank has none, or was told to stop, all save and stop here."""
+        group: list[PackedBatch] = []
+        error: BaseException | None = None
+        feed.waited = 0.0
+        try:
+            if self.step == self.stop_after:
+                raise Stopped(signal.SIGINT)
+            with self._signals.at_once():
+                group = feed.take(self.run_config.train.accumulate)
+        except BaseException as e:
+            error = e
+        self._meter.waited += feed.waited
+        code = 0 if error is None else error.number if isinstance(error, Stopped) else FAULT
+        if word := self.world.most(code, self._patience):
+            self._save(log)
+            if error is None and word == FAULT:
+                error = ModelError(
+                    f"rank {self.world.rank} stops, since another has no batch; its own message says why"
+                )
+            raise error or Stopped(word)
+        return group
+
+    def _rescue(self) -> None:
+        """After an error between steps, or within one before the weights moved: saves the last whole step, as far as one rank
+        can by itself, since the others may be anywhere."""
+        spread = self.world.size > 1 and self.run_config.train.parallel == "fsdp"
+        if self.step == self._tried or self._torn or self._signals.insisted or self.world.rank or spread:
+            return
+        try:
+            values = self._meter.alone(self.world.size)
+            sound = all(bool(torch.isfinite(p).all()) for p in self.module.parameters())
+            if self._meter.bad_step is None and sound:
+                self._count(values)
+                self._write()
+        except Exception as e:  # the device may be what failed; the first error is the one to raise
+            tell(f"step {self.step} could not be saved: {said(e)[0]}")
+
+    def _one(self, group: Sequence[PackedBatch]) -> None:
         """One optimiser step over the batches of one rank."""
         config, world = self.run_config.train, self.world
         rate = learning_rate(self.step, config)
@@ -202,10 +269,7 @@ class Trainer:
         # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
         torch.manual_seed(_key(config.seed, self.step, world.rank))
         mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
-        asked = torch.full_like(mine, self._stop.is_set())
-        images, asked = world.sum(torch.stack([mine, asked])).unbind()
-        count = images.clamp(min=1)
-        self._asked = Later(asked)
+        count = world.sum(mine.clone()).clamp(min=1)
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(group):
             with self._exchange(i + 1 == len(group)):
@@ -214,21 +278,14 @@ class Trainer:
                 (loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), config.clip or float("inf")))
+        self._torn = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.module)
+        self._torn = False
         flops = torch.stack([self.task.flops(self.module, batch) for batch in group]).sum()
-        meter.add(self.step, rate, total, count, norm, mine, flops, group)
-
-    def _stopping(self) -> bool:
-        """Whether to stop after this step: every rank says the same, whichever of them a signal reached."""
-        if self.step == self.stop_after:
-            return True
-        if self.world.size == 1:
-            return self._stop.is_set()
-        assert self._asked is not None
-        return bool(self._asked.read() > 0)
+        self._meter.add(self.step, rate, total, count, norm, mine, flops, group)
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients go over the ranks with the last of the accumulated batches alone."""
@@ -244,9 +301,12 @@ class Trainer:
             outputs = self.forward(batch)
         return self.task.loss(outputs, batch)
 
-    def _report(self, meter: Meter, log: RunLog, feed: Feed) -> None:
+    def _report(self, log: RunLog) -> None:
+        """Logs what happened since the last time; raises where a loss was not finite."""
+        meter, self._meter = self._meter, Meter(self.world.device)
         values = meter.read(self.world)
         if meter.bad_step is not None:
+            self._meter.bad_step = meter.bad_step
             mine = torch.tensor(meter.identities[meter.bad_step], device=self.world.device)
             which = sorted(tuple(pair) for pair in self.world.gather(mine).tolist())
             log.write("not_finite", meter.bad_step + 1, batches=which)
@@ -256,33 +316,43 @@ class Trainer:
                 f"--sequences {self.run_config.loader.data.batch_size}' renders one again; lower train.learning_rate, "
                 "or resume from the last checkpoint"
             )
+        self._count(values)
+        peak = self.run_config.train.peak_tflops or peak_tflops(self.world.device)
+        if peak:
+            values["mfu"] = values["tflops"] / peak
+        seen = {"images_seen": self.images, "tokens_seen": self.tokens, "flops_seen": self.flops}
+        log.progress(self.step, epoch=self._behind["epoch"], **seen, **values)
+
+    def _count(self, values: dict[str, Any]) -> None:
         # Of all ranks, so that a run resumed onto another number of them counts on.
         self.images += values.pop("images")
         self.tokens += values.pop("tokens")
         self.flops += values.pop("flops")
-        peak = self.run_config.train.peak_tflops or peak_tflops(self.world.device)
-        if peak:
-            values["mfu"] = values["tflops"] / peak
-        state = feed.state_dict()
-        seen = {"images_seen": self.images, "tokens_seen": self.tokens, "flops_seen": self.flops}
-        log.progress(self.step, epoch=state["epoch"], **seen, **values)
 
-    def _save(self, feed: Feed) -> None:
-        first = self.world.rank == 0
+    def _save(self, log: RunLog) -> None:
+        """Saves where something is unsaved; every rank calls it. Only after its loss was found finite."""
+        if self._meter.seen:
+            self._report(log)
+        if self.step != self._saved:
+            self._write()
+            self.world.meet()
+
+    def _write(self) -> None:
+        """The checkpoint of the last whole step; where that fails, it is not tried again."""
+        first, self._tried = self.world.rank == 0, self.step
         files = checkpoint.gather(self.module, self.average, self.optimizer, keep=first)
         if first:
             state = {
                 "config": self.run_config.to_dict(),
                 "classes": self.classes,
-                "loader": feed.state_dict(),
+                "loader": self._behind,
                 "images": self.images,
                 "tokens": self.tokens,
                 "flops": self.flops,
                 "average_updates": self.average.updates if self.average is not None else 0,
             }
-            keep = self.run_config.train.keep
-            checkpoint.save(self.out, self.step, files, state, keep)
-        self.world.meet()
+            checkpoint.save(self.out, self.step, files, state, self.run_config.train.keep)
+        self._saved = self.step
 
     def _evaluate(self, log: RunLog) -> list[Row]:
         """Scores of the averaged weights; of the module's own where no average is kept."""
@@ -290,7 +360,10 @@ class Trainer:
         # A copy: neither the mode nor the place of what is trained changes.
         module = type(self.task).build(self.run_config).to(self.world.device)
         module.load_state_dict({name: whole(value) for name, value in weights.items()})
-        rows = self.task.evaluate(module.eval())
+        alone = self.world.size == 1 or self.run_config.train.parallel == "ddp"
+        # Parts of the weights lie on all ranks: then an evaluation is seen to its end, since saving takes them all.
+        with self._signals.at_once() if alone else nullcontext():
+            rows = self.task.evaluate(module.eval())
         for row in rows:
             log.write("eval", self.step, **row.to_dict())
             log.say(f"step {self.step}: {row}")

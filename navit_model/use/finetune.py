@@ -39,6 +39,8 @@ def starting(weights: str, config: str | Path, changes: Sequence[str] = ()) -> t
     model = load(weights, table.get("model", {}))
     # As many classes as the data have; the classifier is made anew where the weights have another number.
     table["model"] = {**asdict(model.config), "classes": 0}
+    if "plan" not in table and table.get("data", {}).get("endpoints"):
+        return RunConfig.from_dict(table), model  # the daemons' own, which the first batch is checked against
     plan = table.setdefault("plan", {})
     plan.setdefault("patch_sizes", list(model.config.patch_sizes or (model.config.patch_size,)))
     plan.setdefault("prefix_tokens", model.config.prefix_tokens)

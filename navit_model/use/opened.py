@@ -21,7 +21,7 @@ from ..config import NaViTConfig
 from ..model.check import TABLES
 from ..model.navit import NaViT
 from ..model.towers import TwoTowers
-from ..train.checkpoint import find, open_checkpoint
+from ..train.checkpoint import open_checkpoint, steps
 from ..train.settings import RunConfig
 from ..train.tasks import task_of
 from ..weights.saved import CONFIG
@@ -58,6 +58,16 @@ class OpenedModel:
     def patch_sizes(self) -> tuple[int, ...]:
         """The patch sizes that it was trained for."""
         return self.run.loader.plan.patch_sizes
+
+    def check_patch_size(self, patch_size: int) -> None:
+        """Refuses one that the model does not take.
+
+        Raises:
+            ModelError: names those that it takes.
+        """
+        takes = self.model.config.patch_sizes or (self.model.config.patch_size,)
+        if patch_size not in takes:
+            raise ModelError(f"'{self.path}' takes patches of {', '.join(map(str, takes))} pixels, not of {patch_size}")
 
     @torch.inference_mode()
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -105,16 +115,27 @@ def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> 
         ModelError: there is no model, or it is damaged.
     """
     path = Path(path)
-    if find(path) is None and (path / CONFIG).exists():
+    if not steps(path) and not (path / "state.json").exists() and (path / CONFIG).exists():
         model = NaViT.from_pretrained(path).to(device)
+        _check_finite(model, path)
         run = RunConfig(loader=LoaderConfig(plan=plan_for(model.config)), model=model.config)
         names = [str(n) for n in range(model.config.classes)]
         return OpenedModel(path, run, model, model, names, model if names else None)
     saved = open_checkpoint(path)
     module = saved.module(average=not raw).to(device)
+    _check_finite(module, saved.path)
     model = task_of(saved.config).image_model(module)
     classifier = model if model.config.classes else None
     return OpenedModel(saved.path, saved.config, module, model, saved.classes, classifier)
+
+
+def _check_finite(module: nn.Module, path: Path) -> None:
+    """Refuses weights that ran away, whose answers would mean nothing."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ModelError(
+                f"weight '{name}' of '{path}' is not finite; training ran away: take an earlier checkpoint"
+            )
 
 
 def plan_for(config: NaViTConfig) -> PlanConfig:

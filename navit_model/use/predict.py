@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from navit_loader.batch import OK
-from navit_loader.errors import PlanError
+from navit_loader.errors import ModelError, PlanError
 from navit_loader.index.sources.rows import IMAGE_SUFFIXES
 from navit_loader.render.images import pack_images, picture, picture_size
 
@@ -57,7 +57,7 @@ def predict(
         patch_size: P; None takes the first of `plan.patch_sizes`.
 
     Raises:
-        ModelError: the model has no classifier.
+        ModelError: the model has no classifier, or its answers are no numbers.
     """
     waiting: list[tuple[Path, bytes | str]] = []
     for path in (file for given in paths for file in _files(given)):
@@ -97,6 +97,8 @@ def _predictions(
         good = list(pictures)
         batch = pack_images(list(pictures.values()), config)
         chances = opened.chances(batch).cpu().numpy()
+        if np.isnan(chances[batch.status == OK]).any():
+            raise ModelError(f"'{opened.path}' has no answer (NaN); its weights ran away or are damaged")
         for b, e in np.argwhere(batch.image_ids >= 0):
             n = good[int(batch.image_ids[b, e])]
             if batch.status[b, e] == OK:

@@ -8,6 +8,7 @@ a memory-mapped file beside the output until all are there, so memory is bounded
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,7 @@ def export(
         IndexFileError: the index cannot be used.
         ModelError: work begun with another model or index lies beside the output, or the disk is full.
     """
-    if output.suffix not in (".npy", ".arrow"):
-        raise ConfigError(f"output = '{output}' is not allowed; its name must end in .npy or .arrow")
+    check_ending(output)
     config = planned(opened, tokens, patch_size)
     images = open_index(index)
     total, width = images.num_rows, _width(opened)
@@ -70,6 +70,7 @@ def export(
             work / "vectors.npy", "r+" if note["state"] else "w+", np.float32, (total, width)
         )
         if not note["state"]:
+            _take_room(work / "vectors.npy")
             vectors[:] = np.nan
         for n, found in enumerate(features(opened, index, config, note["state"])):
             vectors[found.rows] = found.vectors
@@ -93,6 +94,18 @@ def export(
         raise ModelError(f"'{output}' could not be written: {e}; the work so far is kept in '{work}'") from None
     shutil.rmtree(work)
     return failed
+
+
+def check_ending(output: Path) -> None:
+    """Refuses a name that says no format; raises the `ConfigError` of `export`."""
+    if output.suffix not in (".npy", ".arrow"):
+        raise ConfigError(f"output = '{output}' is not allowed; its name must end in .npy or .arrow")
+
+
+def _take_room(file: Path) -> None:
+    """Takes the disk's blocks of a sparse file: where they are missing, writing into a mapping would end the process."""
+    with file.open("r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def _width(opened: OpenedModel) -> int:

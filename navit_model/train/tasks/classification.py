@@ -16,7 +16,7 @@ from navit_loader import PackedLoader, open_index
 from navit_loader.batch import NO_CLASS, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
 
-from ...evaluate.classification import Score, evaluate, other_classes, score_table
+from ...evaluate.classification import evaluate, held_out, other_classes, score_table
 from ...losses.classification import classification_loss, learnt
 from ...model.navit import NaViT
 from ..feed import Loader
@@ -89,24 +89,21 @@ class Classification(Task):
         total, _ = classification_loss(outputs.float(), batch, kind=config.loss, label_smoothing=config.label_smoothing)
         return total
 
+    def _asked(self) -> list[dict[str, Any]]:
+        """Arguments of each score of `data.eval_index`, one for each of `train.eval_tokens`."""
+        run, index = self.run, self.run.loader.data.eval_index
+        common = {"index": index, "config": run.loader, "world": self.world, "classes": self.classes}
+        common["sigmoid"] = run.train.loss == "sigmoid"
+        return [{**common, "tokens": tokens} for tokens in run.train.eval_tokens or (None,)] if index else []
+
+    def check_held_out(self, module: nn.Module) -> None:
+        """Its classes, labels and budgets."""
+        for asked in self._asked():
+            held_out(**asked).close()
+
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A `Score` for each of `train.eval_tokens` on `data.eval_index`."""
-        run = self.run
-        if not run.loader.data.eval_index:
-            return []
-        scores: list[Row] = []
-        for tokens in run.train.eval_tokens or (None,):
-            score: Score = evaluate(
-                module,
-                run.loader.data.eval_index,
-                run.loader,
-                tokens=tokens,
-                world=self.world,
-                sigmoid=run.train.loss == "sigmoid",
-                classes=self.classes,
-            )
-            scores.append(score)
-        return scores
+        return [evaluate(module, **asked) for asked in self._asked()]
 
     def table(self, rows: Sequence[Any]) -> str:
         """See `score_table`."""

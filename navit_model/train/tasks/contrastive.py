@@ -17,7 +17,7 @@ from navit_loader import PackedLoader
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ConfigError, ModelError
 
-from ...evaluate.retrieval import evaluate_retrieval, retrieval_table
+from ...evaluate.retrieval import evaluate_retrieval, held_out_pairs, retrieval_table
 from ...losses.contrastive import sigmoid_contrastive, softmax_contrastive
 from ...model.navit import NaViT
 from ...model.text import Captions
@@ -125,16 +125,22 @@ class Contrastive(Task):
         text = text_flops(module.text.config, Captions.of(batch))
         return passes * batch_flops(module.image.config, batch) + 3 * (text + joined + compared)
 
+    def _asked(self) -> list[dict[str, Any]]:
+        """Arguments of each score of `data.eval_index`, one for each of `train.eval_tokens`."""
+        run, index = self.run, self.run.loader.data.eval_index
+        common = {"index": index, "config": run.loader, "world": self.world}
+        return [{**common, "tokens": tokens} for tokens in run.train.eval_tokens or (None,)] if index else []
+
+    def check_held_out(self, module: nn.Module) -> None:
+        """Its captions, their tokenizer, and the budgets."""
+        assert isinstance(module, TwoTowers)
+        for asked in self._asked():
+            held_out_pairs(module, **asked).close()
+
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A `RetrievalScore` for each of `train.eval_tokens` on `data.eval_index`."""
         assert isinstance(module, TwoTowers)
-        run = self.run
-        if not run.loader.data.eval_index:
-            return []
-        return [
-            evaluate_retrieval(module, run.loader.data.eval_index, run.loader, tokens=tokens, world=self.world)
-            for tokens in run.train.eval_tokens or (None,)
-        ]
+        return [evaluate_retrieval(module, **asked) for asked in self._asked()]
 
     def table(self, rows: Sequence[Any]) -> str:
         """See `retrieval_table`."""
