@@ -7,7 +7,7 @@ Apart, so that a configuration can be read, checked and converted without torch,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, require
@@ -43,19 +43,38 @@ class NaViTConfig:
         position_grid: rows and columns of the base table of `resized_grid` and `resized_axes`.
         position_filter: filter of its resize: `bilinear` (big_vision, SigLIP 2) or `bicubic` (timm).
         position_antialias: whether that filter widens where the table shrinks; transformers' ViT and DINOv2 do not.
+        position_corners: that resize puts the table's first and last rows onto the image's, not their outer edges (Qwen3-VL).
+        patch_norm: a norm between patch embedding and positions (AIMv2, arXiv 2411.14402).
         fraction: what fractional and resized positions are divided by: `each` axis by its own count, or both by the
             `longer` one, which keeps the aspect ratio (Figure 16).
         rope: rotate queries and keys by their (y, x), beside any position embedding.
         rope_base: base of the rotation's wavelengths.
-        embed_norm: LayerNorm between embedding and first block (CLIP, arXiv 2103.00020).
+        rope_places: what a patch turns by: its `index`; its index where the image is `scaled` to `rope_grid` (EVA-02, arXiv
+            2303.11331); or its centre in an image from −1 to 1, times 2π, `centred` (DINOv3, arXiv 2508.10104).
+        rope_grid: rows and columns of the grid of `scaled`.
+        rope_offset: added to every index: prefix tokens do not turn, so it is not nothing.
+        rope_speeds: `axial`: both axes turn alike; `alternating`: x takes the wavelengths between those of y (Pixtral, arXiv
+            2410.07073); `learned`: each head of each block has its own two for every pair of channels (arXiv 2403.13298).
+        embed_norm: a norm between embedding and first block (CLIP, arXiv 2103.00020).
+        window: patches on a side of the windows within which most blocks attend (Qwen2.5-VL, arXiv 2502.13923); 0 leaves
+            every block the whole image.
+        window_free: numbers of the blocks that attend to whole images all the same.
+        norm: `layer`, or `rms`, which takes off no mean and has no bias (arXiv 1910.07467).
+        norm_place: of a block's two norms: `before` attention and MLP, `after` them (arXiv 2111.09883), or `both`.
+        last_norm: a norm behind the last block, on tokens or on the pooled image.
+        parallel: attention and MLP read the same norm and are added at once (ViT-22B).
         qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442).
+        v_norm: normalise values per head too (Gemma 4).
         qkv_bias: biases in the query, key and value projections; the paper has none.
         norm_bias: biases in LayerNorm; the paper has none.
-        norm_pooled: apply the last LayerNorm to the pooled image in place of its tokens (timm's `fc_norm`).
+        norm_pooled: apply the last norm to the pooled image in place of its tokens (timm's `fc_norm`).
         out_bias: bias of the attention's output projection.
         mlp_bias: biases of the MLP, which ViT-22B keeps.
-        norm_eps: ε of every LayerNorm.
-        activation: `gelu`, or one of its approximations: `gelu_tanh`, `quick_gelu` (x·σ(1.702x), CLIP's).
+        mlp_gate: the MLP's first layer has a second half, multiplied by the activation of the first (arXiv 2002.05202).
+        attn_norm: a norm between attention and its output projection (EVA-02).
+        mlp_norm: a norm before the MLP's last layer (EVA-02).
+        norm_eps: ε of every norm.
+        activation: `gelu`, or one of its approximations: `gelu_tanh`, `quick_gelu` (x·σ(1.702x), CLIP's); or `silu`.
         layer_scale: first value of a learned scale of each branch (CaiT, arXiv 2103.17239); 0 leaves it out.
         drop_path: rate of stochastic depth at the last block, rising linearly from 0; drawn per image.
         dropout: rate of dropout after the embedding and at the end of each branch.
@@ -64,6 +83,15 @@ class NaViTConfig:
         registers: learned prefix tokens that nothing reads (arXiv 2309.16588).
         prompts: learned prefix tokens for tuning a frozen model (VPT, shallow: arXiv 2203.12119).
         pool: `map`: attention pooling; `mean` of the patches; the `class` token.
+        pool_prefix: `map` and `mean` read prefix tokens as well.
+        pool_heads: queries of attention pooling; 0 takes H.
+        pool_mlp: an MLP behind attention pooling.
+        pool_mlp_ratio: hidden width of its MLP over D; 0 takes `mlp_ratio`.
+        merge: patches on a side of the blocks that `NaViT.forward_merged` makes one token of; 0 has none.
+        merge_kind: how: two linear layers over the block, `mlp` (Qwen-VL); its `mean` (Gemma 4), or `convolved` (GLM-4V).
+        merge_width: width of those tokens.
+        merge_hidden: hidden width of `convolved`.
+        merge_taps: numbers of the blocks whose tokens it merges too, each with weights of its own (DeepStack, 2406.04334).
         classes: outputs of the classifier; 0 where the loader's index says, or where the pooled features are wanted.
         checkpointing: recompute each block in the backward pass, for less memory.
         attention: backend: `auto`, or one of `attention.BACKENDS` by name.
@@ -85,6 +113,7 @@ class NaViTConfig:
         "learned_1d",
         "learned_2d",
         "sinusoidal",
+        "sinusoidal_xy",
         "fourier",
         "fractional_fourier",
         "fractional_learned",
@@ -97,18 +126,34 @@ class NaViTConfig:
     position_grid: tuple[int, int] = (7, 7)
     position_filter: Literal["bilinear", "bicubic"] = "bilinear"
     position_antialias: bool = True
+    position_corners: bool = False
+    patch_norm: bool = False
     fraction: Literal["each", "longer"] = "each"
     rope: bool = False
     rope_base: float = 100.0
+    rope_places: Literal["index", "scaled", "centred"] = "index"
+    rope_grid: tuple[int, int] = (16, 16)
+    rope_offset: float = 0.0
+    rope_speeds: Literal["axial", "alternating", "learned"] = "axial"
     embed_norm: bool = False
+    window: int = 0
+    window_free: tuple[int, ...] = ()
+    norm: Literal["layer", "rms"] = "layer"
+    norm_place: Literal["before", "after", "both"] = "before"
+    last_norm: bool = True
+    parallel: bool = False
     qk_norm: bool = True
+    v_norm: bool = False
     qkv_bias: bool = False
     norm_bias: bool = False
     norm_pooled: bool = False
     out_bias: bool = True
     mlp_bias: bool = True
+    mlp_gate: bool = False
+    attn_norm: bool = False
+    mlp_norm: bool = False
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
     layer_scale: float = 0.0
     drop_path: float = 0.0
     dropout: float = 0.0
@@ -117,6 +162,15 @@ class NaViTConfig:
     registers: int = 0
     prompts: int = 0
     pool: Literal["map", "mean", "class"] = "map"
+    pool_prefix: bool = False
+    pool_heads: int = 0
+    pool_mlp: bool = True
+    pool_mlp_ratio: float = 0.0
+    merge: int = 0
+    merge_kind: Literal["mlp", "mean", "convolved"] = "mlp"
+    merge_width: int = 0
+    merge_hidden: int = 0
+    merge_taps: tuple[int, ...] = ()
     classes: int = 0
     checkpointing: bool = False
     attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn"] = "auto"
@@ -137,9 +191,19 @@ class NaViTConfig:
         require(1 <= self.max_grid <= 32767, "max_grid", self.max_grid, "between 1 and 32767 patches")
         require(min(self.position_grid) >= 1, "position_grid", self.position_grid, "two counts of at least 1")
         require(all(s > 0 for s in self.std), "std", self.std, "above 0 in each channel")
+        require(min(self.rope_grid) >= 1, "rope_grid", self.rope_grid, "two counts of at least 1")
         require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        for key in ("layer_scale", "registers", "prompts", "classes"):
+        for key in (
+            "layer_scale",
+            "registers",
+            "prompts",
+            "classes",
+            "pool_heads",
+            "pool_mlp_ratio",
+            "window",
+            "merge",
+        ):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         for key in ("drop_path", "dropout"):
             require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
@@ -148,6 +212,25 @@ class NaViTConfig:
         require(self.width % parts == 0, "width", self.width, f"a multiple of {parts} for positions '{self.positions}'")
         if self.rope:
             require(self.width // self.heads % 4 == 0, "heads", self.heads, "such that width/heads is a multiple of 4")
+        require(
+            self.width % (self.pool_heads or self.heads) == 0,
+            "pool_heads",
+            self.pool_heads,
+            f"a divisor of width = {self.width}",
+        )
+        for key in ("window_free", "merge_taps"):
+            numbers = getattr(self, key)
+            require(
+                all(0 <= n < self.depth for n in numbers), key, numbers, f"numbers of the {self.depth} blocks, from 0"
+            )
+        require(not self.window or not self.prefix_tokens, "window", self.window, "0 where there are prefix tokens")
+        wide = self.merge_width == self.width if self.merge_kind == "mean" else self.merge_width >= 1
+        require(not self.merge or wide, "merge_width", self.merge_width, "at least 1, or width for merge_kind = 'mean'")
+        hidden = self.merge_kind != "convolved" or self.merge_hidden >= 1
+        require(hidden, "merge_hidden", self.merge_hidden, "at least 1 for merge_kind = 'convolved'")
+        require(
+            not self.parallel or self.norm_place == "before", "parallel", True, "false, or norm_place must be 'before'"
+        )
         require(self.pool != "class" or self.class_token, "pool", self.pool, "'map' or 'mean', or set class_token")
 
     @property
@@ -184,6 +267,19 @@ class TextConfig:
             SigLIP).
         pool: the `last` token (CLIP, LiT, SigLIP), or attention pooling, `map`.
     """
+
+    # What a tower of images may be besides; one of text is plain.
+    norm: ClassVar[str] = "layer"
+    norm_place: ClassVar[str] = "before"
+    parallel: ClassVar[bool] = False
+    attn_norm: ClassVar[bool] = False
+    mlp_gate: ClassVar[bool] = False
+    mlp_norm: ClassVar[bool] = False
+    rope_speeds: ClassVar[str] = "axial"
+    pool_heads: ClassVar[int] = 0
+    v_norm: ClassVar[bool] = False
+    pool_mlp: ClassVar[bool] = True
+    pool_mlp_ratio: ClassVar[float] = 0.0
 
     width: int = 192
     depth: int = 12

@@ -22,6 +22,7 @@ TABLES = (
     "learned_1d",
     "learned_2d",
     "sinusoidal",
+    "sinusoidal_xy",
     "resized_grid",
     "resized_axes",
 )
@@ -63,6 +64,8 @@ def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
                 f"an image has {most} patches {'in all' if raster else 'on a side'}, the position tables end at "
                 f"model.max_grid = {config.max_grid}{' squared' if raster else ''}; raise it, or lower plan.max_grid"
             )
+    if config.merge and grids.size:
+        _check_blocks(config.merge, grids, np.asarray(batch.segment_ids), np.asarray(batch.positions))
     offsets = np.asarray(batch.cu_seqlens)
     tokens = int(np.prod(tuple(batch.segment_ids.shape)))
     if int(offsets[-1]) != tokens:
@@ -73,6 +76,26 @@ def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
         raise ModelError(
             f"a segment has {longest} tokens, but max_seqlen = {batch.max_seqlen}; plan.max_tokens bounds every image"
         )
+
+
+def _check_blocks(side: int, grids: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray) -> None:
+    """Refuses images that do not fall into whole blocks of `side` × `side` patches.
+
+    Raises:
+        ModelError: names the grid, or says that tokens were dropped.
+    """
+    if (odd := grids[(grids % side).any(-1)]).size:
+        raise ModelError(
+            f"an image has {odd[0][0]} x {odd[0][1]} patches, the model merges {side} x {side} of them (model.merge); "
+            f"give sides that are multiples of {side} patches"
+        )
+    for ids, at, sizes in zip(segment_ids, positions, grids.astype(np.int64).prod(-1), strict=True):
+        there = ids[(ids >= 0) & (at[:, 0] >= 0)]
+        counts = np.bincount(there, minlength=len(sizes))
+        if ((counts > 0) & (counts < sizes)).any():
+            raise ModelError(
+                "tokens of an image were dropped, but the model merges blocks of them; set plan.drop to 'none'"
+            )
 
 
 def check_place(batch: PackedBatch | View, device: torch.device) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..config import NaViTConfig
 
 
-def resize_matrix(source: int, target: int, filter: str, antialias: bool) -> Tensor:
+def resize_matrix(source: int, target: int, filter: str, antialias: bool, corners: bool = False) -> Tensor:
     """The `[target, source]` matrix of PyTorch's resize of one axis; 2D resizing is its product over both axes."""
     # The columns of the unit matrix are the basis; a resize that keeps their number leaves them apart.
     basis = torch.eye(source, dtype=torch.float64)[None, None]
-    return F.interpolate(basis, (target, source), mode=filter, antialias=antialias, align_corners=False)[0, 0]
+    return F.interpolate(basis, (target, source), mode=filter, antialias=antialias, align_corners=corners)[0, 0]
 
 
 def pi_resize_matrix(source: int, target: int, filter: str) -> Tensor:

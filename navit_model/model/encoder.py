@@ -1,4 +1,4 @@
-"""The encoder's blocks: pre-norm attention and MLP over flattened tokens.
+"""The encoder's blocks: attention and MLP over flattened tokens.
 
 In: tokens `[T, D]` and what is the same for all layers (`Context`), made once per forward pass. Out: tokens `[T, D]`.
 Apart from the model, since the text tower is made of the same blocks.
@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Segments, attention
-from .positions import rotate
+from .positions import rotate, turned
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
 }
 
 
@@ -49,6 +50,28 @@ class Shape(Protocol):
     @property
     def mlp_bias(self) -> bool: ...  # noqa: D102
     @property
+    def norm(self) -> str: ...  # noqa: D102
+    @property
+    def norm_place(self) -> str: ...  # noqa: D102
+    @property
+    def parallel(self) -> bool: ...  # noqa: D102
+    @property
+    def attn_norm(self) -> bool: ...  # noqa: D102
+    @property
+    def mlp_gate(self) -> bool: ...  # noqa: D102
+    @property
+    def mlp_norm(self) -> bool: ...  # noqa: D102
+    @property
+    def rope_speeds(self) -> str: ...  # noqa: D102
+    @property
+    def pool_heads(self) -> int: ...  # noqa: D102
+    @property
+    def v_norm(self) -> bool: ...  # noqa: D102
+    @property
+    def pool_mlp(self) -> bool: ...  # noqa: D102
+    @property
+    def pool_mlp_ratio(self) -> float: ...  # noqa: D102
+    @property
     def norm_eps(self) -> float: ...  # noqa: D102
     @property
     def activation(self) -> str: ...  # noqa: D102
@@ -67,52 +90,65 @@ class Context:
     Attributes:
         where: the segments.
         rotation: cosine and sine of each token's rotation, or None.
+        places: f32 `[T, 2]`, what tokens turn by, where each block knows its own speeds; else None.
         segment: i64 `[T]`, the segment of each token, or None where nothing is drawn per image.
         segments: S, the number of segments, a host value.
     """
 
     where: Segments
     rotation: tuple[Tensor, Tensor] | None = None
+    places: Tensor | None = None
     segment: Tensor | None = None
     segments: int = 0
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each a branch beside the residual stream."""
+    """Attention and MLP, each a branch beside the residual stream, with its norm before it, after it, or both."""
 
     def __init__(self, config: Shape, drop_path: float = 0.0) -> None:
         super().__init__()
         width = config.width
+        before, after = config.norm_place != "after", config.norm_place != "before"
         self.heads, self.draws = config.heads, drop_path > 0
         # The rate and the share that stays. A tensor: as numbers they would be a trace of their own for each block.
         self.rates: Tensor
         self.register_buffer("rates", torch.tensor([drop_path, 1 - drop_path]), persistent=False)
-        self.norm1 = norm(config, width)
+        self.norm1 = norm(config, width) if before else nn.Identity()
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.q_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
+        self.v_norm = norm(config, width // config.heads) if config.v_norm else nn.Identity()
+        self.speeds = None
+        if config.rope_speeds == "learned":
+            self.speeds = nn.Parameter(torch.randn(2, config.heads, width // config.heads // 2))
+        self.attn_norm = norm(config, width) if config.attn_norm else nn.Identity()
         self.out = nn.Linear(width, width, bias=config.out_bias)
-        self.norm2 = norm(config, width)
-        self.mlp = MLP(config)
+        self.after1 = norm(config, width) if after else nn.Identity()
+        self.norm2 = norm(config, width) if before and not config.parallel else nn.Identity()
+        self.mlp = mlp(config)
+        self.after2 = norm(config, width) if after else nn.Identity()
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         scaled = config.layer_scale > 0
         self.scale1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
-        self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
+        self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled and not config.parallel else None
         for linear in (self.qkv, self.out):
             initialise(linear)
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """`[T, D]` → `[T, D]`."""
-        x_TD = x_TD + self._branch(self._attend(self.norm1(x_TD), context), self.scale1, context)
-        return x_TD + self._branch(self.mlp(self.norm2(x_TD)), self.scale2, context)
+        x_TD = x_TD + self._branch(self.after1(self._attend(self.norm1(x_TD), context)), self.scale1, context)
+        return x_TD + self._branch(self.after2(self.mlp(self.norm2(x_TD))), self.scale2, context)
 
     def _attend(self, x_TD: Tensor, context: Context) -> Tensor:
         q, k, v = self.qkv(x_TD).unflatten(1, (3, self.heads, -1)).unbind(1)
         # Under autocast the norms answer in float32; the kernels want one dtype.
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        if context.rotation is not None:
-            q, k = rotate(q, *context.rotation), rotate(k, *context.rotation)
-        return self.out(attention(q, k, v, context.where).flatten(1))  # type: ignore[no-any-return]
+        q, k, v = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), self.v_norm(v).to(v.dtype)
+        rotation = context.rotation
+        if self.speeds is not None and context.places is not None:
+            rotation = turned(context.places, self.speeds)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return self.out(self.attn_norm(attention(q, k, v, context.where).flatten(1)))  # type: ignore[no-any-return]
 
     def _branch(self, y_TD: Tensor, scale: Tensor | None, context: Context) -> Tensor:
         y_TD = self.dropout(y_TD)
@@ -127,31 +163,63 @@ class Block(nn.Module):
         return y_TD
 
 
-class MLP(nn.Module):
-    """Linear, GELU, linear."""
+class ParallelBlock(Block):
+    """Attention and MLP beside each other, on the same norm (arXiv 2302.05442, section 2)."""
 
-    def __init__(self, config: Shape) -> None:
+    def forward(self, x_TD: Tensor, context: Context) -> Tensor:
+        """`[T, D]` → `[T, D]`."""
+        y_TD = self.norm1(x_TD)
+        return x_TD + self._branch(self._attend(y_TD, context) + self.mlp(y_TD), self.scale1, context)
+
+
+class MLP(nn.Module):
+    """Linear, activation, a norm where there is one, linear."""
+
+    def __init__(self, config: Shape, ratio: float, up: int = 1, *, normed: bool = False) -> None:
         super().__init__()
-        hidden = round(config.width * config.mlp_ratio)
+        hidden = round(config.width * ratio)
         self.activation = config.activation
-        self.up = nn.Linear(config.width, hidden, bias=config.mlp_bias)
+        self.up = nn.Linear(config.width, up * hidden, bias=config.mlp_bias)
+        self.norm = norm(config, hidden) if normed else nn.Identity()
         self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
         for linear in (self.up, self.down):
             initialise(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, D]` → `[…, D]`."""
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))  # type: ignore[no-any-return]
+        return self.down(self.norm(self._hidden(self.up(x))))  # type: ignore[no-any-return]
+
+    def _hidden(self, y: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](y)
+
+
+class GatedMLP(MLP):
+    """The same with a first layer twice as wide: the activation of its first half times its second (arXiv 2002.05202)."""
+
+    def __init__(self, config: Shape, ratio: float, *, normed: bool = False) -> None:
+        super().__init__(config, ratio, up=2, normed=normed)
+
+    def _hidden(self, y: Tensor) -> Tensor:
+        gate, y = y.chunk(2, -1)
+        return ACTIVATIONS[self.activation](gate) * y
+
+
+def mlp(config: Shape) -> MLP:
+    """The MLP of a block, as the configuration wants it."""
+    return (GatedMLP if config.mlp_gate else MLP)(config, config.mlp_ratio, normed=config.mlp_norm)
 
 
 def blocks(config: Shape) -> nn.ModuleList:
     """The encoder: `depth` blocks, their stochastic depth rising linearly from 0 to `drop_path`."""
     last = max(config.depth - 1, 1)
-    return nn.ModuleList(Block(config, config.drop_path * n / last) for n in range(config.depth))
+    kind = ParallelBlock if config.parallel else Block
+    return nn.ModuleList(kind(config, config.drop_path * n / last) for n in range(config.depth))
 
 
-def norm(config: Shape, width: int) -> nn.LayerNorm:
-    """LayerNorm as the configuration wants it."""
+def norm(config: Shape, width: int) -> nn.Module:
+    """A norm as the configuration wants it."""
+    if config.norm == "rms":
+        return nn.RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
 
 

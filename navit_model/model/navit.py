@@ -27,8 +27,10 @@ from .attention import Backend, check_traceable, choose_for, number_of, segments
 from .check import check_batch, check_place
 from .embed import PatchEmbedding
 from .encoder import Context, blocks, norm
+from .merge import MERGERS, Merged, Merger, blocks_of, gather
 from .pool import AttentionPooling, pick_prefix, pool_mean
 from .positions import Positions, Rotation
+from .windows import windows
 
 
 class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"]):
@@ -47,14 +49,17 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         self.config = config
         self.checkpointing = config.checkpointing
         self.patch_embed = PatchEmbedding(config)
+        self.patch_norm = norm(config, config.width) if config.patch_norm else nn.Identity()
         self.positions = Positions(config)
         self.rotation = Rotation(config) if config.rope else None
         self.prefix = nn.Parameter(torch.empty(config.prefix_tokens, config.width)) if config.prefix_tokens else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.embed_norm = norm(config, config.width) if config.embed_norm else nn.Identity()
         self.blocks = blocks(config)
-        self.norm = norm(config, config.width)
+        self.norm = norm(config, config.width) if config.last_norm else nn.Identity()
         self.pool = AttentionPooling(config) if config.pool == "map" else None
+        self.merger = MERGERS[config.merge_kind](config) if config.merge else None
+        self.tap_mergers = nn.ModuleList(Merger(config, whole=True) for _ in config.merge_taps)
         self.head = _classifier(config)
         self.distill_head = _classifier(config) if config.distill_token else None
         if self.prefix is not None:
@@ -109,6 +114,19 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
         return self._encode(self._embed(batch), batch, tuple(n % depth for n in indices))
 
+    def forward_merged(self, batch: PackedBatch | View) -> Merged:
+        """Blocks of `merge` × `merge` patches as one token each, `[B, M, merge_width]`, as a language model takes them.
+
+        Raises:
+            ModelError: a model without a merger, or a batch that it does not take.
+        """
+        if self.merger is None:
+            raise ModelError("forward_merged needs model.merge, the side of the blocks that become one token")
+        x_BLD, tapped = self.forward_intermediates(batch, self.config.merge_taps)
+        index_BMm, image_BM = blocks_of(batch, self.config.merge)
+        taps = [merger(gather(x, index_BMm)) for merger, x in zip(self.tap_mergers, tapped, strict=True)]
+        return Merged(self.merger(gather(x_BLD, index_BMm)), image_BM, tuple(taps))
+
     def _embed(self, batch: PackedBatch | View) -> Tensor:
         """Pixels → tokens `[T, D]`: all that depends on the patch size."""
         self.check(batch)
@@ -122,20 +140,27 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
     def _encode(self, x_TD: Tensor, batch: PackedBatch | View, wanted: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
         """Tokens of patches → encoded tokens `[B, L, D]`, and the tokens after the blocks `wanted`."""
         B, L = batch.segment_ids.shape
-        x_TD, at_T2, is_patch_T = self._place(x_TD, batch)
-        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, self._backend(x_TD))
+        x_TD, at_T2, grid_T2, is_patch_T = self._place(x_TD, batch)
+        backend, window = self._backend(x_TD), self.config.window
+        where = segments(batch.cu_seqlens, batch.max_seqlen, B * L, backend)
         draws = self.training and self.config.drop_path > 0
         segment_T = number_of(batch.cu_seqlens, B * L) if draws else None
-        order = where.order
-        if order is not None:
+        order, near = where.order, where
+        if window:
+            order, offsets = windows(batch.cu_seqlens, at_T2, is_patch_T, window)
+            near = segments(offsets, min(window**2, batch.max_seqlen), B * L, backend)
+        elif order is not None:
             # Sorted once for all layers, since nothing but attention looks at neighbours.
-            x_TD, where, at_T2, is_patch_T = x_TD[order], replace(where, order=None), at_T2[order], is_patch_T[order]
+            where = near = replace(where, order=None)
+        if order is not None:
+            x_TD, at_T2, grid_T2, is_patch_T = x_TD[order], at_T2[order], grid_T2[order], is_patch_T[order]
             segment_T = None if segment_T is None else segment_T[order]
-        rotation = None if self.rotation is None else self.rotation(at_T2, is_patch_T)
-        context = Context(where, rotation, segment_T, len(batch.cu_seqlens) - 1)
+        turns = {} if self.rotation is None else self.rotation(at_T2, grid_T2, is_patch_T)
+        far = Context(where, segment=segment_T, segments=len(batch.cu_seqlens) - 1, **turns)
+        contexts = [far if n in self.config.window_free else replace(far, where=near) for n in range(len(self.blocks))]
 
         found = []
-        for n, block in enumerate(self.blocks):
+        for n, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
             if self.checkpointing and self.training:
                 x_TD = checkpoint(block, x_TD, context, use_reentrant=False)
             else:
@@ -148,18 +173,22 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         x_BLD, *found = ((x if back is None else x[back]).view(B, L, -1) for x in (x_TD, *found))
         return x_BLD, found
 
-    def _place(self, x_TD: Tensor, batch: PackedBatch | View) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens that know where they stand; (y, x) of each, i64 `[T, 2]`, 0 where there is none; whether it is a patch."""
+    def _place(self, x_TD: Tensor, batch: PackedBatch | View) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens that know where they stand; (y, x) of each and (h, w) of its image, i64 `[T, 2]`, 0 and 1 where there is none;
+        whether it is a patch.
+        """
         real_T, place_T2 = (batch.segment_ids >= 0).flatten(), batch.positions.flatten(0, 1)
         is_patch_T = real_T & (place_T2[:, 0] >= 0)
         at_T2 = place_T2.long().clamp_min(0) * is_patch_T[:, None]
-        places = self.positions(at_T2, self._grids(batch))
+        grid_T2 = self._grids(batch)
+        x_TD = self.patch_norm(x_TD)
+        places = self.positions(at_T2, grid_T2)
         if places is not None:
             x_TD = x_TD + places
         if self.prefix is not None:
             learned = self.prefix[place_T2[:, 1].long().clamp(0, len(self.prefix) - 1)].to(x_TD.dtype)
             x_TD = torch.where((real_T & ~is_patch_T)[:, None], learned, x_TD)
-        return self.embed_norm(self.dropout(x_TD)), at_T2, is_patch_T
+        return self.embed_norm(self.dropout(x_TD)), at_T2, grid_T2, is_patch_T
 
     def _grids(self, batch: PackedBatch | View) -> Tensor:
         """(h, w) of each token's image, i64 `[T, 2]`; 1 where there is none."""
@@ -170,7 +199,9 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
     def _pool(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         images = batch.grids.shape[1]
         # Padding has negative places too: what is read are patches alone.
-        patch_of = batch.segment_ids.where(batch.positions[..., 0] >= 0, -1)
+        patch_of = batch.segment_ids
+        if not self.config.pool_prefix:
+            patch_of = patch_of.where(batch.positions[..., 0] >= 0, -1)
         if self.config.pool == "class":
             pooled = pick_prefix(x_BLD, batch.segment_ids, batch.positions, images, 0)
         elif self.pool is not None:

@@ -29,12 +29,12 @@ class AttentionPooling(nn.Module):
     def __init__(self, config: Shape) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
-        self.query = nn.Parameter(torch.empty(config.heads, width // config.heads))
+        self.heads = config.pool_heads or config.heads
+        self.query = nn.Parameter(torch.empty(self.heads, width // self.heads))
         self.kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.norm = norm(config, width)
-        self.mlp = MLP(config)
+        self.norm = norm(config, width) if config.pool_mlp else nn.Identity()
+        self.mlp = MLP(config, config.pool_mlp_ratio or config.mlp_ratio) if config.pool_mlp else None
         nn.init.trunc_normal_(self.query, std=0.02)
         for linear in (self.kv, self.out):
             initialise(linear)
@@ -54,7 +54,7 @@ class AttentionPooling(nn.Module):
         # An absent image has neither tokens nor weight: 0/1.
         share = total_BEH.where(total_BEH > 0, 1.0).reciprocal().to(v.dtype)
         y = self.out((sum_BED.view(*share.shape, -1) * share[..., None]).flatten(2))
-        return y + self.mlp(self.norm(y))  # type: ignore[no-any-return]
+        return y if self.mlp is None else y + self.mlp(self.norm(y))  # type: ignore[no-any-return]
 
     def _scores(self, x_BLD: Tensor) -> Tensor:
         """What the queries make of each token, f32 `[B, L, H]`.

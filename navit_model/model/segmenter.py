@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
         order = where.order
         if order is not None:
             all_TD, where = all_TD[order], replace(where, order=None)
-        context = Context(where, None, None, S)
+        context = Context(where, segment=None, segments=S)
         for block in self.blocks:
             all_TD = block(all_TD, context)
         if order is not None:

@@ -130,7 +130,7 @@ class TextTower(nn.Module):
         order = where.order
         if order is not None:
             x_TD, where, segment_T = x_TD[order], replace(where, order=None), segment_T[order]
-        context = Context(where, None, segment_T, len(cu_seqlens) - 1)
+        context = Context(where, segment=segment_T, segments=len(cu_seqlens) - 1)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x_TD = checkpoint(block, x_TD, context, use_reentrant=False)

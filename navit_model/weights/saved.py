@@ -8,10 +8,12 @@ those who want the model alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
@@ -23,6 +25,7 @@ from navit_loader.schema import parse
 
 from ..config import NaViTConfig
 from ..model.navit import NaViT
+from .convert import Weights
 from .from_timm import convert as convert_timm
 from .from_transformers import convert as convert_transformers
 from .tensors import read_file
@@ -44,6 +47,30 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """
     check_fit(model.state_dict(), weights, source)
     model.load_state_dict(weights)
+
+
+def pour(model: nn.Module, parts: Iterable[Weights], source: str, leave: tuple[str, ...] = ()) -> None:
+    """As `fill`, from weights that come part by part, so that a second copy of all of them is never held.
+
+    Args:
+        model: the model to fill, in place; half of it, where this fails.
+        parts: what together is a state dict.
+        source: where it comes from, for messages.
+        leave: beginnings of names that keep what the model has.
+
+    Raises:
+        ModelError: as `fill`.
+    """
+    wanted = model.state_dict()
+    missing = {name for name in wanted if not name.startswith(leave or ("\0",))}
+    for part in parts:
+        part = {name: value for name, value in part.items() if not name.startswith(leave or ("\0",))}
+        check_fit({name: value for name, value in wanted.items() if name in part}, part, source)
+        with torch.no_grad():
+            for name, value in part.items():
+                wanted[name].copy_(value)
+        missing -= part.keys()
+    check_fit({name: wanted[name] for name in wanted if name in missing}, {}, source)
 
 
 def check_fit(wanted: dict[str, Tensor], weights: dict[str, Tensor], source: str) -> None:
@@ -123,7 +150,7 @@ def from_timm(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
     Raises:
         ModelError: another class, or an option that NaViT does not have; names it.
     """
-    return from_weights(kind, *convert_timm(model), type(model).__name__, changes)
+    return from_parts(kind, *convert_timm(model), type(model).__name__, changes)
 
 
 def from_transformers(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
@@ -137,22 +164,26 @@ def from_transformers(kind: type[Model], model: nn.Module, **changes: Any) -> Mo
     Raises:
         ModelError: another class, or an option that NaViT does not have; names it.
     """
-    return from_weights(kind, *convert_transformers(model), type(model).__name__, changes)
+    return from_parts(kind, *convert_transformers(model), type(model).__name__, changes)
 
 
 def from_weights(
     kind: type[Model], config: NaViTConfig, weights: dict[str, Tensor], source: str, changes: dict[str, Any]
 ) -> Model:
     """A model with these weights, its configuration changed as wanted; `source` names them in messages."""
+    return from_parts(kind, config, [weights], source, changes)
+
+
+def from_parts(
+    kind: type[Model], config: NaViTConfig, parts: Iterable[Weights], source: str, changes: dict[str, Any]
+) -> Model:
+    """The same of weights that come part by part."""
     known = {f.name for f in fields(NaViTConfig)}
     for key in changes.keys() - known:
         raise ConfigError(f"{key} is no key of a model's configuration; allowed: {', '.join(sorted(known))}")
     model = kind(replace(config, **changes))
-    if model.config.classes != config.classes:
-        heads = ("head.", "distill_head.")
-        weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
-        weights |= {name: value for name, value in model.state_dict().items() if name.startswith(heads)}
-    fill(model, weights, source)
+    fresh = model.config.classes != config.classes
+    pour(model, parts, source, ("head.", "distill_head.") if fresh else ())
     return model.eval()
 
 
