@@ -127,12 +127,32 @@ def test_an_index_with_other_classes_is_refused(place: Path) -> None:
         build_index(place / "images", place / "x.arrow")
         with pytest.raises(IndexFileError, match=r"another class table.*--classes"):
             next(iter(loader))
-        (place / "x.arrow").write_bytes(b"half an index")
-        with pytest.raises(IndexFileError, match="is no index, or a damaged one"):
-            next(iter(loader))
         os.replace(place / "old.arrow", place / "x.arrow")
         loader.set_epoch(0)
         assert [digest(batch) for batch in loader] == old, "the old file is back, and so is its epoch"
+
+
+def test_a_damaged_new_index_ends_nobody(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, *_ = epochs(place / "x.arrow", 0)
+    good = (place / "x.arrow").read_bytes()
+    with Daemon(write_config(place)) as daemon, PackedLoader(place / "x.arrow", CONFIG) as local:
+        for n, content in enumerate([b"", b"half an index", good[: len(good) // 2], good[:-9]]):
+            (place / "new").write_bytes(content)
+            os.replace(place / "new", place / "x.arrow")
+            local.set_epoch(1)
+            local.set_epoch(0)
+            with RemoteLoader([daemon.endpoint], refresh=True) as loader:
+                assert [digest(b) for b in loader] == [digest(b) for b in local] == old, n
+            assert daemon.process is not None and daemon.process.poll() is None
+        assert "the epoch is read from the index of before" in caplog.text
+        assert any("a new index cannot be taken up" in line for line in daemon.log)
+        refresh(place, "good.arrow")
+        os.replace(place / "good.arrow", place / "x.arrow")
+        new, *_ = epochs(place / "x.arrow", 0)
+        local.set_epoch(1)
+        local.set_epoch(0)
+        with RemoteLoader([daemon.endpoint], refresh=True) as loader:
+            assert [digest(batch) for batch in loader] == [digest(batch) for batch in local] == new
 
 
 class Ranks:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._packer import Layout, storage
 from ..config import LoaderConfig
+from ..errors import IndexFileError
 from ..index import Index
 from ..render.encoded import PendingEncoded
 from ..render.engine import Engine
@@ -125,7 +126,12 @@ class _Local:
         return self._prefetch, self._prefetch
 
     def look(self) -> str:
-        self._seen = self.engine.renewed()
+        try:
+            self._seen = self.engine.renewed()
+        except IndexFileError as e:
+            # Whoever writes it may be at it, or have failed; other ranks that see it whole differ, and say so.
+            log.warning("the epoch is read from the index of before: %s", e)
+            self._seen = self.engine.indexes
         parts = (f"{i.num_rows:,} images {i.plan_fingerprint[:12]}.{i.render_fingerprint[:12]}" for i in self._seen)
         return " and ".join(parts)
 

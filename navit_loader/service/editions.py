@@ -144,7 +144,7 @@ class Editions(Generic[V]):
                 found = engine.successor(indexes)
         except NavitError as e:
             found = e
-        except Exception as e:
+        except BaseException as e:  # a panic of the engine too: whoever waits for this look waits for an answer
             found = ServiceError(f"{type(e).__name__}: {e}")
         self._looked.append((name, found))
         self._wake()

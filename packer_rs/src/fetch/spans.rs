@@ -134,6 +134,11 @@ impl Read {
         self.done.notify_all();
     }
 
+    /// Whether its answer says nothing of the object.
+    fn refused(&self) -> bool {
+        matches!(*lock(&self.answer), Some(Err(Fault::Passing { .. } | Fault::Refused(_))))
+    }
+
     /// Nobody will want it any more, whoever still holds it.
     fn let_go(&self) {
         self.answer(Err(Fault::passing("it was let go")));
@@ -270,8 +275,14 @@ impl Spans {
         let key = key(url, part);
         let read = {
             let mut held = lock(&self.held);
-            if let Some(read) = held.reads.get(&key) {
-                return Ok(Some(read.clone()));
+            match held.reads.get(&key) {
+                // What was refused ahead of time may be had by now.
+                Some(read) if needed && read.refused() => {
+                    held.reads.remove(&key);
+                    held.order.retain(|other| *other != key);
+                }
+                Some(read) => return Ok(Some(read.clone())),
+                None => {}
             }
             let bytes = (part.end - part.start) as usize;
             let counted = match held.room(bytes, &self.budget) {
