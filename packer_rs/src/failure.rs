@@ -12,7 +12,7 @@ use std::sync::Once;
 use serde::{Serialize, Serializer};
 
 /// Where an image failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Its bytes could not be had.
     Fetch,
