@@ -364,6 +364,8 @@ class Renderer:
         """Counts, and seconds per stage over all threads, since the start."""
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger so far."""
+    def failure_counts(self) -> list[tuple[str, str, int]]:
+        """Stage, reason and number of failed images so far, also of those for which the ledger has no room."""
     def close(self) -> None:
         """Stops the threads; pending batches fail. Safe to call twice."""
 

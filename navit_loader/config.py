@@ -188,7 +188,7 @@ class ServeConfig:
         memory_mb: bound of all batches of the process, in MiB.
         heartbeat_s: seconds between heartbeats.
         keys: folder with the daemon's keys, made by `navit-loader keys`; needed to listen beyond this host.
-        metrics: HOST:PORT of the Prometheus endpoint; empty for none.
+        metrics: HOST:PORT of the Prometheus endpoint, or a port of loopback; empty for none.
     """
 
     bind: str = "tcp://127.0.0.1:5780"

@@ -78,6 +78,13 @@ def test_remote_batches_equal_local_batches_byte_for_byte(
         assert loader.epoch == 2
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_are_read_only_however_they_come(daemon: Daemon, shared: bool) -> None:
+    with RemoteLoader([daemon.endpoint], shared=shared) as loader:
+        for batch in itertools.islice(loader, 3):
+            assert [n for n, a in batch.arrays().items() if a.flags.writeable] == []
+
+
 def test_over_ipc_too(config: Path, expected: list[tuple[Any, ...]], tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     with Daemon(config, bind=f"ipc://{tmp_path}/socket") as daemon, RemoteLoader([daemon.endpoint]) as loader:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,19 @@ def test_metrics_agree_with_what_the_client_saw(tmp_path: Path) -> None:
         assert done.returncode == 0, done
         assert "starved" in done.stdout
         assert f"quarantined {quarantined:.0f}" in done.stdout
+
+
+def test_readers_that_say_nothing_cost_few_threads_and_keep_nobody_out(tmp_path: Path) -> None:
+    with Daemon(make_config(tmp_path, count=40), args=("--metrics", "0")) as daemon, ExitStack() as stack:
+        assert daemon.metrics is not None and daemon.metrics.startswith("http://127.0.0.1:")
+        host, port = daemon.metrics.removeprefix("http://").removesuffix("/metrics").split(":")
+        before = daemon.threads()
+        for number in range(100):
+            peer = stack.enter_context(socket.create_connection((host, int(port)), 5))
+            peer.sendall(b"GET /metrics HTTP/1.0\r\n"[: number % 20])
+            if number % 20 == 19:
+                assert read(daemon.metrics)
+                assert daemon.threads() <= before + 8
 
 
 def test_nobody_at_the_address_is_one_clear_error() -> None:

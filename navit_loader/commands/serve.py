@@ -33,7 +33,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--bind", metavar="ADDRESS", help="tcp://HOST:PORT or ipc://PATH; over serve.bind")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="made by navit-loader keys; over serve.keys")
-    parser.add_argument("--metrics", metavar="HOST:PORT", help="Prometheus over HTTP; over serve.metrics")
+    parser.add_argument(
+        "--metrics", metavar="[HOST:]PORT", help="Prometheus over HTTP, by default of loopback; over serve.metrics"
+    )
     parser.set_defaults(run=run)
 
 

@@ -32,7 +32,7 @@ class RemoteLoader(Loader):
     """A `Loader` whose batches are asked from interchangeable daemons. For one thread at a time.
 
     A daemon that dies, stops or is cut off costs time, never a batch: what it was asked for is asked from another, or
-    from itself when it is back. Batches are views of the memory in which they arrived, which is free when they are.
+    from itself when it is back. Batches are read-only views of the memory in which they arrived, which is free when they are.
     """
 
     def __init__(

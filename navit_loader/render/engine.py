@@ -250,6 +250,10 @@ class Engine:
         """The quarantine ledger so far: one entry per (epoch, image)."""
         return list(self._renderer.failures())
 
+    def failure_counts(self) -> list[tuple[str, str, int]]:
+        """Stage, reason and number of failed images so far; it goes on where the ledger is full."""
+        return list(self._renderer.failure_counts())
+
     def close(self) -> None:
         """Stops the threads; pending batches fail. Safe to call twice."""
         self.layouts.close()

@@ -1,15 +1,20 @@
 """What the daemon does, in numbers: a Prometheus endpoint, read by `navit-loader top` and by whoever scrapes it.
 
 In: the server's counters and its engines' statistics, read when somebody asks. Out: metrics whose names start with
-`navit_`, over HTTP in a thread of its own. Serving never waits for it.
+`navit_`, over HTTP in a few threads of its own, on loopback unless another address is asked for. Serving never waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -18,6 +23,10 @@ from ..errors import ServiceError
 
 if TYPE_CHECKING:
     from .server import Server
+
+_READERS = 8
+"""Threads that answer at most. Where as many read already, whoever came first is hung up on for the next."""
+_PATIENCE_S = 10.0
 
 _COUNTERS = {
     "batches": "batches handed over",
@@ -94,11 +103,7 @@ class ServerCollector(Collector):
         for plan, engine in list(self._server.plans.items()):  # a new index may be taken up meanwhile
             for name, value in _flat("", engine.stats()):
                 stats.add_metric([plan, name], value)
-            by: dict[tuple[str, str], int] = {}
-            for failure in engine.failures():
-                key = (str(failure.get("stage", "")), str(failure.get("reason", ""))[:80])
-                by[key] = by.get(key, 0) + 1
-            for (stage, reason), n in by.items():
+            for stage, reason, n in engine.failure_counts():
                 failures.add_metric([plan, stage, reason], n)
         yield stats
         yield failures
@@ -112,12 +117,52 @@ def _flat(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield prefix + name, float(value)
 
 
-def serve_metrics(server: Server, address: str) -> tuple[str, Any]:
+class _Handler(WSGIRequestHandler):
+    timeout = _PATIENCE_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class _Http(ThreadingMixIn, WSGIServer):
+    """An HTTP server with a bounded number of threads, which those who connect and say nothing cannot hold for ever."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        self._free = threading.Semaphore(_READERS)
+        self._readers: list[socket.socket] = []  # the first of them first
+        super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answers on a thread, once one is free."""
+        if not self._free.acquire(blocking=False):
+            with contextlib.suppress(OSError, IndexError):
+                self._readers[0].shutdown(socket.SHUT_RDWR)
+            if not self._free.acquire(timeout=1.0):
+                super().shutdown_request(request)
+                return
+        self._readers.append(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Called on its thread when it is answered, or nobody waits any more."""
+        self._readers.remove(request)
+        super().shutdown_request(request)
+        self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who hangs up early is nobody's fault."""
+
+
+def serve_metrics(server: Server, address: str) -> tuple[str, Callable[[], None]]:
     """Starts the HTTP endpoint.
 
     Args:
         server: whose counters.
-        address: `HOST:PORT`; port 0 picks one.
+        address: `HOST:PORT`, or a port of loopback; port 0 picks one.
 
     Returns:
         The URL, and a function that stops it.
@@ -126,16 +171,20 @@ def serve_metrics(server: Server, address: str) -> tuple[str, Any]:
         ServiceError: the address is malformed or taken.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ServiceError(f"metrics address '{address}' is not allowed; use HOST:PORT")
+    if not port.isdecimal() or int(port) > 65535:
+        raise ServiceError(f"metrics address '{address}' is not allowed; use HOST:PORT, or a port of this host alone")
+    host = host or "127.0.0.1"
     registry = CollectorRegistry()
     registry.register(ServerCollector(server))
     try:
-        http, thread = start_http_server(int(port), host, registry)
+        http = _Http(host.strip("[]"), int(port))
     except OSError as e:
         raise ServiceError(
             f"cannot serve metrics on '{address}': {e.strerror}; choose another with --metrics"
         ) from None
+    http.set_app(make_wsgi_app(registry))
+    thread = threading.Thread(target=http.serve_forever, name="navit-metrics", daemon=True)
+    thread.start()
 
     def stop() -> None:
         http.shutdown()

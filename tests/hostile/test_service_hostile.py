@@ -222,16 +222,19 @@ def test_slow_readers_hold_no_more_than_their_share(daemon: Daemon, expected: An
     honest(daemon, expected)
 
 
-def test_a_flood_of_small_requests_is_answered_in_bounded_memory(daemon: Daemon, expected: Any) -> None:
+def test_a_flood_of_small_requests_leaves_the_honest_client_its_stream(daemon: Daemon, expected: Any) -> None:
+    """ZeroMQ queues what comes faster than it can be refused, without a bound (docs/service.md): so the flood has one here, of
+    64 bytes a request in that queue, and what the daemon itself keeps of 150,000 refused ones is to be next to nothing."""
     before = daemon.memory_mb()
-    over = threading.Event()
 
     def flood() -> None:
         with dealer(daemon) as peer:
             peer.setsockopt(zmq.RCVHWM, 1)
-            while not over.is_set():
+            sent = 0
+            while sent < 50_000:
                 try:
                     peer.send(b"NVT\x01\x80", zmq.NOBLOCK)
+                    sent += 1
                 except zmq.Again:
                     time.sleep(0.001)
 
@@ -239,12 +242,12 @@ def test_a_flood_of_small_requests_is_answered_in_bounded_memory(daemon: Daemon,
     for thread in threads:
         thread.start()
     try:
-        for _ in range(3):
+        while any(thread.is_alive() for thread in threads):
             honest(daemon, expected)
     finally:
-        over.set()
         for thread in threads:
             thread.join()
+    honest(daemon, expected)
     assert daemon.memory_mb() < before + 60
 
 

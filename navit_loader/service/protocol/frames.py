@@ -60,7 +60,7 @@ def read_encoded(info: PlanInfo, request: GetEncoded, patch_size: int, frames: S
 
 
 def read_batch(info: PlanInfo, request: GetBatch, patch_size: int, frames: Sequence[Any]) -> PackedBatch:
-    """The batch that answers `request`: numpy views of the frames, which stay alive as long as the views.
+    """The batch that answers `request`: read-only numpy views of the frames, which stay alive as long as the views.
 
     Args:
         info: the plan's limits.
@@ -109,12 +109,15 @@ def _check_patch_size(info: PlanInfo, patch_size: int) -> None:
 def _arrays(wanted: Sequence[Field], frames: Sequence[Any]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for one, frame in zip(wanted, frames, strict=True):
-        view = memoryview(frame)
+        view = memoryview(frame).toreadonly()  # as what comes through shared memory is
         if view.nbytes != one.nbytes:
             raise ServiceError(f"'{one.name}' has {view.nbytes} bytes where {one.nbytes} belong")
         array = np.frombuffer(view, one.dtype).reshape(one.shape)
         # ZeroMQ may hand over a small frame at an odd address; the large one is bytes and never needs this copy.
-        arrays[one.name] = array if array.flags.aligned else array.copy()
+        if not array.flags.aligned:
+            array = array.copy()
+            array.flags.writeable = False
+        arrays[one.name] = array
     return arrays
 
 

@@ -101,6 +101,11 @@ impl Renderer {
         entries(py, py.detach(|| self.engine.failures()).map_err(to_py)?)
     }
 
+    fn failure_counts(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str, u64)>> {
+        let counts = py.detach(|| self.engine.failure_counts()).map_err(to_py)?;
+        Ok(counts.into_iter().map(|((stage, reason), n)| (stage.word(), reason.word(), n)).collect())
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.engine.close());
     }

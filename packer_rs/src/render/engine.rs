@@ -19,7 +19,7 @@ use crate::fetch::retry::until;
 use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
 use crate::render::layout::BatchLayout;
-use crate::render::ledger::{Entry, Ledger};
+use crate::render::ledger::{Counts, Entry, Ledger};
 use crate::render::memory::Pool;
 use crate::slots::{BatchLimits, PlannedBatch};
 use crate::sync::lock;
@@ -183,6 +183,12 @@ impl Renderer {
     pub fn failures(&self) -> Result<Vec<Entry>> {
         self.shared.same_process()?;
         Ok(self.shared.ledger.entries())
+    }
+
+    /// Failed images by stage and reason so far.
+    pub fn failure_counts(&self) -> Result<Counts> {
+        self.shared.same_process()?;
+        Ok(self.shared.ledger.counts())
     }
 
     /// Stops the threads and fails what was not finished. Waits for the images in hand, no longer than a few seconds.

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::failure::{Failure, Reason};
+use crate::failure::{Failure, Reason, Stage};
 use crate::sync::lock;
 
 /// Images over which the share of failures is taken.
@@ -43,6 +43,9 @@ pub struct Entry {
     pub failure: Failure,
 }
 
+/// Failed images by stage and reason.
+pub type Counts = BTreeMap<(Stage, Reason), u64>;
+
 /// Failed images of one epoch: index of the mixture, and row.
 type Seen = HashSet<(u16, u64)>;
 
@@ -51,7 +54,7 @@ struct Inner {
     /// By epoch, the one in which an image failed last at the end.
     seen: VecDeque<(u64, Seen)>,
     entries: Vec<Entry>,
-    counts: BTreeMap<Reason, u64>,
+    counts: Counts,
     window: VecDeque<bool>,
     failed_in_window: usize,
     file: Option<File>,
@@ -97,7 +100,7 @@ impl Ledger {
         inner.note(true);
         let uri = entry.uri.clone();
         if inner.first_time(&entry) {
-            *inner.counts.entry(entry.failure.reason).or_insert(0) += 1;
+            *inner.counts.entry((entry.failure.stage, entry.failure.reason)).or_insert(0) += 1;
             if let Some(file) = inner.file.as_mut() {
                 let mut line = serde_json::to_vec(&entry).unwrap_or_default();
                 line.push(b'\n');
@@ -135,8 +138,8 @@ impl Ledger {
         self.lock().entries.clone()
     }
 
-    /// Failed images by reason, each counted once an epoch.
-    pub fn counts(&self) -> BTreeMap<Reason, u64> {
+    /// Failed images, each counted once an epoch, those beyond the entries kept too.
+    pub fn counts(&self) -> Counts {
         self.lock().counts.clone()
     }
 }
@@ -180,7 +183,20 @@ mod tests {
             ledger.failed(entry(epoch, image)).expect("below the limit");
         }
         assert_eq!(ledger.entries().len(), 3);
-        assert_eq!(ledger.counts()[&Reason::Corrupt], 3);
+        assert_eq!(ledger.counts()[&(Stage::Decode, Reason::Corrupt)], 3);
+    }
+
+    #[test]
+    fn counts_go_on_where_entries_end() {
+        let ledger = Ledger::new("", 1.0).expect("a ledger");
+        for image in 0..=KEPT as u64 {
+            ledger.failed(entry(0, image)).expect("below the limit");
+        }
+        let gone = Failure::fetch(Reason::Missing, "");
+        ledger.failed(Entry { failure: gone, ..entry(1, 0) }).expect("below the limit");
+        assert_eq!(ledger.entries().len(), KEPT);
+        let counts = [((Stage::Fetch, Reason::Missing), 1), ((Stage::Decode, Reason::Corrupt), KEPT as u64 + 1)];
+        assert_eq!(ledger.counts(), counts.into());
     }
 
     #[test]
@@ -192,7 +208,7 @@ mod tests {
                 ledger.failed(entry(epoch, image)).expect("below the limit");
             }
         }
-        assert_eq!(ledger.counts()[&Reason::Corrupt], 10_010);
+        assert_eq!(ledger.counts()[&(Stage::Decode, Reason::Corrupt)], 10_010);
         let remembered: usize = ledger.lock().seen.iter().map(|(_, seen)| seen.len()).sum();
         assert!(remembered <= 10 * EPOCHS, "{remembered}");
     }

@@ -14,6 +14,10 @@ use crate::error::{Error, Kind, Result};
 use crate::render::field::{ALIGN, Field, Value};
 use crate::sync::lock;
 
+/// Blocks that lie idle at most: of small batches very many would fit, and each shared one is a descriptor and a mapping,
+/// of which a process may have only so many.
+const IDLE: usize = 256;
+
 /// Blocks of memory, kept for reuse by size.
 pub struct Pool {
     state: Mutex<State>,
@@ -32,11 +36,11 @@ struct State {
 }
 
 impl State {
-    /// Takes out what has lain idle longest, until all blocks are within `bound`.
+    /// Takes out what has lain idle longest, until all blocks are within `bound` and no more than `IDLE` lie idle.
     fn trim(&mut self, bound: usize) -> Vec<Memory> {
         let mut all = self.out + self.idle.iter().map(|m| m.bytes).sum::<usize>();
         let mut gone = Vec::new();
-        while all > bound
+        while (all > bound || self.idle.len() > IDLE)
             && let Some(memory) = self.idle.pop_front()
         {
             all -= memory.bytes;
@@ -281,6 +285,14 @@ mod tests {
         assert_eq!(idle(&pool), [4096; 2]);
         let _large = take(&pool, 4096 + 64);
         assert!(idle(&pool).is_empty(), "a new block takes the room of idle ones");
+    }
+
+    #[test]
+    fn idle_blocks_are_bounded_in_number() {
+        let pool = Pool::new(1 << 30, true);
+        let blocks: Vec<_> = (0..IDLE + 50).map(|_| take(&pool, 4096)).collect();
+        drop(blocks);
+        assert_eq!(idle(&pool).len(), IDLE);
     }
 
     #[test]
