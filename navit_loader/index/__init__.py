@@ -1,7 +1,7 @@
 """The index: one row per image with its size, its labels and where its bytes are.
 
-Takes: sources (folders, manifests, tars, Parquet, buckets). Gives: an Arrow IPC file, memory-mapped, that opens in constant
-time at any size and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index` reads it. May not know:
+Takes: sources (folders, manifests, tars, Parquet, buckets). Gives: an Arrow IPC file that opens in constant time at any
+size, memory-mapped where it is large, and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index` reads it. May not know:
 pixels, plans, or who reads it.
 """
 
@@ -20,7 +20,7 @@ from ..errors import IndexFileError
 from .reader import Index, open_index
 from .sources import open_sources
 from .sources.remote import is_remote
-from .sources.rows import HIDDEN, Job, Source, checked_classes
+from .sources.rows import HIDDEN, Job, Source, checked_classes, need_utf8
 from .tokens import load_tokenizer
 from .unfinished import Journal
 from .write import VERSION, quarantine_path, survey, uri, write_index
@@ -117,8 +117,11 @@ def build_index(
     path = os.path.abspath(os.fspath(output))
     if os.path.isdir(path):
         raise IndexFileError(f"'{path}' is a folder; give the path of the index file to write")
+    need_utf8(path, "the path")
     opened = open_sources([sources] if isinstance(sources, str | os.PathLike) else list(sources))
     old = open_index(path) if refresh and os.path.exists(path) else None
+    for source in opened:
+        need_utf8(source.shard, "the path")
     tokens = load_tokenizer(tokenizer)
     table = _class_table(opened, classes)
     local = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]

@@ -11,13 +11,25 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import TracebackType
 
 import pyarrow as pa
 
 from ..errors import IndexFileError
 from .sources.rows import ROWS
+
+
+@contextmanager
+def _written(path: str) -> Iterator[None]:
+    """What the system says of writing there, on one line."""
+    try:
+        yield
+    except OSError as e:
+        why = os.strerror(e.errno) if e.errno else e
+        raise IndexFileError(
+            f"'{path}' cannot be written: {why}; is there space and permission? What is done is kept: start again"
+        ) from None
 
 
 class Journal:
@@ -50,38 +62,55 @@ class Journal:
         numbers = sorted(int(n) for name in os.listdir(self.folder) if (n := name.removesuffix(".arrows")).isdigit())
         self._old = [os.path.join(self.folder, f"{n}.arrows") for n in numbers]
         self.path = os.path.join(self.folder, f"{max(numbers, default=-1) + 1}.arrows")
-        self._sink = pa.OSFile(self.path, "wb")
-        self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        try:
+            with _written(self.path):
+                self._sink = pa.OSFile(self.path, "wb")
+                self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        except IndexFileError:
+            os.close(self._lock)
+            raise
 
     def known(self) -> list[tuple[bool, list[pa.RecordBatch]]]:
         """For each earlier run that was killed, newest last: whether it had the same parameters, and its batches."""
         found = []
         for path in self._old:
-            batches = list(self._read(path))
+            batches: list[pa.RecordBatch] = []
+            # The run was killed while it wrote a batch: what came before that is whole.
+            with suppress(pa.ArrowInvalid, OSError):
+                batches.extend(self._read(path))
             same = bool(batches) and batches[0].schema.metadata == self._schema.metadata
             found.append((same, batches))
         return found
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Adds one batch; it outlives this process from here on."""
-        self._writer.write_batch(batch)
+        """Adds one batch; it outlives this process from here on.
+
+        Raises:
+            IndexFileError: it cannot be written.
+        """
+        with _written(self.path):
+            self._writer.write_batch(batch)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All batches of this run, in order, memory-mapped; nothing can be appended after it."""
-        if not self._sink.closed:
-            self._writer.close()
-            self._sink.close()
+        """All batches of this run, in order, memory-mapped; nothing can be appended after it.
+
+        Raises:
+            IndexFileError: what is left cannot be written.
+        """
+        self._close()
         yield from self._read(self.path)
 
     def _read(self, path: str) -> Iterator[pa.RecordBatch]:
-        try:
-            with pa.memory_map(path) as source:
-                reader = pa.ipc.open_stream(source)
-                if reader.schema.equals(self._schema):
-                    yield from reader
-        except (pa.ArrowInvalid, OSError):
-            # The run was killed while it wrote this batch: what came before it is whole.
-            return
+        with pa.memory_map(path) as source:
+            reader = pa.ipc.open_stream(source)
+            if reader.schema.equals(self._schema):
+                yield from reader
+
+    def _close(self) -> None:
+        if not self._sink.closed:
+            with _written(self.path):
+                self._writer.close()
+                self._sink.close()
 
     def remove(self) -> None:
         """The index is written; nothing of the journal is needed."""
@@ -93,7 +122,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._sink.closed:
-            self._writer.close()
-            self._sink.close()
+        # A full disk has been said already.
+        with suppress(IndexFileError) if value is not None else nullcontext():
+            self._close()
         os.close(self._lock)

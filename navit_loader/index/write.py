@@ -309,5 +309,7 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             os.unlink(temporary)
         if isinstance(e, OSError):
-            raise IndexFileError(f"'{path}' cannot be written: {e.strerror}; is there space and permission?") from None
+            raise IndexFileError(
+                f"'{path}' cannot be written: {os.strerror(e.errno) if e.errno else e}; is there space and permission?"
+            ) from None
         raise

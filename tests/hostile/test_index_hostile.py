@@ -142,6 +142,20 @@ def test_an_entry_that_cannot_be_looked_at_is_lost_alone(tmp_path: Path) -> None
     assert all("symbolic links" in found[name] for name in ("0/loop", "ring.png"))
 
 
+@pytest.mark.parametrize("most", [1_000, 20_000, 40_000])
+def test_a_disk_that_fills_is_one_line_and_the_build_goes_on_later(tmp_path: Path, most: int) -> None:
+    images = write_tree(tmp_path / "images", {f"{i % 2}/{i}.png": PNG for i in range(400)})
+    command = ["index", str(images), "-o", str(tmp_path / "x.arrow")]
+    # A bound on the size of files is what a full disk is to whoever writes.
+    script = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
+    script += f"from navit_loader.cli import main; sys.exit(main({command!r}))"
+    full = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (full.returncode, full.stderr.count("\n")) == (2, 1), full.stderr
+    assert "cannot be written: File too large" in full.stderr
+    assert not (tmp_path / "x.arrow").exists()
+    assert build_index(images, tmp_path / "x.arrow").rows == 400
+
+
 def test_pipes_and_folders_named_like_images_do_not_block(tmp_path: Path) -> None:
     images = write_tree(tmp_path / "images", {"a/1.png": PNG, "a/2.jpg/3.png": PNG})
     os.mkfifo(images / "a/pipe.png")

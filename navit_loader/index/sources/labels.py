@@ -10,6 +10,8 @@ label, an empty list says that the image is of no class, and a list that may be 
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from typing import Any
 from ...batch import NO_CLASS
 
 _NUMBER = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
+_DEEPEST = 64  # of JSON; a label is a list at most
 
 
 def number_of(value: Any) -> int | None:
@@ -68,6 +71,30 @@ def resolve_label(value: Any, classes: Mapping[str, int] | None) -> list[int]:
     if not 0 <= number < most:
         raise ValueError(f"label {number} is out of range; allowed: 0 to {most - 1}, or -1 for none")
     return [number]
+
+
+def from_json(text: str) -> Any:
+    """A value of JSON that an index can hold.
+
+    Raises:
+        ValueError: it is no JSON, nested more than any label is, or holds half a surrogate pair, which no UTF-8 can say.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value] if text.count("[") + text.count("{") > _DEEPEST else []
+    for _ in range(_DEEPEST):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = list(itertools.chain.from_iterable(inner))
+    if level:
+        raise ValueError("nested too deeply")
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f"{e.object[e.start]!r} cannot be written as UTF-8") from None
+    return value
 
 
 def as_text(value: Any) -> Any:

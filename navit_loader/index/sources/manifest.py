@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from ...errors import IndexFileError
 from ..tokens import checked_caption
 from .folder import CHUNK, probe_part
-from .labels import Labels, as_text, resolve_label
+from .labels import Labels, as_text, from_json, resolve_label
 from .rows import Job, KnownFiles, label_lists
 
 MANIFESTS = frozenset({".csv", ".jsonl", ".parquet"})
@@ -207,9 +207,10 @@ def _read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise IndexFileError(f"'{path}' line {number}: not JSON: {e}") from None
+                entry = from_json(line)
+            except ValueError as e:
+                kind = "not JSON: " if isinstance(e, json.JSONDecodeError) else ""
+                raise IndexFileError(f"'{path}' line {number}: {kind}{e}") from None
             if not isinstance(entry, dict):
                 raise IndexFileError(f'\'{path}\' line {number}: not an object such as {{"path": "a.jpg", "label": 3}}')
             yield number, entry

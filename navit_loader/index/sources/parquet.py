@@ -207,7 +207,7 @@ def _features(schema: pa.Schema, path: str) -> list[str] | None:
         while isinstance(label, Mapping) and "feature" in label:
             label = label["feature"]
         names = label["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None

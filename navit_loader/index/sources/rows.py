@@ -264,11 +264,24 @@ def checked_classes(names: Sequence[str], where: str) -> list[str]:
     """Class names, each once.
 
     Raises:
-        IndexFileError: a name stands twice.
+        IndexFileError: a name stands twice, or is no UTF-8.
     """
     seen: set[str] = set()
     for name in names:
+        need_utf8(name, "class")
         if name in seen:
             raise IndexFileError(f"class '{name}' stands twice in {where}")
         seen.add(name)
     return list(names)
+
+
+def need_utf8(name: str, what: str) -> None:
+    """Refuses a name that an index cannot hold.
+
+    Raises:
+        IndexFileError: names it.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise IndexFileError(f"{what} {name!r} cannot be written as UTF-8; rename it") from None

@@ -6,7 +6,6 @@ In: a plain tar. Out: rows whose offset and length point into it. Which members 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
 from .keys import AGAIN, TEXTS, group
-from .labels import Labels, resolve_label
+from .labels import Labels, from_json, resolve_label
 from .remote import stamp
 from .rows import IMAGE_SUFFIXES, Job, kind_of, known_container, label_lists, make_rows, text_names
 
@@ -168,14 +167,14 @@ def _annotations(stem: bytes, sides: _Sides, job: Job) -> tuple[list[int], str |
             caption = checked_caption(caption)
             if suffix != "txt":
                 resolve_label(label, job.classes)
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             shown = stem.decode(errors="backslashreplace")
             raise ValueError(f"'{shown}.{suffix}': {e}") from None
     return resolve_label(label, job.classes), caption, label
 
 
 def _from_json(text: str, label: Any, caption: Any) -> tuple[Any, Any]:
-    entry = json.loads(text)
+    entry = from_json(text)
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
     # A file of its own counts before the same field of the object.
