@@ -4,9 +4,10 @@
 //! `Retry-After` (`fetch/retry.rs` does).
 //!
 //! Credentials, regions and endpoints come from the environment that each store's own tools use (`AWS_…`, `GOOGLE_…`,
-//! `AZURE_…`).
+//! `AZURE_…`), and for web servers from `.netrc`.
 
 mod blocks;
+mod secrets;
 mod stores;
 
 use std::future::Future;
@@ -21,6 +22,7 @@ use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore};
 use tokio::runtime::Runtime;
 
 pub use blocks::Blocks;
+pub use secrets::shown;
 use stores::{invalid, runtime, split, store, system};
 pub use stores::{spawn, spawn_blocking};
 
@@ -65,6 +67,7 @@ pub enum Expect {
 pub struct Object {
     store: Arc<dyn ObjectStore>,
     path: Path,
+    /// As it is shown.
     url: Arc<str>,
 }
 
@@ -74,7 +77,7 @@ impl Object {
         let (origin, key) = split(url)?;
         // Web addresses are written with escapes, keys of buckets are not.
         let path = if origin.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
-        Ok(Self { store: store(origin)?, path: path.map_err(|e| invalid(url, e))?, url: url.into() })
+        Ok(Self { store: store(origin)?, path: path.map_err(|e| invalid(url, e))?, url: Arc::from(&*shown(url)) })
     }
 
     /// Size and time, asked for until a fault has lasted too long.
@@ -157,7 +160,7 @@ pub fn list(url: &str) -> io::Result<Vec<Meta>> {
     let runtime = runtime()?;
     let ask = || {
         let (store, path) = (store.clone(), path.clone());
-        wait(&runtime, url, async move {
+        wait(&runtime, &shown(url), async move {
             let mut pages = store.list(Some(&path));
             let mut found = Vec::new();
             while let Some(meta) = next(&mut pages).await {
@@ -166,7 +169,7 @@ pub fn list(url: &str) -> io::Result<Vec<Meta>> {
             Ok(found)
         })
     };
-    let mut found: Vec<Meta> = patiently(Patience::new(None), || url.to_owned(), ask)?;
+    let mut found: Vec<Meta> = patiently(Patience::new(None), || shown(url).into(), ask)?;
     for meta in &mut found {
         let relative = meta.key.strip_prefix(&prefix).unwrap_or(&meta.key).trim_start_matches('/').to_owned();
         meta.key = relative;
@@ -202,7 +205,7 @@ fn wait<T: Send + 'static>(
                 return answer;
             }
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the request was given up")),
-            Err(RecvTimeoutError::Timeout) if awaited.late(what) => {
+            Err(RecvTimeoutError::Timeout) if awaited.late(|| what.to_owned()) => {
                 task.abort();
                 return Err(retry::given_up());
             }
