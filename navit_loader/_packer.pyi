@@ -35,6 +35,7 @@ __all__ = [
     "remote_meta",
     "remote_read",
     "render_images",
+    "shown",
     "storage",
     "storage_news",
 ]
@@ -170,6 +171,9 @@ def remote_meta(url: str) -> tuple[int, int]:
 
 def remote_read(url: str, offset: int, length: int) -> bytes:
     """A range of an object, tried again after faults that may pass. Raises IndexFileError."""
+
+def shown(text: str) -> str:
+    """A text as it may be shown: of each URL in it, without user and password and without its query."""
 
 def storage() -> dict[str, int]:
     """Of this process: `retries`, reads tried again so far after a fault; `waiting`, reads that wait for storage now."""

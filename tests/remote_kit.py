@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import http.server
 import importlib.util
@@ -160,6 +161,7 @@ class Faulty(http.server.ThreadingHTTPServer):
             is well.
         always: the fault of every GET after those.
         gets: the GETs so far.
+        login: user and password that it asks for; empty for none.
     """
 
     daemon_threads = True
@@ -170,6 +172,7 @@ class Faulty(http.server.ThreadingHTTPServer):
         if tls is not None:
             self.scheme, self.socket = "https", tls.wrap_socket(self.socket, server_side=True)
         self.root, self.faults, self.always, self.gets = root, deque[Any](), "ok", 0
+        self.login = ""
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -205,6 +208,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.gets += 1
                 fault = self.server.faults.popleft() if self.server.faults else self.server.always
+        if self.server.login:
+            asked = f"Basic {base64.b64encode(self.server.login.encode()).decode()}"
+            fault = fault if self.headers.get("Authorization") == asked else 401
         if fault == "hang":
             self.server.closing.wait(60)
             self.close_connection = True

@@ -105,9 +105,8 @@ def test_closing_ends_a_wait(faulty: Faulty, tmp_path: Path, fault: Any) -> None
 
 LOADS = """
 import sys
-from navit_loader import PackedLoader
-from tests.test_remote import config
-with PackedLoader(sys.argv[1], config()) as loader:
+from navit_loader import LoaderConfig, PackedLoader
+with PackedLoader(sys.argv[1], LoaderConfig.from_dict({"plan": {"sequence_length": 256}})) as loader:
     next(iter(loader))
 """
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from typing import Any
 
+from .._packer import shown
 from ..errors import ServiceError
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -42,7 +43,7 @@ def read(address: str) -> Values:
             for sample in family.samples
         }
     except (OSError, ValueError) as e:
-        raise ServiceError(f"no metrics at '{url}': {e}; start the daemon with --metrics HOST:PORT") from None
+        raise ServiceError(f"no metrics at '{shown(url)}': {e}; start the daemon with --metrics HOST:PORT") from None
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from ...errors import IndexFileError
 from .folder import FolderSource
 from .manifest import MANIFESTS, ManifestSource
 from .parquet import ParquetSource, holds_images
-from .remote import SCHEMES, BucketSource, is_remote
+from .remote import SCHEMES, BucketSource, is_remote, refuse_secrets
 from .rows import Source
 from .tars import TarSource
 
@@ -38,6 +38,7 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
     """
     sources: list[Source] = []
     for spec in specs:
+        refuse_secrets(os.fspath(spec))
         for path in expand_braces(os.fspath(spec)):
             sources.append(_open_remote(path) if is_remote(path) else _open(os.path.abspath(path)))
     if not sources:

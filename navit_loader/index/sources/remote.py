@@ -32,6 +32,28 @@ def is_remote(spec: str) -> bool:
     return "://" in spec
 
 
+def refuse_secrets(spec: str) -> None:
+    """Refuses a URL with what may be a secret, which an index would keep.
+
+    Raises:
+        IndexFileError: user and password, or a query such as a signature.
+    """
+    if not is_remote(spec):
+        return
+    address = _packer.shown(spec)
+    authority, _, rest = spec.partition("://")[2].partition("/")
+    if "@" in authority:
+        raise IndexFileError(
+            f"'{address}' has user and password in it, which an index would keep: leave them away, and put 'machine HOST login "
+            "USER password PASSWORD' into ~/.netrc, or the file that NETRC names"
+        )
+    if "?" in authority + rest:
+        raise IndexFileError(
+            f"'{address}' has a query, such as a signature, which an index would keep and which expires: leave it away; "
+            "credentials come from the environment (AWS_…, GOOGLE_…, AZURE_…; for web servers from ~/.netrc)"
+        )
+
+
 def stamp(shard: str) -> tuple[int, int]:
     """Bytes of a container, and its modification time in nanoseconds since 1970; −1 where there is no such file here.
 

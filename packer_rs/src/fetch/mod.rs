@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::columns::{Captions, Column, Locations};
 use crate::failure::{Failure, Fault, Reason};
-use crate::fetch::remote::is_remote;
+use crate::fetch::remote::{is_remote, shown};
 use budget::Budget;
 use check::check;
 use containers::Containers;
@@ -112,11 +112,11 @@ impl Source {
     /// File or container and member, for people.
     pub fn uri(&self, row: usize) -> String {
         let l = &self.locations;
-        let shard = self.shard(row);
+        let shard = shown(self.shard(row));
         let name = if row < l.name.len() { l.name.get(row) } else { "" };
         match (shard.is_empty() || shard.ends_with('/'), name.is_empty()) {
             (true, _) => format!("{shard}{name}"),
-            (false, true) => shard.to_owned(),
+            (false, true) => shard.into_owned(),
             (false, false) => format!("{shard}#{name}"),
         }
     }

@@ -285,9 +285,9 @@ impl Awaited {
     }
 
     /// Called every `SLICE`: it has not come yet. True where nobody wants it any more.
-    pub(crate) fn late(&mut self, what: &str) -> bool {
+    pub(crate) fn late(&mut self, what: impl FnOnce() -> String) -> bool {
         if self.waiting.is_none() && self.since.elapsed() >= TOLD_AFTER {
-            let waiting = Waiting::begin(what.to_owned());
+            let waiting = Waiting::begin(what());
             waiting.goes_on("no answer yet".into());
             self.waiting = Some(waiting);
         }

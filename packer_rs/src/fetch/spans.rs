@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use super::budget::{Budget, Counted};
 use super::retry::{self, Awaited, fault};
 use crate::failure::{Failure, Fault, Reason};
-use crate::fetch::remote::{Expect, Object, spawn};
+use crate::fetch::remote::{Expect, Object, shown, spawn};
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 
@@ -154,7 +154,7 @@ impl Read {
                 }
                 return found.clone();
             }
-            if awaited.late(url) {
+            if awaited.late(|| shown(url).into()) {
                 return Err(fault(&retry::given_up()));
             }
             answer = self.done.wait_timeout(answer, retry::SLICE).unwrap_or_else(PoisonError::into_inner).0;

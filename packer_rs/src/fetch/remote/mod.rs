@@ -4,10 +4,11 @@
 //! `Retry-After` (`fetch/retry.rs` does).
 //!
 //! Credentials, regions and endpoints come from the environment that each store's own tools use (`AWS_…`, `GOOGLE_…`,
-//! `AZURE_…`).
+//! `AZURE_…`), and for web servers from `.netrc`.
 
 mod blocks;
 mod listing;
+mod secrets;
 mod stores;
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use tokio::runtime::Runtime;
 
 pub use blocks::Blocks;
 pub use listing::{Listing, list};
+pub use secrets::shown;
 use stores::{invalid, runtime, split, store, system};
 pub use stores::{spawn, spawn_blocking};
 
@@ -67,6 +69,7 @@ pub enum Expect {
 pub struct Object {
     store: Arc<dyn ObjectStore>,
     path: Path,
+    /// As it is shown.
     url: Arc<str>,
 }
 
@@ -76,7 +79,8 @@ impl Object {
         let (origin, key) = split(url)?;
         // Web addresses are written with escapes, keys of buckets are not.
         let path = if origin.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
-        Ok(Self { store: store(origin)?.objects, path: path.map_err(|e| invalid(url, e))?, url: url.into() })
+        let path = path.map_err(|e| invalid(url, e))?;
+        Ok(Self { store: store(origin)?.objects, path, url: Arc::from(&*shown(url)) })
     }
 
     /// Size and time, asked for until a fault has lasted too long.
@@ -174,7 +178,7 @@ fn wait<T: Send + 'static>(
                 return answer;
             }
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the request was given up")),
-            Err(RecvTimeoutError::Timeout) if awaited.late(what) => {
+            Err(RecvTimeoutError::Timeout) if awaited.late(|| what.to_owned()) => {
                 task.abort();
                 return Err(retry::given_up());
             }

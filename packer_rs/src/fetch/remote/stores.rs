@@ -16,9 +16,10 @@ use object_store::client::{
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::list::PaginatedListStore;
-use object_store::{ClientConfigKey, ClientOptions, Error, ObjectStore, RetryConfig};
+use object_store::{ClientConfigKey, ClientOptions, Error, HeaderMap, HeaderValue, ObjectStore, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
+use super::secrets::{authorization, shown};
 use crate::fetch::retry::Busy;
 use crate::sync::lock;
 
@@ -81,7 +82,7 @@ pub fn spawn_blocking(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 pub(super) fn invalid(url: &str, why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, format!("'{url}' cannot be used: {why}"))
+    io::Error::new(ErrorKind::InvalidInput, shown(&format!("'{url}' cannot be used: {why}")).into_owned())
 }
 
 /// Scheme and authority, then the key.
@@ -133,7 +134,17 @@ fn build(origin: &str) -> Result<Store, Error> {
             from_environment!(MicrosoftAzureBuilder::from_env(), "AZURE_", object_store::azure::AzureConfigKey::Client)
         }
         "http" | "https" => {
+            let host = origin.rsplit(['/', '@']).next().unwrap_or_default();
+            let name = if host.contains(']') { host } else { host.split(':').next().unwrap_or(host) };
+            let mut options = ClientOptions::new();
+            if let Some(mut said) = authorization(name).and_then(|said| HeaderValue::from_str(&said).ok()) {
+                said.set_sensitive(true);
+                let mut headers = HeaderMap::new();
+                headers.insert("authorization", said);
+                options = options.with_default_headers(headers);
+            }
             let mut builder = HttpBuilder::new().with_url(origin).with_retry(retry).with_http_connector(Attentive);
+            builder = builder.with_client_options(options);
             for (name, key, value) in DEFAULTS {
                 let given = std::env::var(format!("HTTP_{name}"));
                 builder = builder.with_config(key, given.as_deref().unwrap_or(value));
@@ -231,5 +242,5 @@ pub(super) fn system(error: &Error) -> io::Error {
         Error::Generic { .. } if !refusal(error) => ErrorKind::Other,
         _ => ErrorKind::InvalidInput,
     };
-    io::Error::new(kind, reason(error))
+    io::Error::new(kind, shown(&reason(error)).into_owned())
 }
