@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from ..world import World
 
     require(all(k >= 1 for k in args.shots), "--shots", args.shots, "at least 1")
+    require(args.seed >= 0, "--seed", args.seed, "at least 0")
     require(args.draws >= 1, "--draws", args.draws, "at least 1")
     check_output("--json", args.json)
     opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)

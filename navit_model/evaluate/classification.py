@@ -68,16 +68,28 @@ class Score:
 
     def __str__(self) -> str:
         """Accuracy and budget, in a line of a run's output."""
-        scored = of_all(self.images, self.failed, self.rows)
-        return f"{self.accuracy:.2%} of {scored} held-out images at {self.tokens} tokens"
+        others = left_out(self.images, self.failed, self.rows, "label")
+        return f"{self.accuracy:.2%} of {self.images} held-out images at {self.tokens} tokens{others}"
 
 
 def of_all(images: int, failed: int, rows: int) -> str:
-    """The number of images that a score is of; and where that is not all of an index, what became of the others."""
-    if images == rows and not failed:
-        return f"{images:,}"
-    parts = {"not read, counted wrong": failed, "not scored": rows - images}
-    return f"{images:,} of {rows:,} ({', '.join(f'{n:,} {what}' for what, n in parts.items() if n)})"
+    """How many images were scored; where that is not all of the index, of how many."""
+    read = images - failed
+    return f"{rows:,}" if read == rows else f"{read:,} of {rows:,}"
+
+
+def left_out(images: int, failed: int, rows: int, without: str) -> str:
+    """What became of the images of an index that were not scored, to follow a score; empty where all were.
+
+    Args:
+        images: those that a score is of, failed ones among them.
+        failed: those that could not be read.
+        rows: all of the index.
+        without: what the others have not.
+    """
+    parts = {"could not be read and count as wrong": failed, f"have no {without}": rows - images}
+    said = ", ".join(f"{n:,} {what}" for what, n in parts.items() if n)
+    return f"; {of_all(images, failed, rows)} images scored: {said}" if said else ""
 
 
 def trained_tokens(config: LoaderConfig) -> tuple[int, int]:
@@ -272,7 +284,7 @@ def score_table(scores: Sequence[Score]) -> str:
             f"{s.tokens}{'*' if s.outside else ''}",
             f"{s.accuracy:.2%}",
             f"{s.ece:.3f}",
-            of_all(s.images, 0, s.rows),
+            of_all(s.images, s.failed, s.rows),
             f"{s.failed:,}",
             f"{s.images_per_s:,.0f}",
             f"{s.tokens_per_s:,.0f}",

@@ -25,7 +25,7 @@ from navit_loader.errors import ModelError
 from ..model.text import Captions
 from ..model.towers import TwoTowers
 from ..world import World
-from .classification import aligned, of_all, trained_tokens
+from .classification import aligned, left_out, of_all, trained_tokens
 
 IntArray = npt.NDArray[np.int64]
 
@@ -73,7 +73,8 @@ class RetrievalScore:
         """Recall at 1 both ways and budget, in a line of a run's output."""
         return (
             f"R@1 {self.image_to_text[1]:.2%} image to text, {self.text_to_image[1]:.2%} text to image, "
-            f"{of_all(self.images, self.failed, self.rows)} images and {self.texts} captions at {self.tokens} tokens"
+            f"{self.images} images and {self.texts} captions at {self.tokens} tokens"
+            f"{left_out(self.images, self.failed, self.rows, 'caption')}"
         )
 
 
@@ -219,7 +220,7 @@ def retrieval_table(scores: Sequence[RetrievalScore]) -> str:
             f"{s.tokens}{'*' if s.outside else ''}",
             *((f"{s.patch_size}",) if several else ()),
             *(f"{share[k]:.2%}" for share in (s.image_to_text, s.text_to_image) for k in AT),
-            of_all(s.images, 0, s.rows),
+            of_all(s.images, s.failed, s.rows),
             f"{s.texts:,}",
             f"{s.failed:,}",
             f"{s.images_per_s:,.0f}",

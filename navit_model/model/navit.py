@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from navit_loader.batch import PackedBatch, View
-from navit_loader.errors import ModelError
+from navit_loader.errors import ConfigError, ModelError
 
 from ..config import NaViTConfig
 from .attention import Backend, check_traceable, choose_for, number_of, segments
@@ -46,6 +46,8 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             config: its shape; with `classes = 0` there is no classifier, and logits are the pooled features.
         """
         super().__init__()
+        if not isinstance(config, NaViTConfig):
+            raise ConfigError(f"config is a {type(config).__name__}; give a NaViTConfig, or NaViTConfig.preset('B/16')")
         self.config = config
         self.checkpointing = config.checkpointing
         self.patch_embed = PatchEmbedding(config)

@@ -42,6 +42,10 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
             another rank is gone.
         KeyboardInterrupt: stopped by a signal; a checkpoint was saved.
     """
+    if not isinstance(run, RunConfig):
+        raise ConfigError(
+            f"run is a {type(run).__name__}, not a RunConfig; make one with RunConfig.from_toml(PATH) or from_dict(TABLE)"
+        )
     out = Path(run.train.out)
     # One process of a run holds its folder: the first.
     first = int(os.environ.get("RANK", "0")) == 0

@@ -52,6 +52,7 @@ class Shot:
         return (
             f"{self.shots}-shot at {self.tokens} tokens, patch {self.patch_size}: {np.mean(self.accuracies):.2%} "
             f"± {np.std(self.accuracies):.2%} over {len(self.accuracies)} draws, {self.images:,} images"
+            + (f" ({self.failed:,} could not be read and count as wrong)" if self.failed else "")
         )
 
 
