@@ -7,13 +7,12 @@ subcommands load torch when they run, so that `--help` is quick.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from navit_loader.errors import NavitError
+from navit_loader.shown import Arguments, escape_outputs, status_of
 
 COMMANDS = ("train", "finetune", "eval", "probe", "embed", "predict", "report")
 """Modules of `navit_model.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
@@ -21,41 +20,20 @@ COMMANDS = ("train", "finetune", "eval", "probe", "embed", "predict", "report")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="navit-model", description="Train and use native-resolution vision transformers."
-    )
+    escape_outputs()
+    parser = Arguments(prog="navit-model", description="Train and use native-resolution vision transformers.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)
     args, rest = parser.parse_known_args(argv)
     if rest:
         # argparse takes changes in one row alone; `train run.toml --resume train.steps=500` is as clear.
-        if not hasattr(args, "changes") or any(text.startswith("-") for text in rest):
+        if not hasattr(args, "changes"):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.changes += rest
     # Torch's idle threads spin by default and take the cores from decoding threads, ours or a daemon's on this host.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
-    except NavitError as e:
-        print(f"navit-model {args.command}: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader has gone, as `head` does; what is left to flush has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as e:
-        if e.filename is None and e.errno is None:
-            raise
-        # A file that the caller named, or a disk: without a name where a file was open already.
-        place = f"'{e.filename}': " if e.filename else ""
-        print(f"navit-model {args.command}: {place}{e.strerror or e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"navit-model {args.command}: interrupted", file=sys.stderr)
-        return 130
+    return status_of(lambda: args.run(args), f"navit-model {args.command}")
 
 
 if __name__ == "__main__":

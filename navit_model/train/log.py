@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from navit_loader.errors import ConfigError
+from navit_loader.shown import say, shown
 
 PLAIN_LINE_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -106,12 +107,13 @@ class RunLog:
         now = time.monotonic()
         if not self.console.is_terminal and (now - self._said >= PLAIN_LINE_S or step == self.steps):
             self._said = now
-            print(f"step {step}/{self.steps} · {line}", flush=True)
+            say(f"step {step}/{self.steps} · {line}")
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""
         if self.speak:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            lines = "\n".join(map(shown, text.split("\n")))
+            self.console.print(lines, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Ends the bar and the log; harmless when called twice."""
