@@ -1,18 +1,15 @@
 """The command line `navit-loader`: one module of `navit_loader.commands` for each subcommand.
 
-In: arguments. Out: an exit status; 2 with one line on stderr for every error that navit raises on purpose. The
-subcommands load what they need when they run, so that `--help` is quick.
+In: arguments. Out: an exit status; 2 with one line on stderr for every error that navit raises on purpose, and for a file or
+disk that cannot be read or written. The subcommands load what they need when they run, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .errors import NavitError
+from .shown import Arguments, escape_outputs, status_of
 
 COMMANDS = ("index", "info", "split", "lint", "pack_shards", "plan", "preview", "bench", "serve", "keys", "top")
 """Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
@@ -27,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where a command found what it looks for to be wrong; 2 after an error; 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
+    escape_outputs()
+    parser = Arguments(
         prog="navit-loader",
         description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
     )
@@ -35,17 +33,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)
     args = parser.parse_args(argv)
-    try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
-    except NavitError as e:
-        print(f"navit-loader: error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader has gone, as `head` does; what is left to flush has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("navit-loader: interrupted", file=sys.stderr)
-        return 130
+    return status_of(lambda: args.run(args), "navit-loader: error")

@@ -10,6 +10,7 @@ pixels. Apart from the report and from `navit-loader preview`, which write it, s
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from .batch import OK, PackedBatch
+from .shown import shown
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#dc2626", "#0891b2", "#65a30d")
 WIDTH, GAP, MARGIN, FONT = 1120, 14, 2, 12
@@ -181,9 +183,5 @@ def _title(batch: PackedBatch, b: int, e: int, classes: Sequence[str]) -> str:
     kept = int(((batch.segment_ids[b] == e) & (batch.positions[b, :, 0] >= 0)).sum())
     height, width = (int(v) for v in batch.sizes[b, e])
     label = int(batch.labels[b, e, 0])
-    name = f", class {_escape(classes[label])}" if 0 <= label < len(classes) else ""
+    name = f", class {html.escape(shown(classes[label]))}" if 0 <= label < len(classes) else ""
     return f"image {int(batch.image_ids[b, e])}{name}: {height} × {width} px, grid {h} × {w}, {kept} of {h * w} tokens"
-
-
-def _escape(text: str) -> str:
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -10,6 +10,8 @@ import sys
 import time
 from types import TracebackType
 
+from ..shown import say
+
 
 class ProgressLine:
     """Progress on stderr: a bar where somebody watches, else a line every ten seconds.
@@ -48,7 +50,7 @@ class ProgressLine:
             self._bar.update(self._task, completed=share, note=note)
         elif time.monotonic() - self._shown >= 10:
             self._shown = time.monotonic()
-            print(f"{self._what}: {share:.0%}, {note}, {self._shown - self._started:.0f} s", file=sys.stderr)
+            say(f"{self._what}: {share:.0%}, {note}, {self._shown - self._started:.0f} s", sys.stderr)
 
     def __enter__(self) -> ProgressLine:
         if self._bar is not None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..shown import say
+
 if TYPE_CHECKING:
     from ..render.engine import Engine
     from ..render.pending import Pending
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with Engine(LoaderConfig.from_toml(args.config), args.index) as engine:
         found = measure(engine, args.batches)
     if args.json:
-        print(json.dumps(found))
+        say(json.dumps(found))
     else:
         _table(found)
     return 0

@@ -7,6 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..shown import say
 from . import ProgressLine
 
 if TYPE_CHECKING:
@@ -65,23 +66,23 @@ def run(args: argparse.Namespace) -> int:
             threads=max(0, args.threads),
             progress=show,
         )
-    print(f"{done.path}: {done.rows:,} images, {len(done.classes):,} classes, {done.seconds:.1f} s")
+    say(f"{done.path}: {done.rows:,} images, {len(done.classes):,} classes, {done.seconds:.1f} s")
     _classes(done)
     if done.unlabelled:
-        print(f"  {done.unlabelled:,} images have no label")
+        say(f"  {done.unlabelled:,} images have no label")
     if done.negatives:
-        print(f"  {done.negatives:,} images are known to be of no class")
+        say(f"  {done.negatives:,} images are known to be of no class")
     for note in done.notes[:SHOWN]:
-        print(f"  {note}")
+        say(f"  {note}")
     if len(done.notes) > SHOWN:
-        print(f"  and {len(done.notes) - SHOWN:,} more notes of that kind")
+        say(f"  and {len(done.notes) - SHOWN:,} more notes of that kind")
     if args.refresh:
-        print(f"  {done.reused:,} images were known and unchanged")
+        say(f"  {done.reused:,} images were known and unchanged")
     if done.broken:
-        print(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
+        say(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
         _by_reason(_broken(done.quarantine))
     if done.ignored:
-        print(f"  {done.ignored:,} files left out that are no images to the index:")
+        say(f"  {done.ignored:,} files left out that are no images to the index:")
         _by_reason(done.left_out)
     return 0
 
@@ -93,13 +94,13 @@ def _classes(done: IndexSummary) -> None:
     named = done.classes != [str(label) for label in range(len(done.classes))]
     shown = [f"{label} = {_short(name)}" for label, name in enumerate(done.classes[:SHOWN])]
     more = f", and {len(done.classes) - SHOWN:,} more" if len(done.classes) > SHOWN else ""
-    print(f"  classes: {', '.join(shown)}{more}" if named else f"  classes: the numbers 0 to {len(done.classes) - 1}")
+    say(f"  classes: {', '.join(shown)}{more}" if named else f"  classes: the numbers 0 to {len(done.classes) - 1}")
     empty = [label for label, count in enumerate(done.counts) if not count]
     if empty:
         listed = ", ".join(_short(done.classes[label]) for label in empty[:SHOWN])
         more = f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
         hint = "; class numbers are counted from 0" if not named and empty[0] == 0 else ""
-        print(f"  no image of class {listed}{more}{hint}")
+        say(f"  no image of class {listed}{more}{hint}")
 
 
 def _short(name: str) -> str:
@@ -123,6 +124,6 @@ def _by_reason(found: dict[str, tuple[int, str]]) -> None:
     """A line for each reason, the commonest first."""
     ordered = sorted(found.items(), key=lambda item: -item[1][0])
     for reason, (count, example) in ordered[:SHOWN]:
-        print(f"    {count:,} {reason}; such as {example}")
+        say(f"    {count:,} {reason}; such as {example}")
     if len(ordered) > SHOWN:
-        print(f"    {sum(count for _, (count, _) in ordered[SHOWN:]):,} for {len(ordered) - SHOWN:,} more reasons")
+        say(f"    {sum(count for _, (count, _) in ordered[SHOWN:]):,} for {len(ordered) - SHOWN:,} more reasons")

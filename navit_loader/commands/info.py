@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ..shown import say
+
 BAR = 32
 """Characters of the longest bar."""
 SHOWN = 12
@@ -34,17 +36,17 @@ def run(args: argparse.Namespace) -> int:
     index.check()
     columns = index.columns()
     width, height, length = (np.concatenate(columns[name]) for name in ("width", "height", "length"))
-    print(f"{index.path}: {index.num_rows:,} images, {int(length.sum()) / 1e6:,.1f} MB, {len(index.shards):,} shards")
-    print(f"  data beneath {index.root}")
+    say(f"{index.path}: {index.num_rows:,} images, {int(length.sum()) / 1e6:,.1f} MB, {len(index.shards):,} shards")
+    say(f"  data beneath {index.root}")
     formats = np.concatenate([batch["format"].indices.to_numpy() for batch in index.table().to_batches()])
     names = index.table()["format"].chunk(0).dictionary.to_pylist()
     counts = np.bincount(formats, minlength=len(names))
-    print("  formats: " + ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True) if n))
+    say("  formats: " + ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True) if n))
     turned = int((np.concatenate(columns["orientation"]) > 1).sum())
-    print(f"  turned by EXIF: {turned:,}")
+    say(f"  turned by EXIF: {turned:,}")
     if columns["caption_tokens"]:
         tokens = np.concatenate(columns["caption_tokens"])
-        print(
+        say(
             f"  captions: {int((tokens > 0).sum()):,}, {tokens.mean():.1f} tokens in the mean, {tokens.max():,} at most"
         )
     side = np.sqrt(width.astype(np.float64) * height)
@@ -58,25 +60,28 @@ def run(args: argparse.Namespace) -> int:
     negatives = int((labels == NO_CLASS).sum())
     none = f", known to be of no class: {negatives:,}" if negatives else ""
     several = f", up to {index.label_width} labels an image" if index.label_width > 1 else ""
-    print(f"\nclasses: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
+    say()
+    say(f"classes: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
     for label in np.argsort(-given, kind="stable")[:SHOWN]:
-        print(f"  {given[label]:>12,}  {index.classes[label]}")
+        say(f"  {given[label]:>12,}  {index.classes[label]}")
     if len(given) > SHOWN:
-        print(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
+        say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
     quarantine = index.quarantine()
-    print(f"\nquarantine: {len(quarantine):,}")
+    say()
+    say(f"quarantine: {len(quarantine):,}")
     for line in quarantine[:SHOWN]:
-        print(f"  {line['uri']}: {line['reason']}")
+        say(f"  {line['uri']}: {line['reason']}")
     if len(quarantine) > SHOWN:
-        print(f"  and {len(quarantine) - SHOWN:,} more in {index.path}.quarantine.jsonl")
+        say(f"  and {len(quarantine) - SHOWN:,} more in {index.path}.quarantine.jsonl")
     return 0
 
 
 def _histogram(title: str, edges: Sequence[float], counts: Any) -> None:
     """Prints a bar for each bin between the first and the last that hold anything."""
     filled = [i for i, count in enumerate(counts) if count]
-    print(f"\n{title}")
+    say()
+    say(title)
     for i in range(filled[0], filled[-1] + 1):
         low, high = edges[i], edges[i + 1]
         span = f"{low:g} and above" if high == float("inf") else f"{low:.4g} to {high:.4g}"
-        print(f"  {span:>18} {counts[i]:>12,}  {'#' * -(-int(counts[i]) * BAR // int(max(counts)))}")
+        say(f"  {span:>18} {counts[i]:>12,}  {'#' * -(-int(counts[i]) * BAR // int(max(counts)))}")

@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..shown import say
+
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from ..service.security import make_keys
 
     server, *clients = make_keys(args.folder, args.client)
-    print(f"for the daemon:  {server}  (navit-loader serve CONFIG --bind tcp://HOST:PORT --keys {server})")
+    say(f"for the daemon:  {server}  (navit-loader serve CONFIG --bind tcp://HOST:PORT --keys {server})")
     for client in clients:
-        print(f"for '{client.name}':  {client}  (RemoteLoader([...], keys='{client}'))")
+        say(f"for '{client.name}':  {client}  (RemoteLoader([...], keys='{client}'))")
     return 0

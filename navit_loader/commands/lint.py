@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from ..shown import say
 from . import ProgressLine
 
 
@@ -51,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
         profiles = int(loader.stats()["profiles"])
         failures = sorted(loader.failures(), key=lambda failure: str(failure["uri"]))
     for failure in failures:
-        print(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
+        say(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
     if not args.json:
-        print(f"{index.path}: {seen - len(failures):,} of {seen:,} images decode, {len(failures):,} are broken")
+        say(f"{index.path}: {seen - len(failures):,} of {seen:,} images decode, {len(failures):,} are broken")
         if dark:
-            print(
+            say(
                 f"  {dark:,.0f} images of 16 bits a sample are nearly black, since they use few of them; give [render] depth: "
                 "'largest', or how many bits they use, such as '12'"
             )
         if profiles:
-            print(f"  {profiles:,} have a colour profile other than sRGB, which is not applied")
+            say(f"  {profiles:,} have a colour profile other than sRGB, which is not applied")
     return 1 if failures else 0

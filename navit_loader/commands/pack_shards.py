@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..shown import say
 from . import ProgressLine
 
 
@@ -47,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda n, total: line.update(n / total, f"{n:,} images"),
         )
     before, after = done.bytes_before / 1e6, done.bytes_after / 1e6
-    print(
+    say(
         f"{args.output}: {done.shards:,} tars, {done.images:,} images written, {before:,.1f} MB are {after:,.1f} MB now"
     )
     if done.broken:
-        print(f"  {done.broken:,} broken, left out; each with its reason in {args.output}/broken.jsonl")
+        say(f"  {done.broken:,} broken, left out; each with its reason in {args.output}/broken.jsonl")
     pattern = f"{args.output}/shard-{{000000..{done.shards - 1:06d}}}.tar"
-    print(f"  next: navit-loader index '{pattern}' --classes {args.index} -o NEW.arrow")
+    say(f"  next: navit-loader index '{pattern}' --classes {args.index} -o NEW.arrow")
     return 0

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..shown import say
+
 BINS = 40
 
 
@@ -40,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
     with Engine(config, args.index) as engine:
         summary = summarise(engine, args.epoch, args.world_size)
         if args.json:
-            print(json.dumps(summary))
+            say(json.dumps(summary))
         else:
             _table(summary)
         if args.html:
             page = _page(summary, distributions(engine, args.epoch))
             Path(args.html).write_text(page, encoding="utf-8")
             if not args.json:
-                print(f"  wrote {args.html}")
+                say(f"  wrote {args.html}")
     return 0
 
 
@@ -108,9 +110,9 @@ def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table(summary: dict[str, Any]) -> None:
-    print(f"epoch {summary['epoch']}")
+    say(f"epoch {summary['epoch']}")
     for name, value in _lines(summary):
-        print(f"  {name:<20} {value}")
+        say(f"  {name:<20} {value}")
 
 
 def distributions(engine: Any, epoch: int, most: int = 4096) -> dict[str, list[float]]:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..shown import say
+
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
@@ -49,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
             packed_image(batch, args.sequences).save(args.output)
     except (OSError, ValueError) as e:
         raise RenderError(f"'{args.output}' cannot be written: {e}") from None
-    print(f"wrote {args.output}: {batch.num_images} images in {args.sequences} sequences")
+    say(f"wrote {args.output}: {batch.num_images} images in {args.sequences} sequences")
     return 0

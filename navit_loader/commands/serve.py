@@ -19,6 +19,7 @@ from typing import Any
 
 from ..config import LoaderConfig
 from ..errors import ConfigError
+from ..shown import Lines, say
 
 
 def add(commands: Any) -> None:
@@ -50,11 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from ..service.security import ServerKeys
     from ..service.server import Server
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s",
-    )
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
     configs: dict[str, LoaderConfig] = {}
     for path in args.config:
         if path.stem in configs:
@@ -76,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
         if serve.metrics:
             url, stop = serve_metrics(server, serve.metrics)
             stack.callback(stop)
-            print(f"navit-loader: metrics at {url}", flush=True)
+            say(f"navit-loader: metrics at {url}")
         plans = ", ".join(f"{name} {engine.plan_id[:16]}" for name, engine in engines.items())
-        print(f"navit-loader: serving plan {plans} on {server.endpoint}", flush=True)
+        say(f"navit-loader: serving plan {plans} on {server.endpoint}")
         _tell_supervisor("READY=1")
         server.run(draining=lambda: _tell_supervisor("STOPPING=1"))
     return 0

@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any
 
+from ..shown import say
+
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
@@ -37,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     drawn = split_rows(index, args.fraction, args.seed)
     for keep, path in zip((~drawn, drawn), args.output, strict=True):
         write_subset(index, keep, path)
-        print(f"{path}: {int(keep.sum()):,} images")
+        say(f"{path}: {int(keep.sum()):,} images")
     return 0

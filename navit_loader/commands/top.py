@@ -13,6 +13,7 @@ from typing import Any
 
 from .._packer import shown
 from ..errors import ServiceError
+from ..shown import shown
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser("top", help="watch a daemon's metrics")
     parser.add_argument("address", metavar="HOST:PORT", help="what was given to serve --metrics")
-    parser.add_argument("--once", action="store_true", help="print one reading and end")
+    parser.add_argument("--once", action="store_true", help="print the rates of one second and end")
     parser.set_defaults(run=run)
 
 
@@ -55,11 +56,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    values = read(args.address)
+    values, before = read(args.address), time.monotonic()
     if args.once:
-        Console().print(_table(values, values, 1.0))
+        time.sleep(1)
+        last, values = values, read(args.address)
+        Console().print(_table(values, last, time.monotonic() - before))
         return 0
-    before = time.monotonic()
     with Live(_table(values, values, 1.0), auto_refresh=False) as live:
         while True:
             time.sleep(1)
@@ -94,8 +96,8 @@ def _table(values: Values, last: Values, seconds: float) -> Any:
         if name == "navit_starved_seconds_total":
             named = dict(labels)
             table.add_row(
-                named["client"],
-                named["plan"],
+                Text(shown(named["client"])),
+                Text(shown(named["plan"])),
                 f"{rate('navit_client_images_total', labels):,.0f}",
                 f"{rate('navit_client_tokens_total', labels):,.0f}",
                 f"{values.get(('navit_client_outstanding', labels), 0):.0f}",

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from navit_loader.shown import say
+
 from . import add_budget, add_model, check_output
 
 
@@ -48,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
             patch_size=args.patch_size,
             progress=lambda done, total: line.update(done / total, f"{done:,} of {total:,} images"),
         )
-    print(f"{args.output}: embeddings of '{args.index}'" + (f"; {failed:,} images could not be read" if failed else ""))
+    say(f"{args.output}: embeddings of '{args.index}'" + (f"; {failed:,} images could not be read" if failed else ""))
     return 1 if failed else 0

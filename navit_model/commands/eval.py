@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from navit_loader.errors import ModelError
 from navit_loader.schema import require
+from navit_loader.shown import say
 
 from . import add_model, check_output
 
@@ -72,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         world.leave()
     if world.rank == 0:
-        print("\n\n".join(texts))
+        for line in "\n\n".join(texts).split("\n"):
+            say(line)
         if args.json:
             text = json.dumps({"checkpoint": str(opened.path), **found}, indent=1)
             args.json.write_text(text + "\n", encoding="utf-8")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from navit_loader.shown import say
+
 from . import add_budget, add_model
 
 
@@ -50,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     for prediction in predict(opened, args.images, top=args.top, tokens=args.tokens, patch_size=args.patch_size):
         if prediction.error:
             bad += 1
-            print(f"navit-model predict: '{prediction.path}': {prediction.error}", file=sys.stderr)
+            say(f"navit-model predict: '{prediction.path}': {prediction.error}", sys.stderr)
         elif args.json:
-            print(json.dumps({"path": str(prediction.path), "classes": dict(prediction.classes)}))
+            say(json.dumps({"path": str(prediction.path), "classes": dict(prediction.classes)}))
         else:
-            print(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes))
+            say(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes))
     return 1 if bad else 0

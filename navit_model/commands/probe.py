@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from navit_loader.shown import say
+
 from . import add_budget, add_model, check_output
 
 
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             patch_size=args.patch_size,
             seed=args.seed,
         )
-        print(shot, flush=True)
+        say(shot)
         found.append(shot.to_dict())
     if args.json:
         text = json.dumps({"checkpoint": str(opened.path), "probes": found}, indent=1)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from navit_loader.shown import say
+
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
@@ -22,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..train import report
 
-    print(f"report: {report.write(args.out)}")
+    say(f"report: {report.write(args.out)}")
     return 0

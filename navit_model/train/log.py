@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from navit_loader.errors import ConfigError
-
-from ..console import hush
+from navit_loader.shown import hush, shown
 
 PLAIN_LINE_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -126,8 +125,9 @@ class RunLog:
         counts is in `log.jsonl`."""
         if not self.speak:
             return
+        lines = "\n".join(map(shown, text.split("\n")))
         try:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(lines, markup=False, highlight=False, soft_wrap=True)
             sys.stdout.flush()
         except OSError:
             hush(sys.stdout)

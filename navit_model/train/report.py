@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from navit_loader.errors import ExtraError, ModelError
+from navit_loader.shown import shown
 
 from .log import read_log
 
@@ -86,7 +87,7 @@ def write(
             "outline. Below it the same images put together again: grey patches were dropped and cost nothing.</p>"
         )
         picture = _card("Packed sequences", note + packed.read_text(encoding="utf-8"))
-    title = html.escape(str(out))
+    title = html.escape(shown(out))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
@@ -144,7 +145,7 @@ def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) 
         for e in scores
     )
     rows += "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{accuracy:.2%}</td><td></td><td></td><td></td><td></td></tr>"
+        f"<tr><td>{html.escape(shown(name))}</td><td>{accuracy:.2%}</td><td></td><td></td><td></td><td></td></tr>"
         for name, accuracy in baselines.items()
     )
     head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "ECE", "images", "failed", "images/s"))

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError, StateError, said
 from navit_loader.picture import packed_svg
+from navit_loader.shown import tell
 
-from ..console import tell
 from ..model.navit import NaViT
 from ..weights.saved import fill
 from ..world import TIMEOUT, World
