@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from .from_transformers import convert as convert_transformers
 from .from_transformers import tower_of
 from .tensors import Stored
 
+T = TypeVar("T")
 PIXELS = "preprocessor_config.json"
 FORGOTTEN = ("position_ids", "inv_freq")
 """Ends of names that old files hold and that follow from the configuration."""
@@ -43,6 +44,11 @@ def open_folder(folder: Path, table: dict[str, Any]) -> Taken:
         ModelError: the library is missing, does not know the model, or a file is; or what the family's conversion refuses.
     """
     library, of = ("transformers", _transformers) if "model_type" in table else ("timm", _timm)
+    return _guarded(library, folder, of)
+
+
+def _guarded(library: str, folder: Path, of: Callable[[Any, Path, Stored], T]) -> T:
+    """What `of` makes of a folder with the library that saved it; its errors are ours."""
     try:
         found = importlib.import_module(library)
     except ImportError:
@@ -65,6 +71,26 @@ def _timm(timm: Any, folder: Path, stored: Stored) -> Taken:
 
 
 def _transformers(transformers: Any, folder: Path, stored: Stored) -> Taken:
+    taken, weights = convert_transformers(*_laid_out(transformers, folder, stored, lambda model: tower_of(model)[1]))
+    if (folder / PIXELS).is_file():
+        pixels = json.loads((folder / PIXELS).read_text(encoding="utf-8"))
+        mean, std = pixels.get("image_mean", taken.mean), pixels.get("image_std", taken.std)
+        taken = replace(taken, mean=tuple(mean), std=tuple(std))
+    return taken, weights
+
+
+def open_model(folder: Path) -> tuple[Any, Mapping[str, Tensor]]:
+    """An empty model of transformers, and the weights of a folder under its names.
+
+    Raises:
+        ModelError: as `open_folder`.
+    """
+    return _guarded("transformers", folder, _laid_out)
+
+
+def _laid_out(
+    transformers: Any, folder: Path, stored: Stored, place: Callable[[Any], str] = lambda model: ""
+) -> tuple[Any, Mapping[str, Tensor]]:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     # Towers are not among the names of the package, so the class is looked for beside that of its configuration.
@@ -76,27 +102,24 @@ def _transformers(transformers: Any, folder: Path, stored: Stored) -> Taken:
     with torch.device("meta"):
         model = kind._from_config(config)
     wanted = model.state_dict()
-    names = _names(kind, model, wanted, stored)
+    names = _names(kind, model, wanted, stored, place(model))
     if names is None:
         # Only transformers knows what it makes of these files: then its whole copy is held beside ours.
-        taken, weights = convert_transformers(kind.from_pretrained(folder, local_files_only=True))
-    else:
-        taken, weights = convert_transformers(model, Laid(wanted, stored, names))
-    if (folder / PIXELS).is_file():
-        pixels = json.loads((folder / PIXELS).read_text(encoding="utf-8"))
-        mean, std = pixels.get("image_mean", taken.mean), pixels.get("image_std", taken.std)
-        taken = replace(taken, mean=tuple(mean), std=tuple(std))
-    return taken, weights
+        model = kind.from_pretrained(folder, local_files_only=True)
+        return model, model.state_dict()
+    return model, Laid(wanted, stored, names)
 
 
-def _names(kind: Any, model: Any, wanted: dict[str, Tensor], stored: Stored) -> dict[str, str] | None:
-    """For each name in the files that of the model, as transformers itself renames them; None where it changes weights too."""
+def _names(kind: Any, model: Any, wanted: dict[str, Tensor], stored: Stored, place: str) -> dict[str, str] | None:
+    """For each name in the files that of the model, where that begins with `place`, as transformers itself renames them; None
+    where some are changed too.
+    """
     mapping = importlib.import_module("transformers.conversion_mapping").get_model_conversion_mapping(model)
     loading = importlib.import_module("transformers.core_model_loading")
     renamings = [m for m in mapping if isinstance(m, loading.WeightRenaming)]
     changes = [m for m in mapping if isinstance(m, loading.WeightConverter)]
     ignored = tuple(getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ())
-    place, found = tower_of(model)[1], {}
+    found = {}
     for name in stored:
         new, change = loading.rename_source_key(name, renamings, changes, model.base_model_prefix, wanted)
         known = new in wanted or not (new.endswith(FORGOTTEN) or any(re.search(pattern, new) for pattern in ignored))
