@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
@@ -25,6 +27,8 @@ P = 4
 WIDE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOWER: dict[str, Any] = {**WIDE, "patch_size": P, "image_size": 16, "intermediate_size": 40}
 TEXT: dict[str, Any] = {**WIDE, "intermediate_size": 40, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
+SPEAKS: dict[str, Any] = {**WIDE, "num_key_value_heads": 2, "intermediate_size": 40, "vocab_size": 200}
+FLEXIBLE: dict[str, Any] = {**WIDE, "intermediate_size": 40, "patch_size": P, "num_patches": 16}
 QWEN: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 40, "num_heads": 4, "out_hidden_size": 24}
 
 
@@ -48,6 +52,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**TOWER, num_labels=5)),
     "two towers": clip,
+    # Of models that see and speak the tower is taken, and the projector stays behind.
+    "see and speak": lambda: transformers.Lfm2VlForConditionalGeneration(
+        transformers.Lfm2VlConfig(
+            text_config={**SPEAKS, "model_type": "lfm2", "layer_types": ["full_attention", "conv"]},
+            vision_config={**FLEXIBLE, "model_type": "siglip2_vision_model", "vision_use_head": False},
+        )
+    ),
     "windows": lambda: Qwen2_5_VisionTransformerPretrainedModel(
         Qwen2_5_VLVisionConfig(**QWEN, depth=2, patch_size=P, window_size=16, fullatt_block_indexes=[1])
     ),
@@ -162,6 +173,63 @@ def test_bad_foreign_folders_are_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         refused(words)
+
+
+def big_vision(path: Path, pool: str, side: int = 3) -> dict[str, np.ndarray]:
+    """A file as big_vision saves its ViT, random."""
+    rng = np.random.default_rng(5)
+    D, H, M, depth = 32, 4, 48, 2
+    shapes: dict[str, tuple[int, ...]] = {"embedding/kernel": (P, P, 3, D), "embedding/bias": (D,)}
+    shapes |= {"pos_embedding": (1, side * side, D), "head/kernel": (D, 5), "head/bias": (5,)}
+    names = {f"Transformer/encoderblock_{n}/": 2 for n in range(depth)} | ({"MAPHead_0/": 1} if pool == "map" else {})
+    for name, norms in names.items():
+        attention = f"{name}MultiHeadDotProductAttention_0/"
+        shapes |= {f"{attention}{part}/kernel": (D, H, D // H) for part in ("query", "key", "value")}
+        shapes |= {f"{attention}{part}/bias": (H, D // H) for part in ("query", "key", "value")}
+        shapes |= {f"{attention}out/kernel": (H, D // H, D), f"{attention}out/bias": (D,)}
+        for n in range(norms):
+            shapes |= {f"{name}LayerNorm_{n}/scale": (D,), f"{name}LayerNorm_{n}/bias": (D,)}
+        shapes |= {f"{name}MlpBlock_0/Dense_0/kernel": (D, M), f"{name}MlpBlock_0/Dense_0/bias": (M,)}
+        shapes |= {f"{name}MlpBlock_0/Dense_1/kernel": (M, D), f"{name}MlpBlock_0/Dense_1/bias": (D,)}
+    shapes |= {f"Transformer/encoder_norm/{part}": (D,) for part in ("scale", "bias")}
+    shapes |= {"cls": (1, 1, D)} if pool == "token" else {"MAPHead_0/probe": (1, 1, D)} if pool == "map" else {}
+    arrays = {f"params/{name}": rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("pool", ["token", "map", "avg"])
+def test_a_file_of_big_vision(tmp_path: Path, pool: str) -> None:
+    path = tmp_path / "flexi.npz"
+    arrays = big_vision(path, pool)
+    net = NaViT.from_pretrained(path, patch_sizes=(2, P))
+    shape = {"patch_size": P, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 1.5, "num_classes": 5}
+    kind = {"class_token": pool == "token", "no_embed_class": True, "global_pool": pool, "fc_norm": False}
+    source = VisionTransformer(img_size=3 * P, **shape, **kind, act_layer="gelu_tanh").eval()
+    source.load_pretrained(str(path))
+    rng = np.random.default_rng(0)
+    images = [torch.from_numpy(rng.normal(size=(3, 3 * P, 3 * P)).astype(np.float32)) for _ in range(5)]
+    with torch.no_grad():
+        theirs = torch.cat([source(image[None]) for image in images])
+    ours = net.classify(images, normalized=True)
+    assert (ours - theirs).abs().max() / theirs.std() < 1e-4
+    for change, words in (
+        ({"params/head/sigma": np.zeros(5, np.float32)}, "no place for: head/sigma"),
+        ({"params/head/bias": np.zeros(4, np.float32)}, r"'head.weight' .* shape \[5, 32\], .* \[4, 32\]"),
+        (
+            {"params/embedding/kernel": np.zeros((P, P, 4, 32), np.float32)},
+            r"shape \[4, 4, 4, 32\], not \[P, P, 3, D\]",
+        ),
+    ):
+        np.savez(path, **{**arrays, **change})
+        with pytest.raises(ModelError, match=words):
+            NaViT.from_pretrained(path)
+    np.savez(path, **{k: v for k, v in arrays.items() if "encoder_norm/scale" not in k})
+    with pytest.raises(ModelError, match="has no weight 'Transformer/encoder_norm/scale'"):
+        NaViT.from_pretrained(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"flexi\.npz' cannot be read"):
+        NaViT.from_pretrained(path)
 
 
 def test_weights_are_read_a_part_at_a_time(tmp_path: Path) -> None:

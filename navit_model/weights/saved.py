@@ -27,6 +27,7 @@ from ..config import NaViTConfig
 from ..model.navit import NaViT
 from .convert import Weights
 from .foreign import PIXELS, is_foreign, open_folder
+from .from_big_vision import open_npz
 from .from_timm import convert as convert_timm
 from .from_transformers import convert as convert_transformers
 from .tensors import INDEX, read_file
@@ -102,7 +103,7 @@ def from_pretrained(
     Args:
         kind: the class of the model: `NaViT`, or one made of it.
         path: a folder that `save_pretrained` made, ours or that of timm or transformers, or a name on the hub of such a one.
-            For theirs the library must be installed.
+            For theirs the library must be installed. Or an `.npz` of big_vision.
         revision: branch, tag or commit on the hub; this and the next four mean nothing for a folder.
         token: credentials for the hub.
         cache_dir: where downloads are kept.
@@ -116,6 +117,8 @@ def from_pretrained(
         ConfigError: a key or value of the configuration that is not allowed.
     """
     folder = Path(path)
+    if folder.suffix == ".npz":
+        return from_parts(kind, *open_npz(folder), f"'{folder}'", changes)
     if not folder.is_dir():
         try:
             found = snapshot_download(
