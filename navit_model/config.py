@@ -263,6 +263,7 @@ class TextConfig:
         tokenizer: what names the tokenizer in the index; empty takes the index's.
         max_tokens: rows of the position table: tokens of a caption at most (NaViT: 24 of a 32 k vocabulary; bytes need
             more); 0 takes the plan's.
+        pad: zero-shot texts are filled up to `max_tokens` with this id, which the tower reads (SigLIP); −1 leaves them.
         causal: each token sees those before it alone (CLIP, arXiv 2103.00020, section 2.4); else all of its caption (LiT,
             SigLIP).
         pool: the `last` token (CLIP, LiT, SigLIP), or attention pooling, `map`.
@@ -288,6 +289,7 @@ class TextConfig:
     vocabulary: int = 0
     tokenizer: str = ""
     max_tokens: int = 0
+    pad: int = -1
     causal: bool = False
     pool: Literal["last", "map"] = "last"
     qk_norm: bool = True
@@ -296,7 +298,7 @@ class TextConfig:
     out_bias: bool = True
     mlp_bias: bool = True
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
     layer_scale: float = 0.0
     drop_path: float = 0.0
     dropout: float = 0.0
@@ -312,6 +314,7 @@ class TextConfig:
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
         for key in ("vocabulary", "max_tokens", "layer_scale"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        require(self.pad >= -1, "pad", self.pad, "a token, or -1 for none")
         for key in ("drop_path", "dropout"):
             require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
 
@@ -322,11 +325,13 @@ class ContrastiveConfig:
 
     Attributes:
         width: of the joint embedding, D.
+        text_bias: a bias in the text's projection (SigLIP).
         image_from: a run's folder or checkpoint whose image model the image tower starts from; empty starts afresh.
         locked: leave that image tower as it is: only its projection and the text learn (LiT, arXiv 2111.07991).
     """
 
     width: int = 512
+    text_bias: bool = False
     image_from: str = ""
     locked: bool = False
 

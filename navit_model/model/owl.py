@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from navit_loader.batch import OK, PackedBatch, View
 
+from .pool import pick_prefix
+
 EDGE = 1e-4
 """Centres and sides start this far from 0 and 1, where the sigmoid has no finite argument."""
 
@@ -67,20 +69,49 @@ class OwlHead(nn.Module):
             queries: `[Q, query_width]`, of any length: only their direction counts.
         """
         there_BL = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
-        x_BLD = x_BLD.masked_fill(~there_BL[..., None], 0.0)
+        x_BLD = self._features(x_BLD, batch).masked_fill(~there_BL[..., None], 0.0)
         boxes = (self.box(x_BLD).float() + self._start(batch)).sigmoid()
         likeness = F.normalize(self.embed(x_BLD).float(), dim=-1) @ F.normalize(queries.float(), dim=-1).T
         logits = (likeness + self.shift(x_BLD).float()) * (F.elu(self.scale(x_BLD).float()) + 1)
         return Proposals(boxes, logits, there_BL)
 
-    @staticmethod
-    def _start(batch: PackedBatch | View) -> Tensor:
+    def _features(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
+        """What boxes and classes are read from."""
+        return x_BLD
+
+    def _start(self, batch: PackedBatch | View) -> Tensor:
         """The patch's own box before the sigmoid, f32 `[B, L, 4]`: a start at its own place learns faster."""
-        index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
-        h_w = batch.grids.long().gather(1, index).clamp_min(1).float()
-        centre = (batch.positions.clamp_min(0).float() + 0.5) / h_w
-        box = torch.cat([centre.flip(-1), (1 / h_w).flip(-1)], -1)
-        return torch.logit(box, eps=EDGE)
+        return torch.logit(_own_boxes(batch, 0.5), eps=EDGE)
+
+
+class ClassOwlHead(OwlHead):
+    """The head of the published OWL-ViT: patches are multiplied by their image's class token, then normed.
+
+    Its boxes start with their centre on the patch's lower right corner, as its code has it.
+    """
+
+    def __init__(self, width: int, query_width: int, norm_eps: float = 1e-5) -> None:
+        """Makes the head with fresh weights; `norm_eps` is its norm's ε, the others are as for `OwlHead`."""
+        super().__init__(width, query_width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def _features(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
+        images = batch.grids.shape[1]
+        class_BED = pick_prefix(x_BLD, batch.segment_ids, batch.positions, images, 0)
+        index = batch.segment_ids.long().clamp_min(0)[..., None].expand_as(x_BLD)
+        return self.norm(x_BLD * class_BED.gather(1, index))  # type: ignore[no-any-return]
+
+    def _start(self, batch: PackedBatch | View) -> Tensor:
+        box = _own_boxes(batch, 1.0)
+        return torch.log(box + EDGE) - torch.log1p(EDGE - box)
+
+
+def _own_boxes(batch: PackedBatch | View, within: float) -> Tensor:
+    """Each patch's (x, y) and size as shares of its image, f32 `[B, L, 4]`; `within`: where in the patch (x, y) is."""
+    index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
+    h_w = batch.grids.long().gather(1, index).clamp_min(1).float()
+    at = (batch.positions.clamp_min(0).float() + within) / h_w
+    return torch.cat([at.flip(-1), (1 / h_w).flip(-1)], -1)
 
 
 def detections(found: Proposals, batch: PackedBatch, threshold: float = 0.1) -> list[dict[str, Tensor]]:

@@ -60,12 +60,14 @@ class TwoTowers(nn.Module):
         self.image = NaViT(replace(image, classes=0))
         self.text = TextTower(text)
         self.image_projection = nn.Linear(image.width, config.width, bias=False)
-        self.text_projection = nn.Linear(text.width, config.width, bias=False)
+        self.text_projection = nn.Linear(text.width, config.width, bias=config.text_bias)
         sigmoid = loss == "sigmoid"
         self.logit_scale = nn.Parameter(torch.tensor([math.log(10.0 if sigmoid else 1 / 0.07)]))
         self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if sigmoid else None
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        if config.text_bias:
+            nn.init.zeros_(self.text_projection.bias)
         if config.locked:
             self.image.requires_grad_(False)
 

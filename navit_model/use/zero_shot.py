@@ -17,6 +17,7 @@ from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 from navit_loader.index.tokens import BYTES, load_tokenizer
 
+from ..config import TextConfig
 from ..model.text import pack_captions
 from ..model.towers import TwoTowers
 
@@ -65,7 +66,7 @@ class ZeroShot(nn.Module):
             )
         texts = [template.replace("{}", name) for name in names for template in templates]
         ids = _ids(loaded.columns(texts), texts, loaded.facts.end, loaded.facts.hash == BYTES)
-        ids = [_cut(each, config.max_tokens, loaded.facts.end) for each in ids]
+        ids = [_filled(_cut(each, config.max_tokens, loaded.facts.end), config) for each in ids]
         device = towers.logit_scale.device
         with torch.no_grad():
             parts = [
@@ -87,6 +88,11 @@ def _ids(columns: dict[str, object], texts: Sequence[str], end: int, as_bytes: b
         return [[*text.encode(), end] for text in texts]
     found: list[list[int]] = columns["caption_ids"].to_pylist()  # type: ignore[attr-defined]
     return found
+
+
+def _filled(ids: list[int], config: TextConfig) -> list[int]:
+    """As long as the tower wants it."""
+    return ids if config.pad < 0 else [*ids, *[config.pad] * (config.max_tokens - len(ids))]
 
 
 def _cut(ids: list[int], most: int, end: int) -> list[int]:

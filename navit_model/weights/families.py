@@ -245,6 +245,11 @@ _QWEN2 = Family(_qwen2, "blocks", "patch_embed.proj", ("norm1", "norm2"), ("attn
 _QWEN2_5 = replace(_QWEN2, keys=_qwen2_5, mlp=(_GATED,))
 _QWEN3 = replace(_QWEN2, keys=_qwen3, mlp=(("mlp.linear_fc1", "mlp.linear_fc2"),), table="pos_embed.weight")
 
+TEXT = replace(
+    _SIGLIP, last="final_layer_norm", table="embeddings.position_embedding.weight", patch="embeddings.token_embedding"
+)
+"""How SigLIP, SigLIP 2, CLIP and OWL-ViT name the parts of their text towers."""
+
 FAMILIES = {
     "SiglipVisionModel": _SIGLIP,
     "SiglipForImageClassification": _SIGLIP,

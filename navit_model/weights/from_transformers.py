@@ -15,7 +15,7 @@ from torch import Tensor
 
 from navit_loader.errors import ModelError
 
-from ..config import NaViTConfig
+from ..config import NaViTConfig, TextConfig
 from .convert import OtherModel, Taken, Weights, kernel, need, query, turned
 from .families import ACTIVATIONS, FAMILIES, PLAIN, Family
 
@@ -128,7 +128,7 @@ def _mlp(source: OtherModel, family: Family, block: str) -> tuple[tuple[str, ...
 def _weights(source: OtherModel, config: NaViTConfig, family: Family) -> Iterator[Weights]:
     yield _embedding(source, config, family)
     for n in range(config.depth):
-        yield turned(_block(source, config, family, n), config.heads, family.turning)
+        yield turned(block(source, config, family, n), config.heads, family.turning)
     if family.last:
         yield source.layer(family.last, "norm")
     if config.pool == "map":
@@ -166,7 +166,8 @@ def _embedding(source: OtherModel, config: NaViTConfig, family: Family) -> Weigh
     return found
 
 
-def _block(source: OtherModel, config: NaViTConfig, family: Family, n: int) -> Weights:
+def block(source: OtherModel, config: NaViTConfig | TextConfig, family: Family, n: int) -> Weights:
+    """The weights of block `n`, of an image's or a text's tower."""
     theirs, ours = f"{family.blocks}.{n}.", f"blocks.{n}."
     found: Weights = {}
     for name, place in zip(family.norms, ("norm1", "norm2", "after1", "after2"), strict=False):

@@ -1,4 +1,4 @@
-"""Weights that come and go: a folder with `model.safetensors` and `config.json`, or a model of another library.
+"""Weights that come and go: a folder with `model.safetensors` and `config.json`, ours or another library's, or its model.
 
 In: a folder, a name on the Hugging Face hub, or a model object of timm or transformers. Out: a model in evaluation mode on
 the CPU. Apart from training's checkpoints (`navit_model.train.checkpoint`), which hold a whole run; a folder made here is for
@@ -26,9 +26,11 @@ from navit_loader.schema import parse
 from ..config import NaViTConfig
 from ..model.navit import NaViT
 from .convert import Weights
+from .foreign import PIXELS, is_foreign, open_folder
+from .from_big_vision import open_npz
 from .from_timm import convert as convert_timm
 from .from_transformers import convert as convert_transformers
-from .tensors import read_file
+from .tensors import INDEX, read_file
 
 Model = TypeVar("Model", bound=NaViT)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -100,7 +102,8 @@ def from_pretrained(
 
     Args:
         kind: the class of the model: `NaViT`, or one made of it.
-        path: a folder that `save_pretrained` made, or a name on the hub such as `me/my-navit`.
+        path: a folder that `save_pretrained` made, ours or that of timm or transformers, or a name on the hub of such a one.
+            For theirs the library must be installed. Or an `.npz` of big_vision.
         revision: branch, tag or commit on the hub; this and the next four mean nothing for a folder.
         token: credentials for the hub.
         cache_dir: where downloads are kept.
@@ -114,6 +117,8 @@ def from_pretrained(
         ConfigError: a key or value of the configuration that is not allowed.
     """
     folder = Path(path)
+    if folder.suffix == ".npz":
+        return from_parts(kind, *open_npz(folder), f"'{folder}'", changes)
     if not folder.is_dir():
         try:
             found = snapshot_download(
@@ -123,7 +128,7 @@ def from_pretrained(
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
-                allow_patterns=[CONFIG, WEIGHTS],
+                allow_patterns=[CONFIG, WEIGHTS, INDEX, PIXELS, "model-*.safetensors"],
             )
         except (HfHubHTTPError, HFValidationError, OSError) as e:
             reason = said(e)[0]
@@ -131,20 +136,32 @@ def from_pretrained(
         folder = Path(found)
     try:
         table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config = parse(NaViTConfig, table, str(folder / CONFIG))
+        foreign = is_foreign(table)
+        config = NaViTConfig() if foreign else parse(NaViTConfig, table, str(folder / CONFIG))
     except (OSError, ValueError, AttributeError) as e:
         if isinstance(e, ConfigError):
             raise
         raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
+    if foreign:
+        return _foreign(kind, folder, table, changes)
     return from_weights(kind, config, read_file(folder / WEIGHTS), f"'{folder / WEIGHTS}'", changes)
 
 
+def _foreign(kind: type[Model], folder: Path, table: dict[str, Any], changes: dict[str, Any]) -> Model:
+    try:
+        return from_parts(
+            kind, *open_folder(folder, table), str(table.get("architecture", table.get("model_type"))), changes
+        )
+    except ModelError as e:
+        raise ModelError(str(e) if str(folder) in str(e) else f"'{folder}': {e}") from None
+
+
 def from_timm(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
-    """A model with the outputs of a ViT, DeiT or NaFlexViT of timm, at any grid that it takes itself.
+    """A model with the outputs of a transformer of timm, at any grid that it takes itself.
 
     Args:
         kind: the class of the model: `NaViT`, or one made of it.
-        model: a `VisionTransformer`, `VisionTransformerDistilled` or `NaFlexVit`.
+        model: see `navit_model.weights.from_timm`.
         changes: as for `from_pretrained`.
 
     Raises:
@@ -154,7 +171,7 @@ def from_timm(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
 
 
 def from_transformers(kind: type[Model], model: nn.Module, **changes: Any) -> Model:
-    """A model with the outputs of a SigLIP, SigLIP 2, ViT or DINOv2 vision tower of transformers ≥ 5.
+    """A model with the outputs of a vision tower of transformers ≥ 5.
 
     Args:
         kind: the class of the model: `NaViT`, or one made of it.

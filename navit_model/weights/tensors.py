@@ -1,20 +1,23 @@
 """Named tensors in a folder: safetensors files, in several parts where there is much.
 
-In: tensors by name. Out: `NAME.safetensors`, or `NAME-00001-of-00003.safetensors` and so on. Apart from checkpoints, which
-say what is saved and when; no file here is ever pickled.
+In: tensors by name. Out: `NAME.safetensors`, or `NAME-00001-of-00003.safetensors` and so on; and those of other libraries'
+folders, read one by one. Apart from checkpoints, which say what is saved and when; no file here is ever pickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from navit_loader.errors import ModelError
 
+INDEX = "model.safetensors.index.json"
 PART_BYTES = 4 * 2**30
 """A part is closed before it grows beyond this; a single tensor is never split."""
 
@@ -69,6 +72,59 @@ def read_file(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as e:
         raise ModelError(f"'{path}' cannot be read ({e}); go back to an earlier copy") from None
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a folder of another library, `model.safetensors` or the shards that an index names, each read when it is
+    asked for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the files.
+
+        Raises:
+            ModelError: a file is missing or damaged; or weights are pickled, which are not read.
+        """
+        single, index = folder / "model.safetensors", folder / INDEX
+        if not single.exists() and not index.exists():
+            raise ModelError(f"'{folder}' has no model.safetensors and no {INDEX}; pickled weights are not read")
+        self.files: dict[str, Any] = {}
+        if single.exists():
+            opened = _opened(single)
+            self.files = dict.fromkeys(opened.keys(), opened)
+            return
+        try:
+            places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = {name: folder / name for name in sorted(set(places.values()))}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ModelError(f"'{index}' cannot be read ({e}); copy the folder again") from None
+        for shard, path in shards.items():
+            if Path(shard).name != shard:
+                raise ModelError(f"'{index}' names the shard '{shard}' outside of its folder")
+            opened = _opened(path)
+            named = [name for name, place in places.items() if place == shard]
+            if lost := sorted(set(named) - set(opened.keys())):
+                raise ModelError(
+                    f"'{path}' has no weight '{lost[0]}', which {INDEX} says it has; copy the folder again"
+                )
+            self.files |= dict.fromkeys(named, opened)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value: Tensor = self.files[name].get_tensor(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"'{path}' cannot be read ({e}); copy the folder again") from None
 
 
 def _files(folder: Path, name: str) -> list[Path]:
