@@ -2,7 +2,8 @@
 
 In: lines to print, to log or to put into a picture. Out: the same with every character that steers a terminal, turns the
 direction of reading, breaks a line or is no character at all written as `\\u001b`, which JSON reads as well. Apart from who
-prints, since these are the doors of both command lines: `say` and `tell`, `Arguments`, `Lines` for logs, and `status_of` for errors.
+prints, since these are the doors of both command lines: `say` and `tell`, `Arguments`, `Lines` for logs, and `status_of` for
+errors.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from typing import Any
 
-from .._packer import shown
+from .. import _packer
 from ..errors import ServiceError
 from ..shown import shown
 
@@ -44,7 +44,7 @@ def read(address: str) -> Values:
             for sample in family.samples
         }
     except (OSError, ValueError) as e:
-        raise ServiceError(f"no metrics at '{shown(url)}': {e}; start the daemon with --metrics HOST:PORT") from None
+        raise ServiceError(f"no metrics at '{_packer.shown(url)}': {e}; start the daemon with --metrics HOST:PORT") from None
 
 
 def run(args: argparse.Namespace) -> int:
