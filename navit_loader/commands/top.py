@@ -44,7 +44,9 @@ def read(address: str) -> Values:
             for sample in family.samples
         }
     except (OSError, ValueError) as e:
-        raise ServiceError(f"no metrics at '{_packer.shown(url)}': {e}; start the daemon with --metrics HOST:PORT") from None
+        raise ServiceError(
+            f"no metrics at '{_packer.shown(url)}': {e}; start the daemon with --metrics HOST:PORT"
+        ) from None
 
 
 def run(args: argparse.Namespace) -> int:
