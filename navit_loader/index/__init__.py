@@ -1,8 +1,8 @@
 """The index: one row per image with its size, its labels and where its bytes are.
 
 Takes: sources (folders, manifests, tars, Parquet, buckets). Gives: an Arrow IPC file that opens in constant time at any
-size, memory-mapped where it is large, and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index` reads it. May not know:
-pixels, plans, or who reads it.
+size, memory-mapped where it is large, and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index`
+reads it. May not know: pixels, plans, or who reads it.
 """
 
 from __future__ import annotations
