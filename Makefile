@@ -35,7 +35,8 @@ test-rust: $(VENV)/.deps
 test-python: build $(VENV)/.dali
 	@$(PY) -m pytest
 
-# Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached.
+# Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached. The plan alone
+# is built, and what it needs without optimising: most of the time would go there.
 ARM    := aarch64-unknown-linux-gnu
 ARMRUN := CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
@@ -47,7 +48,8 @@ test-aarch64: $(VENV)/.deps  ## the plan's digests on an emulated Arm processor;
 			apt-get install -y -qq --no-install-recommends rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu \
 				libc6-dev-arm64-cross >/dev/null; \
 		else echo "for $(ARM) install, on Debian: rustc-web libstd-rust-web-dev:arm64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross" >&2; exit 1; fi; }
-	@RUSTC=/usr/bin/rustc $(ARMRUN) cargo test --quiet --locked --target $(ARM) --target-dir target/aarch64 --test plan_digest
+	@RUSTC=/usr/bin/rustc $(ARMRUN) cargo test --quiet --locked --target $(ARM) --target-dir target/aarch64 \
+		-p navit-packer --no-default-features --config 'profile.dev.package."*".opt-level=0' --test plan_digest
 
 check: build  ## formatters, linters, types, the walls between rooms, and the stub against the binary
 	cargo fmt --all --check
