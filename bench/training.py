@@ -65,11 +65,11 @@ def overhead(run: Path, rounds: int) -> tuple[float, float]:
         optimizer, average = adamw(bare, config.train), Average(bare, config.train.ema)
 
         def ours() -> None:
-            meter = Meter(world.device)
+            trainer._meter = Meter(world.device)
             for batch in batches:
-                trainer._one([batch], meter)
+                trainer._one([batch])
                 trainer.step += 1
-            meter.read(world)
+            trainer._meter.read(world)
 
         def plain() -> None:
             for n, batch in enumerate(batches):

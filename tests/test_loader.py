@@ -190,6 +190,15 @@ def test_behind_the_last_batch_the_next_epoch_begins(data: Path) -> None:
     assert all(same(a, b) for x, y in zip(expected, taken, strict=True) for a, b in zip(x, y, strict=True))
 
 
+def test_a_batch_is_printed_in_a_few_lines(data: Path) -> None:
+    with PackedLoader(data / "a.arrow", BASE) as loader:
+        batch = next(iter(loader))
+    for shown in (repr(batch), repr(batch.to("cpu"))):
+        assert f"{batch.num_images} images, {batch.num_tokens} tokens" in shown
+        assert f"patches uint8 {list(batch.patches.shape)}" in shown
+        assert len(shown) < 1500 and len(shown.splitlines()) < 8
+
+
 def test_threads_change_nothing(data: Path) -> None:
     runs = []
     for threads in (1, 4):

@@ -89,8 +89,9 @@ def with_plan_of(run: RunConfig, loader: Loader) -> RunConfig:
     Raises:
         ConfigError: the run has a `[plan]`, and it is not theirs; names the keys that differ.
     """
-    if isinstance(loader, PackedLoader):
+    if not run.loader.data.endpoints:
         return run
+    assert not isinstance(loader, PackedLoader)
     own, served = run.loader.plan, loader.served
     theirs: dict[str, Any] = {
         **{key: getattr(served.view, key) for key in ("sequence_length", "max_tokens", "prefix_tokens")},
