@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.commands.top import read
 from navit_loader.errors import ServiceError
 from navit_loader.service import protocol
 from navit_loader.service.security import ClientKeys, ServerKeys, check_bind, make_keys
@@ -149,6 +150,8 @@ def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:
         endpoint = daemon.endpoint.replace("0.0.0.0", "127.0.0.1")
         with RemoteLoader([endpoint], keys=keys / "alice") as loader:
             assert len(list(loader)) >= 1
+        assert daemon.metrics is not None
+        assert not any(name == "navit_refused_total" for name, _ in read(daemon.metrics))
         for own, hint in ((None, "keys=FOLDER"), (stranger / "eve", "allow-list"), (wrong / "mallory", "")):
             before = time.monotonic()
             with pytest.raises(ServiceError, match=f"{endpoint}: .*{hint}"):
@@ -156,7 +159,6 @@ def test_only_listed_keys_come_in(keys: Path, tmp_path: Path) -> None:
             assert time.monotonic() - before < 5
         with RemoteLoader([endpoint], keys=keys / "bob") as loader:
             next(iter(loader))
-        assert daemon.metrics is not None
         text = urllib.request.urlopen(daemon.metrics).read().decode()
     log = "".join(daemon.log)
     assert 'navit_refused_total{reason="key"}' in text

@@ -153,6 +153,7 @@ def test_a_flipped_bit_ends_a_connection_and_no_process(config: Path, keys: Path
     assert joined >= 20
 
 
+@pytest.mark.timeout(240 + 3 * STORM_S)
 def test_a_storm(config: Path, keys: Path, tmp_path: Path) -> None:
     rng = random.Random(2)
     happened: Counter[str] = Counter()
