@@ -163,4 +163,3 @@ def test_one_that_waits_for_its_storage_costs_few_deadlines(copies: Copies, daem
         start = time.monotonic()
         assert [digest(batch) for batch in loader] == expected
         assert time.monotonic() - start < 0.5 * len(expected) / 2
-    assert any("waiting" in line and "storage" in line for line in served[1].log)

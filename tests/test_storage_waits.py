@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -79,10 +80,11 @@ def test_what_lasts_is_one_error_after_a_minute(faulty: Faulty, tmp_path: Path) 
     start = time.monotonic()
     with ThreadPoolExecutor() as pool:
         errors = [made.exception() for made in [pool.submit(index), pool.submit(load)]]
-    assert 60 <= time.monotonic() - start < 75
+    assert 60 <= time.monotonic() - start < 90
     for error, kind in zip(errors, (IndexFileError, RenderError), strict=True):
         assert isinstance(error, kind)
-        assert f"{faulty.url}/x.tar" in str(error) and "503" in str(error) and "attempts in 60." in str(error)
+        assert f"{faulty.url}/x.tar" in str(error) and "503" in str(error)
+        assert re.search(r"after \d+ attempts in [67]\d\.\d s", str(error))
 
 
 @pytest.mark.parametrize("fault", [503, "hang", (503, 30)])

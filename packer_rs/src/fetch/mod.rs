@@ -6,6 +6,7 @@
 pub mod pages;
 pub mod remote;
 pub mod retry;
+pub mod waits;
 pub mod window;
 
 mod budget;

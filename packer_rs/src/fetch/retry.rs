@@ -2,19 +2,18 @@
 //! is said what may pass, and when it is tried again: for files and for objects, while indexing and while rendering.
 //!
 //! A read is many calls deep, and some of them know nothing of us (Parquet's reader), so what ends a wait is known by
-//! thread. What is waited for is known by process: its storage is one, whoever reads.
+//! thread.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::waits::{Waiting, tried_again};
 use crate::failure::{Failure, Fault, Reason};
-use crate::sync::lock;
 
 /// For how long a read is tried where nobody has said how often.
 const TIME: Duration = Duration::from_secs(60);
@@ -24,9 +23,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A wait looks this often whether it is to end.
 pub(crate) const SLICE: Duration = Duration::from_millis(50);
-/// A wait is told of after the first time, and then whenever the second has passed.
-const TOLD_AFTER: Duration = Duration::from_secs(1);
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// For how long a read is tried.
 #[derive(Clone, Copy, Debug)]
@@ -200,9 +196,9 @@ pub fn patiently<T, E: Trouble>(
                 return Err(e.told(&format!("after {attempts} attempt{s} in {seconds:.1} s")));
             };
             waiting.get_or_insert_with(|| Waiting::begin(what())).goes_on(why);
-            sleep(jittered(pause).max(after).min(left));
+            sleep(jittered(pause).max(after.min(TIME)).min(left));
             pause = (pause * 2).min(LONGEST_PAUSE);
-            RETRIES.fetch_add(1, Ordering::Relaxed);
+            tried_again();
         }
     })
 }
@@ -222,107 +218,6 @@ fn sleep(time: Duration) {
         }
         std::thread::sleep(left.min(SLICE));
     }
-}
-
-static RETRIES: AtomicU64 = AtomicU64::new(0);
-static WAITS: Mutex<Waits> = Mutex::new(Waits { all: Vec::new(), next: 0, told: None, answered: false });
-
-/// What this process waits for.
-struct Waits {
-    all: Vec<Wait>,
-    next: u64,
-    told: Option<Instant>,
-    /// Whether the last one to end got what it waited for.
-    answered: bool,
-}
-
-struct Wait {
-    number: u64,
-    what: String,
-    why: String,
-    since: Instant,
-}
-
-/// One wait, until it is dropped.
-struct Waiting(u64);
-
-impl Waiting {
-    fn begin(what: String) -> Self {
-        let mut waits = lock(&WAITS);
-        waits.next += 1;
-        waits.answered = false;
-        let number = waits.next;
-        waits.all.push(Wait { number, what, why: String::new(), since: Instant::now() });
-        Self(number)
-    }
-
-    fn answered(&self) {
-        lock(&WAITS).answered = true;
-    }
-
-    fn goes_on(&self, why: String) {
-        if let Some(wait) = lock(&WAITS).all.iter_mut().find(|wait| wait.number == self.0) {
-            wait.why = why;
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        lock(&WAITS).all.retain(|wait| wait.number != self.0);
-    }
-}
-
-/// An answer that is awaited, which is a wait like another once it takes long.
-pub(crate) struct Awaited {
-    since: Instant,
-    waiting: Option<Waiting>,
-}
-
-impl Awaited {
-    pub(crate) fn new() -> Self {
-        Self { since: Instant::now(), waiting: None }
-    }
-
-    /// Called every `SLICE`: it has not come yet. True where nobody wants it any more.
-    pub(crate) fn late(&mut self, what: impl FnOnce() -> String) -> bool {
-        if self.waiting.is_none() && self.since.elapsed() >= TOLD_AFTER {
-            let waiting = Waiting::begin(what());
-            waiting.goes_on("no answer yet".into());
-            self.waiting = Some(waiting);
-        }
-        ended()
-    }
-
-    pub(crate) fn came(&self) {
-        self.waiting.iter().for_each(Waiting::answered);
-    }
-}
-
-/// Attempts after a first one so far, and reads that are waited for now.
-pub fn counts() -> (u64, usize) {
-    (RETRIES.load(Ordering::Relaxed), lock(&WAITS).all.len())
-}
-
-/// A line for the log where one is due: what is waited for, now and again, and that it is over.
-pub fn news() -> Option<String> {
-    let mut waits = lock(&WAITS);
-    // The oldest stands first.
-    let Some(wait) = waits.all.first() else {
-        let told = waits.told.take().filter(|_| waits.answered);
-        return told.map(|_| "storage answers again".into());
-    };
-    let seconds = wait.since.elapsed();
-    if waits.told.map_or(seconds < TOLD_AFTER, |told| told.elapsed() < TOLD_EVERY) {
-        return None;
-    }
-    let more = match waits.all.len() - 1 {
-        0 => String::new(),
-        n => format!(", and for {n} more"),
-    };
-    let line = format!("waiting {} s for storage: '{}' ({}){more}", seconds.as_secs(), wait.what, wait.why);
-    waits.told = Some(Instant::now());
-    Some(line)
 }
 
 #[cfg(test)]
@@ -373,6 +268,9 @@ mod tests {
         };
         patiently(Patience::new(None), || "x".into(), read).expect("the second time");
         assert!(since.elapsed() >= Duration::from_millis(300));
+        let greedy = || Err::<(), _>(busy(Duration::MAX));
+        patiently(within(Duration::from_millis(200)), || "x".into(), greedy).expect_err("no more than there is");
+        assert!(since.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Counted};
-use super::retry::{self, Awaited, fault};
+use super::retry::{self, fault};
+use super::waits::Awaited;
 use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::{Expect, Object, shown, spawn};
 use crate::fetch::window::ReadAt;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::fetch::retry;
+use crate::fetch::{retry, waits};
 
 /// Signals of the interpreter (Ctrl-C) are looked at this often.
 pub const SLICE: Duration = Duration::from_millis(50);
@@ -24,7 +24,7 @@ pub fn attend(py: Python<'_>) -> PyResult<()> {
 
 /// Logs what is due of storage that is waited for.
 pub fn tell(py: Python<'_>) -> PyResult<()> {
-    if let Some(line) = retry::news() {
+    if let Some(line) = waits::news() {
         py.import("logging")?
             .call_method1("getLogger", ("navit_loader.storage",))?
             .call_method1("warning", ("%s", line))?;
@@ -60,7 +60,7 @@ pub fn attended<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyR
 /// waited for now.
 #[pyfunction]
 fn storage(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let (retries, waiting) = retry::counts();
+    let (retries, waiting) = waits::counts();
     let counts = PyDict::new(py);
     counts.set_item("retries", retries)?;
     counts.set_item("waiting", waiting)?;

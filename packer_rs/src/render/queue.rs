@@ -39,6 +39,8 @@ struct State {
     active: VecDeque<Arc<Job>>,
     starting: usize,
     ready: VecDeque<Ready>,
+    /// Images that a decoding thread could not have at once: it does not wait for them, threads that read ahead do.
+    handed: VecDeque<(Arc<Job>, usize)>,
     ready_bytes: usize,
     fetching: usize,
     in_flight: usize,
@@ -69,6 +71,7 @@ impl Queue {
                 active: VecDeque::new(),
                 starting: 0,
                 ready: VecDeque::new(),
+                handed: VecDeque::new(),
                 ready_bytes: 0,
                 fetching: 0,
                 in_flight: 0,
@@ -107,6 +110,11 @@ impl Queue {
                 return Some(Task::Start(job));
             }
             if fetcher {
+                if let Some((job, i)) = state.handed.pop_front() {
+                    state.fetching += 1;
+                    let buffer = state.spare.pop().unwrap_or_default();
+                    return Some(Task::Fetch(job, i, buffer));
+                }
                 if state.ready.len() + state.fetching < self.few
                     && state.ready_bytes < self.ahead_bytes
                     && let Some((job, i)) = state.claim()
@@ -163,6 +171,18 @@ impl Queue {
         }
     }
 
+    /// Leaves an image to the threads that read ahead, which may wait for it.
+    pub fn hand_over(&self, job: Arc<Job>, i: usize) {
+        let mut state = lock(&self.state);
+        if state.closed {
+            drop(state);
+            return job.fail(closed_error());
+        }
+        state.handed.push_back((job, i));
+        drop(state);
+        self.ahead.notify_one();
+    }
+
     /// Gives a buffer back for the next file.
     pub fn spare(&self, buffer: Vec<u8>) {
         let mut state = lock(&self.state);
@@ -208,6 +228,7 @@ impl Queue {
         let mut orphans: Vec<_> = state.waiting.drain(..).collect();
         orphans.extend(state.active.drain(..));
         orphans.extend(state.ready.drain(..).map(|(job, ..)| job));
+        orphans.extend(state.handed.drain(..).map(|(job, _)| job));
         drop(state);
         self.work.notify_all();
         self.ahead.notify_all();

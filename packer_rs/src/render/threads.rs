@@ -35,7 +35,14 @@ impl Shared {
                 Some(Task::Start(job)) => self.start(job),
                 Some(Task::Fetch(..)) => {}
                 Some(Task::Image(job, i, None)) => {
-                    let fetched = self.fetch(&job, i, &mut path, &mut own);
+                    // Whoever decodes waits for nothing: there may be others to decode.
+                    let alone = self.settings.fetch_threads == 0;
+                    let patience = Patience::new(if alone { self.settings.retries } else { Some(0) });
+                    let fetched = self.fetch(&job, i, patience, &mut path, &mut own);
+                    if !alone && matches!(fetched, Err(Fault::Passing { .. })) && !job.abandoned() {
+                        self.queue.hand_over(job, i);
+                        continue;
+                    }
                     self.image(&mut worker, &job, i, fetched.map(|()| own.as_slice()));
                     if own.capacity() > KEEP_BYTES {
                         own = Vec::new();
@@ -56,7 +63,8 @@ impl Shared {
             match task {
                 Task::Start(job) => self.start(job),
                 Task::Fetch(job, i, mut buffer) => {
-                    let fetched = self.fetch(&job, i, &mut path, &mut buffer);
+                    let patience = Patience::new(self.settings.retries);
+                    let fetched = self.fetch(&job, i, patience, &mut path, &mut buffer);
                     self.queue.fetched(job, i, fetched.map(|()| buffer));
                 }
                 Task::Image(..) => {}
@@ -108,12 +116,26 @@ impl Shared {
     }
 
     /// Reads an image's bytes, trying again after a fault that may pass.
-    fn fetch(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
+    fn fetch(
+        &self,
+        job: &Job,
+        i: usize,
+        patience: Patience,
+        path: &mut String,
+        out: &mut Vec<u8>,
+    ) -> std::result::Result<(), Fault> {
         let gone = || Err(Fault::passing("cancelled"));
-        self.guarded(job, || self.attempt(job, i, path, out)).unwrap_or_else(gone)
+        self.guarded(job, || self.attempt(job, i, patience, path, out)).unwrap_or_else(gone)
     }
 
-    fn attempt(&self, job: &Job, i: usize, path: &mut String, out: &mut Vec<u8>) -> std::result::Result<(), Fault> {
+    fn attempt(
+        &self,
+        job: &Job,
+        i: usize,
+        patience: Patience,
+        path: &mut String,
+        out: &mut Vec<u8>,
+    ) -> std::result::Result<(), Fault> {
         let image = job.image(i);
         let source = &self.sources[usize::from(image.source)];
         let row = image.row as usize;
@@ -126,7 +148,7 @@ impl Shared {
             lap(&self.clocks.fetch, from);
             fetched
         };
-        until(&job.cancelled, || patiently(Patience::new(self.settings.retries), || source.uri(row), read))
+        until(&job.cancelled, || patiently(patience, || source.uri(row), read))
     }
 
     /// Deals with an image whose bytes were fetched, or were not to be had.

@@ -28,7 +28,8 @@ pub use secrets::shown;
 use stores::{invalid, runtime, split, store, system};
 pub use stores::{spawn, spawn_blocking};
 
-use crate::fetch::retry::{self, Awaited, Patience, patiently};
+use crate::fetch::retry::{self, Patience, patiently};
+use crate::fetch::waits::Awaited;
 
 /// Whether a shard is a URL.
 pub fn is_remote(shard: &str) -> bool {
