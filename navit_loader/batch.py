@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import needed
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,7 +58,7 @@ class View:
     prefix_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PackedBatch:
     """B fixed-length sequences of packed images; the first eight fields are those of `View`.
 
@@ -112,6 +114,18 @@ class PackedBatch:
         """Share of the B·L slots that belong to no image (masked slots of failed images included)."""
         return 1.0 - self.num_tokens / int(np.prod(self.segment_ids.shape))
 
+    def __repr__(self) -> str:
+        """A few lines: which batch it is, what is in it, and the arrays by dtype and shape."""
+        lines = [
+            f"PackedBatch(epoch={self.epoch}, sequence={self.sequence}: {self.num_images} images, {self.num_tokens} tokens, "
+            f"padding {self.padding:.2%}, patch_size={self.patch_size}, prefix_tokens={self.prefix_tokens}"
+        ]
+        for name, array in self.arrays().items():
+            kind = str(array.dtype).removeprefix("torch.")
+            place = "" if isinstance(array, np.ndarray) else f" on {array.device}"
+            lines.append(f"  {name}: {kind} {list(array.shape)}{place}")
+        return "\n".join(lines) + ")"
+
     def arrays(self) -> dict[str, Array]:
         """All array fields by name, those of the teacher's view as `teacher.<field>`; the order of the wire."""
         found = {name: getattr(self, name) for name in _ARRAYS}
@@ -127,8 +141,11 @@ class PackedBatch:
         Args:
             device: where to.
             non_blocking: passed on to `torch.Tensor.to`; asynchronous from pinned memory alone.
+
+        Raises:
+            ConfigError: torch is not installed.
         """
-        import torch
+        torch = needed("torch", "PackedBatch.to", "model")
 
         def move(value: Array) -> Array:
             if isinstance(value, np.ndarray):

@@ -199,6 +199,18 @@ class LoaderConfig:
         return cls(**values)
 
     @classmethod
+    def checked(cls, config: LoaderConfig | None) -> LoaderConfig:
+        """A configuration as callers give it; None is the default one.
+
+        Raises:
+            ConfigError: it is something else, such as a path or a dict.
+        """
+        if config is None or isinstance(config, cls):
+            return config or cls()
+        how = "from_dict(…)" if isinstance(config, Mapping) else "from_toml(…)"
+        raise ConfigError(f"config = {config!r} is of type {type(config).__name__}; give LoaderConfig.{how} of it")
+
+    @classmethod
     def from_toml(cls, path: str | Path) -> LoaderConfig:
         """From a TOML file; see `read_toml` for errors."""
         return cls.from_dict(read_toml(path))

@@ -4,6 +4,12 @@ A message names the file or key, the value, and the remedy. `navit-loader` and `
 `NavitError` as one line and exit with status 2; anything else is a bug and shows its traceback.
 """
 
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
 
 class NavitError(Exception):
     """Base of all errors below."""
@@ -39,6 +45,30 @@ class ServiceError(NavitError):
 
 class ModelError(NavitError, ValueError):
     """A batch, checkpoint or option that the model does not take."""
+
+
+def needed(module: str, what: str, extra: str) -> Any:
+    """A module that only some installations have.
+
+    Args:
+        module: its name.
+        what: is it needed for, in words.
+        extra: of ours that brings it.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name != module:
+            raise
+        raise ConfigError(f"{what} needs {module}; install it: pip install 'navit[{extra}]'") from None
+
+
+def reason(error: OSError) -> str:
+    """Why a file could not be had, in the system's words, which pyarrow's errors hold amid others."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def said(error: Exception) -> list[str]:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
-from .errors import NavitError
+from .errors import NavitError, reason
 
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """C0, DEL and C1; marks, embeddings, overrides and isolates of direction; breaks of lines; halves of pairs; no characters."""
@@ -100,7 +100,7 @@ def status_of(run: Callable[[], int], name: str) -> int:
             raise
         # A file that the caller named, or a disk: without a name where a file was open already.
         place = f"'{os.fsdecode(e.filename)}': " if isinstance(e.filename, str | bytes | os.PathLike) else ""
-        say(f"{name}: {place}{e.strerror or e}", sys.stderr)
+        say(f"{name}: {place}{reason(e)}", sys.stderr)
         if e.filename is None:
             _give_up_output()
         return 2

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from ..errors import IndexFileError
+from ..errors import IndexFileError, reason
 from .sources.rows import ROWS
 
 
@@ -50,8 +50,12 @@ class Journal:
         numbers = sorted(int(n) for name in os.listdir(self.folder) if (n := name.removesuffix(".arrows")).isdigit())
         self._old = [os.path.join(self.folder, f"{n}.arrows") for n in numbers]
         self.path = os.path.join(self.folder, f"{max(numbers, default=-1) + 1}.arrows")
-        self._sink = pa.OSFile(self.path, "wb")
-        self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        try:
+            self._sink = pa.OSFile(self.path, "wb")
+            self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        except OSError as e:
+            os.close(self._lock)
+            raise self._unwritten(e) from None
 
     def known(self) -> list[tuple[bool, list[pa.RecordBatch]]]:
         """For each earlier run that was killed, newest last: whether it had the same parameters, and its batches."""
@@ -64,13 +68,17 @@ class Journal:
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Adds one batch; it outlives this process from here on."""
-        self._writer.write_batch(batch)
+        try:
+            self._writer.write_batch(batch)
+        except OSError as e:
+            raise self._unwritten(e) from None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All batches of this run, in order, memory-mapped; nothing can be appended after it."""
-        if not self._sink.closed:
-            self._writer.close()
-            self._sink.close()
+        try:
+            self._close()
+        except OSError as e:
+            raise self._unwritten(e) from None
         yield from self._read(self.path)
 
     def _read(self, path: str) -> Iterator[pa.RecordBatch]:
@@ -83,6 +91,17 @@ class Journal:
             # The run was killed while it wrote this batch: what came before it is whole.
             return
 
+    def _close(self) -> None:
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+
+    def _unwritten(self, error: OSError) -> IndexFileError:
+        return IndexFileError(
+            f"'{self.folder}' cannot be written: {reason(error)}; make space or give "
+            "permission and start again, which goes on from there, or choose another place for the index"
+        )
+
     def remove(self) -> None:
         """The index is written; nothing of the journal is needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -93,7 +112,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._sink.closed:
-            self._writer.close()
-            self._sink.close()
+        # Where the disk is full, closing fails once more, and the first error is the one to tell.
+        with suppress(OSError):
+            self._close()
         os.close(self._lock)

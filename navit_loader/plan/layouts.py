@@ -69,7 +69,7 @@ class Layouts:
             StateError: an epoch out of range.
         """
         layout = self._plan.layout(epoch)
-        counts = _load(_file(self._plan_id, epoch), layout.num_blocks) if layout.num_blocks > 1 else None
+        counts = _load(self._plan_id, epoch, layout.num_blocks) if layout.num_blocks > 1 else None
         if counts is not None:
             layout.extend(counts)
         return layout
@@ -128,13 +128,16 @@ class Layouts:
 
 
 def _file(plan_id: str, epoch: int) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Raises OSError where the user has no home, as in many containers."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("no HOME, and no entry in /etc/passwd")
     return Path(base) / "navit" / f"{plan_id}-{epoch}.npy"
 
 
-def _load(file: Path, num_blocks: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]] | None:
+def _load(plan_id: str, epoch: int, num_blocks: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]] | None:
     try:
-        counts = np.load(file, allow_pickle=False)
+        counts = np.load(_file(plan_id, epoch), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return counts if counts.dtype == np.uint32 and counts.shape == (num_blocks,) else None

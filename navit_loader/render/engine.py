@@ -72,6 +72,7 @@ class Engine:
             ConfigError: no index at all, indexes with different class tables or tokenizers, or no captions to plan.
             PlanError: the configuration cannot be planned with these indexes.
         """
+        config = LoaderConfig.checked(config)
         self._given, self._shared = config, shared
         self.indexes, weights = _open(config, index)
         first = self.indexes[0]
