@@ -187,6 +187,8 @@ class LoaderConfig:
         Raises:
             ConfigError: an unknown section or key, or a bad value.
         """
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{table!r} is of type {type(table).__name__}; give a dict of sections")
         sections = {f.name: f.default_factory for f in fields(cls)}
         values = {}
         for name, section in table.items():

@@ -109,5 +109,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration at '{path}'; give the path of a TOML file") from None
+    except RecursionError:
+        raise ConfigError(f"'{path}' cannot be read as TOML: too many brackets within one another") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise ConfigError(f"'{path}' cannot be read as TOML: {e}") from None

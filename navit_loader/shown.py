@@ -30,7 +30,13 @@ def shown(text: object) -> str:
 
 def say(line: object = "", to: TextIO | None = None) -> None:
     """Prints one line, `shown`, on standard output or `to`, at once."""
-    print(shown(line), file=sys.stdout if to is None else to, flush=True)
+    try:
+        print(shown(line), file=sys.stdout if to is None else to, flush=True)
+    except OSError as e:
+        if to is None:
+            _give_up_output()
+            e.filename = "standard output"
+        raise
 
 
 class Lines(logging.Formatter):
@@ -101,8 +107,6 @@ def status_of(run: Callable[[], int], name: str) -> int:
         # A file that the caller named, or a disk: without a name where a file was open already.
         place = f"'{os.fsdecode(e.filename)}': " if isinstance(e.filename, str | bytes | os.PathLike) else ""
         say(f"{name}: {place}{reason(e)}", sys.stderr)
-        if e.filename is None:
-            _give_up_output()
         return 2
     except KeyboardInterrupt:
         say(f"{name}: interrupted", sys.stderr)

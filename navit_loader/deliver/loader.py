@@ -127,6 +127,8 @@ class Loader:
                 With `data.refresh` a state at the start of an epoch may be of an older index: that epoch is read from the
                 new one.
         """
+        if not isinstance(state, dict):
+            raise StateError(f"state = {state!r} is no state of a loader; give what state_dict() gave")
         if not other_renderer:
             self._decoder.follow(str(state.get("render_id", "")))
             self._name()

@@ -117,7 +117,11 @@ def build_index(
     path = os.path.abspath(os.fspath(output))
     if os.path.isdir(path):
         raise IndexFileError(f"'{path}' is a folder; give the path of the index file to write")
-    opened = open_sources([sources] if isinstance(sources, str | os.PathLike) else list(sources))
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    for one in given:
+        if not isinstance(one, str | os.PathLike):
+            raise IndexFileError(f"source {one!r} is of type {type(one).__name__}; give paths or URLs")
+    opened = open_sources(given)
     old = open_index(path) if refresh and os.path.exists(path) else None
     tokens = load_tokenizer(tokenizer)
     table = _class_table(opened, classes)

@@ -261,6 +261,10 @@ def _open(
     if isinstance(index, Index):
         index = [index]
     if isinstance(index, Sequence) and not isinstance(index, str):
+        if not all(isinstance(one, Index) for one in index):
+            raise ConfigError(
+                f"index = {index!r} is a list; give one path, and several with their weights as [[data.mixture]]"
+            )
         return list(index), [entry.weight for entry in mixture] if len(index) == len(mixture) else [1.0]
     if index is not None:
         return [open_index(index)], [1.0]

@@ -56,6 +56,8 @@ def pack_images(
     config = LoaderConfig.checked(config)
     if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "getexif"):
         raise PlanError(f"images is one image of type {type(images).__name__}; give a list: pack_images([image])")
+    if not isinstance(images, Iterable):
+        raise PlanError(f"images = {images!r} is of type {type(images).__name__}; give a list of images")
     images = list(images)
     kinds = _labels(labels, len(images))
     if len(images) == 0:
