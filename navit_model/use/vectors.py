@@ -8,6 +8,7 @@ a memory-mapped file beside the output until all are there, so memory is bounded
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,9 @@ def export(
             work / "vectors.npy", "r+" if note["state"] else "w+", np.float32, (total, width)
         )
         if not note["state"]:
+            # Its whole place at once: a disk that fills while mapped memory is written would be a signal, not an error.
+            with (work / "vectors.npy").open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
             vectors[:] = np.nan
         for n, found in enumerate(features(opened, index, config, note["state"])):
             vectors[found.rows] = found.vectors
