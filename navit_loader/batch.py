@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ExtraError
+from .errors import needed
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class View:
         return _few_lines(f"View: patches of {self.patch_size}, segments of {self.max_seqlen} tokens at most", self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PackedBatch:
     """B fixed-length sequences of packed images; the first eight fields are those of `View`.
 
@@ -141,11 +141,11 @@ class PackedBatch:
         Args:
             device: where to.
             non_blocking: passed on to `torch.Tensor.to`; asynchronous from pinned memory alone.
+
+        Raises:
+            ExtraError: torch is not installed.
         """
-        try:
-            import torch
-        except ModuleNotFoundError as e:
-            raise ExtraError.of(e) or e from None
+        torch = needed("torch")
 
         def move(value: Array) -> Array:
             if isinstance(value, np.ndarray):

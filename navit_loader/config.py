@@ -223,6 +223,8 @@ class LoaderConfig:
         Raises:
             ConfigError: an unknown section or key, or a bad value.
         """
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{table!r} is of type {type(table).__name__}; give a dict of sections")
         sections = {f.name: f.default_factory for f in fields(cls)}
         values = {}
         for name, section in table.items():
@@ -233,6 +235,18 @@ class LoaderConfig:
                 raise ConfigError(f"unknown section '[{name}]'; allowed: {allowed}")
             values[name] = convert(sections[name], section, name)
         return cls(**values)
+
+    @classmethod
+    def checked(cls, config: LoaderConfig | None) -> LoaderConfig:
+        """A configuration as callers give it; None is the default one.
+
+        Raises:
+            ConfigError: it is something else, such as a path or a dict.
+        """
+        if config is None or isinstance(config, cls):
+            return config or cls()
+        how = "from_dict(…)" if isinstance(config, Mapping) else "from_toml(…)"
+        raise ConfigError(f"config = {config!r} is of type {type(config).__name__}; give LoaderConfig.{how} of it")
 
     @classmethod
     def from_toml(cls, path: str | Path) -> LoaderConfig:

@@ -4,6 +4,12 @@ A message names the file or key, the value, and the remedy. `navit-loader` and `
 `NavitError` as one line and exit with status 2; anything else is a bug and shows its traceback.
 """
 
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
 
 class NavitError(Exception):
     """Base of all errors below."""
@@ -45,7 +51,7 @@ class ExtraError(NavitError, ImportError):
     """A package that one of navit's extras brings is not installed; names both."""
 
     @classmethod
-    def of(cls, error: ImportError) -> "ExtraError | None":
+    def of(cls, error: ImportError) -> ExtraError | None:
         """From the import of a package that failed; None where no extra would bring it."""
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -62,6 +68,23 @@ EXTRAS = {
     "torch": "model",
 }
 """Packages that are not always installed, by the names they are imported by, and the extra that brings each."""
+
+
+def needed(package: str) -> Any:
+    """A package that only some installations have.
+
+    Raises:
+        ExtraError: it is not there.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as e:
+        raise ExtraError.of(e) or e from None
+
+
+def reason(error: OSError) -> str:
+    """Why a file could not be had, in the system's words, which pyarrow's errors hold amid others."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def said(error: Exception) -> list[str]:

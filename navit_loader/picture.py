@@ -159,8 +159,8 @@ def _restored(batch: PackedBatch, b: int, classes: Sequence[str], pieces: list[P
     if not present:
         return top
     sides = np.array([batch.grids[b, e] for e in present], np.float64) * patch
-    # One scale for all, so that sizes compare; two or three rows of pictures at most.
-    scale = min(120 / sides[:, 0].max(), 2.4 * WIDTH / (sides[:, 1].sum() + 1), 6.0)
+    # One scale for all, so that sizes compare; two or three rows of pictures at most, none wider than the sheet.
+    scale = min(120 / sides[:, 0].max(), 2.4 * WIDTH / (sides[:, 1].sum() + 1), WIDTH / sides[:, 1].max(), 6.0)
     x = tallest = 0.0
     for e in present:
         h, w = (int(v) for v in batch.grids[b, e])

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
-from .errors import ExtraError, NavitError
+from .errors import ExtraError, NavitError, reason
 
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """C0, DEL and C1; marks, embeddings, overrides and isolates of direction; breaks of lines; halves of pairs; no characters."""
@@ -32,7 +32,13 @@ def shown(text: object) -> str:
 
 def say(line: object = "", to: TextIO | None = None) -> None:
     """Prints one line, `shown`, on standard output or `to`, at once."""
-    print(shown(line), file=sys.stdout if to is None else to, flush=True)
+    try:
+        print(shown(line), file=sys.stdout if to is None else to, flush=True)
+    except OSError as e:
+        if to is None:
+            hush(sys.stdout)
+            e.filename = "standard output"
+        raise
 
 
 def tell(line: object) -> None:
@@ -122,7 +128,7 @@ def status_of(run: Callable[[], int], name: str) -> int:
             raise
         # A file that the caller named, or a disk: without a name where a file was open already.
         place = f"'{os.fsdecode(e.filename)}': " if isinstance(e.filename, str | bytes | os.PathLike) else ""
-        tell(f"{name}: {place}{e.strerror or e}")
+        tell(f"{name}: {place}{reason(e)}")
         if e.filename is None:
             hush(sys.stdout)
         return 2

@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the summary."""
     from ..config import LoaderConfig
-    from ..errors import ConfigError
+    from ..errors import ConfigError, reason
     from ..render.engine import Engine
 
     if args.epoch < 0 or args.world_size < 1:
@@ -47,7 +47,12 @@ def run(args: argparse.Namespace) -> int:
             _table(summary)
         if args.html:
             page = _page(summary, distributions(engine, args.epoch))
-            Path(args.html).write_text(page, encoding="utf-8")
+            try:
+                Path(args.html).write_text(page, encoding="utf-8")
+            except OSError as e:
+                raise ConfigError(
+                    f"--html '{args.html}' cannot be written: {reason(e)}; is there a folder and space?"
+                ) from None
             if not args.json:
                 say(f"  wrote {args.html}")
     return 0

@@ -13,13 +13,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from ..batch import PackedBatch, View
-from ..errors import ConfigError, StateError
+from ..errors import ConfigError, StateError, needed
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = needed("torch")
 
 
 class Loader(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from ..batch import PackedBatch
 from ..errors import StateError
@@ -133,6 +133,8 @@ class Loader:
                 With `data.refresh` a state at the start of an epoch may be of an older index: that epoch is read from the
                 new one.
         """
+        if not isinstance(state, dict):
+            raise StateError(f"state = {state!r} is no state of a loader; give what state_dict() gave")
         if not other_renderer:
             self._decoder.follow(str(state.get("render_id", "")))
             self._name()
@@ -181,6 +183,19 @@ class Loader:
         """Stops threads, or says goodbye to daemons. Safe to call twice."""
         self._decoder.close()
         self._supply.close()
+
+    def __getitem__(self, number: Any) -> NoReturn:
+        """Raises StateError: whoever wraps a loader into a `torch.utils.data.DataLoader` asks for batches by number."""
+        raise StateError(
+            "a loader gives whole batches in the order of its plan, none by number; iterate over it as it is, not through a "
+            "DataLoader: it reads and decodes ahead on threads of its own ([render] threads, prefetch)"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        """Raises StateError: threads and connections belong to their process."""
+        raise StateError(
+            f"a {type(self).__name__} cannot be pickled or copied; make one in each process, and carry its state_dict over"
+        )
 
     def __enter__(self) -> Self:
         """Itself."""

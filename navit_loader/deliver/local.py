@@ -56,7 +56,7 @@ class PackedLoader(Loader):
         Raises:
             NavitError: see `Engine`, `rank_and_world` and `DaliRenderer`.
         """
-        config = LoaderConfig() if config is None else config
+        config = LoaderConfig.checked(config)
         data, render = config.data, config.render
         cursor = Cursor(rank, world_size, data.batch_size, data.remainder == "drop")
         boundary.check(data.refresh, agree, cursor.world_size)

@@ -59,8 +59,8 @@ class IndexSummary:
         negatives: images that are known to be of no class (an empty list of labels).
         counts: images of each class, in the order of `classes`.
         reused: rows taken over from an earlier build without reading their files.
-        ignored: files and members that no row stands for, and that are not broken; those of tars that were taken over are not
-            counted.
+        ignored: files and members that no row stands for, and that are not broken; those of containers that were taken over
+            are not counted, which a note says.
         left_out: the same by reason: how many, and one of them.
         notes: what was understood in a way that may surprise, a sentence each.
         seconds: time taken.
@@ -118,7 +118,11 @@ def build_index(
     if os.path.isdir(path):
         raise IndexFileError(f"'{path}' is a folder; give the path of the index file to write")
     need_utf8(path, "the path")
-    opened = open_sources([sources] if isinstance(sources, str | os.PathLike) else list(sources))
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    for one in given:
+        if not isinstance(one, str | os.PathLike):
+            raise IndexFileError(f"source {one!r} is of type {type(one).__name__}; give paths or URLs")
+    opened = open_sources(given)
     old = open_index(path) if refresh and os.path.exists(path) else None
     for source in opened:
         need_utf8(source.shard, "the path")
@@ -149,6 +153,10 @@ def build_index(
                 broken += len(batch) - batch["reason"].null_count
                 if progress is not None:
                     progress(IndexProgress((i + share) / len(opened), images, broken, source.shard))
+        if job.unread:
+            job.notes.append(
+                f"{job.unread:,} containers are unchanged and were not read again; what they leave out is not counted"
+            )
         found = survey(journal.batches, root, table, tokens.facts)
         if not found.rows:
             message = _nothing([source.shard for source in opened], journal)

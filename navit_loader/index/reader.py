@@ -322,6 +322,8 @@ def open_index(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     Raises:
         IndexFileError: the file is missing, damaged, or of another version.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise IndexFileError(f"index = {path!r} is of type {type(path).__name__}; give the path of an index")
     return Index(os.path.abspath(os.fspath(path)), None if root is None else os.fspath(root))
 
 

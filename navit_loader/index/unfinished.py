@@ -16,20 +16,8 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from ..errors import IndexFileError
+from ..errors import IndexFileError, reason
 from .sources.rows import ROWS
-
-
-@contextmanager
-def _written(path: str) -> Iterator[None]:
-    """What the system says of writing there, on one line."""
-    try:
-        yield
-    except OSError as e:
-        why = os.strerror(e.errno) if e.errno else e
-        raise IndexFileError(
-            f"'{path}' cannot be written: {why}; is there space and permission? What is done is kept: start again"
-        ) from None
 
 
 class Journal:
@@ -63,7 +51,7 @@ class Journal:
         self._old = [os.path.join(self.folder, f"{n}.arrows") for n in numbers]
         self.path = os.path.join(self.folder, f"{max(numbers, default=-1) + 1}.arrows")
         try:
-            with _written(self.path):
+            with self._written():
                 self._sink = pa.OSFile(self.path, "wb")
                 self._writer = pa.ipc.new_stream(self._sink, self._schema)
         except IndexFileError:
@@ -88,7 +76,7 @@ class Journal:
         Raises:
             IndexFileError: it cannot be written.
         """
-        with _written(self.path):
+        with self._written():
             self._writer.write_batch(batch)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -108,9 +96,20 @@ class Journal:
 
     def _close(self) -> None:
         if not self._sink.closed:
-            with _written(self.path):
+            with self._written():
                 self._writer.close()
                 self._sink.close()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What the system says of writing there, on one line."""
+        try:
+            yield
+        except OSError as e:
+            raise IndexFileError(
+                f"'{self.folder}' cannot be written: {reason(e)}; make space or give permission and start again, which goes "
+                "on from there, or choose another place for the index"
+            ) from None
 
     def remove(self) -> None:
         """The index is written; nothing of the journal is needed."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from .. import _packer
 from ..batch import NO_CLASS
-from ..errors import IndexFileError
+from ..errors import IndexFileError, reason
 from .checks import CHECK, checksum, metadata_checksum
 from .sources.remote import is_remote
 from .sources.rows import ROWS
@@ -207,15 +207,17 @@ def write_index(
     shards = pa.array(names, pa.utf8())
     formats = pa.array(_packer.FORMAT_NAMES, pa.utf8())
     numbers = {shard: i for i, shard in enumerate(found.shards)}
+    beside = quarantine_path(output)
     with (
-        replacing(quarantine_path(output)) as quarantine,
+        replacing(beside) if found.broken else nullcontext() as quarantine,
         replacing(output) as file,
         pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression=None)) as writer,
     ):
         pending: list[pa.RecordBatch] = []
         waiting = 0
         for batch in batches():
-            _write_quarantine(quarantine, batch)
+            if quarantine is not None:
+                _write_quarantine(quarantine, batch)
             good = batch.filter(pc.is_null(batch["reason"]))
             if len(good):
                 number = numbers[batch["shard"].dictionary[0].as_py()]
@@ -228,6 +230,10 @@ def write_index(
                 waiting -= BATCH_ROWS
         if waiting:
             _write(writer, pa.Table.from_batches(pending))
+    if not found.broken:
+        # That of an index that stood here before.
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
 
 
 def _write(writer: pa.ipc.RecordBatchFileWriter, table: pa.Table) -> None:
@@ -236,7 +242,7 @@ def _write(writer: pa.ipc.RecordBatchFileWriter, table: pa.Table) -> None:
 
 
 def quarantine_path(output: str) -> str:
-    """Where the broken images of an index are listed, one JSON object a line: shard, name, uri, reason."""
+    """Where the broken images of an index are listed, one JSON object a line: shard, name, uri, reason. No file without any."""
     return f"{output}.quarantine.jsonl"
 
 
@@ -310,7 +316,5 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             os.unlink(temporary)
         if isinstance(e, OSError):
-            raise IndexFileError(
-                f"'{path}' cannot be written: {os.strerror(e.errno) if e.errno else e}; is there space and permission?"
-            ) from None
+            raise IndexFileError(f"'{path}' cannot be written: {reason(e)}; is there space and permission?") from None
         raise

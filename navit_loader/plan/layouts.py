@@ -71,7 +71,7 @@ class Layouts:
             StateError: an epoch out of range.
         """
         layout = self._plan.layout(epoch)
-        counts = _load(_file(self._plan_id, epoch), layout.num_blocks) if layout.num_blocks > 1 else None
+        counts = _load(self._plan_id, epoch, layout.num_blocks) if layout.num_blocks > 1 else None
         if counts is not None:
             layout.extend(counts)
         return layout
@@ -130,10 +130,10 @@ class Layouts:
 
 
 def _file(plan_id: str, epoch: int) -> Path:
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        base = os.devnull  # a user without a home, as in containers: nothing can be kept
+    """Raises OSError where the user has no home, as in many containers."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("no HOME, and no entry in /etc/passwd")
     return Path(base) / "navit" / f"{plan_id}-{epoch}.npy"
 
 
@@ -148,8 +148,9 @@ def _content(file: Path, counts: Counts) -> bytes:
     return out.getvalue()
 
 
-def _load(file: Path, num_blocks: int) -> Counts | None:
+def _load(plan_id: str, epoch: int, num_blocks: int) -> Counts | None:
     try:
+        file = _file(plan_id, epoch)
         content = file.read_bytes()
     except OSError:
         return None

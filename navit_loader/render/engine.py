@@ -72,6 +72,7 @@ class Engine:
             ConfigError: no index at all, indexes with different class tables or tokenizers, or no captions to plan.
             PlanError: the configuration cannot be planned with these indexes.
         """
+        config = LoaderConfig.checked(config)
         self._given, self._shared = config, shared
         self.indexes, weights = _open(config, index)
         first = self.indexes[0]
@@ -280,6 +281,10 @@ def _open(
     if isinstance(index, Index):
         index = [index]
     if isinstance(index, Sequence) and not isinstance(index, str):
+        if not all(isinstance(one, Index) for one in index):
+            raise ConfigError(
+                f"index = {index!r} is a list; give one path, and several with their weights as [[data.mixture]]"
+            )
         return list(index), [entry.weight for entry in mixture] if len(index) == len(mixture) else [1.0]
     if index is not None:
         return [open_index(index)], [1.0]

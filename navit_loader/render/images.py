@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def pack_images(
-    images: Sequence[Picture],
+    images: Iterable[Picture],
     config: LoaderConfig | None = None,
     *,
     labels: npt.ArrayLike | None = None,
@@ -39,7 +39,7 @@ def pack_images(
     """Plans and renders images that are already in memory.
 
     Args:
-        images: paths or the bytes of image files, PIL images, or u8 `[H, W, 3]` or `[H, W]` arrays.
+        images: any number of paths or the bytes of image files, PIL images, or u8 `[H, W, 3]` or `[H, W]` arrays.
         config: `[plan]` and `[render]` are used; None is the default configuration. For evaluation pass
             `config.for_evaluation(...)`.
         labels: i64 `[N]` or `[N, K]`; None means unlabelled.
@@ -49,10 +49,17 @@ def pack_images(
         A batch of as many sequences as the images need. Bytes with a sound header that cannot be decoded have status 2.
 
     Raises:
-        PlanError: no image, a path that cannot be read, or one of a shape or type that is none, or bytes that are no image;
-            names its number.
+        ConfigError: a configuration of another type.
+        PlanError: no image, labels that are no whole numbers or not as many; or a path that cannot be read, one of a shape or
+            type that is none, or bytes that are no image: names its number.
     """
-    config = LoaderConfig() if config is None else config
+    config = LoaderConfig.checked(config)
+    if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "getexif"):
+        raise PlanError(f"images is one image of type {type(images).__name__}; give a list: pack_images([image])")
+    if not isinstance(images, Iterable):
+        raise PlanError(f"images = {images!r} is of type {type(images).__name__}; give a list of images")
+    images = list(images)
+    kinds = _labels(labels, len(images))
     if len(images) == 0:
         raise PlanError("pack_images was given no image; pass at least one")
     if len(config.plan.patch_sizes) > 1:
@@ -67,10 +74,6 @@ def pack_images(
     layout = plan.layout(epoch)
     layout.counts(0, layout.num_blocks)
     planned = layout.batch(0, layout.num_sequences or 1)
-    kinds = np.zeros((len(images), 0), np.int64) if labels is None else np.asarray(labels, np.int64)
-    kinds = kinds[:, None] if kinds.ndim == 1 else kinds
-    if kinds.ndim != 2 or len(kinds) != len(images):
-        raise PlanError(f"labels has shape {kinds.shape}; it must be [{len(images)}] or [{len(images)}, K]")
     arrays = _packer.render_images(found, planned, plan.limits(kinds.shape[1]), config.render.to_json(), helpers())
     teacher = arrays.pop("teacher")
     batch = PackedBatch(**arrays, teacher=None if teacher is None else View(**teacher))
@@ -78,6 +81,23 @@ def pack_images(
         there = batch.image_ids >= 0
         batch.labels[there] = kinds[batch.image_ids[there]]
     return batch
+
+
+def _labels(labels: npt.ArrayLike | None, count: int) -> npt.NDArray[np.int64]:
+    """i64 `[count, K]`, with K = 0 for None."""
+    if labels is None:
+        return np.zeros((count, 0), np.int64)
+    try:
+        given = np.asarray(labels)
+    except ValueError as e:  # lists of several lengths
+        raise PlanError(f"labels cannot be read as numbers: {e}; it must be [{count}] or [{count}, K]") from None
+    if given.dtype.kind not in "iub" and given.size:
+        raise PlanError(
+            f"labels are of type {given.dtype}, such as {given.flat[0]!r}; give whole numbers, a class each"
+        )
+    if given.ndim not in (1, 2) or len(given) != count:
+        raise PlanError(f"labels has shape {given.shape}; it must be [{count}] or [{count}, K]")
+    return given.astype(np.int64).reshape(count, -1 if given.size else 1)
 
 
 def picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
@@ -101,8 +121,10 @@ def picture(n: int, image: Any) -> npt.NDArray[np.uint8] | bytes:
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, 2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        channels_first = array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3
+        how = "; turn it: permute(1, 2, 0) of a tensor, transpose(1, 2, 0) of an array" if channels_first else ""
         raise PlanError(
-            f"images[{n}] is an array of {array.dtype} with shape {array.shape}; it must be u8 [H, W, 3] or [H, W]"
+            f"images[{n}] is an array of {array.dtype} with shape {array.shape}; it must be u8 [H, W, 3] or [H, W]{how}"
         )
     return np.ascontiguousarray(array)
 

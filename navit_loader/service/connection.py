@@ -78,7 +78,7 @@ class Connection:
         if isinstance(addresses, str) or not addresses:
             raise ServiceError(f"endpoints = {addresses!r} must be a list of at least one tcp:// or ipc:// address")
         for address in addresses:
-            check_address(address)
+            check_address(str(address))
         self.starved_s = 0.0
         self._owner = os.getpid()
         self._deadline_s, self._timeout_s = deadline_s, timeout_s

@@ -118,6 +118,7 @@ class Job:
         tokenize: captions → the columns `caption_tokens` and `caption_ids`; see `tokens.Tokenizer`.
         threads: probing threads.
         reused: rows taken over from `known` so far.
+        unread: containers that were taken over from `known` so far.
         left_out: files and members that no row stands for so far, by reason: how many, and one of them.
         notes: what may surprise whoever reads the index.
     """
@@ -127,6 +128,7 @@ class Job:
     tokenize: Callable[[Sequence[str | None]], dict[str, Any]]
     threads: int
     reused: int = 0
+    unread: int = 0
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -184,6 +186,7 @@ def known_container(job: Job, shard: str, stamp: tuple[int, int]) -> pa.RecordBa
     if any(bool(np.any(known[name].to_numpy() != now)) for name, now in zip(STAMP, stamp, strict=True)):
         return None
     job.reused += len(known)
+    job.unread += 1
     # One batch again, so that a journal never holds half a container.
     return known.combine_chunks().to_batches()[0]
 
