@@ -7,6 +7,7 @@ share a sequence, and the bounds are relative to the spread of the output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
