@@ -75,6 +75,24 @@ OPTIONS: list[dict[str, Any]] = [
         "layer_scale": 0.1,
     },
     {"qk_norm": False, "checkpointing": True},
+    {
+        "rope": True,
+        "rope_places": "centred",
+        "positions": "none",
+        "pool": "class",
+        "class_token": True,
+        "mlp_gate": True,
+        "norm": "rms",
+    },
+    {
+        "rope": True,
+        "rope_speeds": "learned",
+        "norm_place": "both",
+        "mlp_norm": True,
+        "v_norm": True,
+        "last_norm": False,
+    },
+    {"rope": True, "rope_places": "scaled", "window": 2, "window_free": (1,), "patch_norm": True, "parallel": True},
 ]
 
 
@@ -94,6 +112,17 @@ HEADS: dict[str, Callable[[NaViT], tuple[nn.Module, Callable[[nn.Module, PackedB
     "segmenter": lambda net: (Segmenter(net, 3), lambda head, batch: head(batch).sum()),
     "owl": lambda net: (OwlHead(128, 16), lambda head, batch: owl(net, head, batch)),
 }
+
+
+@pytest.mark.parametrize("kind", ["mlp", "mean", "convolved"])
+def test_merged_tokens_on_a_gpu_read_nothing_on_the_host(hopper: None, kind: Any) -> None:
+    own = {"merge": 2, "merge_kind": kind, "merge_width": 128, "merge_hidden": 64, "merge_taps": (0,)}
+    net = NaViT(replace(SMALL, window=4, **own)).bfloat16()  # type: ignore[arg-type]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there(net)
+        merged = net.forward_merged(batch_there())
+        assert merged.tokens.shape == merged.taps[0].shape == (2, 12, 128)
+        assert {x.device.type for x in (merged.tokens, merged.segment_ids)} == {"cuda"}
 
 
 @pytest.mark.parametrize("name", HEADS)

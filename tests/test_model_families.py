@@ -7,11 +7,13 @@ share a sequence, and the bounds are relative to the spread of the output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
 from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
@@ -44,7 +46,7 @@ from navit_loader import LoaderConfig, PackedBatch, pack_images
 from navit_loader.batch import OK
 from navit_loader.config import Drop, PlanConfig, Resolution
 from navit_loader.errors import ModelError
-from navit_model import NaViT
+from navit_model import NaViT, NaViTConfig
 from navit_model.weights.convert import kernel
 
 P = 4
@@ -393,10 +395,26 @@ def test_windows_are_the_same_on_every_backend() -> None:
     net = windowed()
     with torch.no_grad():
         found = ours(net, EVEN)
-        net.config = type(net.config)(
-            **{**{k: getattr(net.config, k) for k in net.config.__slots__}, "attention": "dense"}
-        )
+        net.config = replace(net.config, attention="dense")
         assert (ours(net, EVEN) - found).abs().max() / found.std() < 1e-5
+
+
+PARTS: list[dict[str, Any]] = [
+    {"rope": True, "rope_places": "centred", "positions": "none", "mlp_gate": True, "norm": "rms"},
+    {"rope": True, "rope_speeds": "learned", "norm_place": "both"},
+    {"rope": True, "window": 2, "window_free": (1,), "parallel": True},
+]
+
+
+@pytest.mark.parametrize("options", PARTS, ids=str)
+def test_parts_are_traced_whole(options: dict[str, Any]) -> None:
+    net = NaViT(NaViTConfig(width=32, depth=3, heads=4, patch_size=P, classes=5, attention="dense", **options))
+    net = shaken(net)  # type: ignore[assignment]
+    batch = packed(net, ODD).to("cpu")
+    with torch.no_grad():
+        plain = net(batch)
+        net.compile(backend="eager")
+        assert torch.equal(net(batch), plain)
 
 
 def test_images_that_do_not_fall_into_blocks_are_refused() -> None:
@@ -404,8 +422,12 @@ def test_images_that_do_not_fall_into_blocks_are_refused() -> None:
     with pytest.raises(ModelError, match=r"3 x 4 patches, the model merges 2 x 2 .* multiples of 2"):
         net.forward_merged(packed(net, [(2, 2), (3, 4)]).to("cpu"))
     dropped = packed(net, EVEN, drop=Drop(kind="constant", rate=0.5))
-    with pytest.raises(ModelError, match="tokens of an image were dropped"):
+    with pytest.raises(ModelError, match="dropped, but the model's blocks attend in windows"):
+        net(dropped.to("cpu"))
+    net = NaViT.from_transformers(TRANSFORMERS["qwen2_vl"][0]())
+    with pytest.raises(ModelError, match="dropped, but the model merges blocks"):
         net.forward_merged(dropped.to("cpu"))
+    assert net(dropped.to("cpu")).shape[-1] == 32
     plain = NaViT.from_timm(VisionTransformer(img_size=16, **SMALL))
     with pytest.raises(ModelError, match=r"forward_merged needs model\.merge"):
         plain.forward_merged(packed(plain, ODD).to("cpu"))
@@ -435,8 +457,15 @@ def without_a_layer() -> nn.Module:
 REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "beit": ("a bias of attention for each pair of tokens, which no kernel", lambda: Beit(img_size=16, **SMALL)),
     "relative": ("a bias of attention for each pair", lambda: VisionTransformerRelPos(img_size=16, **SMALL)),
-    "difference": ("block = 'DiffParallelScalingBlock'", lambda: vit(block_fn=DiffParallelScalingBlock)),
-    "two at once": ("block = 'ParallelThingsBlock'", lambda: vit(block_fn=ParallelThingsBlock)),
+    "difference": (
+        "DiffParallelScalingBlock .* one attention from another",
+        lambda: vit(block_fn=DiffParallelScalingBlock),
+    ),
+    "two at once": ("ParallelThingsBlock .* several attentions", lambda: vit(block_fn=ParallelThingsBlock)),
+    "stem": (
+        "the stem HybridEmbed .* read beyond a patch",
+        lambda: timm.create_model("vit_tiny_r_s16_p8_224", depth=1),
+    ),
     "gate last": ("gate_last = True", lambda: vit(mlp_layer=GluMlp)),
     "two activations": ("pooling's activation = 'gelu'", lambda: flex(swiglu_mlp=True)),
     "gated attention": ("attn_gated = True", lambda: flex(rope_type="axial", attn_gated=True)),

@@ -227,6 +227,8 @@ def test_a_file_of_big_vision(tmp_path: Path, pool: str) -> None:
     np.savez(path, **{k: v for k, v in arrays.items() if "encoder_norm/scale" not in k})
     with pytest.raises(ModelError, match="has no weight 'Transformer/encoder_norm/scale'"):
         NaViT.from_pretrained(path)
+    with pytest.raises(ModelError, match=r"gone\.npz' cannot be read \(no such file\)"):
+        NaViT.from_pretrained(tmp_path / "gone.npz")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"flexi\.npz' cannot be read"):
         NaViT.from_pretrained(path)

@@ -224,7 +224,15 @@ CONFIG = NaViTConfig(
 )
 
 
-@pytest.mark.parametrize("changes", [{}, {"positions": "resized_grid", "class_token": True, "distill_token": True}])
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"positions": "resized_grid", "class_token": True, "distill_token": True},
+    {"rope": True, "rope_places": "scaled", "rope_grid": (3, 5), "norm": "rms", "mlp_gate": True, "pool_heads": 4},
+    {"window": 2, "window_free": (1,), "merge": 2, "merge_width": 8, "merge_taps": (0, 1), "norm_place": "after"},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_saved_models_come_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     net = shaken(NaViT(replace(CONFIG, **changes)))
     net.save_pretrained(tmp_path / "model")

@@ -64,8 +64,10 @@ def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
                 f"an image has {most} patches {'in all' if raster else 'on a side'}, the position tables end at "
                 f"model.max_grid = {config.max_grid}{' squared' if raster else ''}; raise it, or lower plan.max_grid"
             )
-    if config.merge and grids.size:
-        _check_blocks(config.merge, grids, np.asarray(batch.segment_ids), np.asarray(batch.positions))
+    if config.window and _some_dropped(batch):
+        raise ModelError(
+            "tokens of an image were dropped, but the model's blocks attend in windows; set plan.drop to 'none'"
+        )
     offsets = np.asarray(batch.cu_seqlens)
     tokens = int(np.prod(tuple(batch.segment_ids.shape)))
     if int(offsets[-1]) != tokens:
@@ -78,24 +80,32 @@ def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
         )
 
 
-def _check_blocks(side: int, grids: np.ndarray, segment_ids: np.ndarray, positions: np.ndarray) -> None:
-    """Refuses images that do not fall into whole blocks of `side` × `side` patches.
+def check_blocks(config: NaViTConfig, batch: PackedBatch | View) -> None:
+    """Refuses images that do not fall into whole blocks of `merge` × `merge` patches; contents of device tensors are not read.
 
     Raises:
         ModelError: names the grid, or says that tokens were dropped.
     """
+    if torch.compiler.is_compiling() or not _on_host(batch.grids):
+        return
+    side, grids = config.merge, np.asarray(batch.grids)
     if (odd := grids[(grids % side).any(-1)]).size:
         raise ModelError(
             f"an image has {odd[0][0]} x {odd[0][1]} patches, the model merges {side} x {side} of them (model.merge); "
             f"give sides that are multiples of {side} patches"
         )
-    for ids, at, sizes in zip(segment_ids, positions, grids.astype(np.int64).prod(-1), strict=True):
-        there = ids[(ids >= 0) & (at[:, 0] >= 0)]
-        counts = np.bincount(there, minlength=len(sizes))
-        if ((counts > 0) & (counts < sizes)).any():
-            raise ModelError(
-                "tokens of an image were dropped, but the model merges blocks of them; set plan.drop to 'none'"
-            )
+    if _some_dropped(batch):
+        raise ModelError(
+            "tokens of an image were dropped, but the model merges blocks of them; set plan.drop to 'none'"
+        )
+
+
+def _some_dropped(batch: PackedBatch | View) -> bool:
+    """Whether an image of a batch on the host has fewer tokens than patches."""
+    slots = np.where(np.asarray(batch.positions)[..., 0] >= 0, np.asarray(batch.segment_ids), -1)
+    sizes = np.asarray(batch.grids).astype(np.int64).prod(-1)
+    counts = np.stack([np.bincount(ids[ids >= 0], minlength=sizes.shape[1]) for ids in slots])
+    return bool(((counts > 0) & (counts < sizes)).any())
 
 
 def check_place(batch: PackedBatch | View, device: torch.device) -> None:

@@ -24,7 +24,7 @@ from navit_loader.errors import ConfigError, ModelError
 
 from ..config import NaViTConfig
 from .attention import Backend, check_traceable, choose_for, number_of, segments
-from .check import check_batch, check_place
+from .check import check_batch, check_blocks, check_place
 from .embed import PatchEmbedding
 from .encoder import Context, blocks, norm
 from .merge import MERGERS, Merged, Merger, blocks_of, gather
@@ -124,6 +124,7 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         """
         if self.merger is None:
             raise ModelError("forward_merged needs model.merge, the side of the blocks that become one token")
+        check_blocks(self.config, batch)
         x_BLD, tapped = self.forward_intermediates(batch, self.config.merge_taps)
         index_BMm, image_BM = blocks_of(batch, self.config.merge)
         taps = [merger(gather(x, index_BMm)) for merger, x in zip(self.tap_mergers, tapped, strict=True)]

@@ -36,7 +36,7 @@ class Arrays(Mapping[str, Tensor]):
         try:
             # Looked at first: NumPy leaves a file open that is no archive.
             if not is_zipfile(path):
-                raise ValueError("no archive")
+                raise ValueError("no archive" if path.is_file() else "no such file")
             self.stored = np.load(path, allow_pickle=False)
             names = list(self.stored.files)
         except (OSError, ValueError, BadZipFile) as e:

@@ -31,6 +31,12 @@ BLOCKS = {
     "EvaBlockPostNorm": "after",
     "ParallelScalingBlock": "before",
 }
+UNLIKE = {
+    "DiffAttention": "it takes one attention from another",
+    "DiffParallelScalingBlock": "it takes one attention from another",
+    "ParallelThingsBlock": "it adds several attentions of the same tokens",
+}
+"""Parts of timm's blocks that are unlike any of ours, and in what."""
 ATTENTIONS = ("Attention", "AttentionRope", "EvaAttention")
 MLPS = ("Mlp", "GluMlp", "SwiGLU")
 
@@ -138,6 +144,10 @@ def _weights(
 def _check(model: Any, embed: Any, block: Any, name: str) -> None:
     """Refuses options without weights of their own; those with weights are found by `OtherModel`."""
     kind = type(block).__name__
+    inside = type(getattr(block, "attn", None)).__name__
+    if kind in UNLIKE or inside in UNLIKE:
+        part = kind if kind in UNLIKE else inside
+        raise ModelError(f"{name} with {part} cannot be taken over: {UNLIKE[part]}")
     need(kind in BLOCKS, name, "block", kind, f"{', '.join(BLOCKS)}")
     if kind != "ParallelScalingBlock":
         for what, part, known in (("attention", block.attn, ATTENTIONS), ("MLP", block.mlp, MLPS)):
@@ -150,9 +160,10 @@ def _check(model: Any, embed: Any, block: Any, name: str) -> None:
     else:
         need(block.attn_out_proj is not None, name, "fuse_out_proj", True, "two output projections")
     if embed.__class__.__name__ not in ("PatchEmbed", "NaFlexEmbeds"):
-        why = "no grid of patches that the plan could know" if hasattr(embed, "backbone") else "one linear layer"
+        kind = type(embed).__name__
         raise ModelError(
-            f"{name} with the stem {type(embed).__name__} cannot be taken over; it is a convolutional stem: {why}"
+            f"{name} with the stem {kind} cannot be taken over: its convolutions read beyond a patch, and patches are packed "
+            "by themselves"
         )
     need(model.global_pool in POOLS, name, "global_pool", model.global_pool, f"{', '.join(POOLS)}")
     twice = not (isinstance(model.norm, nn.Identity) or isinstance(model.fc_norm, nn.Identity))
