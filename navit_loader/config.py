@@ -225,6 +225,7 @@ class LoaderConfig:
                 teacher=None,
                 class_weights={},
                 virtual_epoch=0,
+                passes=1,
                 patch_sizes=(plan.patch_sizes[0] if patch_size is None else patch_size,),
                 patch_weights=(),
                 max_tokens=cap,
