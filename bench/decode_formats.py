@@ -1,33 +1,151 @@
-"""Which formats DALI could take besides JPEG: do its pixels agree with ours, and does it cost less?
+"""What a photograph costs in each format, to packed patches, beside others in the same run.
 
-In: one photograph in many formats. Out: for each the CPU milliseconds of DALI and of our renderer for an image, decoded and
-resized in one thread (medians over interleaved repetitions), and how the pixels differ in steps of 1/255. DALI decodes all of
-these on the CPU, whatever its device. Where DALI fails, the row says so. Formats that our renderer reads through Pillow are
-compared with Pillow itself.
+In: photographs of 0.2 megapixels (`corpus.py`), written in each format. Out: processor time an image of each peer, decoded,
+resized and cut into patches in one thread, and the ratio to torchvision; medians over interleaved repetitions, each ratio
+within one repetition. Processor time, since other processes on the machine change it less than they change a clock's. Where
+a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers that are not installed are
+named and left out.
 
-    python bench/decode_formats.py [--repeat 5]
+    python bench/decode_formats.py [--count 60] [--repeat 9] [--only WebP]
+
+`--dali`: which of these formats DALI could take besides JPEG. One photograph in many formats; the CPU milliseconds of DALI
+and of our renderer for an image, and how the pixels differ in steps of 1/255. DALI decodes all of these on the CPU, whatever
+its device. Where DALI fails, the row says so. Formats that our renderer reads through Pillow are compared with Pillow itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import numpy as np
-from corpus import photographs
-from decode import ours
+import PIL
+from corpus import make, photographs
+from decode import Case, P, Peer, _each, _patches, grids, installed, ours, pillow
 from PIL import Image
 
-try:
-    from nvidia import dali
-    from nvidia.dali import fn, types
-except ImportError as e:
-    raise SystemExit(
-        f"decode_formats.py: NVIDIA DALI cannot be loaded here ({e}); pip install nvidia-dali-cuda130"
-    ) from None
+FORMATS: dict[str, tuple[str, dict[str, object]]] = {
+    "JPEG, 4:2:0": ("JPEG", {"quality": 90}),
+    "JPEG, 4:4:4": ("JPEG", {"quality": 90, "subsampling": "4:4:4"}),
+    "JPEG, progressive": ("JPEG", {"quality": 90, "progressive": True}),
+    "PNG": ("PNG", {}),
+    "WebP, lossy": ("WEBP", {"quality": 80}),
+    "WebP, lossy, alpha": ("WEBP", {"quality": 80}),
+    "WebP, lossless": ("WEBP", {"lossless": True}),
+    "GIF": ("GIF", {}),
+    "BMP": ("BMP", {}),
+    "TIFF, LZW": ("TIFF", {"compression": "tiff_lzw"}),
+}
+
+
+def case(name: str, photos: list[Image.Image], sides: tuple[int, int] | None) -> Case:
+    """The photographs in one format, and grids of at most 256 tokens."""
+    kind, options = FORMATS[name]
+    files = []
+    for photo in photos:
+        image, out = photo, io.BytesIO()
+        if "alpha" in name:
+            image = photo.copy()
+            image.putalpha(Image.radial_gradient("L").resize(photo.size))
+        image.save(out, kind, **options)
+        files.append(out.getvalue())
+    sizes = [photo.size[::-1] for photo in photos]
+    return files, sizes, grids(sizes, 256, sides)
+
+
+def torchvision(case: Case) -> Callable[[], None]:
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    torch.set_num_threads(1)
+
+    def one(data: bytes, h: int, w: int) -> object:
+        image = decode_image(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), mode=ImageReadMode.RGB)
+        image = resize(image, [h * P, w * P], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return image.permute(1, 2, 0).reshape(h, P, w, P, 3).permute(0, 2, 1, 3, 4).contiguous()
+
+    return _each(case, one)
+
+
+def opencv(case: Case) -> Callable[[], None]:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+    def one(data: bytes, h: int, w: int) -> object:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        return _patches(cv2.resize(image, (w * P, h * P), interpolation=cv2.INTER_AREA), h, w)
+
+    return _each(case, one)
+
+
+def libwebp(case: Case) -> Callable[[], None] | None:
+    """Decoding alone, by the copy in Pillow's wheel: to Y, U, V where a file is lossy and opaque, as we do, or to RGB(A)."""
+    found = sorted((Path(PIL.__file__).parents[1] / "pillow.libs").glob("libwebp-*"))
+    if not found or case[0][0][8:12] != b"WEBP":
+        return None
+    library = ctypes.CDLL(str(found[0]))
+    plane = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for name, planes in (("YUV", 3), ("RGB", 1), ("RGBA", 1)):
+        getattr(library, f"WebPDecode{name}Into").argtypes = [ctypes.c_char_p, ctypes.c_size_t, *plane * planes]
+        getattr(library, f"WebPDecode{name}Into").restype = ctypes.c_void_p
+    memory = np.zeros(max(h * w for h, w in case[1]) * 4, np.uint8)
+    modes = [(Image.open(io.BytesIO(data)).mode, b"VP8L" in data[:64]) for data in case[0]]
+
+    def run() -> None:
+        to = memory.ctypes.data
+        for data, (h, w), (mode, lossless) in zip(case[0], case[1], modes, strict=True):
+            if mode == "RGB" and not lossless:
+                cw, ch = (w + 1) // 2, (h + 1) // 2
+                u, v = to + h * w, to + h * w + ch * cw
+                done = library.WebPDecodeYUVInto(data, len(data), to, h * w, w, u, ch * cw, cw, v, ch * cw, cw)
+            else:
+                decode, n = (library.WebPDecodeRGBInto, 3) if mode == "RGB" else (library.WebPDecodeRGBAInto, 4)
+                done = decode(data, len(data), to, h * w * n, w * n)
+            assert done, "libwebp refuses a file of the corpus"
+
+    return run
+
+
+def peers() -> dict[str, Peer]:
+    found: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
+    for name, module, peer in (("OpenCV area", "cv2", opencv), ("Pillow", "PIL", pillow)):
+        if installed(module):
+            found[name] = peer
+        else:
+            print(f"{name}: not installed, left out")
+    return found | {"libwebp alone": libwebp}
+
+
+def beside_peers(count: int, repeat: int, only: str) -> None:
+    photos = [Image.open(io.BytesIO(data)).convert("RGB") for data in make(count, 0.2, 0.35)]
+    each = peers()
+    for name in (n for n in FORMATS if n.startswith(only)):
+        for title, sides in (("sides U(64, 256)", (64, 256)), ("256 tokens", None)):
+            files = case(name, photos, sides)
+            runs = {peer: run for peer, make in each.items() if (run := make(files)) is not None}
+            times: dict[str, list[float]] = {peer: [] for peer in runs}
+            for n in range(repeat + 1):
+                for peer, run in runs.items():
+                    start = time.process_time()
+                    run()
+                    if n:  # the first fills caches and buffers
+                        times[peer].append((time.process_time() - start) / count)
+            print(f"\n{name}, {title}: {count} files of {sum(map(len, files[0])) / count / 1e3:.0f} KB")
+            for peer, seconds in times.items():
+                ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
+                lead = median(t / s for t, s in zip(seconds, times["navit"], strict=True))
+                speeds = f"{ratio:5.2f} × torchvision   navit {lead:5.2f} × this"
+                print(f"  {peer:<16} {1e3 * median(seconds):6.2f} ms   {speeds}", flush=True)
+
 
 WIDTH, HEIGHT, GRID, COUNT = 640, 427, (13, 20), 16
 
@@ -64,6 +182,9 @@ def files() -> dict[str, bytes]:
 
 
 def by_dali(data: bytes) -> Callable[[], np.ndarray]:
+    from nvidia import dali
+    from nvidia.dali import fn, types
+
     pipeline = dali.Pipeline(batch_size=COUNT, num_threads=1, device_id=None, exec_dynamic=True, prefetch_queue_depth=1)
     with pipeline:
         given = fn.external_source(
@@ -96,10 +217,9 @@ def by_pillow(data: bytes) -> Callable[[], np.ndarray]:
     return lambda: [one() for _ in range(COUNT)].pop()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=5)
-    args = parser.parse_args()
+def beside_dali(repeat: int) -> None:
+    if not installed("nvidia.dali"):
+        raise SystemExit("decode_formats.py: --dali needs NVIDIA DALI; pip install nvidia-dali-cuda130")
     print("| format | DALI, ms | ours, ms | DALI over ours | mean difference | 99.9 % |\n|---|---|---|---|---|---|")
     for name, data in files().items():
         own = by_pillow(data) if name == "JPEG 2000" else by_us(data)
@@ -110,7 +230,7 @@ def main() -> None:
             print(f"| {name} | cannot decode it | | | | |")
             continue
         rounds = []
-        for _ in range(args.repeat):
+        for _ in range(repeat):
             start = time.process_time()
             theirs()
             between = time.process_time()
@@ -122,6 +242,21 @@ def main() -> None:
             f"| {name} | {a:.2f} | {b:.2f} | {ratio:.2f} | {gap.mean():.2f} | {np.quantile(gap, 0.999):.0f} |",
             flush=True,
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--only", default="", metavar="START", help="formats whose name starts so")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--dali", action="store_true", help="pixels and times beside DALI's")
+    args = parser.parse_args()
+    if args.dali:
+        beside_dali(args.repeat)
+        return
+    os.sched_setaffinity(0, {args.core})
+    beside_peers(args.count, args.repeat, args.only)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from navit_loader import _packer
+from navit_loader import _packer, build_index
+from navit_loader.cli import main
 from navit_loader.config import Crop, Drop, LoaderConfig, Order, PlanConfig, Resolution, Schedule, Teacher
 from navit_loader.errors import ConfigError, PlanError, StateError
+from navit_loader.plan.config import MASKED, passes_for
 
 
 def columns(n: int, seed: int = 0, low: int = 8, high: int = 400, captions: bool = False) -> dict[str, Any]:
@@ -249,6 +252,78 @@ def test_draws_are_independent_of_batch_order_and_block_size() -> None:
         return found
 
     assert by_row(50) == by_row(300)
+
+
+def drawn(images: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What was drawn for each image, wherever it went."""
+    return sorted(tuple(image[n] for n in ("row", "key", "grid", "kept", "crop", "flip")) for image in images)
+
+
+def test_an_epoch_of_passes_has_the_images_of_so_many_epochs() -> None:
+    """With blocks of one pass each, block for block; with larger ones sequences hold two passes, and images are the same."""
+    single = PlanConfig(seed=3, sequence_length=512, max_tokens=60, block_images=200, drop=Drop(kind="beta"))
+    plain, several = (make(dataclasses.replace(single, passes=k), columns(200, 1, low=40)) for k in (1, 4))
+    joined = make(dataclasses.replace(single, passes=4, block_images=65536), columns(200, 1, low=40))
+    for epoch in (0, 1):
+        each = [images for n in range(4) for _, images in sequences(plain.layout(4 * epoch + n))]
+        assert [images for _, images in sequences(several.layout(epoch))] == each
+        seen = [image for _, images in sequences(joined.layout(epoch)) for image in images]
+        assert np.array_equal(np.bincount([image["row"] for image in seen]), np.full(200, 4))
+        assert drawn(seen) == drawn([image for images in each for image in images])
+        assert len(sequences(joined.layout(epoch))) < len(each), "one end in place of four"
+
+
+def test_passes_keep_a_small_set_from_being_padded() -> None:
+    """1,437 images, L = 256, B = 16, some 180 sequences a pass: thirty epochs of one pass would pad 8 % each."""
+    sides = Resolution(kind="uniform", low=12, high=32)
+    config = PlanConfig(sequence_length=256, max_tokens=64, patch_sizes=(4,), resolution=sides)
+    padding = {}
+    for passes in (1, 30):
+        layout = make(dataclasses.replace(config, passes=passes), columns(1437, 1, low=20, high=60)).layout(0)
+        report, steps = layout.report(0, layout.num_blocks), layout.steps(0, 16, 1, False)
+        assert report["images"] == 1437 * passes
+        padding[passes] = 1 - report["tokens"] / (256 * 16 * steps)
+        advised = passes_for(report["sequences"] / passes, 16)
+        assert (
+            (advised - 1) * report["sequences"] / passes * MASKED
+            < 16
+            <= advised * report["sequences"] / passes * MASKED
+        )
+    assert padding[30] <= 0.003 and padding[1] > 0.04
+
+
+def test_passes_change_no_name_where_they_are_not_set() -> None:
+    assert "passes" not in PlanConfig().to_json()
+    assert '"passes":2' in PlanConfig(passes=2).to_json()
+    with pytest.raises(ConfigError, match="passes = 2 is not allowed; it must be 1 beside virtual_epoch = 9"):
+        PlanConfig(passes=2, virtual_epoch=9)
+    assert LoaderConfig(plan=PlanConfig(passes=9)).for_evaluation().plan.passes == 1
+
+
+def test_the_command_names_what_pads_and_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    for n in range(40):
+        Image.new("RGB", (40 + 2 * n, 64)).save(tmp_path / "images" / f"{n:02d}.png")
+    build_index(tmp_path / "images", tmp_path / "i.arrow")
+    table = "[data]\nbatch_size = 16\n[plan]\nsequence_length = 64\nmax_tokens = 16\nmax_images = {}\npasses = {}\n"
+    table += "[plan.resolution]\nkind = 'uniform'\nlow = 60\nhigh = 64\n"
+
+    def planned(max_images: int, passes: int, *more: str) -> str:
+        (tmp_path / "c.toml").write_text(table.format(max_images, passes))
+        assert main(["plan", str(tmp_path / "i.arrow"), str(tmp_path / "c.toml"), *more]) == 0
+        return capsys.readouterr().out
+
+    one, text = json.loads(planned(64, 1, "--json")), planned(64, 1)
+    assert one["masked_sequences"] == 16 * one["steps_per_rank"] - one["sequences"] > 0
+    slots = 64 * 16 * one["steps_per_rank"]
+    assert one["padding"] == pytest.approx(1 - one["tokens_kept"] / slots)
+    assert one["below_low"] == sum((40 + 2 * n) * 64 < 3600 for n in range(40)) > 0
+    assert one["closed_by_max_images"] == 0 and "closed early" not in text
+    assert f"plan.passes = {one['passes_advised']} leaves at most 0.3%" in text
+    many = json.loads(planned(64, one["passes_advised"], "--json"))
+    assert many["padding_masked"] <= 0.003 and many["images"] == 40 * one["passes_advised"]
+    assert many["plan_id"] != one["plan_id"]
+    assert json.loads(planned(2, 1, "--json"))["closed_by_max_images"] >= 19
 
 
 def test_epochs_differ_and_seeds_differ() -> None:

@@ -109,7 +109,7 @@ LOSSLESS = {
     "png palette, one transparent": lambda: encode(photo(150, 130).quantize(60), "PNG", transparency=3),
     "png grey, alpha": lambda: encode(_with_alpha("L"), "PNG"),
     "png alpha": lambda: encode(_with_alpha("RGB"), "PNG"),
-    "webp": lambda: encode(photo(150, 130), "WEBP", quality=80),
+    "webp, lossy with alpha": lambda: encode(_with_alpha("RGB"), "WEBP", quality=80, exact=True),
     "webp lossless": lambda: encode(photo(150, 130), "WEBP", lossless=True),
     "webp alpha": lambda: encode(_with_alpha("RGB"), "WEBP", lossless=True, exact=True),
     "gif": lambda: encode(photo(150, 130).quantize(60), "GIF"),

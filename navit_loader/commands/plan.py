@@ -66,12 +66,19 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         epoch: which epoch.
         world_size: ranks that share it.
     """
+    from ..plan.config import passes_for
+
     layout = engine.layout(epoch)
     report = layout.report(0, layout.num_blocks)
-    data = engine.config.data
+    data, plan = engine.config.data, engine.config.plan
+    batch = data.batch_size * world_size
     slots, tokens = report["slots"], report["tokens"]
-    patches = tokens - report["images"] * engine.config.plan.prefix_tokens
-    longest = engine.config.plan.caption_cap
+    patches = tokens - report["images"] * plan.prefix_tokens
+    longest = plan.caption_cap
+    steps = layout.steps(0, data.batch_size, world_size, data.remainder == "drop")
+    # What fills up batches, of all ranks alike, is padding too; the remainder that is dropped is not delivered at all.
+    masked = max(0, steps * batch - report["sequences"])
+    delivered = slots + masked * plan.sequence_length
     return {
         "plan_id": engine.plan_id,
         "render_id": engine.render_id,
@@ -79,8 +86,16 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         "images": report["images"],
         "blocks": layout.num_blocks,
         "sequences": report["sequences"],
-        "padding": 1 - tokens / slots,
+        "padding": 1 - tokens / delivered,
         "padding_inside": (slots - tokens - report["tail"]) / slots,
+        "padding_masked": masked * plan.sequence_length / delivered,
+        "masked_sequences": masked,
+        "passes": plan.passes,
+        # Where `virtual_epoch` says how long an epoch is, it is that key which can grow.
+        "passes_advised": 0 if plan.virtual_epoch else passes_for(report["sequences"] / plan.passes, batch),
+        "closed_by_max_images": report["closed"],
+        "max_images": plan.max_images,
+        "below_low": _below_low(engine),
         "images_per_sequence": report["images"] / report["sequences"],
         "captions_cut": sum(index.captions_beyond(longest) for index in engine.indexes) if longest else 0,
         "lateness": report["lateness"],
@@ -89,10 +104,37 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         "drop_rate": report["dropped"] / max(1, patches + report["dropped"]),
         "moved_by_fit": report["moved"],
         "moved_tokens_mean": report["moved_tokens"] / max(1, report["moved"]),
-        "steps_per_rank": layout.steps(0, data.batch_size, world_size, data.remainder == "drop"),
+        "steps_per_rank": steps,
         "world_size": world_size,
         "batch_size": data.batch_size,
     }
+
+
+def _below_low(engine: Any) -> int:
+    """Images of the indexes that are smaller than the smallest size that is drawn, and stay as they are."""
+    resolution = engine.config.plan.resolution
+    if resolution.upscale or resolution.kind not in ("truncated_normal", "uniform"):
+        return 0
+    sides = (pair for index in engine.indexes for pair in index.sides())
+    return sum(int((width.astype("int64") * height < resolution.low**2).sum()) for width, height in sides)
+
+
+def _remedies(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """What pads, or is seen smaller than asked for, and the key that changes it; nothing where nothing is."""
+    from ..plan.config import MASKED
+
+    found = []
+    if s["masked_sequences"]:
+        said = f"{s['masked_sequences']:,} fill up batches, {s['padding_masked']:.2%} of all slots"
+        if s["passes_advised"] > s["passes"] and s["padding_masked"] > MASKED:
+            said += f"; plan.passes = {s['passes_advised']} leaves at most {MASKED:.1%}"
+        found.append(("masked sequences", said))
+    if s["closed_by_max_images"]:
+        said = f"{s['closed_by_max_images']:,} sequences that had room, by plan.max_images = {s['max_images']}"
+        found.append(("closed early", said))
+    if s["below_low"]:
+        found.append(("below low", f"{s['below_low']:,} images of the index are smaller than plan.resolution.low"))
+    return found
 
 
 def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
@@ -100,7 +142,11 @@ def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("plan_id / render_id", f"{s['plan_id']} / {s['render_id']}"),
         ("images", f"{s['images']:,} in {s['blocks']:,} block(s)"),
         ("sequences", f"{s['sequences']:,} of {s['images_per_sequence']:.2f} images"),
-        ("padding", f"{s['padding']:.4%}, of it {s['padding_inside']:.6%} inside the blocks, the rest in their tails"),
+        (
+            "padding",
+            f"{s['padding']:.4%}, {s['padding_inside']:.6%} inside the blocks, the rest in tails and masked sequences",
+        ),
+        *_remedies(s),
         ("lateness", f"{s['lateness']:,} images at most"),
         *(
             [("captions cut", f"{s['captions_cut']:,} of the index (plan.max_text_tokens)")]

@@ -12,10 +12,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from .. import _packer
@@ -225,6 +227,10 @@ class Index:
             ],
             "label_width": self.label_width,
         }
+
+    def sides(self) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+        """Widths and heights, oriented, a part of the index at a time."""
+        return ((_numbers(batch["width"]), _numbers(batch["height"])) for batch in self._batches)
 
     def captions_beyond(self, most: int) -> int:
         """How many captions have more than `most` tokens, and are cut where that is what one may have."""

@@ -8,6 +8,7 @@ count in `plan_id`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -229,6 +230,8 @@ class PlanConfig:
             (its grid, the rest by drop). What moved is reported by `navit-loader plan`.
         block_images: images planned as one independent block.
         virtual_epoch: images per epoch of a mixture or with class weights; 0 means the sum of the sources' sizes.
+        passes: how often one epoch goes through the images, each once a pass. More than 1 is for small sets: an epoch's last
+            batch is filled up with empty sequences, and so there are fewer of them.
         text_tokens: Lt, caption tokens per sequence; 0 without captions.
         max_text_tokens: tokens of one caption at most, longer ones are cut; 0 means `text_tokens`.
         filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`. Whole numbers are
@@ -251,6 +254,7 @@ class PlanConfig:
     fit: Literal["none", "drop", "resolution"] = "none"
     block_images: int = 65536
     virtual_epoch: int = 0
+    passes: int = 1
     text_tokens: int = 0
     max_text_tokens: int = 0
     filter: str = ""
@@ -287,6 +291,13 @@ class PlanConfig:
         require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
         require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
         require(self.virtual_epoch >= 0, "virtual_epoch", self.virtual_epoch, "at least 0")
+        require(1 <= self.passes <= 65536, "passes", self.passes, "between 1 and 65536")
+        require(
+            self.passes == 1 or self.virtual_epoch == 0,
+            "passes",
+            self.passes,
+            f"1 beside virtual_epoch = {self.virtual_epoch}: either says how long an epoch is",
+        )
         require(0 <= self.text_tokens <= 32767, "text_tokens", self.text_tokens, "between 0 and 32767")
         require(
             0 <= self.max_text_tokens <= self.text_tokens,
@@ -302,9 +313,28 @@ class PlanConfig:
         return self.max_text_tokens or self.text_tokens
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`."""
-        settled = replace(self, order=self.order.settled(remote=False))
-        return json.dumps(asdict(settled), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`.
+
+        `passes` stands in it where it is not 1, so that names given before there was such a key stay.
+        """
+        table = asdict(replace(self, order=self.order.settled(remote=False)))
+        if self.passes == 1:
+            del table["passes"]
+        return json.dumps(table, sort_keys=True, separators=(",", ":"))
+
+
+MASKED = 0.003
+"""Share of slots in masked sequences, at an epoch's end, from which on more passes an epoch are advised."""
+
+
+def passes_for(sequences: float, batch: int) -> int:
+    """How many passes an epoch needs so that at most `MASKED` of its slots fill up its last batches.
+
+    Args:
+        sequences: of one pass.
+        batch: sequences of a batch, all ranks together.
+    """
+    return min(65536, max(1, math.ceil(batch / (MASKED * max(1.0, sequences)))))
 
 
 def _check_weights(key: str, weights: tuple[float, ...]) -> None:

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from .. import _packer
 from ..errors import PackError
 
-Algorithm = Literal["exact", "first_fit", "best_fit", "best_fit_decreasing", "spfhp", "next_fit"]
+Algorithm = Literal["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing", "spfhp", "next_fit"]
 
 
 def pack(
     lengths: npt.ArrayLike,
     capacity: int,
     *,
-    algorithm: Algorithm = "exact",
+    algorithm: Algorithm = "auto",
     lookahead: int = 32,
     max_items: int | None = None,
     text_lengths: npt.ArrayLike | None = None,
@@ -32,9 +32,10 @@ def pack(
         lengths: tokens of each item, whole numbers of at least 1, one dimension.
         capacity: tokens of a sequence.
         algorithm: `exact`, head-first exact fill: the oldest item first, then in order, then the subset of the next
-            `lookahead` items that fills the sequence best. `first_fit` (NaViT, appendix A.3), `best_fit`,
+            `lookahead` items that fills the sequence best. `auto` is `exact`, or `best_fit_decreasing` where that needs
+            fewer sequences, as where one item can fill most of one. `first_fit` (NaViT, appendix A.3), `best_fit`,
             `best_fit_decreasing`, `spfhp` (Krell et al. 2021, offline on the histogram), `next_fit` (the baseline).
-        lookahead: candidates for closing a sequence, for `exact`.
+        lookahead: candidates for closing a sequence, for `exact` and `auto`.
         max_items: items of a sequence at most; None means no limit.
         text_lengths: a second length of each item, at least 0, within `text_capacity` per sequence.
         text_capacity: the second capacity; needed with `text_lengths`.

@@ -107,11 +107,14 @@ class Engine:
         fingerprints = [index.plan_fingerprint for index in self.indexes]
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
         self.render = deciding(config.render)
-        # Where Pillow makes the pixels, another version of it may make others.
-        through_pillow = revisions({name for index in self.indexes for name in index.formats})
+        # Where Pillow makes the pixels, another version of it may make others; libwebp's are named, since another decoder
+        # was here before.
+        formats = {name for index in self.indexes for name in index.formats}
+        through_pillow = revisions(formats)
+        decoder = "rust-libwebp" if "webp" in formats else "rust"
         self.render_id = identity.render_id(
             [index.render_fingerprint for index in self.indexes],
-            f"rust-pillow-{identity.digest(*through_pillow)}" if through_pillow else "rust",
+            f"{decoder}-pillow-{identity.digest(*through_pillow)}" if through_pillow else decoder,
             self.render,
         )
         self.layouts = Layouts(self.plan, self.plan_id)

@@ -1,8 +1,10 @@
 //! Our own code allocates nothing per image once it is warm: a batch of many images allocates as often as one of few.
-//! And nothing stays of batches that are gone, however many sizes of them were asked for. (What libjpeg-turbo takes
-//! from C's allocator for itself is not counted.)
+//! And nothing stays of batches that are gone, however many sizes of them were asked for. (What libjpeg-turbo and
+//! libwebp take from C's allocator for themselves is not counted.)
 
 mod common;
+#[path = "common/webp.rs"]
+mod webp;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -51,8 +53,9 @@ fn nothing_is_allocated_per_image() {
     let files: Vec<_> = (0..8)
         .map(|n| {
             let (width, height) = (100 + 13 * n, 90 + 11 * n);
-            let data = jpeg(width, height, n);
-            let name = format!("{n}.jpg");
+            let quality = if n == 3 { 100.0 } else { 80.0 };
+            let data = if n % 2 == 0 { jpeg(width, height, n) } else { webp::encode(width, height, quality, n > 5, 0) };
+            let name = format!("{n}.img");
             std::fs::write(folder.join(&name), &data).expect("a file");
             (name, width as i32, height as i32, data.len() as i64)
         })

@@ -54,6 +54,8 @@ pub enum Colours {
     Rgb,
     /// Three planes Y, Cb, Cr of JFIF, each at its own scale.
     Ycc,
+    /// The same of BT.601, in which 16 is black, 235 white, and colours reach from 16 to 240.
+    Yuv,
 }
 
 /// One plane of samples.

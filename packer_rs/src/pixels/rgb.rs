@@ -21,6 +21,7 @@ pub fn rgb(fast: bool, colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
             Colours::Grey => [a; 3],
             Colours::Rgb => [a, b, c],
             Colours::Ycc => rgb_of(a, b, c),
+            Colours::Yuv => rgb_of_video(a, b, c),
         });
     }
 }
@@ -34,18 +35,39 @@ const G_CB: i16 = -5_638;
 const G_CR: i16 = -11_700;
 const B_CB: i16 = 29_032;
 
+// BT.601's, where white is 235: libwebp's factors, of which that of U for blue, 2.02, does not fit and stands less 1.
+const V_BLACK: i16 = 16;
+const V_Y: i16 = 19_077;
+const V_R_V: i16 = 26_149;
+const V_G_U: i16 = -6_419;
+const V_G_V: i16 = -13_320;
+const V_B_U: i16 = 16_666;
+
+/// `factor` of a sample's distance from `zero`, with `BETWEEN` bits after the point.
+fn part(sample: u8, zero: i16, factor: i16) -> i32 {
+    ((i32::from(sample) - i32::from(zero)) * 128 * i32::from(factor) + (1 << 14)) >> 15
+}
+
+fn bytes(colours: [i32; 3]) -> [u8; 3] {
+    colours.map(|v| ((v + 32) >> BETWEEN).clamp(0, 255) as u8)
+}
+
 fn rgb_of(y: u8, cb: u8, cr: u8) -> [u8; 3] {
-    let part = |c: u8, factor: i16| ((i32::from(c) - 128) * 128 * i32::from(factor) + (1 << 14)) >> 15;
-    let y = i32::from(y) << BETWEEN;
-    [y + part(cr, R_CR), y + part(cb, G_CB) + part(cr, G_CR), y + part(cb, B_CB)]
-        .map(|v| ((v + 32) >> BETWEEN).clamp(0, 255) as u8)
+    let (y, part) = (i32::from(y) << BETWEEN, |c, factor| part(c, 128, factor));
+    bytes([y + part(cr, R_CR), y + part(cb, G_CB) + part(cr, G_CR), y + part(cb, B_CB)])
+}
+
+fn rgb_of_video(y: u8, u: u8, v: u8) -> [u8; 3] {
+    let (y, whole) = (part(y, V_BLACK, V_Y), (i32::from(u) - 128) << BETWEEN);
+    let part = |c, factor| part(c, 128, factor);
+    bytes([y + part(v, V_R_V), y + part(u, V_G_U) + part(v, V_G_V), y + whole + part(u, V_B_U)])
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{B_CB, Colours, G_CB, G_CR, R_CR};
+    use super::{B_CB, Colours, G_CB, G_CR, R_CR, V_B_U, V_BLACK, V_G_U, V_G_V, V_R_V, V_Y};
 
     /// # Safety
     /// AVX2; each plane holds as many pixels as `out`, rounded up to 16.
@@ -58,6 +80,7 @@ mod avx2 {
                 Colours::Grey => (a, a, a),
                 Colours::Rgb => (a, b, c),
                 Colours::Ycc => convert(a, b, c),
+                Colours::Yuv => convert_video(a, b, c),
             };
             let shuffled = interleave(r, g, b);
             if to.len() == 48 {
@@ -76,20 +99,44 @@ mod avx2 {
         }
     }
 
+    /// Sixteen samples' distances from `zero`, with seven bits after the point.
+    #[target_feature(enable = "avx2")]
+    fn distance(v: __m128i, zero: i16) -> __m256i {
+        _mm256_slli_epi16::<7>(_mm256_sub_epi16(_mm256_cvtepu8_epi16(v), _mm256_set1_epi16(zero)))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn part(distance: __m256i, factor: i16) -> __m256i {
+        _mm256_mulhrs_epi16(distance, _mm256_set1_epi16(factor))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn bytes(v: __m256i) -> __m128i {
+        let v = _mm256_srai_epi16::<6>(v);
+        _mm_packus_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
+    }
+
     #[target_feature(enable = "avx2")]
     fn convert(y: __m128i, cb: __m128i, cr: __m128i) -> (__m128i, __m128i, __m128i) {
-        let centred = |v| _mm256_slli_epi16::<7>(_mm256_sub_epi16(_mm256_cvtepu8_epi16(v), _mm256_set1_epi16(128)));
         let y = _mm256_add_epi16(_mm256_slli_epi16::<6>(_mm256_cvtepu8_epi16(y)), _mm256_set1_epi16(32));
-        let (cb, cr) = (centred(cb), centred(cr));
-        let part = |c, factor| _mm256_mulhrs_epi16(c, _mm256_set1_epi16(factor));
-        let bytes = |v| {
-            let v = _mm256_srai_epi16::<6>(v);
-            _mm_packus_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v))
-        };
+        let (cb, cr) = (distance(cb, 128), distance(cr, 128));
         (
             bytes(_mm256_add_epi16(y, part(cr, R_CR))),
             bytes(_mm256_add_epi16(y, _mm256_add_epi16(part(cb, G_CB), part(cr, G_CR)))),
             bytes(_mm256_add_epi16(y, part(cb, B_CB))),
+        )
+    }
+
+    /// Sums beyond 16 bits are beyond white.
+    #[target_feature(enable = "avx2")]
+    fn convert_video(y: __m128i, u: __m128i, v: __m128i) -> (__m128i, __m128i, __m128i) {
+        let y = _mm256_add_epi16(part(distance(y, V_BLACK), V_Y), _mm256_set1_epi16(32));
+        let (u, v) = (distance(u, 128), distance(v, 128));
+        let blue = _mm256_add_epi16(_mm256_srai_epi16::<1>(u), part(u, V_B_U));
+        (
+            bytes(_mm256_adds_epi16(y, part(v, V_R_V))),
+            bytes(_mm256_adds_epi16(y, _mm256_add_epi16(part(u, V_G_U), part(v, V_G_V)))),
+            bytes(_mm256_adds_epi16(y, blue)),
         )
     }
 

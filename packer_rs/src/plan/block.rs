@@ -24,6 +24,8 @@ pub struct Report {
     pub slots: u64,
     /// Slots left empty at the block's end: where exact fill has no full lookahead left, else in the last sequence.
     pub tail: u64,
+    /// Sequences with room that `max_images` closed.
+    pub closed: u64,
     /// Most places that an image came later than its place in the order.
     pub lateness: u64,
     /// Images that `fit` moved.
@@ -283,6 +285,7 @@ impl<'a> BlockPlanner<'a> {
         }
         r.tokens += u64::from(offset);
         r.slots += u64::from(c.sequence_length);
+        r.closed += u64::from(numbers.len() == c.max_images as usize && offset < c.sequence_length);
         if at_the_end {
             r.tail += u64::from(c.sequence_length - offset);
         }

@@ -22,6 +22,9 @@ pub struct PlanConfig {
     pub fit: Fit,
     pub block_images: u64,
     pub virtual_epoch: u64,
+    /// Left out where it is 1, so that such plans keep their names.
+    #[serde(default = "once")]
+    pub passes: u64,
     pub text_tokens: u32,
     pub max_text_tokens: u32,
     /// Evaluated where the index is opened; here it is only part of the identity.
@@ -35,6 +38,10 @@ pub struct PlanConfig {
     pub drop: Drop,
     pub crop: CropConfig,
     pub teacher: Option<Teacher>,
+}
+
+fn once() -> u64 {
+    1
 }
 
 impl PlanConfig {

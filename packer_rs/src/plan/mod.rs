@@ -63,7 +63,7 @@ impl Plan {
         let teacher = config.teacher.as_ref().map_or(0, |t| t.sequence_length);
         let limits =
             Limits { capacity: [config.sequence_length, teacher, config.text_tokens], max_items: config.max_images };
-        let epoch_images = if config.virtual_epoch > 0 { config.virtual_epoch } else { streams.len() };
+        let epoch_images = if config.virtual_epoch > 0 { config.virtual_epoch } else { streams.len() * config.passes };
         Ok(Self {
             draws: Draws::new(&config),
             config,

@@ -201,6 +201,7 @@ impl Layout {
             sum.dropped += r.dropped;
             sum.slots += r.slots;
             sum.tail += r.tail;
+            sum.closed += r.closed;
             sum.lateness = sum.lateness.max(r.lateness);
             sum.moved += r.moved;
             sum.moved_tokens += r.moved_tokens;
@@ -212,6 +213,7 @@ impl Layout {
         d.set_item("dropped", sum.dropped)?;
         d.set_item("slots", sum.slots)?;
         d.set_item("tail", sum.tail)?;
+        d.set_item("closed", sum.closed)?;
         d.set_item("lateness", sum.lateness)?;
         d.set_item("moved", sum.moved)?;
         d.set_item("moved_tokens", sum.moved_tokens)?;

@@ -25,6 +25,7 @@ fn pack<'py>(
     text_capacity: u32,
 ) -> PyResult<Arrays<'py>> {
     let algorithm = match algorithm {
+        "auto" => Algorithm::Auto,
         "exact" => Algorithm::Exact,
         "first_fit" => Algorithm::FirstFit,
         "best_fit" => Algorithm::BestFit,

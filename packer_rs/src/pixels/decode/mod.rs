@@ -13,6 +13,7 @@ mod oddities;
 mod others;
 mod png;
 mod profile;
+mod webp;
 mod whole;
 
 use std::sync::Arc;
@@ -61,6 +62,7 @@ impl Decoder {
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out),
             [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out)),
+            _ if webp::known(bytes) => webp::decode(bytes, wanted, &mut self.scratch, out),
             _ if others::known(bytes) => self.other(bytes, wanted, out),
             _ if Format::foreign(bytes).is_some() => self.foreign(bytes, wanted, out),
             [] => Err(Failure::decode(Reason::Truncated, "the file is empty")),

@@ -1,9 +1,9 @@
-//! WebP, GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts),
+//! GIF, BMP and TIFF through the crate `image`: the first frame, 8 bits a sample (of 16 the high byte counts),
 //! alpha over the background. Floating-point and palette TIFF are `unsupported`.
 
 use std::io::{Cursor, ErrorKind};
 
-use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, tiff::TiffDecoder};
 use image::error::{ImageError, LimitErrorKind};
 use image::{ColorType, ImageDecoder, Limits};
 
@@ -20,11 +20,7 @@ const SAMPLE_FORMAT: u16 = 339;
 pub fn known(bytes: &[u8]) -> bool {
     matches!(
         bytes,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..]
-            | [b'G', b'I', b'F', b'8', ..]
-            | [b'B', b'M', ..]
-            | [b'I', b'I', 42 | 43, 0, ..]
-            | [b'M', b'M', 0, 42 | 43, ..]
+        [b'G', b'I', b'F', b'8', ..] | [b'B', b'M', ..] | [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..]
     )
 }
 
@@ -40,7 +36,6 @@ pub fn misread(bytes: &[u8], wanted: &Wanted) -> bool {
     match bytes[0] {
         b'G' => (short(6), short(8)) != wanted.size,
         b'B' => short(14) >= 40 && matches!(short(30), 1 | 2),
-        b'R' => false,
         _ => tag(bytes, FILL_ORDER) == Some(2) || tag(bytes, EXTRA_SAMPLES) == Some(1),
     }
 }
@@ -52,7 +47,7 @@ pub fn may_be_read_elsewhere(failure: &Failure, bytes: &[u8]) -> bool {
         Reason::Changed | Reason::TooLarge => false,
         // Of signed samples Pillow takes some for unsigned ones.
         _ if is_tiff(bytes) && tag(bytes, SAMPLE_FORMAT) == Some(2) => false,
-        Reason::Unsupported => bytes[0] != b'R',
+        Reason::Unsupported => true,
         _ => is_tiff(bytes),
     }
 }
@@ -60,7 +55,6 @@ pub fn may_be_read_elsewhere(failure: &Failure, bytes: &[u8]) -> bool {
 pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
     let from = || Cursor::new(bytes);
     match bytes[0] {
-        b'R' => read(WebPDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),
         b'G' => read(GifDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),
         b'B' => read(BmpDecoder::new(from()).map_err(failure)?, true, wanted, scratch, out),
         _ => read(TiffDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),

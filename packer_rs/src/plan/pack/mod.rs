@@ -18,6 +18,8 @@ pub use load::{Limits, Load, Packing, Used, check};
 /// The algorithms of `navit_loader.pack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
+    /// Exact fill, and best fit decreasing in its place where that takes fewer sequences.
+    Auto,
     /// Head-first exact fill: see [`exact`].
     Exact,
     /// The first open sequence with room: the NaViT paper's.
@@ -36,6 +38,7 @@ pub enum Algorithm {
 pub fn pack(loads: &[Load], limits: &Limits, algorithm: Algorithm, lookahead: usize) -> Result<Packing> {
     check(loads, limits)?;
     Ok(match algorithm {
+        Algorithm::Auto => fewest(loads, limits, lookahead),
         Algorithm::Exact => exact::pack(loads, limits, lookahead),
         Algorithm::FirstFit => bins::first_fit(loads, limits),
         Algorithm::BestFit => bins::best_fit(loads, limits),
@@ -43,6 +46,17 @@ pub fn pack(loads: &[Load], limits: &Limits, algorithm: Algorithm, lookahead: us
         Algorithm::Histogram => baseline::histogram(loads, limits),
         Algorithm::NextFit => baseline::next_fit(loads, limits),
     })
+}
+
+/// Exact fill keeps items near their places, so the other is tried only where that left a sequence too many.
+fn fewest(loads: &[Load], limits: &Limits, lookahead: usize) -> Packing {
+    let exact = exact::pack(loads, limits, lookahead);
+    let tokens: u64 = loads.iter().map(|load| u64::from(load[0])).sum();
+    if exact.len() as u64 <= tokens.div_ceil(u64::from(limits.capacity[0])) {
+        return exact;
+    }
+    let sorted = bins::best_fit_decreasing(loads, limits);
+    if sorted.len() < exact.len() { sorted } else { exact }
 }
 
 #[cfg(test)]
