@@ -96,6 +96,10 @@ class RenderConfig:
         max_pixels: * images that claim more pixels are quarantined undecoded.
         depth: * which value is white in samples of 16 bits: `full` (65,535), `largest` (the image's own), or that of as
             many bits, `9` to `15`. Part of `render_id` where it is not `full`.
+        profiles: * `ignore` colour profiles other than sRGB, which are counted, or `convert` them. Part of `render_id`
+            where it is not `ignore`.
+        damaged: * `mask` JPEG files that libjpeg warns of, or `keep` those of which nothing is missing. Part of
+            `render_id` where it is not `mask`.
         retries: attempts after a passing fault (timeout, permission, memory) before the request fails.
         ledger: path of the quarantine ledger (JSON lines); empty keeps it in memory alone.
         failure_limit: share of failed images in a window of 10,000 above which rendering stops with an error.
@@ -110,6 +114,8 @@ class RenderConfig:
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = 178_956_970
     depth: Literal["full", "largest", "9", "10", "11", "12", "13", "14", "15"] = "full"
+    profiles: Literal["ignore", "convert"] = "ignore"
+    damaged: Literal["mask", "keep"] = "mask"
     retries: int = 3
     ledger: str = ""
     failure_limit: float = 0.2
@@ -133,7 +139,7 @@ class RenderConfig:
 RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
 """Keys of `[render]` that decide pixels, and so are part of `render_id`."""
 
-LATER_RENDER_KEYS = ("depth",)
+LATER_RENDER_KEYS = ("depth", "profiles", "damaged")
 """The same of those that came later: they are part of it only where they are set, so that what is not set has its old name."""
 
 

@@ -107,7 +107,8 @@ class Engine:
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
         self.render = deciding(config.render)
         # Where Pillow makes the pixels, another version of it may make others.
-        through_pillow = revisions({name for index in self.indexes for name in index.formats})
+        formats = {name for index in self.indexes for name in index.formats}
+        through_pillow = revisions(formats, config.render.profiles == "convert")
         self.render_id = identity.render_id(
             [index.render_fingerprint for index in self.indexes],
             f"rust-pillow-{identity.digest(*through_pillow)}" if through_pillow else "rust",
@@ -229,6 +230,10 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Counts and seconds per stage since the start."""
         return dict(self._renderer.stats())
+
+    def profiles(self) -> list[tuple[str, int, str]]:
+        """Colour profiles other than sRGB that were not applied: their kind, how many images, and one of them."""
+        return self._renderer.profiles()
 
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger so far: one entry per (epoch, image)."""
