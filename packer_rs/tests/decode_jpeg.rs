@@ -292,7 +292,7 @@ fn a_component_without_a_scan_is_never_invented() {
 
 #[test]
 fn damage_is_kept_only_where_nothing_is_missing() {
-    let (mut decoders, style) = (decoders(), Style { restart: 4, noise: 60, ..Style::default() });
+    let (mut decoders, style) = (decoders(), Style { restart: 2, noise: 60, ..Style::default() });
     let (data, size) = (encode(&style), (style.width as u32, style.height as u32));
     let restarts: Vec<usize> =
         (0..data.len() - 1).filter(|&i| data[i] == 0xFF && matches!(data[i + 1], 0xD0..=0xD7)).collect();
