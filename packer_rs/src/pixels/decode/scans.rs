@@ -116,7 +116,7 @@ impl Scans {
             }
             _ => width.div_ceil(8 * across) * height.div_ceil(8 * down),
         };
-        Some(if interval == 0 { 0 } else { units.saturating_sub(1) / interval })
+        Some(units.saturating_sub(1).checked_div(interval).unwrap_or(0))
     }
 
     /// Notes the pieces of the scan that begins at `at`. Where its last one ends.
