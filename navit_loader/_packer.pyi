@@ -366,6 +366,8 @@ class Renderer:
         """An eventfd that becomes readable when some pending batch is ready."""
     def stats(self) -> dict[str, Any]:
         """Counts, and seconds per stage over all threads, since the start."""
+    def profiles(self) -> list[tuple[str, int, str]]:
+        """Colour profiles other than sRGB that were not applied: their kind, how many images, and one of them."""
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger so far."""
     def failure_counts(self) -> list[tuple[str, str, int]]:

@@ -131,6 +131,10 @@ class RenderConfig:
         max_pixels: * images that claim more pixels are quarantined undecoded.
         depth: * which value is white in samples of 16 bits: `full` (65,535), `largest` (the image's own), or that of as
             many bits, `9` to `15`. Part of `render_id` where it is not `full`.
+        profiles: * `ignore` colour profiles other than sRGB, which are counted, or `convert` them. Part of `render_id`
+            where it is not `ignore`.
+        damaged: * `mask` JPEG files that libjpeg warns of, or `keep` those of which nothing is missing. Part of
+            `render_id` where it is not `mask`.
         retries: attempts after a fault that may pass (timeout, server or I/O error) before the request fails; by default as
             many as a minute allows.
         ledger: path of the quarantine ledger (JSON lines); empty keeps it in memory alone.
@@ -146,6 +150,8 @@ class RenderConfig:
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = 178_956_970
     depth: Literal["full", "largest", "9", "10", "11", "12", "13", "14", "15"] = "full"
+    profiles: Literal["ignore", "convert"] = "ignore"
+    damaged: Literal["mask", "keep"] = "mask"
     retries: int | None = None
     ledger: str = ""
     failure_limit: float = 0.2
@@ -169,7 +175,7 @@ class RenderConfig:
 RENDER_KEYS = ("filter", "dct_scaling", "background", "max_pixels")
 """Keys of `[render]` that decide pixels, and so are part of `render_id`."""
 
-LATER_RENDER_KEYS = ("depth",)
+LATER_RENDER_KEYS = ("depth", "profiles", "damaged")
 """The same of those that came later: they are part of it only where they are set, so that what is not set has its old name."""
 
 

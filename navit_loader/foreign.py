@@ -40,6 +40,9 @@ FORMATS = {
 _SELDOM = {"bmp": "BMP", "gif": "GIF"}
 """The same, of which only what the engine's decoder misreads comes here: too little to tie every index of them to a version."""
 
+_CONVERTED = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+"""What comes here only so that its colour profile is applied."""
+
 IDLE_SECONDS = 30
 """A helper that nobody asks for so long ends; the engine starts another when it needs one."""
 
@@ -51,11 +54,14 @@ PROFILE_BYTES = 65536
 
 REQUEST = struct.Struct("<BQQ")
 """0 for the header or 1 for the pixels (of 16 bits a sample, 2 makes the image's largest value white, and 9 to 15 that of so
-many bits) · most pixels allowed · bytes of the file, which follow."""
+many bits), and `CONVERT` · most pixels allowed · bytes of the file, which follow."""
 
 REPLY = struct.Struct("<BIIBBQ")
 """0, or 1 for a failure · width, height as stored · EXIF orientation · channels, 0 without pixels, and `DEEP` · bytes that
 follow: the samples and then the colour profile, or the reason of the failure, a line end, and the detail."""
+
+CONVERT = 16
+"""Added to what is wanted where colour profiles are to be applied; the reply has none then, unless it does not fit."""
 
 DEEP = 16
 """Added to the channels where the samples had 16 bits."""
@@ -92,15 +98,22 @@ def helpers() -> Helpers:
     return _SHARED.setdefault(os.getpid(), Helpers(command()))
 
 
-def revisions(formats: Iterable[str]) -> list[str]:
-    """What decides the pixels of `formats`, as far as they come here: the versions of Pillow and its libraries."""
+def revisions(formats: Iterable[str], convert: bool = False) -> list[str]:
+    """What decides the pixels of `formats`, as far as they come here: the versions of Pillow and its libraries.
+
+    Args:
+        formats: the engine's names.
+        convert: whether colour profiles are applied, which happens here for all.
+    """
     from PIL import __version__, features
 
-    named = set(formats) & FORMATS.keys()
+    named = set(formats) & (FORMATS | (_CONVERTED if convert else {})).keys()
     found = [f"pillow {__version__}"] if named else []
     for name, feature in (("avif", "avif"), ("jpeg2000", "jpg_2000"), ("tiff", "libtiff")):
         if name in named:
             found.append(f"{feature} {features.version(feature)}")
+    if convert and named:
+        found.append(f"littlecms2 {features.version('littlecms2')}")
     if "heif" in named:
         try:
             found.append(f"pillow-heif {importlib.metadata.version('pillow-heif')}")
@@ -126,7 +139,7 @@ def opened(data: bytes) -> tuple[Image.Image, int]:
             raise Refused("unsupported", "HEIF is read where the package pillow-heif is installed") from None
         register_heif_opener()
     try:
-        known = [name for name in (FORMATS | _SELDOM).values() if name in Image.OPEN]
+        known = [name for name in (FORMATS | _SELDOM | _CONVERTED).values() if name in Image.OPEN]
         image = Image.open(io.BytesIO(data), formats=known)
         orientation = image.getexif().get(0x0112, 1)
     except UnidentifiedImageError:
@@ -134,8 +147,44 @@ def opened(data: bytes) -> tuple[Image.Image, int]:
     return image, orientation if orientation in range(1, 9) else 1
 
 
+def converted(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """The image in sRGB, from the colours of its profile; None where the two do not fit or the profile is broken.
+
+    Relative colorimetric with black point compensation, as browsers do; grey under a profile of RGB is R = G = B.
+    """
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}.get(profile[16:20].decode("latin-1"), "")
+        clear = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+        alpha = image.convert("RGBA").getchannel("A") if clear else None
+        grey = dict.fromkeys(("1", "L", "LA", "La"), ("L", "RGB"))
+        if mode not in (grey | {"CMYK": ("CMYK",), "LAB": ("LAB",)}).get(image.mode, ("RGB",)):
+            return None
+        plain = image.convert("RGBA") if clear and image.mode not in ("LA", "La") else image
+        out = ImageCms.profileToProfile(
+            plain.convert(mode),
+            source,
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if out is None:
+        return None
+    out.info.clear()
+    if alpha is not None:
+        out.putalpha(alpha)
+    return out
+
+
 def pixels(image: Image.Image, orientation: int, wanted: int) -> tuple[tuple[int, int], bytes, int]:
     """Width and height of the stored frame, its samples row by row, and channels: 1 grey, 3 RGB, 4 RGBA. See `REQUEST`.
+
+    With `CONVERT` a profile that was applied is gone from `image.info` afterwards.
 
     Raises:
         Refused: samples of an unusual type, or a size other than the header's.
@@ -143,7 +192,7 @@ def pixels(image: Image.Image, orientation: int, wanted: int) -> tuple[tuple[int
     from PIL import Image, ImageOps
 
     width, height = image.size
-    kind = image.format
+    asked, kind = image, image.format
     image.load()
     if kind == "TIFF" and orientation != 1:
         # Pillow turns TIFF alone when it loads it; the engine turns every image itself.
@@ -152,13 +201,17 @@ def pixels(image: Image.Image, orientation: int, wanted: int) -> tuple[tuple[int
         raise Refused("corrupt", f"{image.size[0]} × {image.size[1]} pixels, but its header says {width} × {height}")
     if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
         tags = getattr(image, "tag_v2", {})
-        samples = _narrowed(image, tags.get(258, (16,))[0], wanted)
+        samples = _narrowed(image, tags.get(258, (16,))[0], wanted & ~CONVERT)
         if tags.get(262) == 0:
             # White is 0, which Pillow heeds at 8 bits alone.
             samples = samples.translate(bytes(range(255, -1, -1)))
         return image.size, samples, 1 | DEEP
     if image.mode in ("I", "F"):
         raise Refused("unsupported", f"samples of type '{image.mode}', which have no common range")
+    profile = asked.info.get("icc_profile") if wanted & CONVERT else None
+    if profile and (srgb := converted(image, profile)) is not None:
+        del asked.info["icc_profile"]
+        image = srgb
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return image.size, image.convert("RGBA").tobytes(), 4
     if image.mode in ("1", "L"):
@@ -192,10 +245,10 @@ def answer(data: bytes, wanted: int, max_pixels: int) -> list[bytes]:
     try:
         image, orientation = opened(data)
         width, height = image.size
-        profile = (image.info.get("icc_profile") or b"")[:PROFILE_BYTES] if wanted else b""
-        samples, channels = b"", 0
+        samples, profile, channels = b"", b"", 0
         if wanted:
             (width, height), samples, channels = pixels(image, orientation, wanted)
+            profile = (image.info.get("icc_profile") or b"")[:PROFILE_BYTES]
     except Refused as e:
         return _refusal(e.reason, str(e))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:

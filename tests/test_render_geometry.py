@@ -4,14 +4,16 @@ what is rendered covers the whole crop, neither shifted nor cut."""
 from __future__ import annotations
 
 import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from navit_loader import _packer
 from navit_loader.config import PlanConfig, RenderConfig, Resolution
@@ -120,3 +122,39 @@ def test_a_row_of_one_pixel_is_rendered_whole() -> None:
         pixels = unpatched(got["patches"][0, :1], (1, 1), 16)[..., 0].astype(int)
         along = pixels[0] if size[0] == 1 else pixels[:, 0]
         assert along[0] < 16 and along[-1] > 239 and (np.diff(along) > 0).all()
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def _with(kind: str, exif: int | None, xmp: int | None, packed: bool) -> bytes:
+    """A picture of 64 × 32 whose orientation stands in EXIF (0: EXIF without one), in XMP, or in both."""
+    image = Image.new("RGB", (64, 32))
+    block = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112 if exif else 0x0110, 3, 1, exif or 0, 0) + bytes(4)
+    words = b'<rdf:Description tiff:Orientation="%d"/>' if packed else b"<tiff:Orientation>%d</tiff:Orientation>"
+    packet = None if xmp is None else words % xmp
+    if kind == "PNG":
+        data = encode(image, "PNG")
+        at, more = data.index(b"IDAT") - 4, b""
+        if exif is not None:
+            raw = b"Exif\0\0" + block
+            text = b"\nexif\n%8d\n" % len(raw) + raw.hex().encode() + b"\n"
+            name = b"Raw profile type exif\0"
+            more += _chunk(b"zTXt", name + b"\0" + zlib.compress(text)) if packed else _chunk(b"tEXt", name + text)
+        if packet is not None:
+            body = b"\x01\0\0\0" + zlib.compress(packet) if packed else b"\0\0\0\0" + packet
+            more += _chunk(b"iTXt", b"XML:com.adobe.xmp\0" + body)
+        return data[:at] + more + data[at:]
+    options = {} if exif is None else {"exif": b"Exif\0\0" + block}
+    return encode(image, kind, **options | ({} if packet is None else {"xmp": packet}))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_orientation_stands_where_pillow_finds_it(kind: str, packed: bool) -> None:
+    for exif in (None, 0, 1, 3, 6):
+        for xmp in (None, 1, 8, 9):
+            data = _with(kind, exif, xmp, packed)
+            turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+            assert _packer.probe_bytes(data) == turned.size[::-1], (exif, xmp)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from ..shown import say
@@ -62,3 +63,8 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def listed(profiles: Sequence[tuple[str, int, str]]) -> str:
+    """Kinds of colour profiles on one line, with an example of each."""
+    return ", ".join(f"{kind} {images:,} ({uri.rsplit('/', 2)[-1]}, say)" for kind, images, uri in profiles)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..shown import say
+from . import listed
+
+if TYPE_CHECKING:
+    from ..index import Index
 
 BAR = 32
 """Characters of the longest bar."""
 SHOWN = 12
 """Classes and reasons listed at most."""
+LOOKED_AT = 256
+"""Files that are opened to find colour profiles; they lie evenly over the index."""
 
 
 def add(subparsers: Any) -> None:
@@ -44,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     say("  formats: " + ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True) if n))
     turned = int((np.concatenate(columns["orientation"]) > 1).sum())
     say(f"  turned by EXIF: {turned:,}")
+    say(f"  colour profiles other than sRGB: {_profiles(index)}")
     if columns["caption_tokens"]:
         tokens = np.concatenate(columns["caption_tokens"])
         say(
@@ -74,6 +81,35 @@ def run(args: argparse.Namespace) -> int:
     if len(quarantine) > SHOWN:
         say(f"  and {len(quarantine) - SHOWN:,} more in {index.path}.quarantine.jsonl")
     return 0
+
+
+def _profiles(index: Index) -> str:
+    """What colour profiles some files of the index embed; nothing is decoded."""
+    import numpy as np
+
+    from .. import _packer
+    from ..config import LoaderConfig, PlanConfig, RenderConfig
+    from ..errors import RenderError
+    from ..render.engine import Engine
+
+    columns = index.columns()
+    height, width = (np.concatenate(columns[name]) for name in ("height", "width"))
+    rows = np.unique(np.linspace(0, index.num_rows - 1, LOOKED_AT).astype(np.int64))
+    blank = {"key": 0, "offset": 0, "kept": 1, "grid": (1, 1), "teacher_offset": 0, "teacher_grid": (0, 0)}
+    blank |= {"text_offset": 0, "source": 0, "flip": False}
+    render = RenderConfig(threads=1, retries=0, failure_limit=1.0)
+    engine = Engine(LoaderConfig(plan=PlanConfig(prefix_tokens=0), render=render), index)
+    try:
+        for row in rows.tolist():
+            image = blank | {"row": row, "crop": (0, 0, int(height[row]), int(width[row]))}
+            planned = _packer.PlannedBatch(0, 0, engine.config.plan.patch_sizes[0], 1, [[image]])
+            engine.submit_planned(planned, encoded=True).wait()
+    except RenderError as e:
+        return f"unknown, since the files cannot be read ({e})"
+    finally:
+        found, seen = engine.profiles(), int(engine.stats()["images"])
+        engine.close()
+    return f"{listed(found) or 'none'}; in {seen:,} files that were opened, and `lint` opens all"
 
 
 def _histogram(title: str, edges: Sequence[float], counts: Any) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..shown import say
-from . import ProgressLine
+from . import ProgressLine, listed
 
 
 def add(subparsers: Any) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             seen += int((batch.status > 0).sum())
             line.update(seen / index.num_rows, f"{seen:,} images")
         dark = loader.stats()["dark"]
-        profiles = int(loader.stats()["profiles"])
+        profiles = loader.engine.profiles()
         failures = sorted(loader.failures(), key=lambda failure: str(failure["uri"]))
     for failure in failures:
         say(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
@@ -61,5 +61,9 @@ def run(args: argparse.Namespace) -> int:
                 "'largest', or how many bits they use, such as '12'"
             )
         if profiles:
-            say(f"  {profiles:,} have a colour profile other than sRGB, which is not applied")
+            count = sum(images for _, images, _ in profiles)
+            say(
+                f"  {count:,} have a colour profile other than sRGB, which is applied with [render] profiles: 'convert' alone: "
+                f"{listed(profiles)}"
+            )
     return 1 if failures else 0

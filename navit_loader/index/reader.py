@@ -230,7 +230,7 @@ class Index:
 
     def sides(self) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
         """Widths and heights, oriented, a part of the index at a time."""
-        return ((_numbers(batch["width"]), _numbers(batch["height"])) for batch in self._batches)
+        return ((numbers(batch["width"]), numbers(batch["height"])) for batch in self._batches)
 
     def captions_beyond(self, most: int) -> int:
         """How many captions have more than `most` tokens, and are cut where that is what one may have."""

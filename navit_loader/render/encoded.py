@@ -31,7 +31,7 @@ class EncodedBatch:
         file_offsets: i64 `[B, E]`, first byte of each file in its container, for messages.
         data: u8 `[bytes]`, the files, one after another, then their names.
         render: the keys of `[render]` that decide pixels (`filter`, `dct_scaling`, `background`, `max_pixels`,
-            and `depth` where it is set).
+            and `depth`, `profiles`, `damaged` where they are set).
     """
 
     slots: PackedBatch

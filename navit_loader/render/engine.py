@@ -110,7 +110,7 @@ class Engine:
         # Where Pillow makes the pixels, another version of it may make others; libwebp's are named, since another decoder
         # was here before.
         formats = {name for index in self.indexes for name in index.formats}
-        through_pillow = revisions(formats)
+        through_pillow = revisions(formats, config.render.profiles == "convert")
         decoder = "rust-libwebp" if "webp" in formats else "rust"
         self.render_id = identity.render_id(
             [index.render_fingerprint for index in self.indexes],
@@ -249,6 +249,10 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Counts and seconds per stage since the start."""
         return dict(self._renderer.stats())
+
+    def profiles(self) -> list[tuple[str, int, str]]:
+        """Colour profiles other than sRGB that were not applied: their kind, how many images, and one of them."""
+        return self._renderer.profiles()
 
     def failures(self) -> list[dict[str, Any]]:
         """The quarantine ledger so far: one entry per (epoch, image)."""

@@ -33,8 +33,17 @@ fn zune(data: &[u8], colours: ColorSpace) -> Outcome<((u32, u32), Vec<u8>)> {
 fn planes(decoder: &mut Decoder, data: &[u8], size: (u32, u32), shrink: u32, out: &mut Pixels) -> Outcome<()> {
     let crop = Crop { top: 0, left: 0, height: size.1 as i32, width: size.0 as i32 };
     let target = (size.0 / shrink, size.1 / shrink);
-    let wanted =
-        Wanted { size, crop, target, dct_scaling: true, background: [255; 3], max_pixels: 1 << 30, depth: Depth::Full };
+    let wanted = Wanted {
+        size,
+        crop,
+        target,
+        dct_scaling: true,
+        background: [255; 3],
+        max_pixels: 1 << 30,
+        depth: Depth::Full,
+        keep_damaged: false,
+        convert: false,
+    };
     decoder.decode(data, &wanted, out).map_err(|e| e.detail.into())
 }
 

@@ -55,7 +55,12 @@ fn seen(pixels: &Pixels) -> Vec<Shown> {
 
 impl Decoders {
     /// What all of them say of `data` at the scale 1/`shrink`.
-    fn agree(&mut self, data: &[u8], (width, height): (u32, u32), shrink: u32) -> Seen {
+    fn agree(&mut self, data: &[u8], size: (u32, u32), shrink: u32) -> Seen {
+        self.agree_with(data, size, shrink, false)
+    }
+
+    /// The same, where damaged files are kept or not.
+    fn agree_with(&mut self, data: &[u8], (width, height): (u32, u32), shrink: u32, keep_damaged: bool) -> Seen {
         let crop = Crop { top: 0, left: 0, height: height as i32, width: width as i32 };
         let target = ((width / shrink).max(1), (height / shrink).max(1));
         let wanted = Wanted {
@@ -66,6 +71,8 @@ impl Decoders {
             background: [255; 3],
             max_pixels: 1 << 20,
             depth: Depth::Full,
+            keep_damaged,
+            convert: false,
         };
         let outcomes: Vec<Seen> = (self.all.iter_mut().zip(&mut self.pixels))
             .map(|(decoder, pixels)| match decoder.decode(data, &wanted, pixels) {
@@ -114,7 +121,7 @@ fn many() -> ProptestConfig {
 type Hit = (prop::sample::Index, u8, u8, bool);
 
 fn hits() -> impl Strategy<Value = Vec<Hit>> {
-    proptest::collection::vec((any::<prop::sample::Index>(), 0u8..7, any::<u8>(), any::<bool>()), 1..4)
+    proptest::collection::vec((any::<prop::sample::Index>(), 0u8..8, any::<u8>(), any::<bool>()), 1..4)
 }
 
 /// Damages a file from `from` on.
@@ -124,6 +131,12 @@ fn damage(data: &mut Vec<u8>, from: usize, hits: &[Hit]) {
         let most = if early && from < scan { scan + 12 } else { data.len() };
         let at = (from + at.index(most - from)).min(data.len() - 1);
         match kind {
+            // An end in front of a marker: behind a scan, between restarts, before anything at all.
+            7 => {
+                let markers = data[at..].windows(2).position(|w| w[0] == 0xFF && !matches!(w[1], 0 | 0xFF));
+                data.truncate(at + markers.unwrap_or(0));
+                data.extend([0xFF, 0xD9]);
+            }
             0 => data[at] = value,
             1 => data[at] ^= 1 << (value % 8),
             2 => data.insert(at, value),
@@ -170,6 +183,9 @@ fn odd(data: &[u8], which: u8) -> Vec<u8> {
     if which & 16 != 0 {
         data.splice(place..place, [1, 2, 3]);
     }
+    if which & 32 != 0 {
+        data.splice(place..place, *b"\xFF\xE1\x00\x22Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00");
+    }
     data
 }
 
@@ -190,17 +206,17 @@ proptest! {
 
     #[test]
     fn damage_is_judged_alike(
-        style in style(), progressive in prop::bool::weighted(0.2), which in prop_oneof![2 => Just(0), 1 => 0u8..32], hits in hits(),
-        shrink in 0u32..4,
+        style in style(), progressive in prop::bool::weighted(0.2), which in prop_oneof![2 => Just(0), 1 => 0u8..64], hits in hits(),
+        shrink in 0u32..4, keep: bool,
     ) {
         let mut data = odd(&encode(&Style { progressive, ..style }), which);
         damage(&mut data, 0, &hits);
-        let _ = decoders().agree(&data, (style.width as u32, style.height as u32), 1 << shrink);
+        let _ = decoders().agree_with(&data, (style.width as u32, style.height as u32), 1 << shrink, keep);
     }
 
     #[test]
     fn what_no_pixel_depends_on_changes_no_verdict(
-        style in style(), progressive: bool, which in 1u8..32, hits in prop_oneof![1 => Just(Vec::new()), 4 => hits()],
+        style in style(), progressive: bool, which in 1u8..64, hits in prop_oneof![1 => Just(Vec::new()), 4 => hits()],
     ) {
         let plain = encode(&Style { progressive, ..style });
         let behind = |data: &[u8]| {
@@ -226,6 +242,83 @@ fn every_cut_is_judged_alike() {
             assert!(decoders.agree(&data[..n], (style.width as u32, style.height as u32), 1).is_err(), "{n}");
         }
     }
+}
+
+/// Where the scans of a file begin.
+fn scans(data: &[u8]) -> Vec<usize> {
+    (0..data.len() - 1).filter(|&at| data[at..].starts_with(&[0xFF, 0xDA])).collect()
+}
+
+#[test]
+fn a_file_cut_between_two_scans_is_not_whole() {
+    let (mut decoders, style) = (decoders(), Style { progressive: true, noise: 90, ..Style::default() });
+    let (data, size) = (encode(&style), (style.width as u32, style.height as u32));
+    let found = scans(&data);
+    assert!(found.len() > 8);
+    for &at in &found {
+        let cut = [&data[..at], &[0xFF, 0xD9]].concat();
+        for shrink in [1, 8] {
+            let said = decoders.agree(&cut, size, shrink).expect_err("scans are missing");
+            assert_eq!(said.0, if at == found[0] { said.0 } else { Reason::Truncated }, "{}", said.1);
+            // The first scan holds something of every component; before it there is nothing.
+            assert_eq!(decoders.agree_with(&cut, size, shrink, true).is_ok(), at != found[0]);
+        }
+    }
+    assert_eq!(decoders.agree_with(&data, size, 1, true), decoders.agree(&data, size, 1));
+}
+
+#[test]
+fn a_component_without_a_scan_is_never_invented() {
+    // Three grey pictures put together as the scans of one file, of which the last is taken away.
+    let style = Style { sampling: tj::TJSAMP_TJSAMP_GRAY, ..Style::default() };
+    let grey = encode(&style);
+    let (frame, scan) = (segment(&grey, 0xC0..=0xC0), segment(&grey, 0xDA..=0xDA));
+    let tables = segment(&grey, 0xC4..=0xC4);
+    let sides = &grey[frame + 5..frame + 9];
+    let head = [&[0xFF, 0xC0, 0, 17, 8][..], sides, &[3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0]].concat();
+    let data = &grey[scan + 10..grey.len() - 2];
+    let file = |parts: &[u8]| {
+        let scans = parts.iter().map(|&id| [&[0xFF, 0xDA, 0, 8, 1, id, 0, 0, 63, 0][..], data].concat());
+        [&grey[..frame], &head, &grey[tables..scan], &scans.collect::<Vec<_>>().concat(), &[0xFF, 0xD9]].concat()
+    };
+    let (mut decoders, size) = (decoders(), (style.width as u32, style.height as u32));
+    assert!(decoders.agree(&file(&[1, 2, 3]), size, 1).is_ok());
+    for parts in [&[1, 2][..], &[1, 3], &[1]] {
+        for keep in [false, true] {
+            assert_eq!(decoders.agree_with(&file(parts), size, 1, keep).expect_err("grey").0, Reason::Truncated);
+        }
+    }
+}
+
+#[test]
+fn damage_is_kept_only_where_nothing_is_missing() {
+    let (mut decoders, style) = (decoders(), Style { restart: 2, noise: 60, ..Style::default() });
+    let (data, size) = (encode(&style), (style.width as u32, style.height as u32));
+    let restarts: Vec<usize> =
+        (0..data.len() - 1).filter(|&i| data[i] == 0xFF && matches!(data[i + 1], 0xD0..=0xD7)).collect();
+    let whole = decoders.agree(&data, size, 1);
+    let mut check = |file: &[u8], kept: Option<bool>| {
+        assert!(decoders.agree(file, size, 1).is_err());
+        let found = decoders.agree_with(file, size, 1, true);
+        assert_eq!(found.is_ok(), kept.is_some());
+        // The same pixels, where no coefficient was touched.
+        assert!(kept != Some(true) || found == whole);
+    };
+    let mut stray = data.clone();
+    // More of them than libjpeg reads ahead, which it would drop without a word.
+    stray.splice(restarts[1]..restarts[1], [0x12; 20]);
+    check(&stray, Some(true));
+    // A piece that ends early, behind a harmless warning too; a piece less; pieces out of order; no end.
+    let mut short = stray.clone();
+    short.drain(restarts[2] + 8..restarts[2] + 20);
+    check(&short, None);
+    let mut less = data.clone();
+    less.drain(restarts[1]..restarts[2]);
+    check(&less, None);
+    let mut order = data.clone();
+    order[restarts[1] + 1] = 0xD5;
+    check(&order, None);
+    check(&stray[..stray.len() - 2], None);
 }
 
 #[test]

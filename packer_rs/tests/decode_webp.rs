@@ -14,6 +14,8 @@ use proptest::prelude::*;
 
 fn wanted((width, height): (u32, u32)) -> Wanted {
     Wanted {
+        convert: false,
+        keep_damaged: false,
         size: (width, height),
         crop: Crop { top: 0, left: 0, height: height as i32, width: width as i32 },
         target: (16, 16),

@@ -37,9 +37,11 @@ fuzz_target!(|data: &[u8]| {
                 background: [255; 3],
                 max_pixels: 1 << 20,
                 depth: Depth::Full,
+                keep_damaged: false,
+                convert: false,
             };
             if decoder.decode(data, &wanted, pixels).is_ok() {
-                decoder.other_than_srgb(data);
+                decoder.profile();
                 resizer.resize(pixels, crop, target, Filter::Bicubic, small);
             }
         }

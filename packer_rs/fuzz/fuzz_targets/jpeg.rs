@@ -51,6 +51,8 @@ fuzz_target!(|data: &[u8]| {
                 background: [255; 3],
                 max_pixels: 1 << 20,
                 depth: Depth::Full,
+                keep_damaged: false,
+                convert: false,
             };
             let mut verdicts = decoders
                 .iter_mut()

@@ -1,5 +1,5 @@
-//! The one orientation rule of the project, shared by the header probe and by every decoder. In: an EXIF block. Out:
-//! its orientation, and how a rectangle and a pixel of the oriented frame lie in the stored one.
+//! The one orientation rule of the project, shared by the header probe and by every decoder. In: an EXIF block, or what
+//! stands in for one. Out: its orientation, and how a rectangle and a pixel of the oriented frame lie in the stored one.
 //!
 //! Apart, so that what the index says of an image's size and what the renderer makes of its pixels cannot disagree.
 
@@ -8,13 +8,34 @@ use crate::slots::Crop;
 
 const TAG: u16 = 0x0112;
 
-/// The orientation (1 to 8) that a TIFF or EXIF block gives in its first directory; 1 where it gives none or is
-/// damaged.
+/// The orientation (1 to 8) that a TIFF or EXIF block gives in its first directory: 1 for a value that is none of these,
+/// None where it gives none or is damaged.
 ///
 /// The prefix `Exif\0\0` may stand before the block. Where the tag stands twice, the last counts.
-pub fn exif_orientation(tiff: &[u8]) -> u8 {
-    let value = tag(tiff.strip_prefix(b"Exif\0\0").unwrap_or(tiff), TAG);
-    value.and_then(|v| u8::try_from(v).ok()).filter(|v| (1..=8).contains(v)).unwrap_or(1)
+pub fn exif_orientation(tiff: &[u8]) -> Option<u8> {
+    tag(tiff.strip_prefix(b"Exif\0\0").unwrap_or(tiff), TAG).map(checked)
+}
+
+fn checked(value: u64) -> u8 {
+    u8::try_from(value).ok().filter(|v| (1..=8).contains(v)).unwrap_or(1)
+}
+
+/// The orientation that an XMP packet gives, as an attribute or as an element of its own. It counts where EXIF gives none,
+/// as in Pillow, which looks for the same words.
+pub fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
+    const NAME: &[u8] = b"tiff:Orientation";
+    memchr::memmem::find_iter(xmp, NAME).find_map(|at| {
+        let rest = &xmp[at + NAME.len()..];
+        let value = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?.first()?;
+        value.is_ascii_digit().then(|| checked(u64::from(value - b'0')))
+    })
+}
+
+/// The EXIF block in a "Raw profile type exif", ImageMagick's text for PNG: three lines of words, then digits.
+pub fn raw_profile(text: &[u8]) -> Vec<u8> {
+    let digits = text.split(|&b| b == b'\n').skip(3).flatten().filter_map(|&b| char::from(b).to_digit(16));
+    let digits: Vec<u8> = digits.map(|d| d as u8).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
 /// How the oriented frame lies in the stored one: pixel (x, y) is stored at (x, y), swapped where `swap`, then
@@ -100,18 +121,18 @@ mod tests {
         for little in [true, false] {
             for kind in [1, 3, 4, 6, 8, 9] {
                 for value in 0..=9 {
-                    let want = if (1..=8).contains(&value) { value as u8 } else { 1 };
+                    let want = Some(if (1..=8).contains(&value) { value as u8 } else { 1 });
                     let mut tiff = block(little, kind, value);
                     assert_eq!(exif_orientation(&tiff), want);
                     tiff.splice(0..0, *b"Exif\0\0");
                     assert_eq!(exif_orientation(&tiff), want);
                     tiff.truncate(tiff.len() - 5);
-                    assert_eq!(exif_orientation(&tiff), 1);
+                    assert_eq!(exif_orientation(&tiff), None);
                 }
             }
         }
-        assert_eq!(exif_orientation(b"II*\0\xff\xff\xff\xff"), 1);
-        assert_eq!(exif_orientation(b""), 1);
+        assert_eq!(exif_orientation(b"II*\0\xff\xff\xff\xff"), None);
+        assert_eq!(exif_orientation(b""), None);
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub struct Wanted {
     pub max_pixels: u64,
     /// What is white where samples have 16 bits.
     pub depth: Depth,
+    /// Whether JPEG files that are damaged, but of which nothing is missing, are taken.
+    pub keep_damaged: bool,
+    /// Whether colour profiles other than sRGB are applied.
+    pub convert: bool,
 }
 
 /// Which value is white in samples of 16 bits: many files use fewer of them.
@@ -99,6 +103,17 @@ impl Pixels {
     pub fn take_rgb(&mut self, rgb: &[u8], size: (u32, u32)) {
         self.whole(Colours::Rgb, size);
         self.data[..rgb.len()].copy_from_slice(rgb);
+    }
+
+    /// The samples that belong to the image, plane after plane.
+    pub(crate) fn samples(&self) -> Vec<u8> {
+        let (planes, channels) = match self.colours {
+            Colours::Grey => (1, 1),
+            Colours::Rgb => (1, 3),
+            Colours::Ycc | Colours::Yuv => (3, 1),
+        };
+        let rows = self.planes[..planes].iter().flat_map(|p| (0..p.height as usize).map(move |y| (p, y)));
+        rows.flat_map(|(p, y)| &self.data[p.start + y * p.stride..][..p.width as usize * channels]).copied().collect()
     }
 
     /// Gives back a buffer that only one image in many needs.

@@ -1,11 +1,15 @@
 //! One function per container: each follows the container's own chunks to the size and to the orientation, wherever
 //! they stand, and refuses what no decoder could use.
 
+use std::io::Read;
+
+use flate2::bufread::ZlibDecoder;
+
 use super::open::io_reason;
 use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::format::Format;
-use crate::pixels::orient::exif_orientation;
+use crate::pixels::orient::{exif_orientation, raw_profile, xmp_orientation};
 
 /// What an image's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,8 @@ impl From<&str> for Stop {
     }
 }
 
-/// EXIF blocks beyond this are not read: the orientation stands in the first directory, at the start in every writer.
+/// What stands beyond this in an EXIF block or in what stands in for it is not read: the orientation is near the start
+/// in every writer.
 const EXIF_BYTES: u64 = 256 * 1024;
 /// Stray bytes between JPEG segments that are skipped, as libjpeg does, before the file is given up.
 const STRAY_BYTES: u64 = 1 << 20;
@@ -124,8 +129,12 @@ fn foreign<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, helpers: &Helpers) -> Foun
     Ok((reply.size.0, reply.size.1, reply.orientation))
 }
 
+/// What an XMP segment of JPEG begins with.
+const XMP: &[u8; 29] = b"http://ns.adobe.com/xap/1.0/\0";
+
 fn jpeg<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
-    let (mut at, mut size, mut orientation, mut stray) = (2u64, None, None, 0u64);
+    let (mut at, mut size, mut stray) = (2u64, None, 0u64);
+    let (mut exif, mut xmp) = (None, None);
     loop {
         let [byte] = w.array(at)?;
         at += 1;
@@ -159,20 +168,36 @@ fn jpeg<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
             // Start of scan: the tables and the frame are behind us, and from here on there are only pixels.
             0xDA => {
                 let (width, height) = size.ok_or("a scan before its frame header")?;
-                return Ok((width, height, orientation.unwrap_or(1)));
+                return Ok((width, height, exif.flatten().or(xmp).unwrap_or(1)));
             }
             0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) => {
                 let [_, h1, h0, w1, w0] = w.array(at + 2)?;
                 size = Some((u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0]))));
             }
-            // The first EXIF block counts, as it does for decoders; XMP shares the marker.
-            0xE1 if orientation.is_none() && length >= 8 && w.array(at + 2)? == *b"Exif\0\0" => {
-                orientation = Some(exif_orientation(w.get(at + 2, length as usize - 2)?));
+            // The first EXIF block counts, as it does for decoders; XMP shares the marker, and is not read where EXIF
+            // has the word already. Of it the last counts, as in Pillow.
+            0xE1 if exif.is_none() && length >= 8 && w.array(at + 2)? == *b"Exif\0\0" => {
+                exif = Some(exif_orientation(w.get(at + 2, length as usize - 2)?));
+            }
+            0xE1 if exif.flatten().is_none() && length > 31 && w.array(at + 2)? == *XMP => {
+                xmp = xmp_orientation(w.get(at + 31, length as usize - 31)?);
             }
             _ => {}
         }
         at += length;
     }
+}
+
+/// What the chunks of PNG begin with that stand in for EXIF.
+const RAW_PROFILE: &[u8; 22] = b"Raw profile type exif\0";
+const PNG_XMP: &[u8; 18] = b"XML:com.adobe.xmp\0";
+
+/// As much as is read of a text that PNG holds compressed.
+fn inflated(text: Option<&[u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    // What is cut or damaged ends early.
+    let _ = ZlibDecoder::new(text.unwrap_or(&[])).take(EXIF_BYTES).read_to_end(&mut out);
+    out
 }
 
 fn png<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
@@ -181,15 +206,29 @@ fn png<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
         return Err("its first chunk is not IHDR".into());
     };
     let (width, height) = (u32::from_be_bytes([w3, w2, w1, w0]), u32::from_be_bytes([h3, h2, h1, h0]));
-    let (mut at, mut orientation, mut pixels) = (8u64, 1, false);
+    let (mut at, mut pixels) = (8u64, false);
+    let (mut exif, mut raw, mut xmp) = (None, None, None);
     loop {
         let [l3, l2, l1, l0, kind @ ..] = w.array::<8>(at)?;
         let length = u64::from(u32::from_be_bytes([l3, l2, l1, l0]));
         match &kind {
-            b"IEND" if pixels => return Ok((width, height, orientation)),
+            b"IEND" if pixels => {
+                let exif = exif.unwrap_or_else(|| raw.as_deref().and_then(exif_orientation));
+                return Ok((width, height, exif.or(xmp).unwrap_or(1)));
+            }
             b"IEND" => return Err("ends before its pixels".into()),
             b"IDAT" => pixels = true,
-            b"eXIf" => orientation = exif_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?),
+            b"eXIf" => exif = Some(exif_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?)),
+            b"tEXt" | b"zTXt" if length >= 22 && w.array(at + 8)? == *RAW_PROFILE => {
+                let text = w.get(at + 30, length.min(EXIF_BYTES) as usize - 22)?;
+                raw = Some(if &kind == b"tEXt" { raw_profile(text) } else { raw_profile(&inflated(text.get(1..))) });
+            }
+            b"iTXt" if length >= 22 && w.array(at + 8)? == *PNG_XMP => {
+                // Flag, method, two texts that end in a zero, and the packet.
+                let rest = w.get(at + 26, length.min(EXIF_BYTES) as usize - 18)?;
+                let packet = rest.get(2..).and_then(|texts| texts.splitn(3, |&b| b == 0).nth(2));
+                xmp = if rest[0] == 0 { packet.and_then(xmp_orientation) } else { xmp_orientation(&inflated(packet)) };
+            }
             _ => {}
         }
         at += 12 + length;
@@ -218,26 +257,28 @@ fn webp<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
         b"VP8X" => {
             let [flags, _, _, _, w0, w1, w2, h0, h1, h2] = w.array::<10>(20)?;
             let side = |a, b, c| u32::from_le_bytes([a, b, c, 0]) + 1;
-            let has_exif = flags & 0x08 != 0;
-            let orientation = if has_exif { webp_exif(w, end)? } else { 1 };
+            // Flags say whether there is EXIF or XMP at all.
+            let orientation = if flags & 0x0C != 0 { webp_orientation(w, end)? } else { 1 };
             Ok((side(w0, w1, w2), side(h0, h1, h2), orientation))
         }
         _ => Err("its first chunk is none of VP8, VP8L, VP8X".into()),
     }
 }
 
-/// The orientation in the EXIF chunk, which usually is the last.
-fn webp_exif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, end: u64) -> Result<u8, Stop> {
-    let mut at = 12u64;
+/// The orientation in the EXIF or XMP chunk, which usually are the last.
+fn webp_orientation<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, end: u64) -> Result<u8, Stop> {
+    let (mut at, mut exif, mut xmp) = (12u64, None, None);
     while at + 8 <= end {
         let [k0, k1, k2, k3, length @ ..] = w.array::<8>(at)?;
         let length = u64::from(u32::from_le_bytes(length));
-        if &[k0, k1, k2, k3] == b"EXIF" {
-            return Ok(exif_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?));
+        match &[k0, k1, k2, k3] {
+            b"EXIF" if exif.is_none() => exif = Some(exif_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?)),
+            b"XMP " => xmp = xmp_orientation(w.get(at + 8, length.min(EXIF_BYTES) as usize)?),
+            _ => {}
         }
         at += 8 + length + length % 2;
     }
-    Ok(1)
+    Ok(exif.flatten().or(xmp).unwrap_or(1))
 }
 
 fn gif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {

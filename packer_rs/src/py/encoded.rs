@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
 use crate::pixels::decode::foreign::Helpers as Foreign;
 use crate::pixels::decode::plain_jpeg;
+use crate::pixels::decode::profile::kind_in;
 use crate::pixels::orient::Frame;
 use crate::py::batch::{entries, to_dict};
 use crate::py::errors::to_py;
@@ -20,7 +21,7 @@ use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::batch_limits;
 use crate::py::planned::PlannedBatch;
 use crate::render::ledger::{Entry, Ledger};
-use crate::render::{Input, RenderSettings, render_in_place};
+use crate::render::{Input, Profiles, RenderSettings, render_in_place};
 use crate::slots::Crop;
 
 /// What `prepare` returns, one value an image: plain or not, crop as stored, frame.
@@ -98,6 +99,7 @@ impl SlotRenderer {
         flips: PyReadonlyArray1<'py, u8>,
     ) -> PyResult<Prepared<'py>> {
         let (n, max_pixels) = (orientations.len(), self.settings.max_pixels);
+        let converts = self.settings.profiles == Profiles::Convert;
         let images = Images {
             data: data.as_slice()?,
             spans: spans.as_slice()?,
@@ -125,7 +127,8 @@ impl SlotRenderer {
                 let crop = frame.stored_crop(Crop { top, left, height: h, width: w }, (width, height));
                 let size = frame.swapped((width as u32, height as u32));
                 let fits = u64::from(size.0) * u64::from(size.1) <= max_pixels;
-                plain.push(u8::from(fits && plain_jpeg(images.bytes(i)?) == Some(size)));
+                let as_it_is = !converts || kind_in(images.bytes(i)?).is_none();
+                plain.push(u8::from(fits && as_it_is && plain_jpeg(images.bytes(i)?) == Some(size)));
                 stored.extend([crop.top, crop.left, crop.height, crop.width]);
                 let turned = if flips[i] == 0 { frame } else { frame.flipped() };
                 frames.push(u8::from(turned.swap) | u8::from(turned.mirror_x) << 1 | u8::from(turned.mirror_y) << 2);

@@ -97,6 +97,10 @@ impl Renderer {
         Ok(d)
     }
 
+    fn profiles(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, u64, String)>> {
+        py.detach(|| self.engine.profiles()).map_err(to_py)
+    }
+
     fn failures<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         entries(py, py.detach(|| self.engine.failures()).map_err(to_py)?)
     }

@@ -18,6 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fetch::retry::until;
 use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::decode::profile::Kind as Profile;
 use crate::render::layout::BatchLayout;
 use crate::render::ledger::{Counts, Entry, Ledger};
 use crate::render::memory::Pool;
@@ -36,7 +37,7 @@ pub struct Stats {
     pub tokens: u64,
     /// Images that failed.
     pub failed: u64,
-    /// Rendered images that embed a colour profile other than sRGB, which is not applied.
+    /// Rendered images that embed a colour profile other than sRGB which was not applied.
     pub profiles: u64,
     /// Rendered images of 16 bits a sample that are nearly black, since they use few of them.
     pub dark: u64,
@@ -83,7 +84,7 @@ impl Renderer {
             images: AtomicU64::new(0),
             tokens: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            profiles: AtomicU64::new(0),
+            profiles: Mutex::default(),
             dark: AtomicU64::new(0),
             notify,
             alive: Mutex::new(0),
@@ -170,13 +171,22 @@ impl Renderer {
             images: s.images.load(Ordering::Relaxed),
             tokens: s.tokens.load(Ordering::Relaxed),
             failed: s.failed.load(Ordering::Relaxed),
-            profiles: s.profiles.load(Ordering::Relaxed),
+            profiles: lock(&s.profiles).iter().map(|found| found.0).sum(),
             dark: s.dark.load(Ordering::Relaxed),
             bytes_in_flight: s.queue.in_flight(),
             bytes_of_parts: s.sources.iter().map(Source::parts_held).sum(),
             seconds: [&c.fetch, &c.decode, &c.resize, &c.patches, &c.wait]
                 .map(|n| n.load(Ordering::Relaxed) as f64 / 1e9),
         })
+    }
+
+    /// The kinds of these colour profiles: name, how many, and one such image.
+    pub fn profiles(&self) -> Result<Vec<(&'static str, u64, String)>> {
+        self.shared.same_process()?;
+        let found = *lock(&self.shared.profiles);
+        let there = Profile::ALL.into_iter().zip(found).filter(|(_, (count, _))| *count > 0);
+        let uri = |(source, row): (u16, u64)| self.shared.sources[usize::from(source)].uri(row as usize);
+        Ok(there.map(|(kind, (count, first))| (kind.name(), count, uri(first))).collect())
     }
 
     /// The ledger's entries so far.

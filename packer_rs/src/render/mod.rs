@@ -33,7 +33,7 @@ mod worker;
 
 pub use engine::{Renderer, Stats};
 pub use in_place::render_in_place;
-pub use settings::RenderSettings;
+pub use settings::{Profiles, RenderSettings};
 pub use shared::Rendered;
 pub use ticket::Ticket;
 pub use worker::Input;

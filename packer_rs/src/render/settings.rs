@@ -28,6 +28,10 @@ pub struct RenderSettings {
     pub max_pixels: u64,
     /// What is white in samples of 16 bits.
     pub depth: DepthSetting,
+    /// What becomes of colour profiles other than sRGB.
+    pub profiles: Profiles,
+    /// What becomes of JPEG files that are damaged, but of which nothing is missing.
+    pub damaged: Damaged,
     /// Attempts after a passing fault; None for as many as a minute allows.
     pub retries: Option<u32>,
     /// Path of the ledger; empty for none.
@@ -52,6 +56,26 @@ impl TryFrom<String> for DepthSetting {
             _ => Err(format!("depth = '{word}' is none of full, largest, 9 to 15")),
         }
     }
+}
+
+/// `profiles`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Profiles {
+    /// They are counted.
+    Ignore,
+    /// They are applied.
+    Convert,
+}
+
+/// `damaged`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Damaged {
+    /// They are masked.
+    Mask,
+    /// They are rendered as others show them.
+    Keep,
 }
 
 impl RenderSettings {

@@ -10,6 +10,7 @@ use super::settings::RenderSettings;
 use super::worker::Clocks;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Foreseen, Source};
+use crate::pixels::decode::profile::Kind as Profile;
 use crate::render::layout::BatchLayout;
 use crate::render::ledger::Ledger;
 use crate::render::memory::{Block, Pool};
@@ -38,7 +39,8 @@ pub(super) struct Shared {
     pub(super) images: AtomicU64,
     pub(super) tokens: AtomicU64,
     pub(super) failed: AtomicU64,
-    pub(super) profiles: AtomicU64,
+    /// By kind: how many, and the first of them in the order of sources and rows.
+    pub(super) profiles: Mutex<[(u64, (u16, u64)); Profile::ALL.len()]>,
     pub(super) dark: AtomicU64,
     pub(super) pool: Arc<Pool>,
     pub(super) notify: Box<dyn Fn() + Send + Sync>,

@@ -18,6 +18,7 @@ use super::worker::{Input, Worker, lap};
 use crate::error::{Error, Kind};
 use crate::failure::{Fault, Reason, said};
 use crate::fetch::retry::{Patience, patiently, until};
+use crate::pixels::decode::profile;
 use crate::pixels::picture::KEEP_BYTES;
 use crate::render::ledger::Entry;
 use crate::render::place::Places;
@@ -195,8 +196,14 @@ impl Shared {
                 Ok(()) => {
                     self.images.fetch_add(1, Ordering::Relaxed);
                     self.tokens.fetch_add(u64::from(image.kept), Ordering::Relaxed);
-                    self.profiles.fetch_add(u64::from(worker.other_than_srgb(bytes)), Ordering::Relaxed);
-                    self.dark.fetch_add(u64::from(job.layout.encoded.is_none() && worker.dark()), Ordering::Relaxed);
+                    let encoded = job.layout.encoded.is_some();
+                    if let Some(kind) = if encoded { profile::kind_in(bytes) } else { worker.profile() } {
+                        let (count, first) = &mut lock(&self.profiles)[kind as usize];
+                        let this = (image.source, image.row);
+                        *first = if *count == 0 { this } else { this.min(*first) };
+                        *count += 1;
+                    }
+                    self.dark.fetch_add(u64::from(!encoded && worker.dark()), Ordering::Relaxed);
                     self.ledger.passed();
                 }
                 Err(failure) if failure.reason == Reason::Memory => job.fail(Error::new(

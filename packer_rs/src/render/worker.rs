@@ -10,6 +10,7 @@ use crate::failure::{Failure, Reason, said};
 use crate::fetch::Source;
 use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::decode::profile::Kind as Profile;
 use crate::pixels::orient::Frame;
 use crate::pixels::patchify::patchify;
 use crate::pixels::picture::{Pixels, Wanted};
@@ -18,7 +19,7 @@ use crate::pixels::taps::Filter;
 use crate::plan::draw::kept_tokens;
 use crate::render::fill::FAILED;
 use crate::render::place::{Place, Places};
-use crate::render::settings::RenderSettings;
+use crate::render::settings::{Damaged, Profiles, RenderSettings};
 use crate::slots::{Crop, PlannedImage};
 
 /// Nanoseconds spent, over all threads.
@@ -75,9 +76,9 @@ impl Worker {
         self.pixels.dark
     }
 
-    /// Whether `bytes`, the file rendered last, embed a colour profile other than sRGB.
-    pub fn other_than_srgb(&self, bytes: &[u8]) -> bool {
-        self.decoder.other_than_srgb(bytes)
+    /// The colour profile of the file rendered last, where it is none of sRGB and was not applied.
+    pub fn profile(&self) -> Option<Profile> {
+        self.decoder.profile()
     }
 
     /// Renders an image into its places. On a failure, a panic of a decoder included, its slots are masked; whoever
@@ -145,6 +146,8 @@ impl Worker {
                     background: settings.background,
                     max_pixels: settings.max_pixels,
                     depth: settings.depth.0,
+                    keep_damaged: settings.damaged == Damaged::Keep,
+                    convert: settings.profiles == Profiles::Convert,
                 };
                 self.decoder.decode(bytes, &wanted, &mut self.pixels)?;
             }

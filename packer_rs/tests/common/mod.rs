@@ -49,7 +49,7 @@ pub fn limits() -> BatchLimits {
 pub fn settings(threads: usize, fetch_threads: usize) -> RenderSettings {
     RenderSettings::from_json(&format!(
         r#"{{"threads":{threads},"fetch_threads":{fetch_threads},"prefetch":4,"memory_mb":256,"filter":"bicubic",
-        "dct_scaling":true,"background":[255,255,255],"max_pixels":178956970,"depth":"full","retries":3,"ledger":"",
+        "dct_scaling":true,"background":[255,255,255],"max_pixels":178956970,"depth":"full","profiles":"ignore","damaged":"mask","retries":3,"ledger":"",
         "failure_limit":0.2}}"#
     ))
     .expect("good settings")

@@ -11,8 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
 use crate::failure::{Failure, Reason};
-use crate::pixels::picture::Depth;
-use crate::pixels::picture::room;
+use crate::pixels::picture::{Depth, Wanted, room};
 use crate::sync::lock;
 
 /// Files beyond this are not handed over.
@@ -21,6 +20,8 @@ const HEAD: usize = 19;
 /// What is asked for where it is no pixels; a flag beside the number of channels.
 const HEADER: u8 = 0;
 const DEEP: u8 = 16;
+/// A flag beside what is asked for: colour profiles are applied.
+const CONVERT: u8 = 16;
 
 /// What a helper said of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub struct Reply {
     pub deep: bool,
     /// Bytes of samples, at the front of the buffer.
     pub samples: usize,
-    /// Bytes of the embedded colour profile, behind them.
+    /// Bytes of the embedded colour profile, behind them; 0 where it was applied.
     pub profile: usize,
 }
 
@@ -92,14 +93,14 @@ impl Helpers {
         self.ask(bytes, HEADER, u64::MAX, scratch)
     }
 
-    /// The samples of the image, which has `max_pixels` at most, into `out`.
-    pub fn pixels(&self, bytes: &[u8], max_pixels: u64, depth: Depth, out: &mut Vec<u8>) -> Result<Reply, Failure> {
-        let what = match depth {
+    /// The samples of the image, under a profile that fits it as sRGB where that is wanted, into `out`.
+    pub fn pixels(&self, bytes: &[u8], wanted: &Wanted, out: &mut Vec<u8>) -> Result<Reply, Failure> {
+        let what = match wanted.depth {
             Depth::Full => 1,
             Depth::Largest => 2,
             Depth::Bits(bits) => bits,
         };
-        self.ask(bytes, what, max_pixels, out)
+        self.ask(bytes, if wanted.convert { what | CONVERT } else { what }, wanted.max_pixels, out)
     }
 
     fn ask(&self, bytes: &[u8], what: u8, max_pixels: u64, out: &mut Vec<u8>) -> Result<Reply, Failure> {

@@ -8,7 +8,7 @@
 //!
 //! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other
 //! is `corrupt`. What no pixel depends on is taken out of the file before it is decoded again (`oddities`); stray bytes
-//! behind the last scan are let pass.
+//! behind the last scan are let pass. Scans that are missing, of which libjpeg says nothing, are looked for (`scans`).
 
 use std::ffi::CStr;
 
@@ -16,11 +16,22 @@ use navit_jpeg::{Decoder as Plain, Header};
 use turbojpeg_sys as tj;
 
 use super::oddities;
+use super::scans::{Gap, Scans};
 use crate::failure::{Failure, Reason};
 use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, Wanted, check_size, room};
 
 /// Scans of a progressive file; a real encoder writes some ten, a hostile file thousands.
 const MAX_SCANS: i32 = 500;
+
+/// Which warnings are let pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    None,
+    /// Of stray bytes behind the last scan.
+    Behind,
+    /// All but that of an early end.
+    Damage,
+}
 
 /// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
 pub struct Jpeg {
@@ -28,7 +39,7 @@ pub struct Jpeg {
     handle: tj::tjhandle,
     /// Whether a file went through the handle.
     used: bool,
-    tolerant: bool,
+    pass: Pass,
     scratch: Vec<u8>,
 }
 
@@ -45,7 +56,7 @@ impl Drop for Jpeg {
 impl Jpeg {
     /// Without our `own` decoder libjpeg-turbo gets all files.
     pub fn new(own: Option<Plain>) -> Result<Self, Failure> {
-        let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, tolerant: false, scratch: Vec::new() };
+        let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, pass: Pass::None, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
     }
@@ -59,7 +70,7 @@ impl Jpeg {
         }
         // SAFETY: the old handle, if any, came from `tj3Init` and is not used again.
         unsafe { tj::tj3Destroy(std::mem::replace(&mut self.handle, handle)) };
-        self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, i32::from(!self.tolerant));
+        self.set(tj::TJPARAM_TJPARAM_STOPONWARNING, i32::from(self.pass == Pass::None));
         self.set(tj::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS);
         // Colour profiles are not read here, so they cannot be warned of.
         self.set(tj::TJPARAM_TJPARAM_SAVEMARKERS, 0);
@@ -88,15 +99,51 @@ impl Jpeg {
                 return Ok(());
             }
         }
+        let outcome =
+            self.judged(bytes, wanted, out).and_then(|()| match Scans::of(bytes).and_then(|scans| scans.gap()) {
+                Some(gap) if !(wanted.keep_damaged && matches!(gap, Gap::Bits(..))) => {
+                    Err(Failure::decode(Reason::Truncated, gap.said()))
+                }
+                _ => Ok(()),
+            });
+        match outcome {
+            Err(e) if wanted.keep_damaged && e.reason == Reason::Corrupt => {
+                self.kept(bytes, wanted, out).unwrap_or(Err(e))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// A damaged file as all others show it, if nothing of it is missing: then all of its pieces are there, and what
+    /// stands behind each of them changes no sample. libjpeg itself words the first warning alone. None: it is refused.
+    fn kept(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Option<Result<(), Failure>> {
+        let scans = Scans::of(bytes)?;
+        if matches!(scans.gap(), Some(Gap::Component(_))) {
+            return None;
+        }
+        self.pass = Pass::Damage;
+        let mut tries = [Some(0x55), Some(0xAA), None].into_iter().map(|filler| {
+            let filled = filler.map_or_else(|| Some(bytes.to_vec()), |filler| scans.filled(bytes, filler))?;
+            self.attempt(&filled, wanted, out).ok()?;
+            Some(out.samples())
+        });
+        let first = tries.next().flatten();
+        let same = first.is_some() && tries.all(|samples| samples == first);
+        self.pass = Pass::None;
+        same.then_some(Ok(()))
+    }
+
+    /// What libjpeg says of a file, harmless warnings apart.
+    fn judged(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         match self.attempt(bytes, wanted, out) {
             Err(e) if oddities::is_odd(&e.detail) => {
                 let plain = oddities::without(bytes);
                 match self.attempt(&plain, wanted, out) {
                     // All data were read by then, so there is no later warning that this one could hide.
                     Err(e) if before_the_end(&e.detail) => {
-                        self.tolerant = true;
+                        self.pass = Pass::Behind;
                         let outcome = self.attempt(&plain, wanted, out);
-                        self.tolerant = false;
+                        self.pass = Pass::None;
                         outcome
                     }
                     outcome => outcome,
@@ -153,7 +200,12 @@ impl Jpeg {
         let message = self.message();
         // SAFETY: the handle is alive.
         let warning = unsafe { tj::tj3GetErrorCode(self.handle) } == tj::TJERR_TJERR_WARNING as i32;
-        if self.tolerant && warning && before_the_end(&message) {
+        let passes = match self.pass {
+            Pass::None => false,
+            Pass::Behind => before_the_end(&message),
+            Pass::Damage => !message.contains("remature end"),
+        };
+        if warning && passes {
             return Ok(());
         }
         let any = |words: [&str; 2]| words.iter().any(|w| message.contains(w));

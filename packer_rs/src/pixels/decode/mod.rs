@@ -12,12 +12,14 @@ mod jpeg;
 mod oddities;
 mod others;
 mod png;
-mod profile;
+pub mod profile;
+mod scans;
 mod webp;
 mod whole;
 
 use std::sync::Arc;
 
+use self::profile::Kind;
 pub use self::whole::plain_jpeg;
 use crate::failure::{Failure, Reason, caught};
 use crate::pixels::decode::foreign::Helpers;
@@ -29,8 +31,8 @@ pub struct Decoder {
     jpeg: jpeg::Jpeg,
     helpers: Arc<Helpers>,
     scratch: Vec<u8>,
-    /// Whether the image decoded last came through a helper with a profile other than sRGB.
-    foreign_profile: bool,
+    /// The profile of the image decoded last, where it is none of sRGB and was not applied.
+    profile: Option<Kind>,
 }
 
 impl Decoder {
@@ -40,7 +42,7 @@ impl Decoder {
             jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()))?,
             helpers,
             scratch: Vec::new(),
-            foreign_profile: false,
+            profile: None,
         })
     }
 
@@ -57,12 +59,15 @@ impl Decoder {
 
     /// Decodes `bytes` into `out`.
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
-        self.foreign_profile = false;
+        self.profile = None;
         out.dark = false;
         let decoded = match bytes {
-            [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out),
-            [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out)),
-            _ if webp::known(bytes) => webp::decode(bytes, wanted, &mut self.scratch, out),
+            [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out).and_then(|()| self.converted(bytes, wanted, out)),
+            [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out))
+                .and_then(|()| self.converted(bytes, wanted, out)),
+            _ if webp::known(bytes) => {
+                webp::decode(bytes, wanted, &mut self.scratch, out).and_then(|()| self.converted(bytes, wanted, out))
+            }
             _ if others::known(bytes) => self.other(bytes, wanted, out),
             _ if Format::foreign(bytes).is_some() => self.foreign(bytes, wanted, out),
             [] => Err(Failure::decode(Reason::Truncated, "the file is empty")),
@@ -74,9 +79,25 @@ impl Decoder {
         decoded
     }
 
-    /// Whether `bytes`, which were decoded last, embed a colour profile that does not name sRGB.
-    pub fn other_than_srgb(&self, bytes: &[u8]) -> bool {
-        self.foreign_profile || profile::other_than_srgb(bytes)
+    /// The colour profile of the image decoded last, where it is none of sRGB and was not applied.
+    pub fn profile(&self) -> Option<Kind> {
+        self.profile
+    }
+
+    /// Applies the profile of an image that a decoder here has read, through a helper. Where that cannot be, the image
+    /// stays as it is, and its profile is counted.
+    fn converted(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        self.profile = profile::kind_in(bytes);
+        if !wanted.convert || self.profile.is_none() {
+            return Ok(());
+        }
+        let dark = out.dark;
+        let done = self.foreign(bytes, wanted, out);
+        out.dark = dark;
+        match done {
+            Err(e) if e.reason.may_pass() => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// What the crate `image` reads, or Pillow in its place.
@@ -87,7 +108,7 @@ impl Decoder {
         }
         let failure = match guarded(|| others::decode(bytes, wanted, &mut self.scratch, out)) {
             Err(e) if helped && others::may_be_read_elsewhere(&e, bytes) => e,
-            decoded => return decoded,
+            decoded => return decoded.and_then(|()| self.converted(bytes, wanted, out)),
         };
         match self.foreign(bytes, wanted, out) {
             Err(e) if !e.reason.may_pass() => Err(failure),
@@ -96,12 +117,12 @@ impl Decoder {
     }
 
     fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
-        let reply = self.helpers.pixels(bytes, wanted.max_pixels, wanted.depth, &mut self.scratch)?;
+        let reply = self.helpers.pixels(bytes, wanted, &mut self.scratch)?;
         check_size(reply.size, wanted)?;
         let (samples, behind) = self.scratch.split_at(reply.samples);
         compose(samples, reply.channels, wanted, out);
         out.dark = reply.deep && nearly_black(samples);
-        self.foreign_profile = reply.profile > 0 && !profile::is_srgb(&behind[..reply.profile]);
+        self.profile = profile::kind(&behind[..reply.profile]).filter(|_| reply.profile > 0);
         Ok(())
     }
 }

@@ -67,7 +67,13 @@ pub fn without(data: &[u8]) -> Vec<u8> {
 }
 
 /// The next marker from `at` on: where its last 0xFF stands, and its code.
-fn marker(data: &[u8], at: usize) -> Option<(usize, u8)> {
-    let pair = data.get(at..)?.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF))?;
-    Some((at + pair, data[at + pair + 1]))
+pub fn marker(data: &[u8], mut at: usize) -> Option<(usize, u8)> {
+    loop {
+        at += memchr::memchr(0xFF, data.get(at..)?)?;
+        match *data.get(at + 1)? {
+            0x00 => at += 2,
+            0xFF => at += 1,
+            code => return Some((at, code)),
+        }
+    }
 }

@@ -6,6 +6,8 @@
 //! Walking the markers to the end of the image costs about a hundredth of decoding it. Damage inside a scan is not seen
 //! here.
 
+use super::scans::Scans;
+
 /// As in the JPEG decoder here: progressive files of more scans are made to keep a decoder busy.
 const MAX_SCANS: u32 = 500;
 
@@ -27,7 +29,10 @@ pub fn plain_jpeg(data: &[u8]) -> Option<(u32, u32)> {
         at += 1;
         match code {
             // The end of the image; what follows it (previews, videos) is no part of it.
-            0xD9 => return size.filter(|_| scans > 0),
+            0xD9 => {
+                let whole = || Scans::of(data).is_some_and(|scans| scans.gap().is_none());
+                return size.filter(|_| scans > 0 && whole());
+            }
             0x01 | 0xD0..=0xD7 => return None,
             _ => {}
         }
@@ -98,7 +103,10 @@ mod tests {
     use super::*;
 
     fn file(frame: &[u8], before: &[u8], scan: &[u8]) -> Vec<u8> {
-        [&[0xFF, 0xD8], before, &[0xFF, 0xC0, 0, 2 + frame.len() as u8], frame, &[0xFF, 0xDA, 0, 2], scan].concat()
+        let parts: Vec<u8> = frame[6..].chunks_exact(3).flat_map(|c| [c[0], 0]).collect();
+        let head = [0xFF, 0xDA, 0, 6 + parts.len() as u8, parts.len() as u8 / 2];
+        let frame = [&[0xFF, 0xC0, 0, 2 + frame.len() as u8], frame].concat();
+        [&[0xFF, 0xD8], before, &frame, &head, &parts, &[0, 63, 0], scan].concat()
     }
 
     const YCC: [u8; 15] = [8, 0, 9, 0, 7, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1];
