@@ -35,9 +35,9 @@ __all__ = [
     "remote_meta",
     "remote_read",
     "render_images",
-    "shown",
     "storage",
     "storage_news",
+    "without_secrets",
 ]
 
 __version__: str
@@ -172,7 +172,7 @@ def remote_meta(url: str) -> tuple[int, int]:
 def remote_read(url: str, offset: int, length: int) -> bytes:
     """A range of an object, tried again after faults that may pass. Raises IndexFileError."""
 
-def shown(text: str) -> str:
+def without_secrets(text: str) -> str:
     """A text as it may be shown: of each URL in it, without user and password and without its query."""
 
 def storage() -> dict[str, int]:

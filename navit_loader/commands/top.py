@@ -45,7 +45,7 @@ def read(address: str) -> Values:
         }
     except (OSError, ValueError) as e:
         raise ServiceError(
-            f"no metrics at '{_packer.shown(url)}': {e}; start the daemon with --metrics HOST:PORT"
+            f"no metrics at '{_packer.without_secrets(url)}': {e}; start the daemon with --metrics HOST:PORT"
         ) from None
 
 

@@ -248,7 +248,7 @@ def quarantine_path(output: str) -> str:
 
 def uri(shard: str, name: str) -> str:
     """One text that names an image: a path, or a container and its member; without secrets."""
-    shard = _packer.shown(shard)
+    shard = _packer.without_secrets(shard)
     return shard + name if shard.endswith("/") else f"{shard}#{name}" if name else shard
 
 

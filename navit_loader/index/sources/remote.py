@@ -40,7 +40,7 @@ def refuse_secrets(spec: str) -> None:
     """
     if not is_remote(spec):
         return
-    address = _packer.shown(spec)
+    address = _packer.without_secrets(spec)
     authority, _, rest = spec.partition("://")[2].partition("/")
     if "@" in authority:
         raise IndexFileError(

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::columns::{Captions, Column, Locations};
 use crate::failure::{Failure, Fault, Reason};
-use crate::fetch::remote::{is_remote, shown};
+use crate::fetch::remote::{is_remote, without_secrets};
 use budget::Budget;
 use check::check;
 use containers::Containers;
@@ -113,7 +113,7 @@ impl Source {
     /// File or container and member, for people.
     pub fn uri(&self, row: usize) -> String {
         let l = &self.locations;
-        let shard = shown(self.shard(row));
+        let shard = without_secrets(self.shard(row));
         let name = if row < l.name.len() { l.name.get(row) } else { "" };
         match (shard.is_empty() || shard.ends_with('/'), name.is_empty()) {
             (true, _) => format!("{shard}{name}"),

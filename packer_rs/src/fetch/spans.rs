@@ -18,7 +18,7 @@ use super::budget::{Budget, Counted};
 use super::retry::{self, fault};
 use super::waits::Awaited;
 use crate::failure::{Failure, Fault, Reason};
-use crate::fetch::remote::{Expect, Object, shown, spawn};
+use crate::fetch::remote::{Expect, Object, spawn, without_secrets};
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 
@@ -155,7 +155,7 @@ impl Read {
                 }
                 return found.clone();
             }
-            if awaited.late(|| shown(url).into()) {
+            if awaited.late(|| without_secrets(url).into()) {
                 return Err(fault(&retry::given_up()));
             }
             answer = self.done.wait_timeout(answer, retry::SLICE).unwrap_or_else(PoisonError::into_inner).0;

@@ -35,7 +35,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(probe_parquet, m)?)?;
     m.add_function(wrap_pyfunction!(probe_objects, m)?)?;
     m.add_function(wrap_pyfunction!(remote_list, m)?)?;
-    m.add_function(wrap_pyfunction!(shown, m)?)?;
+    m.add_function(wrap_pyfunction!(without_secrets, m)?)?;
     m.add_function(wrap_pyfunction!(remote_meta, m)?)?;
     m.add_function(wrap_pyfunction!(remote_read, m)?)
 }
@@ -182,13 +182,13 @@ fn probe_objects<'py>(
 }
 
 fn refused(url: &str, error: &std::io::Error) -> PyErr {
-    to_py(Error::new(Kind::Index, format!("'{}' cannot be read: {error}", remote::shown(url))))
+    to_py(Error::new(Kind::Index, format!("'{}' cannot be read: {error}", remote::without_secrets(url))))
 }
 
 /// A text without the secrets of the URLs in it.
 #[pyfunction]
-fn shown(text: &str) -> String {
-    remote::shown(text).into_owned()
+fn without_secrets(text: &str) -> String {
+    remote::without_secrets(text).into_owned()
 }
 
 /// Key, length and time of an object.

@@ -12,7 +12,7 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path;
 use object_store::{Error, ObjectStore};
 
-use super::secrets::shown;
+use super::secrets::without_secrets;
 use super::stores::{invalid, runtime, split, store, system};
 use super::{Meta, wait};
 use crate::fetch::retry::{Patience, patiently};
@@ -61,7 +61,7 @@ fn asked<T: Send + 'static, F: Future<Output = io::Result<T>> + Send + 'static>(
     ask: impl Fn() -> F,
 ) -> io::Result<T> {
     let runtime = runtime()?;
-    patiently(Patience::new(None), || shown(url).into(), || wait(&runtime, &shown(url), ask()))
+    patiently(Patience::new(None), || without_secrets(url).into(), || wait(&runtime, &without_secrets(url), ask()))
 }
 
 /// All objects; None where a key among them is no path.

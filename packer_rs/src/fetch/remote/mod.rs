@@ -24,7 +24,7 @@ use tokio::runtime::Runtime;
 
 pub use blocks::Blocks;
 pub use listing::{Listing, list};
-pub use secrets::shown;
+pub use secrets::without_secrets;
 use stores::{invalid, runtime, split, store, system};
 pub use stores::{spawn, spawn_blocking};
 
@@ -81,7 +81,7 @@ impl Object {
         // Web addresses are written with escapes, keys of buckets are not.
         let path = if origin.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
         let path = path.map_err(|e| invalid(url, e))?;
-        Ok(Self { store: store(origin)?.objects, path, url: Arc::from(&*shown(url)) })
+        Ok(Self { store: store(origin)?.objects, path, url: Arc::from(&*without_secrets(url)) })
     }
 
     /// Size and time, asked for until a fault has lasted too long.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 /// A text as it may be shown: of each URL in it, without user and password and without its query.
-pub fn shown(text: &str) -> Cow<'_, str> {
+pub fn without_secrets(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("://") {
@@ -80,7 +80,7 @@ mod tests {
             ("://", "://"),
             ("://s3cret@", "://…@"),
         ] {
-            assert_eq!(shown(text), expected);
+            assert_eq!(without_secrets(text), expected);
         }
     }
 

@@ -19,7 +19,7 @@ use object_store::list::PaginatedListStore;
 use object_store::{ClientConfigKey, ClientOptions, Error, HeaderMap, HeaderValue, ObjectStore, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
-use super::secrets::{authorization, shown};
+use super::secrets::{authorization, without_secrets};
 use crate::fetch::retry::Busy;
 use crate::sync::lock;
 
@@ -82,7 +82,7 @@ pub fn spawn_blocking(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 pub(super) fn invalid(url: &str, why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, shown(&format!("'{url}' cannot be used: {why}")).into_owned())
+    io::Error::new(ErrorKind::InvalidInput, without_secrets(&format!("'{url}' cannot be used: {why}")).into_owned())
 }
 
 /// Scheme and authority, then the key.
@@ -242,5 +242,5 @@ pub(super) fn system(error: &Error) -> io::Error {
         Error::Generic { .. } if !refusal(error) => ErrorKind::Other,
         _ => ErrorKind::InvalidInput,
     };
-    io::Error::new(kind, shown(&reason(error)).into_owned())
+    io::Error::new(kind, without_secrets(&reason(error)).into_owned())
 }
