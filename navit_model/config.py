@@ -210,6 +210,8 @@ class NaViTConfig:
         parts = {"factorised_stacked": 2, "fourier": 2, "fractional_fourier": 2}.get(self.positions, 1)
         parts = 4 if "sinusoidal" in self.positions else parts
         require(self.width % parts == 0, "width", self.width, f"a multiple of {parts} for positions '{self.positions}'")
+        require(self.rope or self.rope_speeds != "learned", "rope_speeds", "learned", "possible with rope = true alone")
+        require(bool(self.merge) or not self.merge_taps, "merge_taps", self.merge_taps, "empty where merge = 0")
         if self.rope:
             require(self.width // self.heads % 4 == 0, "heads", self.heads, "such that width/heads is a multiple of 4")
         require(

@@ -120,7 +120,8 @@ class Block(nn.Module):
         self.v_norm = norm(config, width // config.heads) if config.v_norm else nn.Identity()
         self.speeds = None
         if config.rope_speeds == "learned":
-            self.speeds = nn.Parameter(torch.randn(2, config.heads, width // config.heads // 2))
+            # In radians a patch: at first a turn takes some twenty patches, in directions of all kinds.
+            self.speeds = nn.Parameter(0.3 * torch.randn(2, config.heads, width // config.heads // 2))
         self.attn_norm = norm(config, width) if config.attn_norm else nn.Identity()
         self.out = nn.Linear(width, width, bias=config.out_bias)
         self.after1 = norm(config, width) if after else nn.Identity()

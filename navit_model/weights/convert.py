@@ -72,7 +72,7 @@ class OtherModel:
         Raises:
             ModelError: names up to five of them.
         """
-        left = [name for name in self.names if name not in self.taken and not (unused and name.startswith(unused))]
+        left = [name for name in self.names if name not in self.taken and not name.startswith(unused)]
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             raise ModelError(f"{self.name} has weights that NaViT has no place for: {', '.join(left[:5])}{more}")
