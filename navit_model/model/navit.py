@@ -228,7 +228,8 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         self._backend(weight)
 
     def _backend(self, x: Tensor) -> Backend:
-        return choose_for(self.config.attention, x, self.config.width // self.config.heads)
+        channels = self.config.width // self.config.heads
+        return choose_for(self.config.attention, x, channels // 2 if self.config.differential else channels)
 
     @property
     def num_features(self) -> int:
