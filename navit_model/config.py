@@ -65,6 +65,7 @@ class NaViTConfig:
         parallel: attention and MLP read the same norm and are added at once (ViT-22B).
         qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442).
         v_norm: normalise values per head too (Gemma 4).
+        differential: each head takes a second attention, of half of its channels, from the first (arXiv 2410.05258).
         qkv_bias: biases in the query, key and value projections; the paper has none.
         norm_bias: biases in LayerNorm; the paper has none.
         norm_pooled: apply the last norm to the pooled image in place of its tokens (timm's `fc_norm`).
@@ -144,6 +145,7 @@ class NaViTConfig:
     parallel: bool = False
     qk_norm: bool = True
     v_norm: bool = False
+    differential: bool = False
     qkv_bias: bool = False
     norm_bias: bool = False
     norm_pooled: bool = False
@@ -210,6 +212,8 @@ class NaViTConfig:
         parts = {"factorised_stacked": 2, "fourier": 2, "fractional_fourier": 2}.get(self.positions, 1)
         parts = 4 if "sinusoidal" in self.positions else parts
         require(self.width % parts == 0, "width", self.width, f"a multiple of {parts} for positions '{self.positions}'")
+        require(self.rope or self.rope_speeds != "learned", "rope_speeds", "learned", "possible with rope = true alone")
+        require(bool(self.merge) or not self.merge_taps, "merge_taps", self.merge_taps, "empty where merge = 0")
         if self.rope:
             require(self.width // self.heads % 4 == 0, "heads", self.heads, "such that width/heads is a multiple of 4")
         require(
@@ -218,6 +222,8 @@ class NaViTConfig:
             self.pool_heads,
             f"a divisor of width = {self.width}",
         )
+        pairs = not self.rope and not self.v_norm and self.width // self.heads % 2 == 0
+        require(pairs or not self.differential, "differential", True, "false with rope or v_norm, and with odd heads")
         for key in ("window_free", "merge_taps"):
             numbers = getattr(self, key)
             require(
@@ -279,6 +285,7 @@ class TextConfig:
     rope_speeds: ClassVar[str] = "axial"
     pool_heads: ClassVar[int] = 0
     v_norm: ClassVar[bool] = False
+    differential: ClassVar[bool] = False
     pool_mlp: ClassVar[bool] = True
     pool_mlp_ratio: ClassVar[float] = 0.0
 

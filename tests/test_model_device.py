@@ -93,6 +93,7 @@ OPTIONS: list[dict[str, Any]] = [
         "last_norm": False,
     },
     {"rope": True, "rope_places": "scaled", "window": 2, "window_free": (1,), "patch_norm": True, "parallel": True},
+    {"differential": True},
 ]
 
 

@@ -182,6 +182,10 @@ TIMM: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "post_norm": (VisionTransformer, {"block_fn": ResPostBlock, "class_token": False, "global_pool": "avg"}),
     "parallel": (VisionTransformer, {"block_fn": ParallelScalingBlock, "init_values": 0.1, "qk_norm": True}),
     "parallel_no_bias": (VisionTransformer, {"block_fn": ParallelScalingBlock, "qkv_bias": False}),
+    "parallel_fused": (VisionTransformer, {"block_fn": partial(ParallelScalingBlock, fuse_out_proj=True)}),
+    "difference": (VisionTransformer, {"attn_layer": "diff", "qk_norm": True, "qkv_bias": True}),
+    "difference_of_two": (VisionTransformer, {"block_fn": partial(DiffParallelScalingBlock, dual_lambda=True)}),
+    "parallel_difference": (VisionTransformer, {"block_fn": DiffParallelScalingBlock, "init_values": 0.1}),
     "pooled_prefix": (VisionTransformer, {"global_pool": "map", "reg_tokens": 1, "pool_include_prefix": True}),
 }
 SMALL: dict[str, Any] = {"patch_size": P, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
@@ -403,6 +407,7 @@ PARTS: list[dict[str, Any]] = [
     {"rope": True, "rope_places": "centred", "positions": "none", "mlp_gate": True, "norm": "rms"},
     {"rope": True, "rope_speeds": "learned", "norm_place": "both"},
     {"rope": True, "window": 2, "window_free": (1,), "parallel": True},
+    {"differential": True},
 ]
 
 
@@ -457,11 +462,7 @@ def without_a_layer() -> nn.Module:
 REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "beit": ("a bias of attention for each pair of tokens, which no kernel", lambda: Beit(img_size=16, **SMALL)),
     "relative": ("a bias of attention for each pair", lambda: VisionTransformerRelPos(img_size=16, **SMALL)),
-    "difference": (
-        "DiffParallelScalingBlock .* one attention from another",
-        lambda: vit(block_fn=DiffParallelScalingBlock),
-    ),
-    "two at once": ("ParallelThingsBlock .* several attentions", lambda: vit(block_fn=ParallelThingsBlock)),
+    "two at once": ("block = 'ParallelThingsBlock'", lambda: vit(block_fn=ParallelThingsBlock)),
     "stem": (
         "the stem HybridEmbed .* read beyond a patch",
         lambda: timm.create_model("vit_tiny_r_s16_p8_224", depth=1),

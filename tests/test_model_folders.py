@@ -79,6 +79,13 @@ def test_a_folder_of_transformers(tmp_path: Path, name: str, shards: bool) -> No
     assert same(NaViT.from_pretrained(tmp_path), NaViT.from_transformers(source))
 
 
+@pytest.mark.parametrize("name", ["two towers", "windows"])
+def test_halves_are_added_as_floats(tmp_path: Path, name: str) -> None:
+    source = random(MODELS[name]()).bfloat16()
+    source.save_pretrained(tmp_path)  # type: ignore[operator]
+    assert same(NaViT.from_pretrained(tmp_path), NaViT.from_transformers(source.float()))
+
+
 def test_pixels_are_normalised_as_the_folder_says(tmp_path: Path) -> None:
     random(MODELS["dinov3"]()).save_pretrained(tmp_path)  # type: ignore[operator]
     (tmp_path / "preprocessor_config.json").write_text(

@@ -8,6 +8,7 @@ Shapes: T = B·L tokens · D width · H heads · K = D/H · S segments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,8 @@ class Shape(Protocol):
     @property
     def v_norm(self) -> bool: ...  # noqa: D102
     @property
+    def differential(self) -> bool: ...  # noqa: D102
+    @property
     def pool_mlp(self) -> bool: ...  # noqa: D102
     @property
     def pool_mlp_ratio(self) -> float: ...  # noqa: D102
@@ -105,9 +108,9 @@ class Context:
 class Block(nn.Module):
     """Attention and MLP, each a branch beside the residual stream, with its norm before it, after it, or both."""
 
-    def __init__(self, config: Shape, drop_path: float = 0.0) -> None:
+    def __init__(self, config: Shape, drop_path: float = 0.0, number: int = 0) -> None:
         super().__init__()
-        width = config.width
+        width, channels = config.width, config.width // config.heads // (2 if config.differential else 1)
         before, after = config.norm_place != "after", config.norm_place != "before"
         self.heads, self.draws = config.heads, drop_path > 0
         # The rate and the share that stays. A tensor: as numbers they would be a trace of their own for each block.
@@ -115,12 +118,14 @@ class Block(nn.Module):
         self.register_buffer("rates", torch.tensor([drop_path, 1 - drop_path]), persistent=False)
         self.norm1 = norm(config, width) if before else nn.Identity()
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
-        self.q_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
-        self.k_norm = norm(config, width // config.heads) if config.qk_norm else nn.Identity()
-        self.v_norm = norm(config, width // config.heads) if config.v_norm else nn.Identity()
+        self.q_norm = norm(config, channels) if config.qk_norm else nn.Identity()
+        self.k_norm = norm(config, channels) if config.qk_norm else nn.Identity()
+        self.v_norm = norm(config, channels) if config.v_norm else nn.Identity()
+        self.difference = Difference(channels, number) if config.differential else None
         self.speeds = None
         if config.rope_speeds == "learned":
-            self.speeds = nn.Parameter(torch.randn(2, config.heads, width // config.heads // 2))
+            # In radians a patch: at first a turn takes some twenty patches, in directions of all kinds.
+            self.speeds = nn.Parameter(0.3 * torch.randn(2, config.heads, width // config.heads // 2))
         self.attn_norm = norm(config, width) if config.attn_norm else nn.Identity()
         self.out = nn.Linear(width, width, bias=config.out_bias)
         self.after1 = norm(config, width) if after else nn.Identity()
@@ -141,6 +146,9 @@ class Block(nn.Module):
 
     def _attend(self, x_TD: Tensor, context: Context) -> Tensor:
         q, k, v = self.qkv(x_TD).unflatten(1, (3, self.heads, -1)).unbind(1)
+        if self.difference is not None:
+            q, k = (self.q_norm(q.unflatten(2, (2, -1))).to(v.dtype), self.k_norm(k.unflatten(2, (2, -1))).to(v.dtype))
+            return self.out(self.attn_norm(self.difference(q, k, v, context).flatten(1)))  # type: ignore[no-any-return]
         # Under autocast the norms answer in float32; the kernels want one dtype.
         q, k, v = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), self.v_norm(v).to(v.dtype)
         rotation = context.rotation
@@ -170,6 +178,33 @@ class ParallelBlock(Block):
         """`[T, D]` → `[T, D]`."""
         y_TD = self.norm1(x_TD)
         return x_TD + self._branch(self._attend(y_TD, context) + self.mlp(y_TD), self.scale1, context)
+
+
+class Difference(nn.Module):
+    """One attention less a learned share of another (Differential Transformer, arXiv 2410.05258, section 2.1).
+
+    All four products, of each half of a head's queries and keys with each half of its values, are one call of the kernel.
+    """
+
+    def __init__(self, channels: int, number: int) -> None:
+        super().__init__()
+        # λ = exp(q₁·k₁) − exp(q₂·k₂) + a start that rises with the block's number; a tensor, for one trace of all blocks.
+        self.pairs = nn.Parameter(0.1 * torch.randn(2, 2, channels))
+        self.start: Tensor
+        start = 0.8 - 0.6 * math.exp(-0.3 * number)
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+        self.norm = nn.RMSNorm(2 * channels, eps=1e-5)
+        nn.init.constant_(self.norm.weight, 1 - start)
+
+    def forward(self, q_TH2K: Tensor, k_TH2K: Tensor, v_THV: Tensor, context: Context) -> Tensor:
+        """Queries and keys `[T, H, 2, K]`, values `[T, H, 2K]` → `[T, H, 2K]`."""
+        T, H, _, K = q_TH2K.shape
+        q, k = (x[:, :, :, None].expand(-1, -1, -1, 2, -1).reshape(T, H * 4, K) for x in (q_TH2K, k_TH2K))
+        v = v_THV.view(T, H, 1, 2, K).expand(-1, -1, 2, -1, -1).reshape(T, H * 4, K)
+        one, other = attention(q, k, v, context.where).view(T, H, 2, 2 * K).unbind(2)
+        first, second = self.pairs.float().prod(1).sum(1).exp().unbind()
+        share = (first - second + self.start).to(one.dtype)
+        return self.norm(one - share * other)  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -213,7 +248,7 @@ def blocks(config: Shape) -> nn.ModuleList:
     """The encoder: `depth` blocks, their stochastic depth rising linearly from 0 to `drop_path`."""
     last = max(config.depth - 1, 1)
     kind = ParallelBlock if config.parallel else Block
-    return nn.ModuleList(kind(config, config.drop_path * n / last) for n in range(config.depth))
+    return nn.ModuleList(kind(config, config.drop_path * n / last, n) for n in range(config.depth))
 
 
 def norm(config: Shape, width: int) -> nn.Module:

@@ -160,10 +160,11 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             segment_T = None if segment_T is None else segment_T[order]
         turns = {} if self.rotation is None else self.rotation(at_T2, grid_T2, is_patch_T)
         far = Context(where, segment=segment_T, segments=len(batch.cu_seqlens) - 1, **turns)
-        contexts = [far if n in self.config.window_free else replace(far, where=near) for n in range(len(self.blocks))]
+        inside = replace(far, where=near)
 
         found = []
-        for n, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
+        for n, block in enumerate(self.blocks):
+            context = far if n in self.config.window_free else inside
             if self.checkpointing and self.training:
                 x_TD = checkpoint(block, x_TD, context, use_reentrant=False)
             else:
@@ -229,7 +230,8 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
         self._backend(weight)
 
     def _backend(self, x: Tensor) -> Backend:
-        return choose_for(self.config.attention, x, self.config.width // self.config.heads)
+        channels = self.config.width // self.config.heads
+        return choose_for(self.config.attention, x, channels // 2 if self.config.differential else channels)
 
     @property
     def num_features(self) -> int:

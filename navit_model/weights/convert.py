@@ -34,7 +34,7 @@ class OtherModel:
         self.taken: set[str] = set()
 
     def take(self, name: str) -> Tensor:
-        """One weight, which may be the model's own memory.
+        """One weight in float32, which may be the model's own memory: what is added or multiplied here loses nothing to halves.
 
         Raises:
             ModelError: the model has none of this name.
@@ -42,7 +42,7 @@ class OtherModel:
         if name not in self.names:
             raise ModelError(f"{self.name} has no weight '{name}'; this variant is not one that NaViT can take over")
         self.taken.add(name)
-        return self.weights[self.names[name]].detach()
+        return self.weights[self.names[name]].detach().float()
 
     def has(self, name: str) -> bool:
         """Whether the model has a weight of this name."""
@@ -72,7 +72,7 @@ class OtherModel:
         Raises:
             ModelError: names up to five of them.
         """
-        left = [name for name in self.names if name not in self.taken and not (unused and name.startswith(unused))]
+        left = [name for name in self.names if name not in self.taken and not name.startswith(unused)]
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             raise ModelError(f"{self.name} has weights that NaViT has no place for: {', '.join(left[:5])}{more}")

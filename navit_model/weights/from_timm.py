@@ -7,6 +7,7 @@ all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,14 +31,9 @@ BLOCKS = {
     "ResPostBlock": "after",
     "EvaBlockPostNorm": "after",
     "ParallelScalingBlock": "before",
+    "DiffParallelScalingBlock": "before",
 }
-UNLIKE = {
-    "DiffAttention": "it takes one attention from another",
-    "DiffParallelScalingBlock": "it takes one attention from another",
-    "ParallelThingsBlock": "it adds several attentions of the same tokens",
-}
-"""Parts of timm's blocks that are unlike any of ours, and in what."""
-ATTENTIONS = ("Attention", "AttentionRope", "EvaAttention")
+ATTENTIONS = ("Attention", "AttentionRope", "EvaAttention", "DiffAttention")
 MLPS = ("Mlp", "GluMlp", "SwiGLU")
 
 
@@ -58,13 +54,15 @@ def convert(model: Any, weights: Mapping[str, Tensor] | None = None) -> Taken:
     flex = name == "NaFlexVit"
     embed, token = (model.embeds, model.embeds) if flex else (model.patch_embed, model)
     block = model.blocks[0]
-    parallel = type(block).__name__ == "ParallelScalingBlock"
+    parallel = type(block).__name__.endswith("ParallelScalingBlock")
     _check(model, embed, block, name)
     source = OtherModel(name, model.state_dict() if weights is None else weights)
     attention, mlp = (block, block) if parallel else (block.attn, block.mlp)
     gated = not parallel and type(mlp).__name__ in ("GluMlp", "SwiGLU")
     hidden = block.in_split[0] if parallel else mlp.fc2.in_features
-    norm, eps = one_eps(model, name)
+    # The norm of a difference of attentions is of its own kind everywhere.
+    norm, eps = one_eps(model, name, lambda part: part.endswith("sub_norm"))
+    pair = "blocks.0." if parallel else "blocks.0.attn."
     activation = _activation(mlp.mlp_act if parallel else mlp.act, name)
     turning, rope = _rope(getattr(model, "rope", None), name)
     pooled = not isinstance(model.fc_norm, nn.Identity)
@@ -99,9 +97,10 @@ def convert(model: Any, weights: Mapping[str, Tensor] | None = None) -> Taken:
                 "in_proj.bias",
             )
         ),
+        differential=source.has(f"{pair}sub_norm.weight"),
         norm_bias=norm == "layer",
         norm_pooled=pooled,
-        out_bias=source.has("blocks.0.attn.proj.bias") or source.has("blocks.0.attn_out_proj.bias"),
+        out_bias=any(source.has(f"blocks.0.{n}.bias") for n in ("attn.proj", "attn_out_proj", "out_proj")),
         mlp_bias=parallel or mlp.fc2.bias is not None,
         mlp_gate=gated,
         attn_norm=source.has("blocks.0.attn.norm.weight"),
@@ -144,21 +143,21 @@ def _weights(
 def _check(model: Any, embed: Any, block: Any, name: str) -> None:
     """Refuses options without weights of their own; those with weights are found by `OtherModel`."""
     kind = type(block).__name__
-    inside = type(getattr(block, "attn", None)).__name__
-    if kind in UNLIKE or inside in UNLIKE:
-        part = kind if kind in UNLIKE else inside
-        raise ModelError(f"{name} with {part} cannot be taken over: {UNLIKE[part]}")
     need(kind in BLOCKS, name, "block", kind, f"{', '.join(BLOCKS)}")
-    if kind != "ParallelScalingBlock":
+    if "Parallel" not in kind:
         for what, part, known in (("attention", block.attn, ATTENTIONS), ("MLP", block.mlp, MLPS)):
             need(type(part).__name__ in known, name, what, type(part).__name__, f"{', '.join(known)}")
         need(getattr(block.attn, "gate", None) is None, name, "attn_gated", True, "attention without a gate")
         gate_last = getattr(block.mlp, "gate_last", False)
         need(not gate_last, name, "gate_last", True, "the gate first")
-        width = block.attn.num_heads * (getattr(block.attn, "head_dim", 0) or model.embed_dim // block.attn.num_heads)
-        need(width == model.embed_dim, name, "attn_head_dim", block.attn.head_dim, "heads that share the width")
-    else:
-        need(block.attn_out_proj is not None, name, "fuse_out_proj", True, "two output projections")
+        width = block.attn.proj.in_features
+        need(
+            width == model.embed_dim,
+            name,
+            "width of all heads",
+            width,
+            f"heads that share the width of {model.embed_dim}",
+        )
     if embed.__class__.__name__ not in ("PatchEmbed", "NaFlexEmbeds"):
         kind = type(embed).__name__
         raise ModelError(
@@ -281,6 +280,8 @@ def _block(source: OtherModel, config: NaViTConfig, block: Any, n: int) -> Weigh
     for there, name in ((config.qk_norm, "q_norm"), (config.qk_norm, "k_norm"), (config.attn_norm, "norm")):
         if there:
             found |= source.layer(f"{theirs}attn.{name}", ours + ("attn_norm" if name == "norm" else name))
+    if config.differential:
+        found |= _difference(source, f"{theirs}attn.", ours, n)
     if config.mlp_norm:
         found |= source.layer(f"{theirs}mlp.norm", f"{ours}mlp.norm")
     if config.layer_scale:
@@ -312,6 +313,20 @@ def _qkv(source: OtherModel, config: NaViTConfig, theirs: str, ours: str) -> Wei
     return found
 
 
+def _difference(source: OtherModel, theirs: str, ours: str, n: int) -> Weights:
+    weight = source.take(f"{theirs}sub_norm.weight")
+    start = 0.8 - 0.6 * math.exp(-0.3 * n)
+    if source.has(f"{theirs}lambda_a"):
+        # A scalar is a product too, of itself and 1.
+        pairs = weight.new_zeros(2, 2, len(weight) // 2)
+        pairs[:, 0, 0] = torch.stack([source.take(f"{theirs}lambda_{part}") for part in "ab"])
+        pairs[:, 1, 0] = 1
+    else:
+        parts = [source.take(f"{theirs}lambda_{part}{i}") for i in (1, 2) for part in "qk"]
+        pairs = torch.stack(parts).view(2, 2, -1)
+    return {f"{ours}difference.pairs": pairs, f"{ours}difference.norm.weight": weight * (1 - start)}
+
+
 def _parallel_block(source: OtherModel, config: NaViTConfig, block: Any, n: int) -> Weights:
     theirs = ours = f"blocks.{n}."
     hidden = block.in_split[0]
@@ -323,8 +338,20 @@ def _parallel_block(source: OtherModel, config: NaViTConfig, block: Any, n: int)
         found |= {f"{ours}mlp.up.bias": bias[:hidden], f"{ours}qkv.bias": bias[hidden:]}
     else:
         found[f"{ours}mlp.up.bias"] = source.take(f"{theirs}mlp_bias")
-    found |= source.layer(f"{theirs}attn_out_proj", f"{ours}out")
-    found |= source.layer(f"{theirs}mlp_out_proj", f"{ours}mlp.down")
+    if source.has(f"{theirs}out_proj.weight"):
+        both = source.layer(f"{theirs}out_proj", f"{ours}out")
+        weight = both[f"{ours}out.weight"]
+        found |= {**both, f"{ours}out.weight": weight[:, : config.width]}
+        # Its bias is added once.
+        found |= {
+            f"{ours}mlp.down.weight": weight[:, config.width :],
+            f"{ours}mlp.down.bias": weight.new_zeros(config.width),
+        }
+    else:
+        found |= source.layer(f"{theirs}attn_out_proj", f"{ours}out")
+        found |= source.layer(f"{theirs}mlp_out_proj", f"{ours}mlp.down")
+    if config.differential:
+        found |= _difference(source, theirs, ours, n)
     if config.qk_norm:
         found |= source.layer(f"{theirs}q_norm", f"{ours}q_norm") | source.layer(f"{theirs}k_norm", f"{ours}k_norm")
     if config.layer_scale:

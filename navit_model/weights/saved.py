@@ -64,9 +64,9 @@ def pour(model: nn.Module, parts: Iterable[Weights], source: str, leave: tuple[s
         ModelError: as `fill`.
     """
     wanted = model.state_dict()
-    missing = {name for name in wanted if not name.startswith(leave or ("\0",))}
+    missing = {name for name in wanted if not name.startswith(leave)}
     for part in parts:
-        part = {name: value for name, value in part.items() if not name.startswith(leave or ("\0",))}
+        part = {name: value for name, value in part.items() if not name.startswith(leave)}
         check_fit({name: value for name, value in wanted.items() if name in part}, part, source)
         with torch.no_grad():
             for name, value in part.items():
