@@ -20,6 +20,7 @@ from ..world import World
 from . import checkpoint
 from .feed import open_loader
 from .lock import hold
+from .passes import with_passes
 from .settings import RunConfig
 from .stop import end_with_parent
 from .task import Row
@@ -61,6 +62,7 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
         end_with_parent()
         world = World.join(run.train.device)
         try:
+            run = with_passes(run, world, found.config if found else None)
             with open_loader(run, world) as loader:
                 trainer = Trainer(run, loader, world, found, begin)
                 trainer.resume = resume
