@@ -97,9 +97,11 @@ def test_a_row_that_no_image_has_is_named_when_it_is_planned() -> None:
 
 def test_counting_a_large_epoch_ends_at_the_first_signal() -> None:
     script = """
+import signal
 import numpy as np
 from navit_loader import _packer
 from navit_loader.config import PlanConfig
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests ignores
 columns = {name: [np.full(1000, 64, np.int32)] for name in ("width", "height")}
 plan = _packer.Plan(PlanConfig(virtual_epoch=10**12).to_json(), [columns], [(0, None, 1.0)])
 layout = plan.layout(0)
