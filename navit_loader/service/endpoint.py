@@ -131,7 +131,8 @@ class Endpoint:
             zmq.RECONNECT_IVL: 50,
             zmq.RECONNECT_IVL_MAX: 1000,
             zmq.HEARTBEAT_IVL: int(terms.heartbeat_s * 1000),
-            zmq.HEARTBEAT_TIMEOUT: int(3 * terms.heartbeat_s * 1000),
+            # Behind the beat that it does not answer: silent for three in all.
+            zmq.HEARTBEAT_TIMEOUT: int(2 * terms.heartbeat_s * 1000),
         }
         for option, value in options.items():
             dealer.setsockopt(option, value)
