@@ -20,6 +20,7 @@ from ..world import World
 from . import checkpoint
 from .feed import open_loader
 from .lock import hold
+from .passes import with_passes
 from .settings import RunConfig
 from .task import Row
 from .trainer import Trainer
@@ -55,6 +56,7 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
             torch.set_num_threads(run.train.threads)
         world = World.join(run.train.device)
         try:
+            run = with_passes(run, world, found.config if found else None)
             with open_loader(run, world) as loader:
                 return Trainer(run, loader, world, found, begin).run()
         except OSError as e:

@@ -140,6 +140,8 @@ class Trainer:
             log.say(f"going on from step {self.step} of '{self.out}'")
         for note in self.task.notes(self.loader):
             log.say(note)
+        if (passes := self.run_config.loader.plan.passes) > 1:
+            log.say(f"an epoch is {passes} passes over the images: plan.passes = {passes}, for `navit-loader plan` too")
         if config.decode != "cpu":
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.loader.measured.items())
             log.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
