@@ -1,7 +1,7 @@
 //! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat;
 //! orientation is a permutation of pixels.
 
-use navit_packer::pixels::kernels::fast;
+use navit_packer::pixels::kernels::{fast, over};
 use navit_packer::pixels::orient::Frame;
 use navit_packer::pixels::patchify::patchify;
 use navit_packer::pixels::picture::{Colours, Pixels, Plane};
@@ -167,6 +167,30 @@ fn colours_are_converted_alike() {
                     for (want, &got) in want.map(|w| (w * 255.0).clamp(0.0, 255.0)).into_iter().zip(got) {
                         assert!((want - f64::from(got)).abs() < 0.6, "{y}, {u}, {v}: {want} is not {got}");
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Every colour with every alpha, over three backgrounds, in pictures of every length: the fast form has the plain one's
+/// bits, and what is opaque or clear is exact.
+#[test]
+fn pixels_are_laid_over_the_background_alike() {
+    let rgba: Vec<u8> = (0..=65_535u32).flat_map(|n| [n as u8, (n * 7) as u8, !n as u8, (n >> 8) as u8]).collect();
+    for back in [[255; 3], [10, 200, 30], [0; 3]] {
+        for pixels in (0..40).chain([65_536]) {
+            let [quick, plain] = [fast(), false].map(|fast| {
+                let mut out = vec![0; 3 * pixels];
+                over(fast, back, &rgba[rgba.len() - 4 * pixels..], &mut out);
+                out
+            });
+            assert_eq!(quick, plain);
+            for (got, pixel) in plain.chunks_exact(3).zip(rgba[rgba.len() - 4 * pixels..].chunks_exact(4)) {
+                match pixel[3] {
+                    255 => assert_eq!(got, &pixel[..3]),
+                    0 => assert_eq!(got, back),
+                    _ => {}
                 }
             }
         }

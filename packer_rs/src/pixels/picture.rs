@@ -4,7 +4,7 @@
 //! Apart from the decoders, since each of them fills it and `resize` reads it.
 
 use crate::failure::{Failure, Reason};
-use crate::pixels::kernels::SLACK;
+use crate::pixels::kernels::{SLACK, blend, fast, over};
 use crate::slots::Crop;
 
 /// Buffers larger than this are given back after the image that needed them.
@@ -177,10 +177,6 @@ pub(crate) fn nearly_black(samples: &[u8]) -> bool {
 
 /// Lays samples of `channels` (1 grey, 2 grey and alpha, 3 RGB, 4 RGBA) over the background, tightly, into `out`.
 pub(crate) fn compose(samples: &[u8], channels: usize, wanted: &Wanted, out: &mut Pixels) {
-    let blend = |under: u8, over: u8, alpha: u8| {
-        let t = u32::from(under) * (255 - u32::from(alpha)) + u32::from(over) * u32::from(alpha) + 128;
-        (((t >> 8) + t) >> 8) as u8
-    };
     let back = wanted.background;
     let pixels = wanted.size.0 as usize * wanted.size.1 as usize;
     out.whole(if channels == 1 { Colours::Grey } else { Colours::Rgb }, wanted.size);
@@ -193,12 +189,6 @@ pub(crate) fn compose(samples: &[u8], channels: usize, wanted: &Wanted, out: &mu
                 }
             }
         }
-        _ => {
-            for (to, from) in out.data.chunks_exact_mut(3).zip(samples[..pixels * 4].chunks_exact(4)) {
-                for c in 0..3 {
-                    to[c] = blend(back[c], from[c], from[3]);
-                }
-            }
-        }
+        _ => over(fast(), back, &samples[..pixels * 4], &mut out.data[..pixels * 3]),
     }
 }
