@@ -17,6 +17,7 @@ import torch
 from navit_loader.batch import OK, PackedBatch
 from navit_model.train import checkpoint
 from navit_model.train.feed import open_loader
+from navit_model.train.passes import with_passes
 from navit_model.train.settings import RunConfig
 from navit_model.train.trainer import Trainer
 from navit_model.world import World
@@ -53,6 +54,7 @@ def work(table: dict[str, Any], stop_after: int | None = None, world: World | No
     torch.set_num_threads(1)
     start = checkpoint.find(out)
     world = world or World(0, 1, torch.device("cpu"))
+    run = with_passes(run, world, start.config if start else None)
     with open_loader(run, world) as inner:
         loader = Noting(inner)
         trainer = Trainer(run, loader, world, start)  # type: ignore[arg-type]
