@@ -41,6 +41,8 @@ fuzz_target!(|data: &[u8]| {
         background: [10, 200, 30],
         max_pixels: 1 << 20,
         depth: Depth::Full,
+        convert: false,
+        keep_damaged: false,
     };
     TOOLS.with_borrow_mut(|(decoder, pixels)| {
         let decoder = decoder.get_or_insert_with(|| Decoder::new(Arc::default()).expect("memory for a decoder"));
