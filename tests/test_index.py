@@ -137,7 +137,7 @@ def test_a_mapped_index_survives_its_replacement(tree: Path, tmp_path: Path) -> 
     build_index(smaller, tmp_path / "x.arrow")
     assert old.num_rows == 60 == len(rows(old))
     assert open_index(tmp_path / "x.arrow").num_rows == 1
-    assert sorted(os.listdir(tmp_path)) == ["few", "x.arrow", "x.arrow.quarantine.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["few", "x.arrow"]
 
 
 KILLED = """

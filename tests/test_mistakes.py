@@ -385,12 +385,12 @@ def test_without_torch_the_extra_is_named(here: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import numpy as np, navit_loader\n"
-        "from navit_loader.errors import ConfigError\n"
+        "from navit_loader.errors import ExtraError\n"
         "def device(): navit_loader.DevicePrefetcher\n"
         "def move(): navit_loader.pack_images([np.zeros((40, 40, 3), np.uint8)]).to('cpu')\n"
         "for call in (device, move):\n"
         "    try: call()\n"
-        "    except ConfigError as e: print(e)\n"
+        "    except ExtraError as e: print(e)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert done.stdout.count("pip install 'navit[model]'") == 2

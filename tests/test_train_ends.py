@@ -175,8 +175,6 @@ def test_a_rank_ends_with_its_torchrun_and_saves(index: str, tmp_path: Path) -> 
         "--standalone",
         "--nproc-per-node",
         "2",
-        "-m",
-        "navit_model",
     ]
     nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     given = table(index, tmp_path / "run", 1, **ENDLESS)

@@ -169,7 +169,6 @@ from navit_loader import build_index
 place = sys.argv[1]
 build_index(place + "/images", place + "/x.arrow")  # loads all that an unprivileged process may not be able to read
 os.unlink(place + "/x.arrow")
-os.unlink(place + "/x.arrow.quarantine.jsonl")
 os.chmod(place + "/images/a/2.png", 0)
 os.chmod(place + "/images/b", 0)
 if os.geteuid() == 0:
