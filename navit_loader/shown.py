@@ -133,5 +133,5 @@ def status_of(run: Callable[[], int], name: str) -> int:
             hush(sys.stdout)
         return 2
     except KeyboardInterrupt:
-        tell(f"{name}: interrupted")
+        tell(f"{name.partition(':')[0]}: interrupted")
         return 130

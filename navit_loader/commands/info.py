@@ -88,7 +88,7 @@ def _profiles(index: Index) -> str:
     import numpy as np
 
     from .. import _packer
-    from ..config import LoaderConfig, PlanConfig, RenderConfig
+    from ..config import LoaderConfig, PlanConfig, RenderConfig, Resolution
     from ..errors import RenderError
     from ..render.engine import Engine
 
@@ -98,7 +98,8 @@ def _profiles(index: Index) -> str:
     blank = {"key": 0, "offset": 0, "kept": 1, "grid": (1, 1), "teacher_offset": 0, "teacher_grid": (0, 0)}
     blank |= {"text_offset": 0, "source": 0, "flip": False}
     render = RenderConfig(threads=1, retries=0, failure_limit=1.0)
-    engine = Engine(LoaderConfig(plan=PlanConfig(prefix_tokens=0), render=render), index)
+    plan = PlanConfig(prefix_tokens=0, resolution=Resolution(upscale=True))  # which takes images of any size
+    engine = Engine(LoaderConfig(plan=plan, render=render), index)
     try:
         for row in rows.tolist():
             image = blank | {"row": row, "crop": (0, 0, int(height[row]), int(width[row]))}

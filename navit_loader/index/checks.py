@@ -165,8 +165,10 @@ def _parts(column: pa.Array) -> list[Any]:
     if pa.types.is_large_string(kind):
         offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
         text = memoryview(column.buffers()[2] or b"")
-        lengths = pc.fill_null(pc.binary_length(column), -1)
-        return [*_parts(lengths), text[offsets[0] : offsets[-1]]]
+        valid = (
+            np.unpackbits(np.frombuffer(column.buffers()[0], np.uint8), bitorder="little") if column.null_count else b""
+        )
+        return [np.diff(offsets), valid[column.offset : column.offset + len(column)], text[offsets[0] : offsets[-1]]]
     return [np.ascontiguousarray(numbers(column))]
 
 
