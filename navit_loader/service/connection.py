@@ -83,6 +83,7 @@ class Connection:
         self._owner = os.getpid()
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
         self.opinions = Opinions()
+        self._back_s = 3 * heartbeat_s  # how long an endpoint that is lost is waited for, where a second opinion is wanted
         self._silent: dict[Endpoint, float] = {}  # until when it is asked for no second opinion
         self._known: protocol.PlanInfo | None = None
         self._next_id = 1
@@ -404,7 +405,7 @@ class Connection:
         """Whether another endpoint was asked about a doubted answer, or can be asked soon."""
         if now >= want.doubted + self._deadline_s:
             return False
-        soon = (e for e in self._endpoints if e.ready or now < e.lost + self._deadline_s)
+        soon = (e for e in self._endpoints if e.ready or now < e.lost + self._back_s)
         return bool(want.asked) or any(self._may_answer(e, want, now) for e in soon)
 
     def _take_first(self, want: Want, now: float) -> None:

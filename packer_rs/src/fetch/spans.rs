@@ -155,7 +155,8 @@ impl Read {
                 }
                 return found.clone();
             }
-            if awaited.late(|| without_secrets(url).into()) {
+            awaited.late(|| without_secrets(url).into());
+            if retry::ended() {
                 return Err(fault(&retry::given_up()));
             }
             answer = self.done.wait_timeout(answer, retry::SLICE).unwrap_or_else(PoisonError::into_inner).0;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::retry::ended;
 use crate::sync::lock;
 
 /// A wait is told of after the first time, and then whenever the second has passed.
@@ -82,14 +81,13 @@ impl Awaited {
         Self { since: Instant::now(), waiting: None }
     }
 
-    /// Called every `SLICE`: it has not come yet. True where nobody wants it any more.
-    pub(crate) fn late(&mut self, what: impl FnOnce() -> String) -> bool {
+    /// Called every `SLICE`: it has not come yet.
+    pub(crate) fn late(&mut self, what: impl FnOnce() -> String) {
         if self.waiting.is_none() && self.since.elapsed() >= TOLD_AFTER {
             let waiting = Waiting::begin(what());
             waiting.goes_on("no answer yet".into());
             self.waiting = Some(waiting);
         }
-        ended()
     }
 
     pub(crate) fn came(&self) {

@@ -179,11 +179,11 @@ fn wait<T: Send + 'static>(
                 return answer;
             }
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the request was given up")),
-            Err(RecvTimeoutError::Timeout) if awaited.late(|| what.to_owned()) => {
+            Err(RecvTimeoutError::Timeout) if retry::ended() => {
                 task.abort();
                 return Err(retry::given_up());
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => awaited.late(|| what.to_owned()),
         }
     }
 }
