@@ -83,7 +83,7 @@ class Connection:
         self._owner = os.getpid()
         self._deadline_s, self._timeout_s = deadline_s, timeout_s
         self.opinions = Opinions()
-        self._back_s = 3 * heartbeat_s  # how long an endpoint that is lost is waited for, where a second opinion is wanted
+        self._back_s = 3 * heartbeat_s  # how long a lost endpoint is waited for, where its opinion is wanted
         self._silent: dict[Endpoint, float] = {}  # until when it is asked for no second opinion
         self._known: protocol.PlanInfo | None = None
         self._next_id = 1
