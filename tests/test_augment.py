@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,11 +104,12 @@ def test_draws_are_uniform_and_independent() -> None:
     assert abs(float(torch.corrcoef(torch.stack([draws, other]))[0, 1])) < 0.01
 
 
+@pytest.mark.parametrize("parts", [{}, {"mlp_gate": True, "pool_mlp_ratio": 2.0}, {"pool_mlp": False}])
 @pytest.mark.parametrize("pool", ["map", "mean"])
-def test_counted_operations_are_those_that_torch_counts(pool: str) -> None:
+def test_counted_operations_are_those_that_torch_counts(pool: str, parts: dict[str, Any]) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = NaViTConfig(width=32, depth=2, heads=2, patch_size=4, classes=7, pool=pool)  # type: ignore[arg-type]
+    config = NaViTConfig(width=32, depth=2, heads=2, patch_size=4, classes=7, pool=pool, **parts)  # type: ignore[arg-type]
     # One image that fills its sequence, so that nothing but the images is computed.
     batch = packed([[(6, 6)]], length=36, longest=36, images=1, patch=4).to("cpu")
     model = NaViT(config).eval()
@@ -115,6 +117,14 @@ def test_counted_operations_are_those_that_torch_counts(pool: str) -> None:
         model(batch)
     # Torch leaves out what is no matrix product by name; segment sums are products in our code, but no arithmetic of ViT.
     assert float(batch_flops(config, batch)) == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_windows_are_counted_as_such() -> None:
+    """6 × 6 patches in windows of 4: 16, 8, 8 and 4 of them."""
+    config = NaViTConfig(width=32, depth=3, heads=2, patch_size=4, window=4, window_free=(1,))
+    batch = packed([[(6, 6)]], length=36, longest=36, images=1, patch=4).to("cpu")
+    saved = batch_flops(replace(config, window=0, window_free=()), batch) - batch_flops(config, batch)
+    assert float(saved) == 2 * 4 * 32 * (36**2 - (16**2 + 2 * 8**2 + 4**2))
 
 
 @pytest.mark.parametrize("pool", ["map", "last"])

@@ -24,10 +24,12 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "GH200": 989, "H100": 989, "A100": 312
 
 def _encoder(config: NaViTConfig | TextConfig, tokens: N, pairs: N, pooled: N) -> N:
     """Operations of the blocks, and of attention pooling to `pooled` vectors where there is one."""
-    width, hidden = config.width, round(config.width * config.mlp_ratio)
-    each_token, each_pooled = config.depth * (8 * width**2 + 4 * width * hidden), 0
+    width, layers = config.width, 3 if config.mlp_gate else 2
+    each_token, each_pooled = config.depth * (8 * width**2 + 2 * layers * width * round(width * config.mlp_ratio)), 0
     if config.pool == "map":
-        each_token += 2 * width * 2 * width + 4 * width
+        # Values of all tokens; of keys their product with the query alone, a vector a head (`AttentionPooling`).
+        each_token += 2 * width**2 + 2 * width * (config.pool_heads or config.heads) + 2 * width
+        hidden = round(width * (config.pool_mlp_ratio or config.mlp_ratio)) if config.pool_mlp else 0
         each_pooled = 2 * width**2 + 4 * width * hidden
     return tokens * each_token + pairs * (config.depth * 4 * width) + pooled * each_pooled
 
@@ -38,7 +40,7 @@ def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_siz
     Args:
         config: the model's shape.
         tokens: tokens of all images, prefix tokens included.
-        pairs: the sum over the images of the square of their tokens.
+        pairs: the sum over the images of the square of their tokens; with windows, of those of a block in the mean.
         images: how many.
         patch_size: P.
     """
@@ -49,7 +51,13 @@ def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_siz
 def batch_flops(config: NaViTConfig, batch: PackedBatch | View) -> Tensor:
     """Operations of one forward pass over the images of a batch; a scalar on its device, read by nobody here."""
     counts = _counts(batch.segment_ids, batch.grids.shape[1])
-    return forward_flops(config, counts.sum(), counts.square().sum(), (counts > 0).sum().double(), batch.patch_size)
+    pairs = counts.square().sum()
+    if config.window:
+        # Windows begin at the image's corner, so that of each side only the last is smaller.
+        whole, rest = batch.grids.long() // config.window, batch.grids.long() % config.window
+        windowed = (whole * config.window**2 + rest**2).prod(-1).sum().double()
+        pairs = windowed + (pairs - windowed) * (len(config.window_free) / config.depth)
+    return forward_flops(config, counts.sum(), pairs, (counts > 0).sum().double(), batch.patch_size)
 
 
 def text_flops(config: TextConfig, captions: Captions) -> Tensor:
