@@ -53,7 +53,7 @@ class IndexSummary:
         path: the index.
         rows: images in it.
         broken: images, folders or tars in quarantine.
-        quarantine: where those are listed, one JSON object a line.
+        quarantine: where those are listed, one JSON object a line; empty where nothing is, and no file is written.
         classes: class names, in the order of their labels.
         unlabelled: images without a label.
         negatives: images that are known to be of no class (an empty list of labels).
@@ -172,7 +172,7 @@ def build_index(
         path=path,
         rows=found.rows,
         broken=found.broken,
-        quarantine=quarantine_path(path),
+        quarantine=quarantine_path(path) if found.broken else "",
         classes=names,
         unlabelled=found.unlabelled,
         negatives=found.negatives,
