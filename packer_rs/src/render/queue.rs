@@ -135,6 +135,12 @@ impl Queue {
                 }
                 return Some(Task::Image(job, i, Some(bytes)));
             }
+            // Those who read ahead may all be waiting for other batches, and this one is over when its last image is.
+            if let Some(at) = state.handed.iter().position(|(job, _)| job.abandoned())
+                && let Some((job, i)) = state.handed.remove(at)
+            {
+                return Some(Task::Image(job, i, None));
+            }
             // Nothing was read ahead: a decoding thread reads for itself rather than wait.
             if let Some((job, i)) = state.claim() {
                 return Some(Task::Image(job, i, None));
