@@ -49,6 +49,8 @@ from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
 from navit_model.weights.convert import kernel
 
+from .weights_kit import shaken
+
 P = 4
 FORWARD, BACKWARD = 1e-4, 1e-3
 ODD = [(4, 4), (2, 7), (6, 3), (1, 1), (9, 2), (5, 5)]
@@ -74,14 +76,6 @@ def packed(net: NaViT, grids: list[tuple[int, int]], **plan: Any) -> PackedBatch
     prefix = net.config.prefix_tokens
     config = LoaderConfig(plan=PlanConfig(**shape, prefix_tokens=prefix, resolution=Resolution(kind="native")))
     return pack_images(pictures(grids), config)
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model.eval()
 
 
 def ours(net: NaViT, grids: list[tuple[int, int]]) -> torch.Tensor:

@@ -23,6 +23,8 @@ from navit_model.use.zero_shot import ZeroShot
 from navit_model.weights.convert import kernel
 from navit_model.weights.pairs import owl_vit, two_towers
 
+from .weights_kit import shaken
+
 P = 4
 GRIDS = [(4, 4), (2, 7), (6, 3), (9, 2), (5, 5)]
 WIDE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
@@ -47,14 +49,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "siglip2": lambda: siglip("Siglip2", {**{k: v for k, v in TOWER.items() if k != "image_size"}, "num_patches": 16}),
     "owlvit": lambda: transformers.OwlViTModel(transformers.OwlViTConfig(**OWL)),
 }
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model.eval()
 
 
 def pictures() -> list[np.ndarray]:

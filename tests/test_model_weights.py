@@ -39,6 +39,8 @@ from navit_loader.config import PlanConfig, Resolution
 from navit_loader.errors import ConfigError, ModelError
 from navit_model import NaViT, NaViTConfig
 
+from .weights_kit import shaken
+
 P = 4
 GRIDS = [(4, 4), (2, 7), (6, 3), (1, 1), (9, 2), (5, 5)]
 BOUND = 1e-4
@@ -75,15 +77,6 @@ def ours(net: NaViT) -> torch.Tensor:
     assert {tuple(g) for g in batch.grids[batch.status == OK].tolist()} == set(GRIDS)
     order = np.argsort(batch.image_ids[batch.status == OK])
     return out[torch.from_numpy(batch.status == OK)][order]
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """Every weight away from its first value, so that no term can be missed."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model.eval()
 
 
 def naflex_input(net: NaViT) -> dict[str, torch.Tensor]:

@@ -126,30 +126,22 @@ impl Shared {
         out: &mut Vec<u8>,
     ) -> std::result::Result<(), Fault> {
         let gone = || Err(Fault::passing("cancelled"));
-        self.guarded(job, || self.attempt(job, i, patience, path, out)).unwrap_or_else(gone)
-    }
-
-    fn attempt(
-        &self,
-        job: &Job,
-        i: usize,
-        patience: Patience,
-        path: &mut String,
-        out: &mut Vec<u8>,
-    ) -> std::result::Result<(), Fault> {
-        let image = job.image(i);
-        let source = &self.sources[usize::from(image.source)];
-        let row = image.row as usize;
-        let read = || {
-            if job.abandoned() {
-                return Err(Fault::passing("cancelled"));
-            }
-            let from = Instant::now();
-            let fetched = source.fetch(row, path, out);
-            lap(&self.clocks.fetch, from);
-            fetched
+        let patient = || {
+            let image = job.image(i);
+            let source = &self.sources[usize::from(image.source)];
+            let row = image.row as usize;
+            let read = || {
+                if job.abandoned() {
+                    return gone();
+                }
+                let from = Instant::now();
+                let fetched = source.fetch(row, path, out);
+                lap(&self.clocks.fetch, from);
+                fetched
+            };
+            until(&job.cancelled, || patiently(patience, || source.uri(row), read))
         };
-        until(&job.cancelled, || patiently(patience, || source.uri(row), read))
+        self.guarded(job, patient).unwrap_or_else(gone)
     }
 
     /// Deals with an image whose bytes were fetched, or were not to be had.
