@@ -1,7 +1,8 @@
 """Keys, and everything that can happen between a trainer and two daemons, in any order: its stream is the undisturbed one, no
 process ends by itself, and no pause is long.
 
-The storm takes 20 seconds; `NAVIT_STORM_S=300` makes it longer, and `-s` shows what it counted.
+The storm takes 20 seconds; `NAVIT_STORM_S=300` makes it longer, `NAVIT_STEP_S=0.02` its trainers' steps, and `-s` shows
+what it counted.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from navit_loader.service.security import make_keys
 from .service_kit import Daemon, Nursery, NurseryDaemon, Proxy, digest, load, make_config
 
 STORM_S = float(os.environ.get("NAVIT_STORM_S", "20"))
+STEP_S = os.environ.get("NAVIT_STEP_S", "0.002")
 
 TRAINER = """
 import hashlib, json, sys, time
 from navit_loader import RemoteLoader
 from tests.service_kit import digest
-keys, shared, *endpoints = sys.argv[1:]
+keys, shared, step_s, *endpoints = sys.argv[1:]
 with RemoteLoader(endpoints, keys=keys, shared=shared == "shared", timeout_s=60, connect_timeout_s=30) as loader:
     if state := json.loads(sys.stdin.readline()):
         loader.load_state_dict(state)
@@ -43,7 +45,7 @@ with RemoteLoader(endpoints, keys=keys, shared=shared == "shared", timeout_s=60,
             name = hashlib.sha256(repr(digest(batch)).encode()).hexdigest()
             del batch
             print(json.dumps([name, loader.state_dict()]), flush=True)
-            time.sleep(0.002)  # a step of the trainer
+            time.sleep(float(step_s))
 """
 
 
@@ -61,7 +63,7 @@ class Trainer:
     """
 
     def __init__(self, keys: Path, shared: bool, *endpoints: str) -> None:
-        self._command = [sys.executable, "-c", TRAINER, str(keys), "shared" if shared else "tcp", *endpoints]
+        self._command = [sys.executable, "-c", TRAINER, str(keys), "shared" if shared else "tcp", STEP_S, *endpoints]
         self.found: list[str] = []
         self.pause = 0.0
         self._state: Any = None
