@@ -159,7 +159,7 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             x_TD, at_T2, grid_T2, is_patch_T = x_TD[order], at_T2[order], grid_T2[order], is_patch_T[order]
             segment_T = None if segment_T is None else segment_T[order]
         turns = {} if self.rotation is None else self.rotation(at_T2, grid_T2, is_patch_T)
-        far = Context(where, segment=segment_T, segments=len(batch.cu_seqlens) - 1, **turns)
+        far = Context(where, segment=segment_T, segments=batch.cu_seqlens.shape[0] - 1, **turns)
         inside = replace(far, where=near)
 
         found = []
