@@ -263,6 +263,10 @@ def test_the_rate_rises_to_its_peak_and_never_leaves_it_upwards(
     assert all(0 <= r <= 0.5 for r in rates)
     rising = rates[: min(warmup, steps)]
     assert rising == sorted(rising)
+    slow = replace(run, timescale=3 * max(warmup, 1))
+    assert all(learning_rate(s, slow) >= r for s, r in enumerate(rates))
+    if kind == "rsqrt" and not cooldown and steps > 5 * max(warmup, 1):
+        assert learning_rate(4 * max(warmup, 1), slow) == pytest.approx(0.5 / 2**0.5)
     falling = rates[min(warmup, steps) :]
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from navit_model.evaluate.classification import judge
 from navit_model.losses.classification import classification_loss
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
+from navit_model.train.tasks.classification import Classification
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import table, write_index
@@ -32,6 +34,15 @@ def batch_of(labels: list[Any]) -> PackedBatch:
     images = [np.full((16, 16, 3), 9, np.uint8)] * len(labels)
     plan = {"sequence_length": 16, "max_tokens": 4, "patch_sizes": [8], "order": {"kind": "sequential"}}
     return pack_images(images, LoaderConfig.from_dict({"plan": plan}), labels=np.array(rows))
+
+
+def test_sigmoids_start_at_one_in_as_many_as_there_are_classes() -> None:
+    """The loss of an image then is log C and about 1, where one half each would cost C·log 2."""
+    model = {"width": 32, "depth": 1, "heads": 2, "classes": 1000, "patch_size": 8}
+    net = Classification.build(RunConfig.from_dict({"model": model, "train": {"loss": "sigmoid"}}))
+    batch = batch_of([[0], [7], [999]]).to("cpu")
+    total, count = classification_loss(net(batch), batch, kind="sigmoid")
+    assert float(total / count) == pytest.approx(math.log(999) + 1000 * math.log(1 + 1 / 999), rel=1e-4)
 
 
 def test_an_image_of_no_class_is_learnt_by_sigmoids_alone() -> None:

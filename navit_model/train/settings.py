@@ -33,6 +33,7 @@ class TrainConfig:
         learning_rate: peak of the schedule.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
         warmup: steps of the warm-up.
+        timescale: steps behind the warm-up in which `rsqrt` falls by √2; 0 takes the warm-up's (big_vision: 10,000).
         cooldown: steps of the linear descent to 0 at the end of `rsqrt` and `constant`.
         weight_decay: of the body's matrices. As in torch, a step shrinks them by learning rate × decay.
         layer_decay: the rate of each layer is this times that of the layer above; 1 makes them equal. Layers are the
@@ -75,6 +76,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
+    timescale: int = 0
     cooldown: int = 0
     layer_decay: float = 1.0
     freeze: int = 0
@@ -107,7 +109,7 @@ class TrainConfig:
         for key in ("steps", "accumulate", "log_every", "keep"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        for key in ("freeze", "warmup", "cooldown", "eval_every", "checkpoint_every", "threads", "seed"):
+        for key in ("freeze", "warmup", "timescale", "cooldown", "eval_every", "checkpoint_every", "threads", "seed"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "at least 0 and below 1")
         require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")

@@ -40,7 +40,19 @@ from .stop import Signals, Stopped
 from .task import Row
 from .tasks import task_of
 
-FIXED = ("task", "steps", "loss", "learning_rate", "layer_decay", "freeze", "schedule", "warmup", "cooldown", "seed")
+FIXED = (
+    "task",
+    "steps",
+    "loss",
+    "learning_rate",
+    "layer_decay",
+    "freeze",
+    "schedule",
+    "warmup",
+    "timescale",
+    "cooldown",
+    "seed",
+)
 """Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
 
 FAULT = 1000

@@ -5,6 +5,7 @@ In: batches with labels. Out: cross-entropy, and accuracy and calibration on the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,8 +47,12 @@ class Classification(Task):
 
     @classmethod
     def build(cls, run: RunConfig) -> NaViT:
-        """A `NaViT`."""
-        return NaViT(run.model)
+        """A `NaViT`. Its sigmoids start at one in C each, not at one half: of C − 1 classes an image is none."""
+        model = NaViT(run.model)
+        if run.train.loss == "sigmoid" and run.model.classes > 1:
+            assert isinstance(model.head, nn.Linear)
+            nn.init.constant_(model.head.bias, -math.log(run.model.classes - 1))
+        return model
 
     @classmethod
     def image_model(cls, module: nn.Module) -> NaViT:
