@@ -154,7 +154,7 @@ fn ac_more(block: &[i32; 64], scan: &Scan, most: usize, run: &mut Run, bits: &mu
     let value = |k: usize| block[k].unsigned_abs() >> scan.low;
     let last = (scan.band.0..=scan.band.1).rev().find(|&k| value(k) == 1).unwrap_or(0);
     let (mut zeros, mut own) = (0, Vec::new());
-    for k in scan.band.0..=scan.band.1 {
+    for (k, coefficient) in block.iter().enumerate().take(scan.band.1 + 1).skip(scan.band.0) {
         if value(k) == 0 {
             zeros += 1;
             continue;
@@ -171,7 +171,7 @@ fn ac_more(block: &[i32; 64], scan: &Scan, most: usize, run: &mut Run, bits: &mu
         }
         run.flush(bits, codes);
         bits.symbol(codes, zeros << 4 | 1);
-        bits.put(u32::from(block[k] >= 0), 1);
+        bits.put(u32::from(*coefficient >= 0), 1);
         own.drain(..).for_each(|bit| bits.put(bit, 1));
         zeros = 0;
     }
