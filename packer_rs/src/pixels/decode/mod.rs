@@ -29,6 +29,7 @@ use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose, ne
 /// The decoders of one thread.
 pub struct Decoder {
     jpeg: jpeg::Jpeg,
+    png: Option<png::Plain>,
     helpers: Arc<Helpers>,
     scratch: Vec<u8>,
     /// The profile of the image decoded last, where it is none of sRGB and was not applied.
@@ -40,15 +41,16 @@ impl Decoder {
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
         Ok(Self {
             jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()))?,
+            png: Some(png::Plain::default()),
             helpers,
             scratch: Vec::new(),
             profile: None,
         })
     }
 
-    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file.
+    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file, the crate `png` every PNG file.
     pub fn reference() -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new(None)?, ..Self::new(Arc::default())? })
+        Ok(Self { jpeg: jpeg::Jpeg::new(None)?, png: None, ..Self::new(Arc::default())? })
     }
 
     /// Decoders to compare with: our own of JPEG files in its plain form.
@@ -63,8 +65,10 @@ impl Decoder {
         out.dark = false;
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out).and_then(|()| self.converted(bytes, wanted, out)),
-            [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out))
-                .and_then(|()| self.converted(bytes, wanted, out)),
+            [0x89, b'P', b'N', b'G', ..] => {
+                guarded(|| png::decode(self.png.as_mut(), bytes, wanted, &mut self.scratch, out))
+                    .and_then(|()| self.converted(bytes, wanted, out))
+            }
             _ if webp::known(bytes) => {
                 webp::decode(bytes, wanted, &mut self.scratch, out).and_then(|()| self.converted(bytes, wanted, out))
             }
