@@ -101,7 +101,8 @@ def test_pixels_equal_pillows(name: str) -> None:
         assert fields["status"][0, 0] == 1
         mean, nearly_all, _ = difference(got, reference(data, grid, background=BACKGROUND))
         # Of black and white alone every edge overshoots, and Pillow clips between its passes.
-        bounds = (4, 40) if name == "pbm" else (0.6, 6)
+        # The engine reads AVIF itself, and resizes U and V as they are stored.
+        bounds = {"pbm": (4, 40), "avif": (1.5, 20), "avif alpha": (1.5, 20)}.get(name, (0.6, 6))
         assert mean <= bounds[0] and nearly_all <= bounds[1], (mean, nearly_all)
 
 
