@@ -105,8 +105,9 @@ impl Picture {
             };
             plain(slot.replace(body).is_none())?;
         }
-        let handler = handler?;
-        plain(handler.0.len() > 24 && handler.0[..8] == [0; 8] && handler.0[8..12] == *b"pict")?;
+        let mut handler = handler?;
+        plain(handler.take(24)? == b"\0\0\0\0\0\0\0\0pict\0\0\0\0\0\0\0\0\0\0\0\0")?;
+        handler.text()?;
         let mut primary = primary?;
         let (version, _) = primary.versioned(1)?;
         let primary = primary.number(if version == 0 { 2 } else { 4 })?;
@@ -250,7 +251,9 @@ fn relations_of(mut body: Bytes) -> Option<Vec<([u8; 4], u64, u64)>> {
         let (from, count) = (body.number(wide)?, body.number(2)?);
         plain(count <= MOST_ITEMS)?;
         for _ in 0..count {
-            found.push((kind, from, body.number(wide)?));
+            let to = body.number(wide)?;
+            plain(from > 0 && to > 0)?;
+            found.push((kind, from, to));
         }
         plain(body.0.is_empty() && found.len() as u64 <= MOST_ITEMS)?;
     }
@@ -324,9 +327,10 @@ impl Said {
                 plain(body.number(1)? == 0x81)?;
                 let (_, form) = (body.number(1)?, body.number(1)?);
                 let bits = match (form >> 6 & 1, form >> 5 & 1) {
-                    (0, _) => 8,
-                    (_, 0) => 10,
-                    _ => 12,
+                    (0, 0) => 8,
+                    (1, 0) => 10,
+                    (1, 1) => 12,
+                    _ => return None,
                 };
                 once(&mut self.codec, (bits, form >> 4 & 1 == 1))?;
                 return plain(!body.0.is_empty());

@@ -92,8 +92,8 @@ fn planes(frame: &Frame, picture: &Picture, out: &mut Pixels) -> Option<()> {
         _ => (1, 1),
     };
     let colours = match (matrix, full) {
-        _ if frame.grey() => Colours::Grey,
-        (0, true) if (across, down) == (1, 1) => Colours::Rgb,
+        (1 | 2 | 5 | 6 | 9, _) if frame.grey() => Colours::Grey,
+        (0, true) if !frame.grey() && (across, down) == (1, 1) => Colours::Rgb,
         (1, true) => Colours::Yuv(Matrix::BT709),
         (1, false) => Colours::Yuv(Matrix::BT709_VIDEO),
         // What is unspecified counts as BT.601.
