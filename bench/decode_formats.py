@@ -1,10 +1,10 @@
 """What a photograph costs in each format, to packed patches, beside others in the same run.
 
 In: photographs of 0.2 megapixels (`corpus.py`), written in each format. Out: processor time an image of each peer, decoded,
-resized and cut into patches in one thread, and the ratio to torchvision where it reads the format; medians over interleaved repetitions, each ratio
-within one repetition. Processor time, since other processes on the machine change it less than they change a clock's. Where
-a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers that are not installed are
-named and left out.
+resized and cut into patches in one thread, and the ratio to torchvision where it reads the format; medians over interleaved
+repetitions, each ratio within one repetition. Processor time, since other processes on the machine change it less than they
+change a clock's. Where a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers
+that are not installed are named and left out.
 
     python bench/decode_formats.py [--count 60] [--repeat 9] [--only WebP]
 

@@ -35,7 +35,7 @@ FORMATS = {
     "sgi": "SGI",
     "tiff": "TIFF",
 }
-"""The engine's names of the formats that come here and Pillow's. Of TIFF and AVIF, only what the engine's own decoders leave."""
+"""The engine's names of the formats that come here and Pillow's. Of TIFF and AVIF, only what its own decoders leave."""
 
 _SELDOM = {"bmp": "BMP", "gif": "GIF"}
 """The same, of which only what the engine's decoder misreads comes here: too little to tie every index of them to a version."""

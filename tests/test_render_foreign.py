@@ -1,5 +1,6 @@
 """Formats that go through Pillow, and AVIF, of which some does: equal to Pillow's own pixels, by the common orientation
-rule, in index, loader and `pack_images` alike; broken files are masked with a reason; helper processes come, crash and go without harm."""
+rule, in index, loader and `pack_images` alike; broken files are masked with a reason; helper processes come, crash and go
+without harm."""
 
 from __future__ import annotations
 
