@@ -59,7 +59,7 @@ def test_pixels_equal_pillows_as_those_of_jpeg_do(subsampling: str, range: str, 
             near(data, grid, FULL if subsampling == "4:4:4" else OPAQUE, filter=filter)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_pixels_are_pillows_whatever_the_file(data: st.DataObject) -> None:
     draw = data.draw
@@ -211,7 +211,7 @@ def test_damage_is_never_accepted_where_pillow_refuses() -> None:
     for path in sorted(FOLDER.glob("*.avif")):
         data = path.read_bytes()
         size = Image.open(io.BytesIO(data)).size[::-1]
-        files = list(damaged(data, 60, rng))
+        files = list(damaged(data, 40, rng))
         verdicts = refused(files, size, helpers)
         for file, verdict in zip(files, verdicts, strict=True):
             try:
@@ -228,7 +228,7 @@ def test_damage_is_never_accepted_where_pillow_refuses() -> None:
             if verdict is None:
                 assert whole, path
                 accepted += 1
-    assert accepted > 100
+    assert accepted > 100  # of 440
 
 
 def damaged(data: bytes, count: int, rng: np.random.Generator) -> Any:

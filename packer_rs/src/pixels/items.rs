@@ -178,6 +178,11 @@ impl<'a> Bytes<'a> {
         Some((kind, Self(self.take(size.checked_sub(8)?)?)))
     }
 
+    /// The body of a box that must be of this kind.
+    fn named(&mut self, wanted: &[u8; 4]) -> Option<Self> {
+        self.boxed().filter(|(kind, _)| kind == wanted).map(|(_, body)| body)
+    }
+
     /// Version, up to `most`, and flags.
     fn versioned(&mut self, most: u64) -> Option<(u64, u64)> {
         let (version, flags) = (self.number(1)?, self.number(3)?);
@@ -197,7 +202,7 @@ fn kinds(mut body: Bytes) -> Option<Vec<Kind>> {
     plain(count <= MOST_ITEMS)?;
     let mut found: Vec<Kind> = Vec::new();
     for _ in 0..count {
-        let (b"infe", mut body) = body.boxed().as_ref().map(|(kind, body)| (kind, *body))? else { return None };
+        let mut body = body.named(b"infe")?;
         let (version, _) = body.versioned(3)?;
         plain(version >= 2)?;
         let id = body.number(if version == 2 { 2 } else { 4 })?;
@@ -281,13 +286,12 @@ struct Properties {
 
 impl Properties {
     fn of(mut body: Bytes, meta: &[u8]) -> Option<Self> {
-        let (b"ipco", mut listed) = body.boxed().as_ref().map(|(kind, body)| (kind, *body))? else { return None };
+        let (mut listed, mut given) = (body.named(b"ipco")?, body.named(b"ipma")?);
         let mut all = Vec::new();
         while !listed.0.is_empty() {
             all.push(listed.boxed()?);
             plain(all.len() as u64 <= MOST_ITEMS)?;
         }
-        let (b"ipma", mut given) = body.boxed().as_ref().map(|(kind, body)| (kind, *body))? else { return None };
         plain(body.0.is_empty())?;
         let (version, flags) = given.versioned(1)?;
         let (wide, bytes) = (if version == 0 { 2 } else { 4 }, 1 + (flags as usize & 1));
