@@ -5,6 +5,7 @@
 
 pub mod decode;
 pub mod format;
+pub mod items;
 pub mod kernels;
 pub mod orient;
 pub mod patchify;

@@ -8,6 +8,7 @@
 
 pub mod foreign;
 
+mod avif;
 mod jpeg;
 mod oddities;
 mod others;
@@ -73,6 +74,7 @@ impl Decoder {
                 webp::decode(bytes, wanted, &mut self.scratch, out).and_then(|()| self.converted(bytes, wanted, out))
             }
             _ if others::known(bytes) => self.other(bytes, wanted, out),
+            _ if Format::foreign(bytes) == Some(Format::Avif) => self.avif(bytes, wanted, out),
             _ if Format::foreign(bytes).is_some() => self.foreign(bytes, wanted, out),
             [] => Err(Failure::decode(Reason::Truncated, "the file is empty")),
             _ => Err(Failure::decode(Reason::Unsupported, "its first bytes are of no image format that is read here")),
@@ -118,6 +120,19 @@ impl Decoder {
             Err(e) if !e.reason.may_pass() => Err(failure),
             decoded => decoded,
         }
+    }
+
+    /// What is plain, or Pillow in its place.
+    fn avif(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        let mut plain = true;
+        let decoded = guarded(|| match avif::decode(bytes, wanted, &mut self.scratch, out) {
+            Some(decoded) => decoded,
+            None => {
+                plain = false;
+                Ok(())
+            }
+        });
+        if plain { decoded.and_then(|()| self.converted(bytes, wanted, out)) } else { self.foreign(bytes, wanted, out) }
     }
 
     fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
