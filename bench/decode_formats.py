@@ -142,6 +142,20 @@ def libavif(case: Case) -> Callable[[], None] | None:
     return _each(case, one)
 
 
+def libjpeg(case: Case) -> Callable[[], None] | None:
+    """Decoding alone, by the copy of libjpeg-turbo in Pillow's wheel: to Y, Cb, Cr, at the DCT scale that we use too."""
+    if not case[0][0].startswith(b"\xff\xd8"):
+        return None
+
+    def run() -> None:
+        for data, (h, w) in zip(case[0], case[2], strict=True):
+            image = Image.open(io.BytesIO(data))
+            image.draft("YCbCr", (w * P, h * P))
+            image.load()
+
+    return run
+
+
 def peers() -> dict[str, Peer]:
     found: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
     for name, module, peer in (("OpenCV area", "cv2", opencv), ("Pillow", "PIL", pillow)):
@@ -149,7 +163,7 @@ def peers() -> dict[str, Peer]:
             found[name] = peer
         else:
             print(f"{name}: not installed, left out")
-    return found | {"libwebp alone": libwebp, "libavif alone": libavif}
+    return found | {"libjpeg-turbo alone": libjpeg, "libwebp alone": libwebp, "libavif alone": libavif}
 
 
 def beside_peers(count: int, repeat: int, only: str) -> None:
@@ -173,7 +187,7 @@ def beside_peers(count: int, repeat: int, only: str) -> None:
                 if "torchvision" in times:
                     ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
                     speeds = f"{ratio:5.2f} × torchvision   {speeds}"
-                print(f"  {peer:<16} {1e3 * median(seconds):6.2f} ms   {speeds}", flush=True)
+                print(f"  {peer:<20} {1e3 * median(seconds):6.2f} ms   {speeds}", flush=True)
 
 
 WIDTH, HEIGHT, GRID, COUNT = 640, 427, (13, 20), 16
