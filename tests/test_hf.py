@@ -329,7 +329,7 @@ def test_frames_of_a_video_differ_and_do_not_see_each_other() -> None:
 
 
 def test_images_beyond_the_table_of_the_start() -> None:
-    """Tables are resized to what comes; 64 patches on a side are only the first guess."""
+    """Tables are resized to what comes, however long."""
     model, _ = built("qwen3_vl")
     tower, _ = tower_of(model)
     thw = torch.tensor([[1, 2, 150], [1, 4, 4]])

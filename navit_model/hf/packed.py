@@ -118,7 +118,10 @@ class PackedEncoder:
         if rate := getattr(tower.config, "attention_dropout", 0.0):
             raise ModelError(f"{name} with attention_dropout = {rate} cannot run packed; set it to 0 in its config")
         with torch.device("meta"):
-            net = from_parts(NaViT, *convert(tower, empty), name, {})
+            config, parts = convert(tower, empty)
+            # Tables of resizes are slow to lay out without memory, so they begin at one patch and grow with the images.
+            changes = {"max_grid": 1} if config.positions == "resized_grid" else {}
+            net = from_parts(NaViT, config, parts, name, changes)
         self.family, self.config = FAMILIES[name], net.config
         self.source = Living(name, {}, inner(name))
         net.rotation = Rotation(net.config) if net.config.rope else None
