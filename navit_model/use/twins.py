@@ -1,7 +1,7 @@
 """Which images of an index are the same picture: equal files, and files that differ in size, format or compression.
 
-In: an index. Out: for each row the group it is in, and whether it can be decoded. Apart from `subset`, which cuts an index
-without a look at any image; here each is decoded once, by the engine, at some 256 pixels.
+In: an index. Out: for each row the group it is in, and whether it can be decoded. Apart from the
+index, which looks at no pixel; here each image is decoded once, by the engine, at some 256 of them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..batch import OK, PackedBatch
-from ..config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
-from .reader import Index
+from navit_loader import PackedLoader
+from navit_loader.batch import OK, PackedBatch
+from navit_loader.config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
+from navit_loader.index import Index
 
 HEIGHT, WIDTH = 8, 9
 """Of the thumbnail whose neighbours are compared: 64 bits."""
@@ -51,8 +52,6 @@ def find_twins(index: Index, threads: int = 0) -> Twins:
     Raises:
         NavitError: storage stays away.
     """
-    from ..deliver.loader import PackedLoader
-
     plan = PlanConfig(sequence_length=4096, max_tokens=256, max_images=256, patch_sizes=(1,))
     config = LoaderConfig(
         data=DataConfig(batch_size=1), plan=plan, render=RenderConfig(threads=threads, failure_limit=1.0)
