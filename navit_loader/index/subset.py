@@ -81,6 +81,8 @@ def split_groups(
     keys = np.fromiter((_draw(seed, name.as_py()) for name in names), np.uint64, index.num_rows)
     labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)[:, 0]
     drawn, kept = np.zeros(index.num_rows, bool), np.zeros(index.num_rows, bool)
+    order = np.argsort(groups, kind="stable")
+    first, last = (np.searchsorted(groups[order], groups, side) for side in ("left", "right"))
     alone = []
     # The rarest classes first: a group that spans two classes goes where the rarer one needs it.
     present, counts = np.unique(labels[usable], return_counts=True)
@@ -89,17 +91,18 @@ def split_groups(
         if len(np.unique(groups[rows])) < 2:
             alone.append(index.classes[label] if label >= 0 else "of no class")
             continue
-        wanted = max(1, round(len(rows) * fraction))
+        wanted, have = max(1, round(len(rows) * fraction)), int(drawn[rows].sum())
         for row in rows[np.argsort(keys[rows], kind="stable")]:
-            own = (groups == groups[row]) & usable
             if drawn[row] or kept[row]:
                 continue
-            have, more = int(drawn[rows].sum()), int(own[rows].sum())
-            left = len(rows) - have - more
-            if left and (have + more <= wanted or not have):
-                drawn |= own
+            own = order[first[row] : last[row]]
+            own = own[usable[own]]
+            more = int((labels[own] == label).sum())
+            if have + more < len(rows) and (have + more <= wanted or not have):
+                drawn[own] = True
+                have += more
             else:
-                kept |= own
+                kept[own] = True
     if alone:
         raise IndexFileError(
             f"{len(alone)} classes have one picture each, which cannot be both learnt and held out: "
