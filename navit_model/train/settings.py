@@ -174,11 +174,11 @@ def read_changed(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     """The tables of a TOML file after `section.key=value` changes; see `RunConfig.from_toml`."""
     table = read_toml(path)
     for text in overrides:
-        _set(table, text)
+        set_key(table, text)
     return table
 
 
-def _set(table: dict[str, Any], text: str) -> None:
+def set_key(table: dict[str, Any], text: str) -> None:
     """Applies one `section.key=value` to nested tables."""
     name, equals, value = text.partition("=")
     path = name.strip().split(".")
