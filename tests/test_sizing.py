@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ Own = Callable[[int, int, int, Resolution], tuple[int, int]]
 """(height, width, P, resolution) → target height and width in pixels."""
 
 
+@cache
 def of(module: str, name: str) -> Any:
     return getattr(pytest.importorskip(f"transformers.models.{module}"), name)
 
