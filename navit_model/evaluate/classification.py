@@ -96,7 +96,7 @@ def trained_tokens(config: LoaderConfig) -> tuple[int, int]:
     """Fewest and most tokens of one image before drop that the training sizes lead to, whatever P."""
     plan = config.plan
     cap = plan.max_tokens - plan.prefix_tokens
-    if plan.resolution.kind in ("native", "budget"):
+    if plan.resolution.kind in ("native", "budget", "smart"):
         return 1, cap
     low = max(1, plan.resolution.low // max(plan.patch_sizes)) ** 2
     high = max(1, plan.resolution.high // min(plan.patch_sizes)) ** 2
