@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from .commands.plan import summarise
 from .config import LoaderConfig
 from .errors import ConfigError
 from .index import Index, open_index
 from .plan.config import passes_for
 from .render.engine import Engine
+from .summary import summarise
 
 TOKENS = 196
 """Tokens of an image where nothing else is asked for: what 224 × 224 pixels are in patches of 16."""

@@ -221,8 +221,8 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
 
 def _step_images(found: list[Choice], changed: dict[str, Any], index: Index) -> float:
     """Images of a step, about, with what was asked for."""
-    from navit_loader.commands.plan import summarise
     from navit_loader.render.engine import Engine
+    from navit_loader.summary import summarise
 
     table = nested([*found, *(Choice(key, value, "") for key, value in _flat(changed))])
     config = LoaderConfig.from_dict(table)
