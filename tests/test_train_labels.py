@@ -86,7 +86,11 @@ def test_several_labels_are_scored_on_all_and_no_class_on_none(tmp_path: Path) -
     #         right,      right (2nd), right,         unlabelled, wrong,       wrong
     logits = [[4, -4, -4], [-4, -4, 4], [-4, -4, -4], [4, -4, -4], [-4, 4, -4], [4, -4, -4]]
     config = LoaderConfig.from_dict({"data": {"batch_size": 1}, "plan": {"sequence_length": 16, "max_tokens": 4}})
-    score, answers = judge(Says(torch.tensor(logits, dtype=torch.float32)), str(index), config, sigmoid=True)
+    said = torch.tensor(logits, dtype=torch.float32)
+    score, answers = judge(Says(said), str(index), config, sigmoid=True, keep=3)
+    assert answers.chances is not None and answers.labels is not None
+    torch.testing.assert_close(answers.chances[[0, 1, 2, 4, 5]], said.sigmoid()[[0, 1, 2, 4, 5]])
+    assert answers.labels[1].tolist() == [1, 2]
     assert (score.images, score.accuracy) == (5, 3 / 5)
     assert answers.right.tolist() == [1, 1, 1, 0, 0, 0] and answers.counted.tolist() == [1, 1, 1, 0, 1, 1]
     score, _ = judge(Says(torch.tensor(logits, dtype=torch.float32)), str(index), config)
