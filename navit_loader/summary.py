@@ -1,5 +1,5 @@
-"""What one planned epoch amounts to, in figures. In: an opened `Engine`. Out: a dictionary of plain values. Apart from the command
-that prints it, since sizes are suggested by it too.
+"""What one planned epoch amounts to, in figures. In: an opened `Engine`. Out: a dictionary of plain values. Apart from the
+command that prints it, since sizes are suggested by it too.
 """
 
 from __future__ import annotations
