@@ -24,6 +24,7 @@ from navit_loader.shown import say
 from navit_loader.suggest import Choice, nested, suggest, toml
 
 from ..model.check import TABLES
+from ..train.checkpoint import steps
 from ..train.lock import hold
 from ..train.recipe import Given, recipe
 from ..train.run import train
@@ -93,7 +94,7 @@ def fit(asked: Fit) -> list[Row]:
             run, model = starting(asked.weights, config)
         else:
             run, model = RunConfig.from_toml(config), None
-        return train(run, resume=True, begin=model)
+        return train(run, resume=bool(steps(out)), begin=model)
 
 
 _OURS = {"all.arrow", "all.arrow.building", "all.arrow.quarantine.jsonl"}
