@@ -35,6 +35,7 @@ __all__ = [
     "remote_meta",
     "remote_read",
     "render_images",
+    "smart_grids",
     "storage",
     "storage_news",
     "without_secrets",
