@@ -7,6 +7,7 @@ pub mod decode;
 pub mod format;
 pub mod items;
 pub mod kernels;
+pub mod matrix;
 pub mod orient;
 pub mod patchify;
 pub mod picture;
