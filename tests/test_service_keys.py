@@ -123,7 +123,9 @@ def test_a_client_whose_name_is_taken_over_loses_no_batch(keys: Path, tmp_path: 
         loader = stack.enter_context(
             RemoteLoader([daemon.endpoint], keys=keys / "alice", shared=False, deadline_s=60, timeout_s=20)
         )
-        name = next(line for line in daemon.log if "joined" in line).split("client='")[1].split("'")[0]
+        while not (said := [line for line in daemon.log if "joined" in line]):
+            time.sleep(0.01)  # the log is read by a thread
+        name = said[0].split("client='")[1].split("'")[0]
         found = []
         for batch in loader:
             found.append(digest(batch))

@@ -27,6 +27,8 @@ log = logging.getLogger("navit_loader.client")
 # Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 1.0)
+# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up.
+_SHAKE_S = 1.0
 _NOBLOCK = int(zmq.NOBLOCK)
 
 
@@ -60,7 +62,7 @@ class Terms:
         plan: name of the plan at the daemons; empty for their first.
         keys: CURVE keys, where the daemons demand them.
         memory: bytes of one frame at most.
-        handshake_s: seconds that connecting, and then the handshake, may take.
+        handshake_s: seconds that connecting, and then the handshake, may take; the first tries of a handshake get fewer.
         heartbeat_s: seconds between heartbeats.
         shared: whether it can take shared memory.
     """
@@ -99,7 +101,7 @@ class Endpoint:
         self.borrowed: Borrowed | None = None
         self.in_flight: dict[int, Want] = {}
         self._terms = terms
-        self._backoff = _BACKOFF_S[0]
+        self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S
         self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -127,7 +129,7 @@ class Endpoint:
             zmq.RCVHWM: 0,  # bounded by what was asked for
             zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,
             zmq.CONNECT_TIMEOUT: int(terms.handshake_s * 1000),
-            zmq.HANDSHAKE_IVL: int(terms.handshake_s * 1000),
+            zmq.HANDSHAKE_IVL: int(min(self._shake_s, terms.handshake_s) * 1000),
             zmq.RECONNECT_IVL: 50,
             zmq.RECONNECT_IVL_MAX: 1000,
             zmq.HEARTBEAT_IVL: int(terms.heartbeat_s * 1000),
@@ -160,7 +162,8 @@ class Endpoint:
             with contextlib.suppress(OSError):
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
-        self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+        self.ready, self.why = True, "connected, but it answers no request"
+        self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S
 
     def send(self, request: Request, **now: Any) -> None:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
@@ -282,7 +285,9 @@ class Endpoint:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
             elif self._shook:
                 self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
-            elif self._terms.keys is None:
-                self.hang_up("the handshake came to nothing; if it demands keys, give keys=FOLDER (data.remote.keys)")
             else:
-                self.hang_up("the handshake came to nothing; does it serve with other keys, or with none?")
+                self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
+                keys = "does it serve with other keys, or with none?"
+                if self._terms.keys is None:
+                    keys = "if it demands keys, give keys=FOLDER (data.remote.keys)"
+                self.hang_up(f"the handshake came to nothing; {keys}")
