@@ -20,7 +20,7 @@ import numpy as np
 from .config import LoaderConfig
 from .errors import ConfigError
 from .index import Index, open_index
-from .plan.config import passes_for
+from .plan.config import MAX_LENGTH, passes_for
 from .render.engine import Engine
 from .summary import summarise
 
@@ -110,8 +110,8 @@ def suggest(
 def _of_plan(index: Index, found: list[Choice], cap: int, memory_mb: int) -> Iterator[Choice]:
     """Lengths and batch, of which a planned epoch shows what they come to."""
     best: tuple[float, int, dict[str, Any]] | None = None
-    for length in (256, 512, 1024, 2048, 4096, 8192, 16384, 32767):
-        if length < 4 * cap and length != 32767:
+    for length in (2**n for n in range(8, 21)):
+        if length < min(4 * cap, MAX_LENGTH):
             continue
         trial = nested([*found, Choice("plan.sequence_length", length, ""), Choice("plan.max_images", length, "")])
         with Engine(LoaderConfig.from_dict(trial), index) as engine:
@@ -123,7 +123,7 @@ def _of_plan(index: Index, found: list[Choice], cap: int, memory_mb: int) -> Ite
         if best is None or summary["padding_inside"] < best[0]:
             best = summary["padding_inside"], length, summary
         # Longer sequences of a small set would leave too few for a batch.
-        if best[0] <= PADDING or summary["sequences"] < 64:
+        if best[0] <= PADDING or summary["sequences"] < 64 or length >= 32768:
             break
     assert best is not None
     padding, length, summary = best

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from ..schema import check_types, require
 
+MAX_LENGTH = 2**20
+"""Tokens of a sequence at most, and so of an image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -241,7 +244,8 @@ class Teacher:
 
 
 def _check_lengths(view: PlanConfig | Teacher) -> None:
-    require(1 <= view.sequence_length <= 32767, "sequence_length", view.sequence_length, "between 1 and 32767 tokens")
+    length = view.sequence_length
+    require(1 <= length <= MAX_LENGTH, "sequence_length", length, f"between 1 and {MAX_LENGTH} tokens")
     require(
         1 <= view.max_tokens <= view.sequence_length,
         "max_tokens",
@@ -249,10 +253,10 @@ def _check_lengths(view: PlanConfig | Teacher) -> None:
         f"between 1 and sequence_length = {view.sequence_length}: an image is never split",
     )
     require(
-        0 <= view.prefix_tokens < view.max_tokens,
+        0 <= view.prefix_tokens < min(view.max_tokens, 32768),
         "prefix_tokens",
         view.prefix_tokens,
-        f"at least 0 and below max_tokens = {view.max_tokens}",
+        f"at least 0, below max_tokens = {view.max_tokens}, and at most 32767",
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.config import LoaderConfig, Order, PlanConfig, Resolution
 from navit_loader.errors import ModelError, PlanError
+from navit_loader.plan.config import MAX_LENGTH
 from navit_loader.render.images import pack_images, picture, picture_size
 
 from ..config import NaViTConfig
@@ -32,7 +33,7 @@ from ..model.navit import NaViT
 ROOM = 16384
 """Tokens that are packed and run at once; a portion is one image at least."""
 LONGEST = 32767
-"""Tokens of a sequence at most, and so of an image; a larger one is scaled down to them."""
+"""Tokens of an image at most where nobody asks for more, and patches of a side; a larger image is scaled down to them."""
 
 
 def classify(
@@ -145,7 +146,8 @@ def _portions(
         except PlanError as e:
             raise PlanError(str(e).replace(f"images[{n}]", _name(n, images[n]), 1)) from None
         native = min(max(1, height // P), most) * min(max(1, width // P), most)
-        count = min(native if tokens is None else tokens, LONGEST - config.prefix_tokens) + config.prefix_tokens
+        own = min(native, LONGEST) if tokens is None else min(tokens, MAX_LENGTH)
+        count = min(own + config.prefix_tokens, MAX_LENGTH)
         if held and room + count > ROOM:
             yield first, _pack(config, held, counts, tokens, P, most)
             held, counts, room, first = [], [], 0, n

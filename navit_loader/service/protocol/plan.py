@@ -16,6 +16,7 @@ import numpy as np
 from ... import _packer
 from ...config import LATER_RENDER_KEYS, RENDER_KEYS, RenderConfig
 from ...errors import ConfigError, ServiceError
+from ...plan.config import MAX_LENGTH
 from .messages import NUMBER, check, named, short
 
 
@@ -115,8 +116,8 @@ class PlanInfo:
             "memory": NUMBER,
         }
         view_rules = {
-            "sequence_length": (1, 32767),
-            "max_tokens": (1, 32767),
+            "sequence_length": (1, MAX_LENGTH),
+            "max_tokens": (1, MAX_LENGTH),
             "prefix_tokens": (0, 32766),
             "patch_size": (0, 512),
         }

@@ -14,6 +14,9 @@ use crate::py::columns::{column, lists};
 use crate::py::errors::to_py;
 use crate::slots::{BatchLimits, ViewLimits};
 
+/// Tokens of a sequence at most; Python has the same number for its configuration.
+const MAX_LENGTH: u32 = 1 << 20;
+
 pub(super) fn bad(message: impl Into<String>) -> PyErr {
     to_py(Error::new(Kind::Render, message))
 }
@@ -55,7 +58,10 @@ pub(super) fn limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
 pub(super) fn batch_limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
     let limits = limits(d)?;
     for view in [Some(limits.view), limits.teacher.map(|(view, _)| view)].into_iter().flatten() {
-        if !(1..=32767).contains(&view.sequence_length) || !(1..=view.sequence_length).contains(&view.max_tokens) {
+        let possible = (1..=MAX_LENGTH).contains(&view.sequence_length)
+            && (1..=view.sequence_length).contains(&view.max_tokens)
+            && view.prefix_tokens <= 32767;
+        if !possible {
             return Err(bad(format!("limits are not possible: {view:?}")));
         }
     }
