@@ -10,6 +10,7 @@ pub mod foreign;
 
 mod avif;
 mod jpeg;
+mod lzw;
 mod oddities;
 mod others;
 mod png;
@@ -31,6 +32,7 @@ use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose, ne
 pub struct Decoder {
     jpeg: jpeg::Jpeg,
     png: Option<png::Plain>,
+    lzw: Option<lzw::Lzw>,
     helpers: Arc<Helpers>,
     scratch: Vec<u8>,
     /// The profile of the image decoded last, where it is none of sRGB and was not applied.
@@ -43,15 +45,16 @@ impl Decoder {
         Ok(Self {
             jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()))?,
             png: Some(png::Plain::default()),
+            lzw: Some(lzw::Lzw::default()),
             helpers,
             scratch: Vec::new(),
             profile: None,
         })
     }
 
-    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file, the crate `png` every PNG file.
+    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file, the crates `png` and `tiff` all of theirs.
     pub fn reference() -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new(None)?, png: None, ..Self::new(Arc::default())? })
+        Ok(Self { jpeg: jpeg::Jpeg::new(None)?, png: None, lzw: None, ..Self::new(Arc::default())? })
     }
 
     /// Decoders to compare with: our own of JPEG files in its plain form.
@@ -112,7 +115,7 @@ impl Decoder {
         if helped && others::misread(bytes, wanted) {
             return self.foreign(bytes, wanted, out);
         }
-        let failure = match guarded(|| others::decode(bytes, wanted, &mut self.scratch, out)) {
+        let failure = match guarded(|| others::decode(self.lzw.as_mut(), bytes, wanted, &mut self.scratch, out)) {
             Err(e) if helped && others::may_be_read_elsewhere(&e, bytes) => e,
             decoded => return decoded.and_then(|()| self.converted(bytes, wanted, out)),
         };

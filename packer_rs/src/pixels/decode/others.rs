@@ -8,6 +8,7 @@ use image::error::{ImageError, LimitErrorKind};
 use image::{ColorType, ImageDecoder, Limits};
 
 use crate::failure::{Failure, Reason};
+use crate::pixels::decode::lzw::Lzw;
 use crate::pixels::picture::{Pixels, Wanted, check_size, compose, narrow, room};
 use crate::pixels::tags::tag;
 
@@ -52,7 +53,17 @@ pub fn may_be_read_elsewhere(failure: &Failure, bytes: &[u8]) -> bool {
     }
 }
 
-pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
+/// `own` decodes the usual TIFF files of LZW; without it the crate decodes all.
+pub fn decode(
+    own: Option<&mut Lzw>,
+    bytes: &[u8],
+    wanted: &Wanted,
+    scratch: &mut Vec<u8>,
+    out: &mut Pixels,
+) -> Result<(), Failure> {
+    if is_tiff(bytes) && own.is_some_and(|own| own.decode(bytes, wanted, out).is_some()) {
+        return Ok(());
+    }
     let from = || Cursor::new(bytes);
     match bytes[0] {
         b'G' => read(GifDecoder::new(from()).map_err(failure)?, false, wanted, scratch, out),

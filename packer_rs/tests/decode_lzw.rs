@@ -1,0 +1,141 @@
+//! The short way of usual TIFF files of LZW beside the crate `tiff`: whatever the file, the same verdict, the same words, the
+//! same pixels.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use navit_packer::failure::Reason;
+use navit_packer::pixels::decode::Decoder;
+use navit_packer::pixels::picture::{Colours, Depth, Pixels, Wanted};
+use navit_packer::slots::Crop;
+use proptest::prelude::*;
+use tiff::encoder::{Compression, Predictor, TiffEncoder, colortype};
+use tiff::tags::Tag;
+
+/// How a file is written.
+#[derive(Clone, Debug)]
+struct Style {
+    width: u32,
+    height: u32,
+    rgb: bool,
+    big: bool,
+    rows: u32,
+    differences: bool,
+    noise: u8,
+    seed: u64,
+    described: bool,
+}
+
+fn style() -> impl Strategy<Value = Style> {
+    let noise = prop_oneof![Just(0u8), Just(2), any::<u8>()];
+    (1u32..90, 1u32..70, any::<bool>(), any::<bool>(), 1u32..80, any::<bool>(), noise, any::<u64>(), any::<bool>())
+        .prop_map(|(width, height, rgb, big, rows, differences, noise, seed, described)| Style {
+            width,
+            height,
+            rgb,
+            big,
+            rows,
+            differences,
+            noise,
+            seed,
+            described,
+        })
+}
+
+fn encode(style: &Style) -> Vec<u8> {
+    let channels = if style.rgb { 3 } else { 1 };
+    let line = style.width as usize * channels;
+    let mut state = style.seed;
+    let pixels: Vec<u8> = (0..line * style.height as usize)
+        .map(|n| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let noise = if style.noise == 0 { 0 } else { (state >> 40) as u8 % style.noise };
+            ((n % line / channels / 4 + n / line / 3) as u8).wrapping_add(noise)
+        })
+        .collect();
+    let mut out = Cursor::new(Vec::new());
+    let predictor = if style.differences { Predictor::Horizontal } else { Predictor::None };
+    macro_rules! write {
+        ($encoder:expr, $colour:ty) => {{
+            let encoder = $encoder.expect("memory").with_compression(Compression::Lzw).with_predictor(predictor);
+            let mut encoder = encoder;
+            let mut image = encoder.new_image::<$colour>(style.width, style.height).expect("a header");
+            image.rows_per_strip(style.rows).expect("a number of rows");
+            if style.described {
+                image.encoder().write_tag(Tag::ImageDescription, "described").expect("a tag");
+            }
+            image.write_data(&pixels).expect("an image");
+        }};
+    }
+    match (style.big, style.rgb) {
+        (false, false) => write!(TiffEncoder::new(&mut out), colortype::Gray8),
+        (false, true) => write!(TiffEncoder::new(&mut out), colortype::RGB8),
+        (true, false) => write!(TiffEncoder::new_big(&mut out), colortype::Gray8),
+        (true, true) => write!(TiffEncoder::new_big(&mut out), colortype::RGB8),
+    }
+    out.into_inner()
+}
+
+type Seen = Result<(Colours, Vec<u8>), (Reason, String)>;
+
+/// What both ways say of a file; they must agree.
+fn agree(file: &[u8], size: (u32, u32)) -> Seen {
+    let wanted = Wanted {
+        size,
+        crop: Crop { top: 0, left: 0, height: size.1 as i32, width: size.0 as i32 },
+        target: size,
+        dct_scaling: true,
+        background: [255, 128, 0],
+        max_pixels: 1 << 20,
+        depth: Depth::Full,
+        keep_damaged: false,
+        convert: false,
+    };
+    let seen = [Decoder::new(Arc::default()), Decoder::reference()].map(|decoder| {
+        let mut decoder = decoder.unwrap_or_else(|e| panic!("{}", e.detail));
+        let mut pixels = Pixels { data: vec![0xA5; 300], ..Pixels::default() };
+        match decoder.decode(file, &wanted, &mut pixels) {
+            Ok(()) => {
+                let channels = if pixels.colours == Colours::Rgb { 3 } else { 1 };
+                let plane = pixels.planes[0];
+                let all = size.0 as usize * size.1 as usize * channels;
+                assert_eq!(plane.stride, size.0 as usize * channels);
+                Ok((pixels.colours, pixels.data[plane.start..plane.start + all].to_vec()))
+            }
+            Err(e) => Err((e.reason, e.detail)),
+        }
+    });
+    assert!(seen[0] == seen[1], "{:?}", [0, 1].map(|n: usize| seen[n].as_ref().err()));
+    seen.into_iter().next().expect("two of them")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(700))]
+
+    #[test]
+    fn whole_files_give_the_same_pixels(style in style()) {
+        prop_assert!(agree(&encode(&style), (style.width, style.height)).is_ok());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn damage_is_judged_alike(
+        style in style(), hits in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..5, any::<u8>()), 1..4),
+    ) {
+        let mut file = encode(&style);
+        for (at, kind, value) in hits {
+            let at = at.index(file.len());
+            match kind {
+                0 => file[at] = value,
+                1 => file[at] ^= 1 << (value % 8),
+                2 => file.insert(at, value),
+                3 => drop(file.remove(at)),
+                _ => file.truncate(at.max(9)),
+            }
+        }
+        let _ = agree(&file, (style.width, style.height));
+    }
+}
