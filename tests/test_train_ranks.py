@@ -82,6 +82,16 @@ def test_two_ranks_give_the_losses_of_one_with_the_doubled_batch(index: str, tmp
     assert losses(tmp_path / "fsdp2") == pytest.approx(losses(tmp_path / "ddp2"), abs=1e-4)
 
 
+def test_ranks_train_weights_that_came_with_a_merger(index: str, tmp_path: Path) -> None:
+    """No task reads what it merges, so nothing of it may be waited for."""
+    run = table(index, tmp_path / "merger", 2, steps=3)
+    run["model"] |= {"merge": 2, "merge_width": 24, "merge_taps": [0]}
+    torchrun(2, [{"table": run}], tmp_path)
+    merged = [name for name in checkpoint.open_checkpoint(tmp_path / "merger").read("model") if "merger" in name]
+    assert len(losses(tmp_path / "merger")) == 3
+    assert len(merged) > 6
+
+
 def test_onto_another_world_size_each_remaining_image_is_seen_once(index: str, tmp_path: Path) -> None:
     down, up = tmp_path / "two-to-one", tmp_path / "one-to-two"
     common = {"steps": 9, "checkpoint_every": 0, "ema": 0.9}

@@ -48,7 +48,8 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def freeze(model: NaViT, layers: int) -> None:
-    """Leaves the first `layers` layers of the image model as they are; the embedding is the first.
+    """Leaves the first `layers` layers of the image model as they are; the embedding is the first. A merger, which no task
+    reads, stays as it is too: ranks would wait for its gradients.
 
     Raises:
         ConfigError: it has fewer.
@@ -56,7 +57,7 @@ def freeze(model: NaViT, layers: int) -> None:
     most = model.config.depth + 1
     require(layers <= most, "train.freeze", layers, f"at most {most}: the embedding and {most - 1} blocks")
     for name, behind in _layers_behind(model).items():
-        if most - behind < layers:
+        if most - behind < layers or name.startswith(("merger.", "tap_mergers.")):
             model.get_parameter(name).requires_grad_(False)
 
 
