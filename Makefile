@@ -83,7 +83,7 @@ $(VENV)/.made:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 		echo "'$(PYTHON)' cannot make virtual environments; install them first, on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@command -v cargo >/dev/null || { \
-		echo "navit's engine is written in Rust, and no 'cargo' is on PATH; install a Rust toolchain >= 1.88 first" >&2; exit 1; }
+		echo "navit's engine is written in Rust, and no 'cargo' is on PATH; install a Rust toolchain >= 1.89 first" >&2; exit 1; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
 		echo "no C compiler is on PATH; install one first, on Debian: apt-get install gcc" >&2; exit 1; }
 	@echo "making $(VENV) ..."

@@ -30,6 +30,7 @@ _READ_BY_THE_ENGINE = (
     "dib",
     "tif",
     "tiff",
+    "jxl",
 )
 _READ_BY_PILLOW = (
     "avif",

@@ -36,11 +36,14 @@ pub enum Format {
     Qoi = 13,
     /// SGI image.
     Sgi = 14,
+    /// JPEG XL, as a file or as a bare codestream.
+    Jxl = 15,
 }
 
 /// Names of the formats, by code.
-pub const FORMAT_NAMES: [&str; 15] = [
+pub const FORMAT_NAMES: [&str; 16] = [
     "jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heif", "jpeg2000", "ppm", "ico", "icns", "dds", "qoi", "sgi",
+    "jxl",
 ];
 
 impl Format {
@@ -64,6 +67,11 @@ impl Format {
             _ => return None,
         })
     }
+}
+
+/// Whether a file is JPEG XL.
+pub fn is_jxl(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\xFF\x0A") || bytes.starts_with(b"\0\0\0\x0CJXL \r\n\x87\n")
 }
 
 /// AVIF or HEIF by the brands of the first box: the major one, then the compatible ones. A film is neither.

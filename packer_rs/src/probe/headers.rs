@@ -7,8 +7,10 @@ use flate2::bufread::ZlibDecoder;
 
 use super::open::io_reason;
 use crate::fetch::window::{ReadAt, Unread, Window};
+use crate::failure::caught;
 use crate::pixels::decode::foreign::Helpers;
-use crate::pixels::format::Format;
+use crate::pixels::decode::jxl;
+use crate::pixels::format::{Format, is_jxl};
 use crate::pixels::items::{self, Picture};
 use crate::pixels::orient::{exif_orientation, raw_profile, xmp_orientation};
 
@@ -71,6 +73,7 @@ pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>, helpers: &He
             Magic::Gif => (Format::Gif, "GIF", gif(window)),
             Magic::Bmp => (Format::Bmp, "BMP", bmp(window)),
             Magic::Tiff => (Format::Tiff, "TIFF", tiff(window)),
+            Magic::Jxl => (Format::Jxl, "JPEG XL", jxl(window)),
             Magic::Foreign(Format::Avif) => (Format::Avif, "avif", avif(window, helpers)),
             Magic::Foreign(format) => (format, format.name(), foreign(window, helpers)),
             Magic::Other(reason) => return Err(reason.into()),
@@ -98,6 +101,7 @@ enum Magic {
     Gif,
     Bmp,
     Tiff,
+    Jxl,
     Foreign(Format),
     Other(&'static str),
 }
@@ -112,6 +116,7 @@ impl Magic {
             b if b.starts_with(b"BM") => Self::Bmp,
             b if b.starts_with(b"II*\0") || b.starts_with(b"MM\0*") => Self::Tiff,
             b if b.starts_with(b"II+\0") || b.starts_with(b"MM\0+") => Self::Tiff,
+            b if is_jxl(b) => Self::Jxl,
             b if b.starts_with(b"\xFF\xD8") => Self::Other("truncated JPEG: ends after its first marker"),
             b => match Format::foreign(b) {
                 Some(format) => Self::Foreign(format),
@@ -129,6 +134,20 @@ fn foreign<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, helpers: &Helpers) -> Foun
     }
     let reply = helpers.header(w.get(0, length as usize)?, &mut Vec::new()).map_err(|e| Stop::Reason(e.detail))?;
     Ok((reply.size.0, reply.size.1, reply.orientation))
+}
+
+/// Its header is packed, and a profile in it has any length: more of the file is looked at until it is whole.
+fn jxl<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
+    let mut some = 4096;
+    loop {
+        let length = w.len().min(some);
+        let bytes = w.get(0, length as usize)?;
+        match caught(|| jxl::header(bytes)).unwrap_or_else(Err).map_err(Stop::Reason)? {
+            Some(found) => return Ok(found),
+            None if length == w.len() => return Err(Unread::Short.into()),
+            None => some *= 4,
+        }
+    }
 }
 
 /// A plain file's own answer, or a helper's.

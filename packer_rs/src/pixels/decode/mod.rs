@@ -10,6 +10,7 @@ pub mod foreign;
 
 mod avif;
 mod jpeg;
+pub(crate) mod jxl;
 mod lzw;
 mod oddities;
 mod others;
@@ -25,7 +26,7 @@ use self::profile::Kind;
 pub use self::whole::plain_jpeg;
 use crate::failure::{Failure, Reason, caught};
 use crate::pixels::decode::foreign::Helpers;
-use crate::pixels::format::Format;
+use crate::pixels::format::{Format, is_jxl};
 use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose, nearly_black};
 
 /// The decoders of one thread.
@@ -33,6 +34,7 @@ pub struct Decoder {
     jpeg: jpeg::Jpeg,
     png: Option<png::Plain>,
     lzw: Option<lzw::Lzw>,
+    jxl: jxl::Jxl,
     helpers: Arc<Helpers>,
     scratch: Vec<u8>,
     /// The profile of the image decoded last, where it is none of sRGB and was not applied.
@@ -46,6 +48,7 @@ impl Decoder {
             jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()))?,
             png: Some(png::Plain::default()),
             lzw: Some(lzw::Lzw::default()),
+            jxl: jxl::Jxl::default(),
             helpers,
             scratch: Vec::new(),
             profile: None,
@@ -75,6 +78,10 @@ impl Decoder {
             }
             _ if webp::known(bytes) => {
                 webp::decode(bytes, wanted, &mut self.scratch, out).and_then(|()| self.converted(bytes, wanted, out))
+            }
+            _ if is_jxl(bytes) => {
+                let decoded = guarded(|| self.jxl.decode(bytes, wanted, &mut self.scratch, out));
+                decoded.map(|profile| self.profile = profile)
             }
             _ if others::known(bytes) => self.other(bytes, wanted, out),
             _ if Format::foreign(bytes) == Some(Format::Avif) => self.avif(bytes, wanted, out),
