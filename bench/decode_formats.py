@@ -21,6 +21,7 @@ import io
 import os
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -170,7 +171,9 @@ def peers() -> dict[str, Peer]:
 def beside_peers(count: int, repeat: int, only: str) -> None:
     photos = [Image.open(io.BytesIO(data)).convert("RGB") for data in make(count, 0.2, 0.35)]
     each = peers()
-    if not installed("pillow_jxl"):
+    if installed("pillow_jxl"):
+        import_module("pillow_jxl")  # Pillow writes and reads it from here on
+    else:
         print("JPEG XL: no pillow-jxl-plugin that could write it, left out")
         del FORMATS["JPEG XL"]
     for name in (n for n in FORMATS if n.startswith(only)):
