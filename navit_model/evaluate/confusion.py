@@ -23,8 +23,10 @@ MOST_CLASSES = 100
 WRITTEN = 16
 """Classes up to which counts stand in the cells."""
 
+CELL = (10, 44)
+"""Sides of a cell at least and at most; names are as high. Between them the matrix takes `WIDTH`."""
+
 WIDTH = 720
-"""Of the matrix without its names."""
 
 
 def confused_pairs(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int, float]]:
@@ -42,15 +44,14 @@ def confusion_svg(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     table = np.array(counts)
     order = _order(table)
     totals = table.sum(1)
-    cell = WIDTH / len(names)
-    font = min(13.0, max(6.0, 0.82 * cell))
-    # Names of tiny classes would run into each other long before they were read.
+    cell = min(max(WIDTH / len(names), CELL[0]), CELL[1])
+    side, font = cell * len(names), min(15.0, 0.82 * cell)
     short = [_short(names[i]) for i in order]
     room = 0.6 * font * max(map(len, short)) + 10
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {room + WIDTH:.0f} {room + WIDTH:.0f}" '
-        f'font-family="system-ui, sans-serif" font-size="{font:.1f}" style="max-width:{room + WIDTH:.0f}px">'
-        f'<rect x="{room:.1f}" y="{room:.1f}" width="{WIDTH}" height="{WIDTH}" fill="currentColor" fill-opacity=".045"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {room + side:.0f} {room + side:.0f}" '
+        f'font-family="system-ui, sans-serif" font-size="{font:.1f}" style="max-width:{room + side:.0f}px">'
+        f'<rect x="{room:.1f}" y="{room:.1f}" width="{side:.1f}" height="{side:.1f}" fill="currentColor" fill-opacity=".045"/>'
     ]
     for n, name in enumerate(short):
         at = room + (n + 0.5) * cell + font / 3

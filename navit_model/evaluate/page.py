@@ -16,13 +16,13 @@ from navit_loader.errors import ModelError, reason
 from navit_loader.shown import shown
 
 from .chart import BLUE, COLOURS, GREEN, GREY, RED, Chart
-from .confusion import MOST_CLASSES, confused_pairs, confusion_svg
+from .confusion import MOST_CLASSES, WRITTEN, confused_pairs, confusion_svg
 
 STYLE = """
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
 figure{margin:0}figure img{display:block;height:112px;max-width:100%;object-fit:contain;border-radius:6px}
 figcaption{font-size:12px;line-height:1.35;margin-top:4px;overflow-wrap:anywhere}figcaption span{color:var(--soft)}
-h3{font-size:15px;margin:26px 0 12px}
+.narrow{max-width:620px}
 """
 
 CLASSES = 20
@@ -170,7 +170,10 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     if len(names) > MOST_CLASSES:
         return f"<p>The most confused pairs of {len(names):,} classes.</p>{said}"
     note = "<p>Rows are labels, columns answers, as shares of a row; classes that are taken for each other stand together.</p>"
-    return f'{note}<div class="two"><div>{confusion_svg(names, counts)}</div><div>{said}</div></div>'
+    matrix = confusion_svg(names, counts)
+    if len(names) > WRITTEN:
+        return f"{note}{matrix}{said}"
+    return f'{note}<div class="two"><div>{matrix}</div><div>{said}</div></div>'
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]], ece: float) -> str:
@@ -179,7 +182,7 @@ def _reliability(bins: Sequence[Mapping[str, Any]], ece: float) -> str:
         width = 0.8 / 30
         chart.axes.plot([0, 1], [0, 100], color=GREY, linewidth=1, linestyle=(0, (5, 4)))
         chart.axes.bar(sure, right, width, color=BLUE, alpha=0.35, linewidth=0)
-        chart.axes.plot(sure, right, color=BLUE, marker="o", markersize=4, linewidth=1.2)
+        chart.axes.plot(sure, right, color=BLUE, marker="o", markersize=4, linewidth=0)
         chart.axes.set_ylim(0, 102)
         chart.below.bar(sure, [b["images"] for b in bins], width, color=GREY, linewidth=0)
         chart.below.set_yscale("symlog", linthresh=1)
@@ -193,9 +196,9 @@ def _reliability(bins: Sequence[Mapping[str, Any]], ece: float) -> str:
 def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
     ranked = "ap" in rows[0]
     keys = ("ap", "roc_auc") if ranked else ("precision", "recall", "f1")
-    worst = sorted((r for r in rows if r["images"]), key=lambda r: float(r["ap" if ranked else "f1"]))[:CLASSES]
+    worst = sorted((r for r in rows if r["images"]), key=lambda r: (r["ap" if ranked else "f1"], -r["images"]))
     head = {"ap": "average precision", "roc_auc": "ROC AUC", "f1": "F1"}
-    cells = [[r["class"], f"{r['images']:,}", *(f"{r[key]:.1%}" for key in keys)] for r in worst]
+    cells = [[r["class"], f"{r['images']:,}", *(f"{r[key]:.1%}" for key in keys)] for r in worst[:CLASSES]]
     return table(["class", "images", *(head.get(key, key) for key in keys)], cells)
 
 
@@ -218,7 +221,8 @@ def _groups(found: Mapping[str, Any]) -> str:
         note += f" {found['without']:,} labelled images have no group."
     keys = [key for key in LABELS if key in rows[0]]
     cells = [[row["group"], f"{row['images']:,}", *(_with_ends(row, key) for key in keys)] for row in reversed(rows)]
-    return f"{note}</p>{chart.svg}{table([found['column'], 'images', *(LABELS[key] for key in keys)], cells)}"
+    head = [found["column"], "images", *(LABELS[key] for key in keys)]
+    return f'{note}</p><div class="narrow">{chart.svg}</div>{table(head, cells)}'
 
 
 def _with_ends(row: Mapping[str, Any], key: str) -> str:
