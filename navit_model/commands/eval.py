@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ from navit_loader.shown import say
 from . import add_model, check_output
 
 if TYPE_CHECKING:
+    from navit_loader.config import LoaderConfig
+
+    from ..evaluate.cascade import Answers
+    from ..evaluate.classification import Score
+    from ..evaluate.groups import Groups
     from ..use.opened import OpenedModel
     from ..world import World
 
@@ -113,16 +119,15 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
     from ..evaluate.classification import held_out, judge, score_table
 
     if args.details or args.group_by:
-        from ..evaluate.details import details, details_text
-        from ..evaluate.groups import by_group, groups_text, read_groups
-        from ..evaluate.mistakes import worst_mistakes
+        # Before the pass, as it needs scikit-learn.
+        from ..evaluate.groups import read_groups
 
     named = args.zero_shot is not None
     opened = _classifier(opened, args)
     assert opened.classifier is not None
     loader = opened.run.loader
     loader = replace(loader, plan=replace(loader.plan, text_tokens=0, max_text_tokens=0))
-    scores, curves, texts, closer, grouped = [], {}, [], [], []
+    scores, curves, texts, closer = [], {}, [], []
     sigmoid, classes = opened.run.train.loss == "sigmoid" and not named, None if named else opened.classes
     patch_sizes, budgets = args.patch_size or opened.patch_sizes, args.tokens or [None]
     # All of it can be scored, or nothing is.
@@ -148,13 +153,9 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
                 classes=classes,
                 keep=keep,
             )
-            if args.details and world.rank == 0:
-                closer.append(details(answers, opened.classes, sigmoid=sigmoid))
-                closer[-1]["mistakes"] = worst_mistakes(answers, args.index, loader, opened.classes, world)
-                texts.append(f"patch {patch_size}, {details_text(score.tokens, closer[-1])}")
-            if groups and world.rank == 0:
-                grouped.append([by_group(answers, group, opened.classes, sigmoid=sigmoid) for group in groups])
-                texts += [f"patch {patch_size}, {groups_text(score.tokens, one)}" for one in grouped[-1]]
+            if keep and world.rank == 0:
+                closer.append(_closer(args, opened, loader, groups, answers, sigmoid, world))
+                texts += [f"patch {patch_size}, {said}" for said in _said(score, closer[-1])]
             answers = replace(answers, chances=None, labels=None)
             scores.append(score)
             by_budget.append((score.tokens, answers))
@@ -165,10 +166,7 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
             curves[str(patch_size)] = [point.to_dict() for point in curve]
             texts.append(f"patch {patch_size}, {curve_table(curve)}")
     found: dict[str, Any] = {"scores": [score.to_dict() for score in scores]}
-    if closer:
-        found["details"] = closer
-    if grouped:
-        found["groups"] = grouped
+    found |= {key: [one[key] for one in closer] for key in (closer[0] if closer else ())}
     if curves:
         found["cascades"] = curves
     if args.corrupt is not None:
@@ -181,6 +179,38 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
         )
         texts += [f"patch {one['patch_size']}, {robustness_text(one)}" for one in found["corruptions"]]
     return [score_table(scores), *texts], found
+
+
+def _closer(
+    args: argparse.Namespace,
+    opened: OpenedModel,
+    loader: LoaderConfig,
+    groups: Sequence[Groups],
+    answers: Answers,
+    sigmoid: bool,
+    world: World,
+) -> dict[str, Any]:
+    """What was asked for beside the score of one setting, as JSON."""
+    from ..evaluate.details import details
+    from ..evaluate.groups import by_group
+    from ..evaluate.mistakes import worst_mistakes
+
+    found: dict[str, Any] = {}
+    if args.details:
+        found["details"] = details(answers, opened.classes, sigmoid=sigmoid)
+        found["details"]["mistakes"] = worst_mistakes(answers, args.index, loader, opened.classes, world)
+    if groups:
+        found["groups"] = [by_group(answers, group, opened.classes, sigmoid=sigmoid) for group in groups]
+    return found
+
+
+def _said(score: Score, found: dict[str, Any]) -> list[str]:
+    """The same as texts."""
+    from ..evaluate.details import details_text
+    from ..evaluate.groups import groups_text
+
+    texts = [details_text(score.tokens, found["details"])] if "details" in found else []
+    return texts + [groups_text(score.tokens, one) for one in found.get("groups", ())]
 
 
 def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
