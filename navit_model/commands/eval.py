@@ -181,38 +181,6 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
     return [score_table(scores), *texts], found
 
 
-def _closer(
-    args: argparse.Namespace,
-    opened: OpenedModel,
-    loader: LoaderConfig,
-    groups: Sequence[Groups],
-    answers: Answers,
-    sigmoid: bool,
-    world: World,
-) -> dict[str, Any]:
-    """What was asked for beside the score of one setting, as JSON."""
-    from ..evaluate.details import details
-    from ..evaluate.groups import by_group
-    from ..evaluate.mistakes import worst_mistakes
-
-    found: dict[str, Any] = {}
-    if args.details:
-        found["details"] = details(answers, opened.classes, sigmoid=sigmoid)
-        found["details"]["mistakes"] = worst_mistakes(answers, args.index, loader, opened.classes, world)
-    if groups:
-        found["groups"] = [by_group(answers, group, opened.classes, sigmoid=sigmoid) for group in groups]
-    return found
-
-
-def _said(score: Score, found: dict[str, Any]) -> list[str]:
-    """The same as texts."""
-    from ..evaluate.details import details_text
-    from ..evaluate.groups import groups_text
-
-    texts = [details_text(score.tokens, found["details"])] if "details" in found else []
-    return texts + [groups_text(score.tokens, one) for one in found.get("groups", ())]
-
-
 def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Recall of a contrastive model at each patch size and budget."""
     from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
@@ -247,3 +215,35 @@ def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:
     if opened.classifier is None:
         raise ModelError(f"'{opened.path}' has no classifier; give --retrieval or --zero-shot for a contrastive model")
     return opened
+
+
+def _closer(
+    args: argparse.Namespace,
+    opened: OpenedModel,
+    loader: LoaderConfig,
+    groups: Sequence[Groups],
+    answers: Answers,
+    sigmoid: bool,
+    world: World,
+) -> dict[str, Any]:
+    """What was asked for beside the score of one setting, as JSON."""
+    from ..evaluate.details import details
+    from ..evaluate.groups import by_group
+    from ..evaluate.mistakes import worst_mistakes
+
+    found: dict[str, Any] = {}
+    if args.details:
+        found["details"] = details(answers, opened.classes, sigmoid=sigmoid)
+        found["details"]["mistakes"] = worst_mistakes(answers, args.index, loader, opened.classes, world)
+    if groups:
+        found["groups"] = [by_group(answers, group, opened.classes, sigmoid=sigmoid) for group in groups]
+    return found
+
+
+def _said(score: Score, found: dict[str, Any]) -> list[str]:
+    """The same as texts."""
+    from ..evaluate.details import details_text
+    from ..evaluate.groups import groups_text
+
+    texts = [details_text(score.tokens, found["details"])] if "details" in found else []
+    return texts + [groups_text(score.tokens, one) for one in found.get("groups", ())]
