@@ -6,7 +6,6 @@ In: images of many sizes, some that cannot be read, and a tiny run. Out: pixels 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +139,7 @@ def test_at_strength_0_the_model_is_fed_what_it_is_fed_of_the_index(root: Path) 
         ),
         strict=True,
     )
-    batch = pack_images(pixels, replace(plan))
+    batch = pack_images(pixels, plan)
     assert len(rows) == len(fed) == 90
     for b, e in np.argwhere(batch.status == 1):
         mine = batch.patches[b][batch.segment_ids[b] == e]

@@ -86,6 +86,11 @@ def _text(value: object) -> str:
     return html.escape(shown(value))
 
 
+def _plain(value: object) -> str:
+    """Text of a chart, of which matplotlib would else set what stands between dollars as a formula."""
+    return shown(value).replace("$", r"\$")
+
+
 def _setting(score: Mapping[str, Any]) -> str:
     return f"{score['tokens']} tokens, patch {score['patch_size']}"
 
@@ -101,7 +106,7 @@ def _side_by_side(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> s
         for name, one, colour in zip(names, found, COLOURS * len(names), strict=False):
             scores = sorted(one["scores"], key=lambda s: float(s["tokens"]))
             x, y = [s["tokens"] for s in scores], [100 * s["accuracy"] for s in scores]
-            chart.axes.plot(x, y, color=colour, marker="o", linewidth=1.6, label=shown(name))
+            chart.axes.plot(x, y, color=colour, marker="o", linewidth=1.6, label=_plain(name))
         chart.legend()
     for score in found[0]["scores"]:
         cells = [_setting(score), f"{score['accuracy']:.2%}"]
@@ -211,7 +216,7 @@ def _groups(found: Mapping[str, Any]) -> str:
             spread = [[max(share - 100 * low, 0)], [max(100 * high - share, 0)]]
             chart.axes.barh(n, share, 0.62, color=colour, alpha=0.45, linewidth=0)
             chart.axes.errorbar(share, n, xerr=spread, color=colour, capsize=3, linewidth=1.4)
-        chart.axes.set_yticks(range(len(rows)), [f"{shown(row['group'])[:32]} ({row['images']:,})" for row in rows])
+        chart.axes.set_yticks(range(len(rows)), [f"{_plain(row['group'][:32])} ({row['images']:,})" for row in rows])
         chart.axes.grid(axis="y", visible=False)
         chart.axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.8)
         chart.axes.set_xlim(0, 100)
@@ -237,7 +242,7 @@ def _corruptions(found: Sequence[Mapping[str, Any]], best: int) -> str:
     with Chart("strength (0 is clean)", "accuracy, %") as chart:
         for (kind, row), colour in zip(one["kinds"].items(), COLOURS, strict=False):
             shares = [100 * share for share in (one["clean"], *row["accuracy"])]
-            chart.axes.plot(range(len(shares)), shares, color=colour, marker="o", markersize=4, label=shown(kind))
+            chart.axes.plot(range(len(shares)), shares, color=colour, marker="o", markersize=4, label=_plain(kind))
         chart.axes.set_ylim(bottom=0)
         chart.legend()
     by_tokens = ""
@@ -248,7 +253,7 @@ def _corruptions(found: Sequence[Mapping[str, Any]], best: int) -> str:
             budgets.axes.plot(x, [100 * o["clean"] for o in rising], color=GREY, marker="o", label="clean")
             for kind, colour in zip(one["kinds"], COLOURS, strict=False):
                 y = [100 * o["kinds"][kind]["mean"] for o in rising]
-                budgets.axes.plot(x, y, color=colour, marker="o", markersize=4, label=shown(kind))
+                budgets.axes.plot(x, y, color=colour, marker="o", markersize=4, label=_plain(kind))
             budgets.axes.set_ylim(bottom=0)
         by_tokens = f"<div><p>Mean over the strengths, by budget</p>{budgets.svg}</div>"
     kinds = list(one["kinds"])
