@@ -65,6 +65,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "logged" / "log.jsonl").write_text("{\n")
     (root / os.fsdecode(b"f\xfcnf.png")).write_text("no image")
     (root / "text.png").write_text("no image")
+    (root / "g.csv").write_text("path,light,sky\nnowhere.png,1,2\n")
+    lines = (f"{n},{'ab'[n % 2]}{n}" for n in range(90))
+    (root / "many.csv").write_text("row,name\n" + "\n".join(lines))
+    (root / "latin.csv").write_bytes("path,light\n\xfc.png,1\n".encode("latin-1"))
     return root
 
 
@@ -162,6 +166,16 @@ USE: list[tuple[str, list[str], str]] = [
     ("eval: a folder", ["eval", "{run}", "{shapes.arrow}", "--json", "{empty}"], "--json.*is a folder"),
     ("eval: no picture", ["eval", "{run}", "{shapes.arrow}", "--plot", "{empty}/p.txt"], r"p\.txt.*\.svg"),
     ("eval: no folder for it", ["eval", "{run}", "{shapes.arrow}", "--plot", "{nothing}/p.svg"], "--plot"),
+    ("eval: no column", ["eval", "{run}", "{shapes.arrow}", "--group-by", "colour"], "colour.*format.*FILE.csv"),
+    ("eval: a column of names", ["eval", "{run}", "{shapes.arrow}", "--group-by", "{many.csv}"], "90 different values"),
+    ("eval: no groups", ["eval", "{run}", "{shapes.arrow}", "--group-by", "{nothing.csv}"], "nothing.csv"),
+    ("eval: groups of no column", ["eval", "{run}", "{shapes.arrow}", "--group-by", "{g.csv}:age"], "g.csv.*light"),
+    ("eval: groups of two columns", ["eval", "{run}", "{shapes.arrow}", "--group-by", "{g.csv}"], "g.csv.*several"),
+    ("eval: groups of others", ["eval", "{run}", "{shapes.arrow}", "--group-by", "{g.csv}:sky"], "names no image"),
+    ("eval: groups of bytes", ["eval", "{run}", "{shapes.arrow}", "--group-by", "{latin.csv}"], "latin.csv.*UTF-8"),
+    ("eval: no corruption", ["eval", "{run}", "{shapes.arrow}", "--corrupt", "fog"], "fog.*noise.*blur.*jpeg"),
+    ("eval: pairs by group", ["eval", "{run}", "{shapes.arrow}", "--retrieval", "--group-by", "label"], "--group-by"),
+    ("eval: corrupt pairs", ["eval", "{run}", "{shapes.arrow}", "--retrieval", "--corrupt"], "--corrupt"),
     ("eval: no pairs", ["eval", "{run}", "{shapes.arrow}", "--retrieval"], "no contrastive model"),
     ("eval: no names", ["eval", "{run}", "{shapes.arrow}", "--zero-shot"], "no contrastive model"),
     ("eval: a GPU", ["eval", "{run}", "{shapes.arrow}", "--device", "cuda"], "cuda"),
@@ -183,6 +197,8 @@ USE: list[tuple[str, list[str], str]] = [
     ("predict: patches", ["predict", "{run}", "{images}", "--patch-size", "7"], "7"),
     ("report: no run", ["report", "{empty}"], "log.jsonl"),
     ("report: nothing", ["report", "{nothing}"], "nothing"),
+    ("report: no scores", ["report", "{run}", "{nothing.json}"], "nothing.json"),
+    ("report: a picture as scores", ["report", "{run}", "{run}/packed.svg"], r"packed\.svg.*--json"),
     ("report: a damaged log", ["report", "{logged}"], "log.jsonl"),
 ]
 SOME_BAD: list[tuple[str, list[str], str]] = [

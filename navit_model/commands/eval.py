@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ from navit_loader.shown import say
 from . import add_model, check_output
 
 if TYPE_CHECKING:
+    from navit_loader.config import LoaderConfig
+
+    from ..evaluate.cascade import Answers
+    from ..evaluate.classification import Score
+    from ..evaluate.groups import Groups
     from ..use.opened import OpenedModel
     from ..world import World
 
@@ -43,10 +49,24 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--cascade", action="store_true", help="the curve of a cascade over the budgets too")
     parser.add_argument(
-        "--details", action="store_true", help="top-5, balanced accuracy, ROC AUC, mAP; by class in --json"
+        "--details",
+        action="store_true",
+        help="top-5, balanced accuracy, F1, ROC AUC, mAP, intervals; by class, calibration and the worst mistakes in --json",
+    )
+    parser.add_argument(
+        "--group-by",
+        nargs="+",
+        metavar="COLUMN",
+        help="scores by group, the worst and its gap: a column of the index (format, width, aspect, ...) or FILE.csv:COLUMN",
+    )
+    parser.add_argument(
+        "--corrupt",
+        nargs="*",
+        metavar="KIND",
+        help="accuracy under corruption at five strengths: noise, blur, jpeg, brightness, contrast (all of them)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="accuracy against tokens as .svg, .png or .pdf")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON, for `navit-model report`")
     parser.set_defaults(run=run)
 
 
@@ -56,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: model or index cannot be used, or a budget or patch size is not allowed.
     """
+    from ..evaluate.corrupt import KINDS
     from ..use.opened import open_model
     from ..world import World
 
@@ -69,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         from ..evaluate.plot import check_ending
 
         check_ending(args.plot)
+    for kind in args.corrupt or ():
+        require(kind in KINDS, "--corrupt", kind, f"one or several of {', '.join(KINDS)}")
     world = World.join(args.device)
     try:
         opened = open_model(args.model, world.device, raw=args.raw)
@@ -79,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         for line in "\n\n".join(texts).split("\n"):
             say(line)
         if args.json:
-            text = json.dumps({"checkpoint": str(opened.path), **found}, indent=1)
+            text = json.dumps({"checkpoint": str(opened.path), "index": args.index, **found}, indent=1)
             args.json.write_text(text + "\n", encoding="utf-8")
         if args.plot:
             from ..evaluate.plot import accuracy_plot
@@ -90,11 +113,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Scores of a classifier, or of class names, at each patch size and budget."""
+    from navit_loader import open_index
+
     from ..evaluate.cascade import cascade, curve_table
     from ..evaluate.classification import held_out, judge, score_table
 
-    if args.details:
-        from ..evaluate.details import details, details_text
+    if args.details or args.group_by:
+        # Before the pass, as it needs scikit-learn.
+        from ..evaluate.groups import read_groups
 
     named = args.zero_shot is not None
     opened = _classifier(opened, args)
@@ -110,6 +136,9 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
         for tokens in budgets:
             asked: dict[str, Any] = {"tokens": tokens, "patch_size": patch_size, "sigmoid": sigmoid, "classes": classes}
             held_out(args.index, loader, **asked).close()
+    groups = [read_groups(column, open_index(args.index)) for column in args.group_by or ()]
+    keep = len(opened.classes) if args.details or groups else 0
+    clean = []
     for patch_size in patch_sizes:
         by_budget = []
         for tokens in budgets:
@@ -122,24 +151,33 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
                 world=world,
                 sigmoid=sigmoid,
                 classes=classes,
-                keep=len(opened.classes) if args.details else 0,
+                keep=keep,
             )
-            if args.details:
-                closer.append(details(answers, opened.classes, sigmoid=sigmoid))
-                texts.append(f"patch {patch_size}, {details_text(score.tokens, closer[-1])}")
-                answers = replace(answers, chances=None, labels=None)
+            if keep and world.rank == 0:
+                closer.append(_closer(args, opened, loader, groups, answers, sigmoid, world))
+                texts += [f"patch {patch_size}, {said}" for said in _said(score, closer[-1])]
+            answers = replace(answers, chances=None, labels=None)
             scores.append(score)
             by_budget.append((score.tokens, answers))
+            clean.append((score, tokens, answers))
         if args.cascade:
             rising = [answers for _, answers in sorted(by_budget, key=lambda pair: pair[0])]
             curve = cascade(rising)
             curves[str(patch_size)] = [point.to_dict() for point in curve]
             texts.append(f"patch {patch_size}, {curve_table(curve)}")
     found: dict[str, Any] = {"scores": [score.to_dict() for score in scores]}
-    if closer:
-        found["details"] = closer
+    found |= {key: [one[key] for one in closer] for key in (closer[0] if closer else ())}
     if curves:
         found["cascades"] = curves
+    if args.corrupt is not None:
+        from ..evaluate.corrupt import KINDS
+        from ..evaluate.robustness import robustness, robustness_text
+
+        kinds = args.corrupt or tuple(KINDS)
+        found["corruptions"] = robustness(
+            opened.classifier, args.index, loader, clean, kinds, world=world, sigmoid=sigmoid
+        )
+        texts += [f"patch {one['patch_size']}, {robustness_text(one)}" for one in found["corruptions"]]
     return [score_table(scores), *texts], found
 
 
@@ -148,8 +186,9 @@ def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple
     from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
     from ..model.towers import TwoTowers
 
-    for option, value in (("--cascade", args.cascade), ("--details", args.details), ("--plot", args.plot)):
-        require(not value, option, value, "left out with --retrieval")
+    for option in ("cascade", "details", "group_by", "corrupt", "plot"):
+        value = getattr(args, option)
+        require(value in (None, False), f"--{option.replace('_', '-')}", value, "left out with --retrieval")
     if not isinstance(opened.module, TwoTowers):
         raise ModelError(f"'{opened.path}' is no contrastive model (train.task = '{opened.run.train.task}')")
     scores = [
@@ -176,3 +215,35 @@ def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:
     if opened.classifier is None:
         raise ModelError(f"'{opened.path}' has no classifier; give --retrieval or --zero-shot for a contrastive model")
     return opened
+
+
+def _closer(
+    args: argparse.Namespace,
+    opened: OpenedModel,
+    loader: LoaderConfig,
+    groups: Sequence[Groups],
+    answers: Answers,
+    sigmoid: bool,
+    world: World,
+) -> dict[str, Any]:
+    """What was asked for beside the score of one setting, as JSON."""
+    from ..evaluate.details import details
+    from ..evaluate.groups import by_group
+    from ..evaluate.mistakes import worst_mistakes
+
+    found: dict[str, Any] = {}
+    if args.details:
+        found["details"] = details(answers, opened.classes, sigmoid=sigmoid)
+        found["details"]["mistakes"] = worst_mistakes(answers, args.index, loader, opened.classes, world)
+    if groups:
+        found["groups"] = [by_group(answers, group, opened.classes, sigmoid=sigmoid) for group in groups]
+    return found
+
+
+def _said(score: Score, found: dict[str, Any]) -> list[str]:
+    """The same as texts."""
+    from ..evaluate.details import details_text
+    from ..evaluate.groups import groups_text
+
+    texts = [details_text(score.tokens, found["details"])] if "details" in found else []
+    return texts + [groups_text(score.tokens, one) for one in found.get("groups", ())]

@@ -1,4 +1,4 @@
-"""`navit-model report RUN`: the run's page, made again from its log."""
+"""`navit-model report RUN`: the run's page, made again from its log, with evaluations if they are given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser("report", help="write report.html of a run")
     parser.add_argument("out", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "scores",
+        type=Path,
+        nargs="*",
+        metavar="SCORES.json",
+        help="of eval --json, to be drawn too: confusion, calibration, groups, corruptions, mistakes; several side by side",
+    )
     parser.set_defaults(run=run)
 
 
@@ -20,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     """Writes the page.
 
     Raises:
-        ModelError: the folder holds no log of a run.
+        ModelError: the folder holds no log of a run, or a file no scores.
     """
     from ..train import report
 
-    say(f"report: {report.write(args.out)}")
+    say(f"report: {report.write(args.out, evaluated=args.scores)}")
     return 0

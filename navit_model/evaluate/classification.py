@@ -18,16 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from navit_loader import PackedLoader
-from navit_loader.batch import FAILED, NO_CLASS, OK, PackedBatch
+from navit_loader.batch import NO_CLASS, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
 
-from ..model.pool import members
 from ..world import World, halved
 from .cascade import Answers
-
-BINS = 30
-"""Bins of the expected calibration error."""
+from .tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,73 +201,40 @@ def judge(
     world = world or World(0, 1, next(model.parameters()).device)
     low, high = trained_tokens(config)
     device = world.device
-    # sums over the images: right, ok, failed, seen, without an answer; then per bin: count, confidence, right
-    totals = torch.zeros(5, dtype=torch.float64, device=device)
-    bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
     slots = filled = 0
     asked: dict[str, Any] = {"tokens": tokens, "patch_size": patch_size, "sigmoid": sigmoid, "classes": classes}
     with held_out(index, config, world=world, **asked) as loader:
         plan, rows = loader.config, loader.engine.indexes[0].num_rows
-        # for each image: probability, right, tokens, labelled
-        answers = torch.zeros(4, rows, device=device)
-        # on each rank alike, one without images among them, as they are summed
-        widths = (keep, max(loader.engine.label_width, 1)) if keep else ()
-        kept = [torch.zeros(rows, width, device=device) for width in widths]
+        tally = Tally(rows, device, sigmoid=sigmoid, keep=keep, labels=max(loader.engine.label_width, 1))
         start = time.perf_counter()
         for batch in loader:
-            labels = torch.from_numpy(batch.labels).to(device)
-            status = torch.from_numpy(batch.status).to(device)
-            chances = predict(model, batch, device, sigmoid)
-            chance, guess = chances.max(-1)
-            lost = chance.isnan() & (status == OK)
-            chance = chance.nan_to_num(0.0)
-            none = (labels[..., 0] == NO_CLASS) & sigmoid
-            judged = (labels[..., 0] >= 0) | none
-            ok = (status == OK) & judged
-            hit = ok & (labels == guess[..., None]).any(-1)
-            right = hit | (ok & none & (chance < 0.5))
-            failed = (status == FAILED) & judged
-            totals += torch.stack([right.sum(), ok.sum(), failed.sum(), (status == OK).sum(), lost.sum()])
-            place = (chance * BINS).long().clamp(max=BINS - 1)[ok]
-            for bin_, value in zip(bins, (torch.ones_like(chance), chance, hit), strict=True):
-                bin_.index_add_(0, place, value[ok].double())
-            there = (status == FAILED) | ok
-            row = torch.from_numpy(batch.image_ids).to(device)[there]
-            took = members(torch.from_numpy(batch.segment_ids).to(device), status.shape[1], torch.float32).sum(-1)
-            answers[:, row] = torch.stack([chance * ok, right.float(), took, judged.float()])[:, there]
-            if keep:
-                kept[0][row] = (chances * ok[..., None])[there]
-                kept[1][row] = labels[there].float()
+            tally.add(batch, predict(model, batch, device, sigmoid))
             slots += batch.segment_ids.size
             filled += batch.num_tokens
         seconds = time.perf_counter() - start
     world.meet()
-    counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
-    for value in (totals, bins, counts, answers, *kept):
-        world.sum(value)
-    right_n, ok_n, failed_n, seen_n, lost_n = totals.tolist()
-    if lost_n:
-        raise ModelError(
-            f"the model has no answer (NaN) for {int(lost_n):,} of {int(seen_n):,} images of '{index}'; its weights ran away "
-            "or are damaged: take an earlier checkpoint"
-        )
-    count, confidence, correct = bins.cpu()
-    gap = (confidence - correct).abs().sum() / count.sum().clamp(min=1)
+    counts = world.sum(torch.tensor([slots, filled], dtype=torch.float64, device=device))
+    answers = tally.end(world, index)
     score = Score(
-        tokens=tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens,
-        mean_tokens=float(counts[1]) / max(seen_n, 1),
+        tokens=tokens_of(config, tokens),
+        mean_tokens=float(counts[1]) / max(tally.seen, 1),
         patch_size=plan.plan.patch_sizes[0],
         rows=rows,
-        images=int(ok_n + failed_n),
-        failed=int(failed_n),
-        accuracy=right_n / (ok_n + failed_n),
-        ece=float(gap),
-        images_per_s=seen_n / seconds,
+        images=int(tally.read + tally.failed),
+        failed=int(tally.failed),
+        accuracy=tally.accuracy,
+        ece=tally.ece,
+        images_per_s=tally.seen / seconds,
         tokens_per_s=float(counts[1]) / seconds,
         padding=1.0 - float(counts[1] / counts[0]),
         outside=tokens is not None and not low <= tokens <= high,
     )
-    return score, Answers(*answers.cpu(), *(value.cpu() for value in kept))
+    return score, answers
+
+
+def tokens_of(config: LoaderConfig, tokens: int | None) -> int:
+    """A budget, or the training cap where there is none."""
+    return tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens
 
 
 def score_table(scores: Sequence[Score]) -> str:

@@ -1,7 +1,7 @@
-"""What stands behind an accuracy: scores by class, of rankings, and how far they would move with other images.
+"""What stands behind an accuracy: scores by class, of rankings, calibration, and how far they would move with other images.
 
 In: what a model said of each image of an index. Out: plain values for JSON. scikit-learn computes the scores; apart, since
-only `navit-model eval --details` asks, and nothing else loads it.
+only `navit-model eval --details` and `--group-by` ask, and nothing else loads it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from navit_loader.errors import ModelError
 
 from .cascade import Answers
+from .interval import DRAWS, around, between, interval
+from .tally import BINS
 
 try:
-    from sklearn import metrics
+    from sklearn import config_context, metrics
 except ImportError:
-    raise ModelError("--details needs scikit-learn: pip install scikit-learn") from None
+    raise ModelError("--details and --group-by need scikit-learn: pip install scikit-learn") from None
 
-DRAWS = 1000
-"""Resamplings of the images behind an interval."""
+Floats = npt.NDArray[Any]
 
 
 def details(answers: Answers, classes: Sequence[str], *, sigmoid: bool) -> dict[str, Any]:
@@ -30,44 +32,51 @@ def details(answers: Answers, classes: Sequence[str], *, sigmoid: bool) -> dict[
     Args:
         answers: of `judge(..., keep=len(classes))`.
         classes: names, in the order of the probabilities.
-        sigmoid: one sigmoid per class: rankings of the images by class, for any number of labels. Else one class an image; of
-            several labels the one that was guessed counts, or the first.
+        sigmoid: one sigmoid per class: rankings of the images by class, for any number of labels, and what reaches one half.
+            Else one class an image; of several labels the one that was guessed counts, or the first.
     """
     assert answers.chances is not None and answers.labels is not None
     counted = answers.counted.numpy() > 0
     chances, labels = answers.chances.numpy()[counted], answers.labels.numpy()[counted].astype(np.int64)
+    right = answers.right.numpy()[counted]
+    found: dict[str, Any] = {"accuracy": right.mean().item(), "accuracy_95": interval(right)}
+    # Its checks of each call would take as long as the scores of a small group.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        found |= (_of_sigmoids if sigmoid else _of_softmax)(chances, labels, classes)
+    return found | {"reliability": _reliability(chances, labels)}
+
+
+def _of_softmax(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict[str, Any]:
     every = np.arange(len(classes))
-    if sigmoid:
-        truth = (labels[:, :, None] == every).any(1)
-        both = truth.any(0) & ~truth.all(0)  # a class that all or none have ranks nothing
-        area = {c: float(metrics.roc_auc_score(truth[:, c], chances[:, c])) for c in every[both]}
-        mean = {c: float(metrics.average_precision_score(truth[:, c], chances[:, c])) for c in every[both]}
-        rows = [
-            {"class": classes[c], "images": int(truth[:, c].sum()), "roc_auc": area[c], "ap": mean[c]} for c in area
-        ]
-        if not rows:
-            return {"classes": rows}
-        return {"roc_auc": np.mean([*area.values()]).item(), "map": np.mean([*mean.values()]).item(), "classes": rows}
     read = chances.any(1)
     guess = np.where(read, chances.argmax(1), -1)
-    best = np.argsort(-chances, axis=1, kind="stable")[:, :5]
-    near = read & (labels[:, :, None] == best[:, None, :]).any((1, 2))
+    near = read & (_ranks(chances, labels).min(1) < 5)
     truth = np.where((labels == guess[:, None]).any(1), guess, labels[:, 0])
     # An absent class has no recall, one never guessed no precision: 0, as no image speaks for the model.
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
         truth, guess, labels=every, zero_division=0.0
     )
-    right = truth == guess
-    # Images drawn anew are draws from the cells (class, right): the counts are all that these scores depend on.
-    cells = np.bincount(truth * 2 + right, minlength=2 * len(classes))
-    drawn = np.random.default_rng(0).multinomial(len(truth), cells / len(truth), DRAWS).reshape(DRAWS, -1, 2)
-    total = drawn.sum(2)
-    share = np.divide(drawn[..., 1], total, out=np.full(total.shape, np.nan), where=total > 0)
+    # Images drawn anew are draws from the cells (class, guess): the counts are all that these scores depend on.
+    cells, counts = np.unique(truth * (len(classes) + 1) + guess + 1, return_counts=True)
+    mine, said = np.divmod(cells, len(classes) + 1)
+    drawn = np.random.default_rng(0).multinomial(len(truth), counts / len(truth), DRAWS).T
+    right, there, guessed = np.zeros((3, len(classes) + 1, DRAWS))
+    for own, other, draws in zip(mine + 1, said, drawn, strict=True):
+        there[own] += draws
+        guessed[other] += draws
+        if own == other:
+            right[own] = draws
+    some = np.flatnonzero(support) + 1
+    right, there, both = right[some], there[some], there[some] + guessed[some]
+    drawn_recall = np.divide(right, there, out=np.full(there.shape, np.nan), where=there > 0)
+    drawn_f1 = np.divide(2 * right, both, out=np.full(both.shape, np.nan), where=both > 0)
     return {
-        "accuracy_95": _interval(drawn[..., 1].sum(1) / len(truth)),
         "top5": near.mean().item(),
+        "top5_95": interval(near),
         "balanced_accuracy": recall[support > 0].mean().item(),
-        "balanced_accuracy_95": _interval(np.nanmean(share, axis=1)),
+        "balanced_accuracy_95": between(np.nanmean(drawn_recall, axis=0)),
+        "macro_f1": f1[support > 0].mean().item(),
+        "macro_f1_95": between(np.nanmean(drawn_f1, axis=0)),
         "classes": [
             {"class": name, "images": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
             for name, n, p, r, f in zip(classes, support, precision, recall, f1, strict=True)
@@ -76,22 +85,104 @@ def details(answers: Answers, classes: Sequence[str], *, sigmoid: bool) -> dict[
     }
 
 
-def _interval(values: np.ndarray[Any, Any]) -> list[float]:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return [float(low), float(high)]
+def _of_sigmoids(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict[str, Any]:
+    truth = np.zeros(chances.shape, bool)
+    image, at = np.nonzero(labels >= 0)
+    truth[image, labels[image, at]] = True
+    ranked = np.flatnonzero(truth.any(0) & ~truth.all(0))  # a class that all or none have ranks nothing
+    if not len(ranked):
+        return {"classes": []}
+    truth, chances = truth[:, ranked], chances[:, ranked]
+    area, mean = (
+        np.array([score(truth[:, c], chances[:, c]) for c in range(len(ranked))])
+        for score in (metrics.roc_auc_score, metrics.average_precision_score)
+    )
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        truth, chances >= 0.5, average=None, zero_division=0.0
+    )
+    pulls = [_pulls(truth[:, c], chances[:, c]) for c in range(len(ranked))]
+    area_pull, mean_pull = (np.mean(pull, axis=0) for pull in zip(*pulls, strict=True))
+    return {
+        "roc_auc": area.mean().item(),
+        "roc_auc_95": around(area.mean(), area_pull),
+        "map": mean.mean().item(),
+        "map_95": around(mean.mean(), mean_pull),
+        "macro_f1": f1.mean().item(),
+        "classes": [
+            {
+                "class": classes[c],
+                "images": int(support[n]),
+                "roc_auc": float(area[n]),
+                "ap": float(mean[n]),
+                "precision": float(precision[n]),
+                "recall": float(recall[n]),
+                "f1": float(f1[n]),
+            }
+            for n, c in enumerate(ranked.tolist())
+        ],
+    }
+
+
+def _ranks(chances: Floats, labels: Floats) -> Floats:
+    """How many classes are likelier than each label of an image; of equally likely ones the first counts as likelier."""
+    ranks = np.full(labels.shape, chances.shape[1])
+    for k in range(labels.shape[1]):
+        some = labels[:, k] >= 0
+        label = labels[some, k, None]
+        own = np.take_along_axis(chances[some], label, 1)
+        ranks[some, k] = (chances[some] > own).sum(1)
+        level = np.flatnonzero((chances[some] == own).sum(1) > 1)
+        before = np.arange(chances.shape[1]) < label[level]
+        ranks[np.flatnonzero(some)[level], k] += ((chances[some][level] == own[level]) & before).sum(1)
+    return ranks
+
+
+def _pulls(truth: npt.NDArray[np.bool_], said: Floats) -> tuple[Floats, Floats]:
+    """How ROC AUC and average precision of one class move with the weight of each image: their derivatives, for `around`."""
+    order = np.argsort(-said, kind="stable")
+    y = truth[order].astype(np.float64)
+    above, rank = np.cumsum(y), np.arange(1.0, len(y) + 1)
+    many, others = above[-1], len(y) - above[-1]
+    lower = others - (rank - above)  # images of the class beneath which so many others are
+    area = (y * lower).sum() / (many * others)
+    area_pull = np.where(y > 0, (lower / others - area) / many, ((above / many) - area) / others)
+    share = above / rank
+    mean = (y * share).sum() / many
+    # An image weighs on the precision at each image of the class from its own rank on.
+    own, all_of = (np.cumsum(v[::-1])[::-1] for v in (y / rank, y * above / rank**2))
+    mean_pull = (y * (share - mean) + y * own - all_of) / many
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return area_pull[back], mean_pull[back]
+
+
+def _reliability(chances: Floats, labels: Floats) -> list[dict[str, Any]]:
+    """Bins of the calibration error that hold images: how many, how sure the model was on average, and how often right."""
+    read = chances.any(1)
+    chances, labels = chances[read], labels[read]
+    sure = chances.max(1, initial=0.0)
+    hit = (labels == chances.argmax(1)[:, None]).any(1) if len(chances) else np.zeros(0, bool)
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    count, confidence, correct = (np.bincount(place, v, BINS) for v in (np.ones(len(sure)), sure, hit))
+    return [
+        {"images": int(count[b]), "confidence": confidence[b] / count[b], "accuracy": correct[b] / count[b]}
+        for b in np.flatnonzero(count)
+    ]
 
 
 def details_text(tokens: int, found: dict[str, Any]) -> str:
     """The scores of all classes in a line."""
-    said = [f"at {tokens} tokens"]
-    if "accuracy_95" in found:
-        all_of, balanced = (
-            f"[{low:.2%}, {high:.2%}]" for low, high in (found["accuracy_95"], found["balanced_accuracy_95"])
-        )
-        said += [f"accuracy {all_of}", f"balanced accuracy {found['balanced_accuracy']:.2%} in {balanced}"]
-        said.append(f"top-5 {found['top5']:.2%}")
-    elif "map" in found:
-        said.append(f"ROC AUC {found['roc_auc']:.4f}, mAP {found['map']:.4f} over {len(found['classes'])} classes")
+    said = [f"accuracy in {_spread(found['accuracy_95'])}"]
+    if "map" in found:
+        said += [f"ROC AUC {found['roc_auc']:.4f}", f"mAP {found['map']:.4f} in {_spread(found['map_95'])}"]
+        said.append(f"F1 {found['macro_f1']:.2%} at one half over {len(found['classes'])} classes")
+    elif "top5" in found:
+        said.append(f"balanced accuracy {found['balanced_accuracy']:.2%} in {_spread(found['balanced_accuracy_95'])}")
+        said += [f"F1 {found['macro_f1']:.2%}", f"top-5 {found['top5']:.2%}"]
     else:
         said.append("no class that some images have and others have not")
-    return said[0] + ": " + ", ".join(said[1:])
+    return f"at {tokens} tokens: " + ", ".join(said)
+
+
+def _spread(ends: Sequence[float]) -> str:
+    return f"[{ends[0]:.2%}, {ends[1]:.2%}]"

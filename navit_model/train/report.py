@@ -7,7 +7,6 @@ was fed, and real packed sequences. It reads files alone, so it can be made agai
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 from navit_loader.errors import ExtraError, ModelError
 from navit_loader.shown import shown
 
+from ..evaluate.chart import BLUE, GREY, Chart
+from ..evaluate.page import STYLE as SCORES_STYLE
+from ..evaluate.page import evaluations
 from .log import read_log
-
-BLUE, GREY = "#2563eb", "#8b929e"
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#e3e6ea;--card:#fff;--page:#f6f7f9}
@@ -40,7 +40,11 @@ th:first-child,td:first-child{text-align:left;white-space:nowrap}
 
 
 def write(
-    out: Path, *, baselines: Mapping[str, float] | None = None, scores: Sequence[Mapping[str, Any]] | None = None
+    out: Path,
+    *,
+    baselines: Mapping[str, float] | None = None,
+    scores: Sequence[Mapping[str, Any]] | None = None,
+    evaluated: Sequence[Path] = (),
 ) -> Path:
     """Writes `out/report.html`.
 
@@ -48,12 +52,13 @@ def write(
         out: a run's folder.
         baselines: accuracies of other methods on the same held-out images, by name.
         scores: rows of `Score.to_dict`, in place of the last evaluation in the log.
+        evaluated: files of `navit-model eval --json`, to be drawn too; several stand side by side.
 
     Returns:
         The path of the page.
 
     Raises:
-        ModelError: the folder holds no log of a run.
+        ModelError: the folder holds no log of a run, or a file no scores.
     """
     entries = list(read_log(out))
     steps = [e for e in entries if e["kind"] == "train"]
@@ -90,9 +95,9 @@ def write(
     title = html.escape(shown(out))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>navit · {title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
+        f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{picture}</main></html>'
+        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{evaluations(evaluated)}{picture}</main></html>'
     )
     path = out / "report.html"
     draft = path.with_suffix(".draft")
@@ -168,14 +173,14 @@ def _retrieval_table(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _loss_chart(steps: Sequence[Mapping[str, Any]]) -> str:
-    with _Chart("step", "loss") as chart:
+    with Chart("step", "loss") as chart:
         chart.axes.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, linewidth=1.6)
         chart.axes.set_ylim(bottom=0)
     return chart.svg
 
 
 def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
-    with _Chart("step", "starved share, %") as chart:
+    with Chart("step", "starved share, %") as chart:
         shares = [100 * e["starved"] for e in steps]
         chart.axes.fill_between([e["step"] for e in steps], shares, color=BLUE, alpha=0.25, linewidth=0)
         chart.axes.plot([e["step"] for e in steps], shares, color=BLUE, linewidth=1.2)
@@ -186,7 +191,7 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
 def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
     scores = sorted(scores, key=lambda e: e["tokens"])
     tokens = [e["tokens"] for e in scores]
-    with _Chart("tokens of one image at most", f"{name}, %") as chart:
+    with Chart("tokens of one image at most", f"{name}, %") as chart:
         axes = chart.axes
         axes.plot(tokens, [100 * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
         for e in scores:
@@ -214,36 +219,3 @@ def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: M
         axes.set_xticks(tokens, [str(t) for t in tokens])
         axes.margins(x=0.08, y=0.18)
     return chart.svg
-
-
-class _Chart:
-    """One small set of axes in the page's style; `svg` holds it after the `with` block."""
-
-    def __init__(self, x: str, y: str) -> None:
-        # Here, so that training does not pay for the import before it starts.
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-
-        self.svg = ""
-        self._figure = Figure(figsize=(6.4, 3.3), layout="constrained")
-        self._canvas = FigureCanvasSVG(self._figure)
-        self.axes = self._figure.add_subplot()
-        self.axes.set_xlabel(x, color=GREY)
-        self.axes.set_ylabel(y, color=GREY)
-        self.axes.tick_params(colors=GREY, length=0)
-        self.axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
-        for side in self.axes.spines.values():
-            side.set_visible(False)
-
-    def __enter__(self) -> _Chart:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import matplotlib
-
-        file = io.StringIO()
-        # Text stays text: searchable, and in the reader's own font.
-        with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "navit"}):
-            self._figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        text = file.getvalue()
-        self.svg = text[text.index("<svg") :]
