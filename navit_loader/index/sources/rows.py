@@ -89,10 +89,13 @@ class Source(Protocol):
 
     Attributes:
         shard: absolute path: of a folder, ending in `/`, or of a container file.
+        table: whether its images are rows of a table, whose columns a person may name.
     """
 
     @property
     def shard(self) -> str: ...  # noqa: D102
+    @property
+    def table(self) -> bool: ...  # noqa: D102
 
     def prepare(self, given: bool) -> list[str] | None:
         """Looks around, before any header is read.
