@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,32 +51,37 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
         files = []
     if not files:
         raise IndexFileError(f"'{path}': its state.json names no data files; save it again with save_to_disk")
-    return [source for file in files for source in open_file(file, columns)]
+    return [SpanSource(file, partial(_members, path, file, columns)) for file in files]
 
 
 def open_file(path: str, columns: Columns) -> list[Source]:
     """One Arrow file, a stream of batches."""
-    return [SpanSource(path, lambda: _members(path, columns))]
+    return [SpanSource(path, partial(_members, path, path, columns))]
 
 
-def _members(path: str, columns: Columns) -> Members:
-    """Finds the images of one file.
+def _members(data_set: str, path: str, columns: Columns) -> Members:
+    whole = mapped(path)
+    return members(data_set, path, whole, whole, columns)
+
+
+def mapped(path: str) -> pa.Buffer:
+    """All bytes of a file, mapped.
 
     Raises:
-        IndexFileError: it is missing, damaged, an index, or holds no images that can be read in place.
+        IndexFileError: it cannot be read.
     """
     try:
         with pa.memory_map(path) as file:
-            whole = file.read_buffer()
-    except (OSError, pa.ArrowException) as e:
+            return file.read_buffer()
+    except (OSError, ValueError) as e:
         raise IndexFileError(f"'{path}' cannot be read: {e}") from None
-    return members(path, whole, whole, columns)
 
 
-def members(path: str, whole: pa.Buffer, part: pa.Buffer, columns: Columns) -> Members:
+def members(data_set: str, path: str, whole: pa.Buffer, part: pa.Buffer, columns: Columns) -> Members:
     """Finds the images of a stream of batches, or an Arrow file, that lies in a container.
 
     Args:
+        data_set: what the container is a part of, for notes.
         path: the container.
         whole: all of it.
         part: where in it the batches are.
@@ -96,7 +102,7 @@ def members(path: str, whole: pa.Buffer, part: pa.Buffer, columns: Columns) -> M
         raise IndexFileError(f"'{path}' is no Arrow file, or a damaged or shortened one: {e}") from None
     if b"navit.rows" in (schema.metadata or {}):
         raise IndexFileError(f"'{path}' is an index already")
-    label, caption, notes = columns.annotations(path, schema.names)
+    label, caption, notes = columns.annotations(data_set, schema.names)
     try:
         leaf = image_column(schema, columns.image)
         if leaf is None:

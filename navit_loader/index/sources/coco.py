@@ -40,7 +40,7 @@ def open_file(path: str, columns: Columns) -> list[Source]:
         with open(path, encoding="utf-8-sig") as file:
             said = json.load(file)
     except (OSError, ValueError, RecursionError) as e:
-        raise IndexFileError(f"'{path}' cannot be read as JSON: {e}") from None
+        raise IndexFileError(f"'{path}' cannot be read as JSON: {e}; lines of JSON are a manifest, .jsonl") from None
     if not isinstance(said, dict) or not isinstance(said.get("images"), list):
         lines = (
             f"; of a list of objects make a manifest: jq -c '.[]' '{path}' > x.jsonl" if isinstance(said, list) else ""

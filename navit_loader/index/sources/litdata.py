@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from ...errors import IndexFileError
 from . import arrows
 from .columns import Columns
@@ -22,6 +20,7 @@ from .samples import checked_file, image_field, members, read_json
 from .spans import Members, SpanSource
 
 _ARROW_AT_END = b"LDARW01\0"
+_REMEDY = "litdata.optimize(…) of samples whose images are bytes or litdata.types.Image"
 
 
 def open_folder(path: str, columns: Columns) -> list[Source] | None:
@@ -58,15 +57,14 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
 
 
 def _members(folder: str, path: str, names: Sequence[str], kinds: Sequence[str], columns: Columns) -> Members:
-    with pa.memory_map(path) as file:
-        whole = file.read_buffer()
+    whole = arrows.mapped(path)
     if whole.size >= 12 and whole.slice(whole.size - 8).to_pybytes() == _ARROW_AT_END:
         size = int.from_bytes(whole.slice(whole.size - 12, 4).to_pybytes(), "little")
         if size > whole.size - 12:
             raise IndexFileError(f"'{path}' is damaged: it claims {size} bytes of Arrow; fetch it again")
-        return arrows.members(path, whole, whole.slice(whole.size - 12 - size, size), columns)
-    image = image_field(folder, names, kinds, ("jpeg", "image", "tiff", "file"), columns)
-    return members(path, names, kinds, [None] * len(names), image, columns)
+        return arrows.members(folder, path, whole, whole.slice(whole.size - 12 - size, size), columns)
+    image = image_field(folder, names, kinds, ("jpeg", "image", "tiff", "file"), columns, _REMEDY)
+    return members(folder, path, names, kinds, [None] * len(names), image, columns)
 
 
 def _names(spec: dict[str, Any], above: str = "") -> list[str]:

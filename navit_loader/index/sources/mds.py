@@ -18,6 +18,8 @@ from .spans import SpanSource
 
 _UNPACK = {"zstd": "zstd -d", "gz": "gunzip -k", "bz2": "bunzip2 -k", "br": "brotli -d", "snappy": "snzip -d -k"}
 
+_REMEDY = "streaming.MDSWriter(columns={…: 'png'}) or 'jpeg', or 'bytes' of files"
+
 
 def open_folder(path: str, columns: Columns) -> list[Source] | None:
     """The shards of an MDS folder; None for any other folder.
@@ -47,11 +49,13 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
                 raise IndexFileError(
                     f"'{one}' is compressed, and cannot be read in place; unpack all beside it: {how} {every}"
                 )
-            image = image_field(path, names, kinds, ("jpeg", "png"), columns)
+            image = image_field(path, names, kinds, ("jpeg", "png"), columns, _REMEDY)
+            if len(fixed) != len(names) or not all(size is None or int(size) > 0 for size in fixed):
+                raise ValueError(f"sizes {fixed}")
             file = checked_file(path, raw["basename"], raw["bytes"])
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise IndexFileError(
                 f"'{about}' is no index of MDS shards, or a damaged one ({e!r}); fetch it again"
             ) from None
-        sources.append(SpanSource(file, partial(members, file, names, kinds, fixed, image, columns)))
+        sources.append(SpanSource(file, partial(members, path, file, names, kinds, fixed, image, columns)))
     return sources

@@ -31,7 +31,7 @@ NUMBER = {"int": "<i8", "bool": "u1", "float": "<f8"} | {
 
 
 def read_json(path: str) -> Any:
-    """The `index.json` of a data set; None where there is none, or it is no object.
+    """The `index.json` of a data set; None where there is none, or it is no object, or one beside no shards.
 
     Raises:
         IndexFileError: it cannot be read.
@@ -42,11 +42,15 @@ def read_json(path: str) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as e:
-        raise IndexFileError(f"'{path}' cannot be read: {e}") from None
+        if not any(name.endswith((".mds", ".bin")) for name in os.listdir(os.path.dirname(path))):
+            return None
+        raise IndexFileError(f"'{path}' cannot be read: {e}; fetch it again") from None
     return found if isinstance(found, dict) else None
 
 
-def image_field(path: str, names: Sequence[str], kinds: Sequence[str], images: Sequence[str], columns: Columns) -> str:
+def image_field(
+    path: str, names: Sequence[str], kinds: Sequence[str], images: Sequence[str], columns: Columns, remedy: str
+) -> str:
     """The field with the images.
 
     Args:
@@ -55,6 +59,7 @@ def image_field(path: str, names: Sequence[str], kinds: Sequence[str], images: S
         kinds: what each is.
         images: kinds that are surely images; `bytes` may be.
         columns: which one is named, if any.
+        remedy: how to write encoded images.
 
     Raises:
         IndexFileError: there is none that can be read in place, or it cannot be told which.
@@ -76,17 +81,23 @@ def image_field(path: str, names: Sequence[str], kinds: Sequence[str], images: S
             f"'{path}': several columns may be the images ({shown}); give the one of the images by --image-column"
         )
     raise IndexFileError(
-        f"'{path}' has no column of encoded images ({shown}), and pixels cannot be read in place; write it anew with the "
-        "images as the bytes of their files (columns={'image': 'bytes', …}, or optimize(…) of samples with bytes)"
+        f"'{path}' has no column of encoded images ({shown}), and pixels cannot be read in place; write it anew by {remedy}"
     )
 
 
 def members(
-    path: str, names: Sequence[str], kinds: Sequence[str], fixed: Sequence[int | None], image: str, columns: Columns
+    data_set: str,
+    path: str,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    fixed: Sequence[int | None],
+    image: str,
+    columns: Columns,
 ) -> Members:
     """Finds the images of one shard, and reads its labels and captions.
 
     Args:
+        data_set: what the shard is a part of, for notes.
         path: the shard.
         names: its fields.
         kinds: what each is.
@@ -97,7 +108,7 @@ def members(
     Raises:
         IndexFileError: it is damaged, or its labels are of a kind that is not read.
     """
-    label, caption, notes = columns.annotations(path, names)
+    label, caption, notes = columns.annotations(data_set, names)
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             offset, length = _fields(data, fixed)
@@ -111,7 +122,7 @@ def members(
                 return [read(data[at : at + n]) for at, n in places]
 
             labels, captions = values(label), values(caption)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, IndexError) as e:
         raise IndexFileError(f"'{path}' is no shard of this data set, or a damaged or shortened one: {e}") from None
     k = list(names).index(image)
     rows = row_names(image, len(offset))

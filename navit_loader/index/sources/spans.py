@@ -83,7 +83,8 @@ class SpanSource:
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the members where they lie; see `Source.scan`. A container known unchanged is not probed."""
         found, self._members = self._members or self._read(), None
-        job.notes += found.notes
+        # Shards of one data set say the same.
+        job.notes += [note for note in found.notes if note not in job.notes]
         length, mtime_ns = stamp(self.shard)
         if (known := known_container(job, self.shard, (length, mtime_ns))) is not None:
             yield 1.0, known

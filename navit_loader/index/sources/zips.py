@@ -65,7 +65,7 @@ def _members(path: str) -> Members:
     with open(path, "rb") as raw:
         for i, name in enumerate(names):
             at = images[name].header_offset
-            head = os.pread(raw.fileno(), _LOCAL.size, at)
+            head = os.pread(raw.fileno(), _LOCAL.size, at) if 0 <= at < 1 << 62 else b""
             mark, name_bytes, extra_bytes = _LOCAL.unpack(head) if len(head) == _LOCAL.size else (b"", 0, 0)
             if mark != b"PK\3\4":
                 reasons[i] = f"the zip has no member at byte {at}, where its directory says that one is; fetch it again"
@@ -80,6 +80,9 @@ def _members(path: str) -> Members:
     found.classes = sorted({top for top, slash, _ in tops if slash}, key=str.encode)
     numbers = {top: i for i, top in enumerate(found.classes)}
     found.labels = [numbers[top] if slash else -1 for top, slash, _ in tops]
+    unread = next((first for _, first in others.values() if posixpath.basename(first).startswith("metadata.")), None)
+    if unread:
+        found.notes.append(f"'{path}': '{unread}' in it is not read; unpack the zip, and give the folder, to use it")
     if wrapped:
         found.notes.append(f"'{path}': all images lie beneath '{wrapped}', so its folders are the classes")
     return found
