@@ -11,12 +11,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
+from navit_loader import LoaderConfig, PackedLoader, _packer, build_index, open_index
 from navit_loader.batch import NO_CLASS
 from navit_loader.cli import main
 from navit_loader.errors import IndexFileError
@@ -169,6 +170,17 @@ def test_a_damaged_container_is_one_line(tmp_path: Path, data: st.DataObject) ->
     assert "\n" not in said and (str(place) in said) == bool(said)
     if not said:
         batches(tmp_path / "x.arrow")
+
+
+def test_a_place_beyond_the_end_is_a_reason_and_no_error(tmp_path: Path) -> None:
+    png = encode("PNG", 9, 7)
+    (tmp_path / "x").write_bytes(b"before" + png)
+    offset, length = np.array([6, 7, 2**63, 0], np.uint64), np.array([len(png), len(png), 2**63, 0], np.uint64)
+    found = _packer.probe_members(str(tmp_path / "x").encode(), offset, length, 2)
+    assert found["width"].tolist() == [9, 0, 0, 0] and found["container_length"] == 6 + len(png)
+    assert ["beyond the end" in reason for _, reason in found["errors"]] == [True, True, False]
+    with pytest.raises(IndexFileError, match="no such file"):
+        _packer.probe_members(b"/nowhere", offset, length, 2)
 
 
 def test_a_zip_that_cannot_be_read_in_place_says_what_to_do(tmp_path: Path) -> None:
@@ -428,7 +440,7 @@ def test_what_no_container_can_do_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder/index.json").write_text("{")
     refused(tmp_path / "folder", "no image in")
     (tmp_path / "folder/shard.00000.mds").write_bytes(b"")
-    refused(tmp_path / "folder", "index.json' cannot be read")
+    refused(tmp_path / "folder", "index.json. cannot be read as JSON")
 
 
 @pytest.mark.parametrize("kind", [*SPANS, *FILED])

@@ -6,7 +6,6 @@ of Arrow's buffers over the mapped file. Class names come from the features in t
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from ...errors import IndexFileError
 from .columns import Columns
 from .labels import as_text
 from .parquet import features, image_column
-from .rows import Source
+from .rows import Source, read_json
 from .spans import Members, SpanSource, row_names
 
 
@@ -167,13 +166,7 @@ def _json(path: str) -> dict[str, Any] | None:
     Raises:
         IndexFileError: it is none.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as e:
-        raise IndexFileError(f"'{path}' cannot be read: {e}; save the dataset again") from None
+    found = read_json(path, "save the data set again")
+    if found is not None and not isinstance(found, dict):
+        raise IndexFileError(f"'{path}' holds no JSON object; save the data set again")
     return found

@@ -7,7 +7,6 @@ are not taken yet, which a note says.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..tokens import checked_caption
 from .columns import Columns
 from .labels import Labels
 from .manifest import Entry, ManifestSource, add
-from .rows import Source, need_utf8
+from .rows import Source, need_utf8, read_json
 
 IN_FOLDER = "_annotations.coco.json"
 """What Roboflow calls the file, beside its images."""
@@ -36,11 +35,7 @@ def open_file(path: str, columns: Columns) -> list[Source]:
     Raises:
         IndexFileError: it is no COCO JSON, contradicts itself, or its images are not found.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            said = json.load(file)
-    except (OSError, ValueError, RecursionError) as e:
-        raise IndexFileError(f"'{path}' cannot be read as JSON: {e}; lines of JSON are a manifest, .jsonl") from None
+    said = read_json(path, "lines of JSON are a manifest, .jsonl")
     if not isinstance(said, dict) or not isinstance(said.get("images"), list):
         lines = (
             f"; of a list of objects make a manifest: jq -c '.[]' '{path}' > x.jsonl" if isinstance(said, list) else ""

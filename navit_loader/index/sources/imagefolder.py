@@ -16,7 +16,8 @@ from ...errors import IndexFileError
 from .columns import Columns
 from .folder import FolderSource, walk
 from .labels import Labels
-from .manifest import Entry, ManifestSource, add, column_names
+from .lines import column_names
+from .manifest import Entry, ManifestSource, add
 from .rows import Job, Source, kind_of
 
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

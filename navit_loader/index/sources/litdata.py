@@ -16,7 +16,7 @@ from ...errors import IndexFileError
 from . import arrows
 from .columns import Columns
 from .rows import Source
-from .samples import checked_file, image_field, members, read_json
+from .samples import checked_file, image_field, members, read_index
 from .spans import Members, SpanSource
 
 _ARROW_AT_END = b"LDARW01\0"
@@ -31,7 +31,7 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
             no field holds encoded images.
     """
     about = os.path.join(path, "index.json")
-    said = read_json(about) or {}
+    said = read_index(path)
     chunks, config = said.get("chunks"), said.get("config")
     if not isinstance(chunks, list) or not isinstance(config, dict):
         return None

@@ -13,7 +13,7 @@ from functools import partial
 from ...errors import IndexFileError
 from .columns import Columns
 from .rows import Source
-from .samples import checked_file, image_field, members, read_json
+from .samples import checked_file, image_field, members, read_index
 from .spans import SpanSource
 
 _UNPACK = {"zstd": "zstd -d", "gz": "gunzip -k", "bz2": "bunzip2 -k", "br": "brotli -d", "snappy": "snzip -d -k"}
@@ -29,7 +29,7 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
             encoded images.
     """
     about = os.path.join(path, "index.json")
-    shards = (read_json(about) or {}).get("shards")
+    shards = read_index(path).get("shards")
     if not isinstance(shards, list) or not shards:
         return None
     sources: list[Source] = []

@@ -9,7 +9,6 @@ field whose length is not fixed, its bytes, and then has the fields, one behind 
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -21,8 +20,10 @@ from ...errors import IndexFileError
 from .columns import Columns
 from .labels import from_json
 from .parquet import LIKELY
+from .rows import read_json
 from .spans import Members, row_names
 
+_SHARDS = (".mds", ".zstd", ".gz", ".bz2", ".br", ".snappy", ".bin")
 TEXT = ("str", "text", "str_int")
 NUMBER = {"int": "<i8", "bool": "u1", "float": "<f8"} | {
     f"{kind}{bits}": f"<{kind[0]}{bits // 8}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)
@@ -30,22 +31,17 @@ NUMBER = {"int": "<i8", "bool": "u1", "float": "<f8"} | {
 """Kinds of fields that are read: texts, and numbers with how they lie."""
 
 
-def read_json(path: str) -> Any:
-    """The `index.json` of a data set; None where there is none, or it is no object, or one beside no shards.
+def read_index(folder: str) -> dict[str, Any]:
+    """The `index.json` of a data set; empty where there is none, or one that is no object, or beside no shards.
 
     Raises:
         IndexFileError: it cannot be read.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as e:
-        if not any(name.endswith((".mds", ".bin")) for name in os.listdir(os.path.dirname(path))):
-            return None
-        raise IndexFileError(f"'{path}' cannot be read: {e}; fetch it again") from None
-    return found if isinstance(found, dict) else None
+    path = os.path.join(folder, "index.json")
+    if not os.path.exists(path) or not any(name.endswith(_SHARDS) for name in os.listdir(folder)):
+        return {}
+    found = read_json(path, "fetch it again")
+    return found if isinstance(found, dict) else {}
 
 
 def image_field(
