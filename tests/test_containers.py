@@ -287,6 +287,8 @@ def test_mds_and_litdata_that_cannot_be_read_in_place(tmp_path: Path) -> None:
     refused(short, "bytes where index.json says .*fetch it again")
     (short / "shard.00001.mds").unlink()
     refused(short, "which index.json names, cannot be read: No such file")
+    write_mds(tmp_path / "splits/train", files)
+    refused(tmp_path / "splits", "give the data set in it: .*splits/train")
     refused(
         write_litdata(tmp_path / "pixels2", files, ("pil", "str")), "encoded images .image: pil.*by litdata.optimize"
     )

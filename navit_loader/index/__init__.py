@@ -264,6 +264,9 @@ def _nothing(shards: list[str], journal: Journal) -> str:
         if kinds:
             name = os.path.join(folder, "*" + max(kinds))
             return f"no image in '{folder}', only containers of images; give them in its place: {name}"
+        for name in sorted(os.listdir(folder)):
+            if any(os.path.exists(os.path.join(folder, name, about)) for about in ("index.json", "state.json")):
+                return f"no image in '{folder}'; give the data set in it: {os.path.join(folder, name)}"
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
 
 
