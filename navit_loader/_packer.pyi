@@ -28,6 +28,7 @@ __all__ = [
     "pack",
     "probe_bytes",
     "probe_files",
+    "probe_members",
     "probe_objects",
     "probe_parquet",
     "probe_tar",
@@ -131,6 +132,29 @@ def probe_tar(path: bytes, images: list[str], texts: list[str], helpers: Helpers
         images: lower-case extensions of the members to probe.
         texts: lower-case extensions of the members to return whole.
         helpers: see `probe_files`.
+    """
+
+@type_check_only
+class ProbedMembers(_Headers):
+    """What `probe_members` found; check: what each is known again by, u32. container_length: bytes of the file."""
+
+    check: NDArray[np.uint32]
+    container_length: int
+
+def probe_members(
+    path: bytes, offset: NDArray[np.uint64], length: NDArray[np.uint64], threads: int, helpers: Helpers | None = None
+) -> ProbedMembers:
+    """Reads the headers of the members of one container, at known places.
+
+    Args:
+        path: raw path of the container.
+        offset: first byte of each.
+        length: bytes of each.
+        threads: threads to use.
+        helpers: see `probe_files`.
+
+    Raises:
+        IndexFileError: the container cannot be read.
     """
 
 @type_check_only

@@ -113,7 +113,7 @@ def test_what_is_no_source_says_what_to_do(tmp_path: Path) -> None:
     write_tree(tmp_path / "saved", {"state.json": b"{}", "data-00000-of-00001.arrow": b""})
     for source, words in (
         (tmp_path / "x.tar.gz", "compressed tar.* decompress it first"),
-        (tmp_path / "saved", r"written by save_to_disk; write Parquet .*to_parquet"),
+        (tmp_path / "saved", "its state.json names no data files; save it again"),
         (tmp_path / "*.tar", r"leave the quotes away, or write a range as in 'shard-\{000\.\.127\}\.tar'"),
     ):
         with pytest.raises(IndexFileError, match=words):

@@ -284,21 +284,21 @@ def test_every_error_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/x.tar").write_bytes(bytes(1024))
-    (tmp_path / "x.zip").write_bytes(b"PK")
+    (tmp_path / "x.bin").write_bytes(b"PK")
     output = tmp_path / "x.arrow"
     for args, words in (
         (("index", tmp_path / "nothing", "-o", output), "no such file or folder"),
         (("index", tmp_path / "empty", "-o", output), "no image in"),
         (("index", tmp_path / "tars", "-o", output), f"give them in its place: {tmp_path / 'tars'}/*.tar"),
-        (("index", tmp_path / "x.zip", "-o", output), "is no source"),
+        (("index", tmp_path / "x.bin", "-o", output), "is no source"),
         (("index", tmp_path / "empty", "-o", "/nowhere/x.arrow"), "cannot be made"),
-        (("info", tmp_path / "x.zip"), "is no index"),
+        (("info", tmp_path / "x.bin"), "is no index"),
         (("split", output, "--fraction", "0.5", "-o", output, "r.arrow"), "three different files"),
     ):
         done = cli(*args)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("navit-loader: error: ") and words in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "tars", "x.zip"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "tars", "x.bin"]
 
 
 def test_a_closed_pipe_is_quiet(place: Path) -> None:

@@ -70,7 +70,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     """`--image-column`, `--label-column`, `--caption-column`."""
     for kind, usual in (("image", "path, or the images"), ("label", "label"), ("caption", "caption, or text")):
         parser.add_argument(
-            f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and Parquet, for: {usual}"
+            f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and other tables, for: {usual}"
         )
 
 

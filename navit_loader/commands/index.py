@@ -22,15 +22,16 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "index",
         help="find images, read their headers, write an index",
-        description="Indexes folders (one class per folder), manifests (.csv, .jsonl or .parquet with path, label, "
-        "caption), plain WebDataset tars and Parquet files with images, on disk or at a URL (s3, gs, az, http, https). "
+        description="Indexes folders (one class per folder, or metadata.csv beside the images), manifests (.csv, .jsonl or "
+        ".parquet with path, label, caption), COCO JSON, plain WebDataset tars, zips that are not compressed, Parquet with "
+        "images, and what save_to_disk, MDS and LitData write; tars, Parquet and folders at URLs (s3, gs, az, http, https). "
         "Reads headers only. Started again after a kill, it goes on where it was.",
     )
     parser.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="folder, manifest, tar, Parquet, or URL; 'shard-{000..127}.tar' expands",
+        help="folder, manifest, COCO JSON, tar, zip, Parquet, or URL; 'shard-{000..127}.tar' expands",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the index to write")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """The index: one row per image with its size, its labels and where its bytes are.
 
-Takes: sources (folders, manifests, tars, Parquet, buckets). Gives: an Arrow IPC file that opens in constant time at any
-size, memory-mapped where it is large, and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index`
+Takes: sources (folders, manifests, tars, tables, archives, buckets). Gives: an Arrow IPC file that opens in constant time at
+any size, memory-mapped where it is large, and that pandas, polars and DuckDB read too. `build_index` writes it, `open_index`
 reads it. May not know: pixels, plans, or who reads it.
 """
 
@@ -103,12 +103,12 @@ def build_index(
     `OUTPUT.quarantine.jsonl` and counted; they stop nothing.
 
     Args:
-        sources: folders (class per folder), manifests (`.csv`, `.jsonl`, `.parquet`) or plain tars (`{000..127}`
-            expands).
+        sources: folders (class per folder, or as datasets, MDS and LitData write them), manifests (`.csv`, `.jsonl`,
+            `.parquet`), COCO JSON, plain tars, zips, Parquet and Arrow files with images (`{000..127}` expands).
         output: path of the index; an existing one is replaced by rename when the new one is whole.
         classes: the class table to use: names, or the path of an index, or of a text with a name a line, to take them from.
         tokenizer: a `tokenizer.json` for captions (needs the package `tokenizers`); None takes bytes.
-        image_column: of manifests and Parquet files: what holds the images or their paths; by default `path`, or the
+        image_column: of manifests and other tables: what holds the images or their paths; by default `path`, or the
             column of images.
         label_column: what holds the labels; by default `label`.
         caption_column: what holds the captions; by default `caption`, and beside images `text`.
@@ -260,10 +260,13 @@ def _nothing(shards: list[str], journal: Journal) -> str:
     if first := _first_broken(journal):
         return f"no usable image in '{where}'; {first}"
     for folder in filter(os.path.isdir, shards):
-        kinds = {os.path.splitext(name)[1] for name in os.listdir(folder)} & {".tar", ".parquet"}
+        kinds = {os.path.splitext(name)[1] for name in os.listdir(folder)} & {".tar", ".parquet", ".zip", ".arrow"}
         if kinds:
             name = os.path.join(folder, "*" + max(kinds))
             return f"no image in '{folder}', only containers of images; give them in its place: {name}"
+        for name in sorted(os.listdir(folder)):
+            if any(os.path.exists(os.path.join(folder, name, about)) for about in ("index.json", "state.json")):
+                return f"no image in '{folder}'; give the data set in it: {os.path.join(folder, name)}"
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
 
 

@@ -1,4 +1,5 @@
-"""The places where people's images are: folders, manifests, tars, Parquet. Each is one small class with the same three methods.
+"""The places where people's images are: folders, manifests, tars, tables, archives. Each is a file here, and a row in one of
+the tables below; all have the same three methods.
 
 In: what the user names on the command line. Out: `rows.ROWS` batches in key order, which `navit_loader.index` turns
 into an index file. A source only finds images and their labels; probing headers is the engine's work.
@@ -9,18 +10,60 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ...errors import IndexFileError
+from . import arrows, coco, imagefolder, litdata, mds, zips
 from .columns import USUAL, Columns
 from .folder import FolderSource
-from .manifest import MANIFESTS, ManifestSource
+from .manifest import ManifestSource
 from .parquet import ParquetSource, holds_images
 from .remote import SCHEMES, BucketSource, is_remote, refuse_secrets
 from .rows import Source
 from .tars import TarSource
 
 __all__ = ["open_sources"]
+
+_Open = Callable[[str, Columns], list[Source] | None]
+
+_FOLDERS: tuple[_Open, ...] = (
+    arrows.open_folder,
+    mds.open_folder,
+    litdata.open_folder,
+    coco.open_folder,
+    imagefolder.open_folder,
+    lambda path, columns: [FolderSource(path)],
+)
+"""What a folder may be, each None where it is not: the first that is."""
+
+_FILES: dict[str, _Open] = {
+    ".tar": lambda path, columns: [TarSource(path)],
+    ".zip": zips.open_file,
+    ".arrow": arrows.open_file,
+    ".json": coco.open_file,
+    ".csv": lambda path, columns: [ManifestSource.read(path, columns)],
+    ".jsonl": lambda path, columns: [ManifestSource.read(path, columns)],
+    ".parquet": lambda path, columns: [
+        ParquetSource(path, columns) if holds_images(path, columns) else ManifestSource.read(path, columns)
+    ],
+}
+"""What a file is, by the end of its name in lower case."""
+
+_REFUSED = {
+    (
+        ".tgz",
+        ".tar.gz",
+        ".tar.bz2",
+        ".tar.xz",
+        ".tar.zst",
+    ): "is a compressed tar, whose members cannot be read in place; decompress it first, as with gunzip",
+    (
+        ".lance",
+    ): 'is a Lance data set, which does not say where its bytes lie; write Parquet in its place: python -c "import '
+    "lance, pyarrow.parquet as pq; pq.write_table(lance.dataset('{path}').to_table(), 'x.parquet')\"",
+    (".7z", ".rar"): "is an archive whose members cannot be read in place; unpack it: 7z x '{path}' -oFOLDER",
+}
+"""What cannot be read in place, and what to do."""
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
@@ -30,10 +73,11 @@ def open_sources(specs: Iterable[str | os.PathLike[str]], columns: Columns = USU
     """The sources that the user named, in the order of their shards' paths.
 
     Args:
-        specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`; several over one folder become one source), tars, Parquet
-            files with images; many at once by a brace pattern such as `shard-{000..127}.tar`. URLs (`s3://`, `gs://`,
-            `az://`, `http(s)://`) name tars, Parquet files, or all images beneath a prefix that ends in `/`.
-        columns: what the columns of manifests and Parquet files are called.
+        specs: folders (of classes, of Hugging Face's, MDS or LitData), manifests (`.csv`, `.jsonl`, `.parquet`; several over
+            one folder become one source), COCO JSON, tars, zips, Parquet and Arrow files with images; many at once by a brace
+            pattern such as `shard-{000..127}.tar`. URLs (`s3://`, `gs://`, `az://`, `http(s)://`) name tars, Parquet files,
+            or all images beneath a prefix that ends in `/`.
+        columns: what the columns of tables are called.
 
     Raises:
         IndexFileError: a path that is missing, of an unknown kind, or given twice; a column that is not there.
@@ -42,13 +86,13 @@ def open_sources(specs: Iterable[str | os.PathLike[str]], columns: Columns = USU
     for spec in specs:
         refuse_secrets(os.fspath(spec))
         for path in expand_braces(os.fspath(spec)):
-            sources.append(_open_remote(path, columns) if is_remote(path) else _open(os.path.abspath(path), columns))
+            sources += [_open_remote(path, columns)] if is_remote(path) else _open(os.path.abspath(path), columns)
     if not sources:
         raise IndexFileError("no source given; name a folder, a manifest, or tars")
-    if columns and not any(isinstance(source, ManifestSource | ParquetSource) for source in sources):
+    if columns and not any(source.table for source in sources):
         option, name = columns.given[0]
         raise IndexFileError(
-            f"{option} = '{name}', but no source is a table; give a manifest ({', '.join(sorted(MANIFESTS))}), or leave it out"
+            f"{option} = '{name}', but no source is a table; give a manifest (.csv, .jsonl, .parquet), or leave it out"
         )
     manifests = ManifestSource.merged([source for source in sources if isinstance(source, ManifestSource)])
     others = sorted((source for source in sources if not isinstance(source, ManifestSource)), key=lambda s: s.shard)
@@ -62,32 +106,21 @@ def open_sources(specs: Iterable[str | os.PathLike[str]], columns: Columns = USU
     return sorted([*manifests, *others], key=lambda source: source.shard)
 
 
-def _open(path: str, columns: Columns) -> Source:
-    if os.path.isdir(path):
-        if any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
-            raise IndexFileError(
-                f"'{path}' was written by save_to_disk; write Parquet in its place: load_from_disk(…).to_parquet('x.parquet')"
-            )
-        return FolderSource(path)
+def _open(path: str, columns: Columns) -> list[Source]:
     if not os.path.exists(path):
         hint = (
             "; leave the quotes away, or write a range as in 'shard-{000..127}.tar'" if set(path) & set("*?[") else ""
         )
         raise IndexFileError(f"no such file or folder: '{path}'{hint}")
-    if path.lower().endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise IndexFileError(
-            f"'{path}' is a compressed tar, whose members cannot be read in place; decompress it first, as with gunzip"
-        )
+    for ends, why in _REFUSED.items():
+        if path.lower().endswith(ends):
+            raise IndexFileError(f"'{path}' {why.format(path=path)}")
     suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".tar":
-        return TarSource(path)
-    if suffix == ".parquet" and holds_images(path, columns):
-        return ParquetSource(path, columns)
-    if suffix in MANIFESTS:
-        return ManifestSource.read(path, columns)
-    raise IndexFileError(
-        f"'{path}' is no source; give a folder, a plain .tar, Parquet, or a manifest ({', '.join(sorted(MANIFESTS))})"
-    )
+    kinds = _FOLDERS if os.path.isdir(path) else (_FILES.get(suffix, lambda path, columns: None),)
+    for kind in kinds:
+        if (found := kind(path, columns)) is not None:
+            return found
+    raise IndexFileError(f"'{path}' is no source; give a folder, or a file of {', '.join(sorted(_FILES))}")
 
 
 def _open_remote(url: str, columns: Columns) -> Source:

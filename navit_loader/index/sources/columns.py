@@ -1,12 +1,12 @@
 """Which columns of a table hold images, labels and captions, where they are not called so.
 
 In: names that a person gives. Out: the column to read, or one error that lists those there are. Apart from the sources, since
-manifests and Parquet with images are tables alike.
+manifests and containers with images are tables alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...errors import IndexFileError
@@ -48,6 +48,24 @@ class Columns:
                 raise IndexFileError(
                     f"{option} = '{name}': '{path}' has no such column; its columns: {', '.join(there) or 'none'}"
                 )
+
+    def annotations(self, path: str, there: Sequence[str]) -> tuple[str | None, str | None, list[str]]:
+        """The columns of labels and of captions, where there are any, of a table that holds images; and what may surprise.
+
+        Raises:
+            IndexFileError: one that is named is not there.
+        """
+        self.check(path, there)
+        captions = [self.caption] if self.caption else ["caption", "text"]
+        label = (self.label or "label") if (self.label or "label") in there else None
+        caption = next((name for name in captions if name in there), None)
+        notes = []
+        if label is None and len(there) > 1 + (caption is not None):
+            notes.append(
+                f"'{path}' has no column 'label'; its columns: {', '.join(there)}. Name the one with the labels by "
+                "--label-column, if there is one"
+            )
+        return label, caption, notes
 
 
 USUAL = Columns()

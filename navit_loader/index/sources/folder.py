@@ -29,10 +29,14 @@ class FolderSource:
 
     Args:
         path: the folder, absolute.
+        notes: what may surprise.
     """
 
-    def __init__(self, path: str) -> None:
+    table = False
+
+    def __init__(self, path: str, notes: Sequence[str] = ()) -> None:
         self.shard = os.path.join(path, "")
+        self._notes = notes
         self._names: list[bytes] = []
         self._problems: list[tuple[bytes, str]] = []
         self._others: dict[bytes, tuple[int, bytes]] = {}
@@ -53,6 +57,7 @@ class FolderSource:
         Raises:
             IndexFileError: a folder that the class table lacks.
         """
+        job.notes += self._notes
         for end, (count, name) in self._others.items():
             job.leave_out(kind_of(end), self.shard + name.decode(errors="backslashreplace"), count)
         labels = np.full(len(self._names), -1, np.int64)

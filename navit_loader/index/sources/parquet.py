@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
-from ..tokens import checked_caption
 from .columns import USUAL, Columns
-from .labels import Labels, as_text, resolve_label
+from .labels import Labels, as_text
 from .remote import RemoteFile, is_remote, stamp
-from .rows import Job, checked_classes, known_container, label_lists, make_rows
+from .rows import Job, checked_classes, known_container, make_rows
+from .spans import annotate, row_names
 
-_USUAL = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
+LIKELY = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
 """Names of image columns, the likeliest first, where a file has several binary ones."""
 
 
@@ -53,7 +53,7 @@ def image_column(schema: pa.Schema, name: str = "") -> str | None:
             inner = field.type.get_field_index("bytes")
             if inner >= 0 and _is_binary(field.type.field(inner).type):
                 found[field.name] = f"{field.name}.bytes"
-    for name in _USUAL if len(found) > 1 else found:
+    for name in LIKELY if len(found) > 1 else found:
         if name in found:
             return found[name]
     if found:
@@ -98,20 +98,14 @@ class ParquetSource:
         columns: what its columns are called.
     """
 
+    table = True
+
     def __init__(self, path: str, columns: Columns = USUAL) -> None:
         self.shard = path
         schema = pq.read_schema(readable(path))
         self._column = image_column(schema, columns.image) or ""
-        label, captions = columns.label or "label", [columns.caption] if columns.caption else ["caption", "text"]
-        self._label = label if label in schema.names else None
-        self._caption = next((name for name in captions if name in schema.names), None)
-        self._classes = _features(schema, path, label)
-        self._notes: list[str] = []
-        if self._label is None and len(schema.names) > 1 + (self._caption is not None):
-            self._notes.append(
-                f"'{path}' has no column 'label'; its columns: {', '.join(schema.names)}. Name the one with the labels by "
-                "--label-column, if there is one"
-            )
+        self._label, self._caption, self._notes = columns.annotations(path, schema.names)
+        self._classes = features(schema, path, columns.label or "label")
 
     def prepare(self, given: bool) -> list[str] | None:
         """The class names of the schema's metadata, or those in use; None where labels are numbers.
@@ -145,30 +139,12 @@ class ParquetSource:
                 f"'{self.shard}': the rows of column '{self._column.removesuffix('.bytes')}' hold paths and no bytes; write it "
                 "with embed_external_files, or name the files in a manifest with a column 'path'"
             )
-        labels: list[list[int]] = [[]] * n
-        captions: list[str | None] = [None] * n
-        given = list(self._read(self._label)) if self._label else []
-        if doubt := Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(given)).doubt:
-            raise IndexFileError(doubt)
-        for i, label in enumerate(given):
-            try:
-                labels[i] = resolve_label(self._named(label), job.classes)
-            except ValueError as e:
-                reasons.setdefault(i, str(e))
-        for i, caption in enumerate(self._read(self._caption) if self._caption else ()):
-            try:
-                captions[i] = checked_caption(caption)
-            except ValueError as e:
-                reasons.setdefault(i, str(e))
-        width = len(str(max(n - 1, 0)))
-        columns |= {
-            "labels": label_lists(labels),
-            "caption": captions,
-            **job.tokenize(captions),
-            "container_length": np.full(n, columns["container_length"], np.int64),
-            "mtime_ns": np.full(n, mtime_ns, np.int64),
-        }
-        names = pa.array([f"{self._column}/{i:0{width}d}" for i in range(n)], pa.large_utf8())
+        labels = self._read(self._label) if self._label else None
+        captions = self._read(self._caption) if self._caption else None
+        columns |= annotate(self.shard, n, labels, captions, self._classes, job, reasons)
+        columns["container_length"] = np.full(n, columns["container_length"], np.int64)
+        columns["mtime_ns"] = np.full(n, mtime_ns, np.int64)
+        names = pa.array(row_names(self._column, n), pa.large_utf8())
         yield 1.0, make_rows(self.shard, names, columns, reasons)
 
     def _locked(self) -> IndexFileError | None:
@@ -180,16 +156,6 @@ class ParquetSource:
             if "crypt" in str(e):
                 return IndexFileError(f"'{self.shard}' is encrypted; write it without a key")
         return None
-
-    def _named(self, label: Any) -> Any:
-        """A number of the schema's own class table as a name, so that it means the same in any table."""
-        if isinstance(label, list):
-            return [self._named(each) for each in label]
-        if self._classes is not None and isinstance(label, int) and label != -1:
-            if not 0 <= label < len(self._classes):
-                raise ValueError(f"label {label} is out of range; the file names {len(self._classes)} classes")
-            return self._classes[label]
-        return label
 
     def _read(self, column: str) -> Iterator[Any]:
         try:
@@ -210,7 +176,7 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _features(schema: pa.Schema, path: str, column: str) -> list[str] | None:
+def features(schema: pa.Schema, path: str, column: str) -> list[str] | None:
     """Class names that `datasets` wrote for a column: of a ClassLabel, or a sequence of them."""
     try:
         said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))

@@ -117,6 +117,8 @@ class BucketSource:
         url: the prefix, ending in `/`.
     """
 
+    table = False
+
     def __init__(self, url: str) -> None:
         self.shard = url
         self._objects: list[tuple[str, int, int]] = []

@@ -6,6 +6,7 @@ broken one carries its reason. They go into the journal of a build and from ther
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -90,10 +91,13 @@ class Source(Protocol):
 
     Attributes:
         shard: absolute path: of a folder, ending in `/`, or of a container file.
+        table: whether its images are rows of a table, whose columns a person may name.
     """
 
     @property
     def shard(self) -> str: ...  # noqa: D102
+    @property
+    def table(self) -> bool: ...  # noqa: D102
 
     def prepare(self, given: bool) -> list[str] | None:
         """Looks around, before any header is read.
@@ -277,6 +281,21 @@ def checked_classes(names: Sequence[str], where: str) -> list[str]:
             raise IndexFileError(f"class '{name}' stands twice in {where}")
         seen.add(name)
     return list(names)
+
+
+def read_json(path: str, remedy: str) -> Any:
+    """What a JSON file holds; None where there is no such file.
+
+    Raises:
+        IndexFileError: it cannot be read; says the remedy.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as e:
+        raise IndexFileError(f"'{path}' cannot be read as JSON: {e}; {remedy}") from None
 
 
 def need_utf8(name: str, what: str) -> None:

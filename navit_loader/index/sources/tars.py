@@ -35,6 +35,8 @@ class TarSource:
         IndexFileError: its path is not UTF-8, so no index can hold it.
     """
 
+    table = False
+
     def __init__(self, path: str) -> None:
         try:
             path.encode()

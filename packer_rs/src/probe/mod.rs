@@ -6,6 +6,7 @@
 
 mod column;
 mod headers;
+mod members;
 mod open;
 mod tar;
 
@@ -22,6 +23,7 @@ use crate::fetch::window::Window;
 use crate::pixels::decode::foreign::Helpers;
 pub use column::{Value, scan_column};
 pub use headers::{Header, probe_header};
+pub use members::{Member, probe_members};
 use open::io_reason;
 pub use tar::{Entry, Payload, Scan, scan_tar};
 
@@ -61,69 +63,68 @@ pub fn probe_files(
     threads: NonZeroUsize,
     helpers: &Helpers,
 ) -> Vec<Probed> {
-    const RUN: usize = 64;
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        let (mut path, mut buffer) = (Vec::new(), Vec::new());
-        loop {
-            let from = next.fetch_add(RUN, Ordering::Relaxed);
-            if from >= names.len() {
-                return done;
-            }
-            let to = (from + RUN).min(names.len());
-            let run = (from..to).map(|i| {
-                path.clear();
-                path.extend_from_slice(root);
-                if !root.is_empty() && !root.ends_with(b"/") {
-                    path.push(b'/');
-                }
-                path.extend_from_slice(names[i]);
-                probe_file(Path::new(std::ffi::OsStr::from_bytes(&path)), known.get(i).copied(), &mut buffer, helpers)
-            });
-            done.push((from, run.collect::<Vec<_>>()));
+    in_order(names.len(), RUN, threads.get(), |i, [path, buffer]| {
+        path.clear();
+        path.extend_from_slice(root);
+        if !root.is_empty() && !root.ends_with(b"/") {
+            path.push(b'/');
         }
-    };
-    let mut runs = in_threads(threads.get().min(names.len().div_ceil(RUN)), work);
-    runs.sort_unstable_by_key(|&(from, _)| from);
-    runs.into_iter().flat_map(|(_, run)| run).collect()
+        path.extend_from_slice(names[i]);
+        probe_file(Path::new(std::ffi::OsStr::from_bytes(path)), known.get(i).copied(), buffer, helpers)
+    })
 }
 
 /// Probes the objects `root` + key of known lengths; many requests at once, since each mostly waits.
 pub fn probe_objects(root: &str, objects: &[(String, u64)], helpers: &Helpers) -> Vec<Result<Header, String>> {
     const REQUESTS: usize = 32;
-    let next = AtomicUsize::new(0);
-    let mut found = in_threads(REQUESTS.min(objects.len()), || {
-        let (mut done, mut buffer) = (Vec::new(), Vec::new());
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some((key, length)) = objects.get(i) else { return done };
-            let blocks = Blocks::header(&format!("{root}{key}"), *length).map_err(|e| io_reason(&e));
-            let probe = |blocks| probe_header(&mut Window::new(&blocks, 0, *length, &mut buffer), helpers);
-            done.push((i, blocks.and_then(probe)));
-        }
-    });
-    found.sort_unstable_by_key(|&(i, _)| i);
-    found.into_iter().map(|(_, header)| header).collect()
+    in_order(objects.len(), 1, REQUESTS, |i, [buffer, _]| {
+        let (key, length) = &objects[i];
+        let blocks = Blocks::header(&format!("{root}{key}"), *length).map_err(|e| io_reason(&e))?;
+        probe_header(&mut Window::new(&blocks, 0, *length, buffer), helpers)
+    })
 }
 
-/// Runs `work` on this many threads (on the caller's alone for one) and joins what they return.
-fn in_threads<T: Send>(threads: usize, work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
-    if threads <= 1 {
-        return work();
-    }
-    let work = handed_on(work);
-    std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
-        let mut all = Vec::new();
-        for handle in handles {
-            match handle.join() {
-                Ok(part) => all.extend(part),
-                Err(panic) => std::panic::resume_unwind(panic),
+/// Images that one thread takes at a time.
+const RUN: usize = 64;
+
+/// `work` for each of `count`, `run` of them at a time, on so many threads (on the caller's alone for one), with memory that a
+/// thread uses again. Gives what it returned, in order.
+fn in_order<T: Send>(
+    count: usize,
+    run: usize,
+    threads: usize,
+    work: impl Fn(usize, &mut [Vec<u8>; 2]) -> T + Sync,
+) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let part = || {
+        let (mut done, mut scratch) = (Vec::new(), Default::default());
+        loop {
+            let from = next.fetch_add(run, Ordering::Relaxed);
+            if from >= count {
+                return done;
             }
+            done.push((from, (from..count.min(from + run)).map(|i| work(i, &mut scratch)).collect::<Vec<_>>()));
         }
-        all
-    })
+    };
+    let threads = threads.min(count.div_ceil(run));
+    let mut runs = if threads <= 1 {
+        part()
+    } else {
+        let part = handed_on(part);
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(&part)).collect();
+            let mut all = Vec::new();
+            for handle in handles {
+                match handle.join() {
+                    Ok(part) => all.extend(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            all
+        })
+    };
+    runs.sort_unstable_by_key(|&(from, _)| from);
+    runs.into_iter().flat_map(|(_, run)| run).collect()
 }
 
 fn probe_file(path: &Path, known: Option<(i64, i64)>, buffer: &mut Vec<u8>, helpers: &Helpers) -> Probed {

@@ -32,6 +32,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(probe_bytes, m)?)?;
     m.add_function(wrap_pyfunction!(probe_files, m)?)?;
     m.add_function(wrap_pyfunction!(probe_tar, m)?)?;
+    m.add_function(wrap_pyfunction!(probe_members, m)?)?;
     m.add_function(wrap_pyfunction!(probe_parquet, m)?)?;
     m.add_function(wrap_pyfunction!(probe_objects, m)?)?;
     m.add_function(wrap_pyfunction!(remote_list, m)?)?;
@@ -156,6 +157,38 @@ fn probe_parquet<'py>(
     dict.set_item("offset", offsets.into_pyarray(py))?;
     dict.set_item("check", checks.into_pyarray(py))?;
     dict.set_item("container_length", length)?;
+    Ok(dict)
+}
+
+/// Probes the members of a container at known places.
+#[pyfunction]
+#[pyo3(signature = (path, offset, length, threads, helpers = None))]
+fn probe_members<'py>(
+    py: Python<'py>,
+    path: &[u8],
+    offset: PyReadonlyArray1<'py, u64>,
+    length: PyReadonlyArray1<'py, u64>,
+    threads: usize,
+    helpers: Option<&Bound<'py, Helpers>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let helpers = given(helpers);
+    let places: Vec<(u64, u64)> = offset.as_slice()?.iter().copied().zip(length.as_slice()?.iter().copied()).collect();
+    let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
+    let probe = || probe::probe_members(Path::new(OsStr::from_bytes(path)), &places, threads, &helpers);
+    let (members, held) = attended(py, probe)?
+        .map_err(|reason| to_py(Error::new(Kind::Index, format!("'{}': {reason}", String::from_utf8_lossy(path)))))?;
+    let (mut columns, mut checks) = (Columns::default(), Vec::new());
+    for (i, (member, (_, bytes))) in members.into_iter().zip(places).enumerate() {
+        let header = member.header.map_err(|reason| {
+            columns.errors.push((i, reason));
+            BROKEN
+        });
+        columns.push(bytes as i64, header);
+        checks.push(member.check);
+    }
+    let dict = columns.into_dict(py)?;
+    dict.set_item("check", checks.into_pyarray(py))?;
+    dict.set_item("container_length", held)?;
     Ok(dict)
 }
 
