@@ -83,10 +83,12 @@ def torchvision(case: Case) -> Callable[[], None] | None:
     return _each(case, one)
 
 
-def opencv(case: Case) -> Callable[[], None]:
+def opencv(case: Case) -> Callable[[], None] | None:
     import cv2
 
     cv2.setNumThreads(1)
+    if cv2.imdecode(np.frombuffer(case[0][0], np.uint8), cv2.IMREAD_COLOR_RGB) is None:  # JPEG XL
+        return None
 
     def one(data: bytes, h: int, w: int) -> object:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
