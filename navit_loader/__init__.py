@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .plan.packing import pack
     from .render.encoded import EncodedBatch
     from .render.images import pack_images
+    from .render.processor import ImageProcessor
 
 __all__ = [
     "DevicePrefetcher",
     "EncodedBatch",
+    "ImageProcessor",
     "LoaderConfig",
     "PackedBatch",
     "PackedLoader",
@@ -34,6 +36,7 @@ __all__ = [
 _HOME = {
     "DevicePrefetcher": "deliver.device",
     "EncodedBatch": "render.encoded",
+    "ImageProcessor": "render.processor",
     "LoaderConfig": "config",
     "PackedBatch": "batch",
     "PackedLoader": "deliver.local",

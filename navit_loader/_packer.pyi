@@ -34,7 +34,9 @@ __all__ = [
     "remote_list",
     "remote_meta",
     "remote_read",
+    "render_floats",
     "render_images",
+    "spread",
     "storage",
     "storage_news",
     "without_secrets",
@@ -464,3 +466,61 @@ def render_images(
     helpers: Helpers | None = None,
 ) -> dict[str, Any]:
     """Renders one planned batch from bytes or u8 `[H, W, 3]` arrays; row r of the plan is image r."""
+
+Shape = tuple[int, int, int, int, int]
+"""Of patches in a tensor: P, floats from one colour to the next (1 where a pixel's stand together) and from one line to the
+next, how often a patch stands there, and floats from one time to the next."""
+
+def spread(
+    patches: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    places: NDArray[np.int64],
+    shape: Shape,
+    values: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Writes patches that are rendered already into a tensor of floats.
+
+    Args:
+        patches: P·P·3 bytes each, one after the other.
+        rows: which of them.
+        places: where in `out` each begins.
+        shape: see `Shape`.
+        values: `[3, 256]`, what becomes of each sample.
+        out: flat.
+
+    Raises:
+        RenderError: a row or a place outside.
+    """
+
+def render_floats(
+    images: list[Any],
+    targets: list[tuple[int, int]],
+    columns: list[int],
+    starts: list[int],
+    places: list[NDArray[np.int64]],
+    shape: Shape,
+    values: NDArray[np.float32],
+    render_json: str,
+    out: NDArray[np.float32],
+    helpers: Helpers | None = None,
+) -> list[tuple[int, str]]:
+    """Renders whole images, bytes or u8 `[H, W, 3]` arrays, into a tensor of floats.
+
+    Args:
+        images: bytes or arrays.
+        targets: (height, width) of each; what its patches hold beyond is black.
+        columns: patches across.
+        starts: where the part of each image in `out` begins, and where the last ends.
+        places: where in that part each patch begins, row by row.
+        shape, values: as for `spread`.
+        render_json: `RenderConfig.to_json()`.
+        out: flat.
+        helpers: see `probe_files`.
+
+    Returns:
+        The number of each image that has no pixels, and why.
+
+    Raises:
+        RenderError: what is asked for does not fit.
+    """

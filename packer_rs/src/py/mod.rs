@@ -9,6 +9,7 @@ mod batch;
 mod columns;
 mod encoded;
 mod errors;
+mod floats;
 mod foreign;
 mod given;
 mod layout;
@@ -36,5 +37,6 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     probe::register(m)?;
     render::register(m)?;
     encoded::register(m)?;
+    floats::register(m)?;
     Ok(())
 }

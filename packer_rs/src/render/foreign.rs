@@ -1,0 +1,65 @@
+//! Whole images for somebody else's model. In: images, the size of each and where its patches go in a tensor of floats.
+//! Out: the tensor, and which images have no pixels; nothing lasts. Apart from `in_place`: here is no plan and no batch.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::settings::RenderSettings;
+use super::worker::{Input, Worker};
+use crate::error::{Error, Kind, Result};
+use crate::failure::Failure;
+use crate::pixels::decode::foreign::Helpers;
+use crate::pixels::floats::Form;
+use crate::sync::lock;
+
+/// One image and its part of the tensor.
+pub struct Wholly<'a> {
+    /// Where its pixels come from.
+    pub input: Input<'a>,
+    /// EXIF, 1 to 8.
+    pub orientation: u8,
+    /// Width and height after orientation.
+    pub size: (i32, i32),
+    /// Width and height to which it is resized.
+    pub target: (u32, u32),
+    /// Patches across.
+    pub columns: usize,
+    /// Where each patch begins in `out`, row by row; at least as many as the target touches.
+    pub places: &'a [usize],
+    /// Its floats.
+    pub out: &'a mut [f32],
+}
+
+/// Renders each image, on as many threads as the settings say. Gives the numbers of those that failed, in order.
+pub fn render_floats(
+    images: Vec<Wholly<'_>>,
+    form: &Form,
+    settings: &RenderSettings,
+    helpers: &Arc<Helpers>,
+) -> Result<Vec<(usize, Failure)>> {
+    let threads = settings.decoders().min(images.len());
+    let (left, failures) = (Mutex::new(images.into_iter().enumerate()), Mutex::new(Vec::new()));
+    let run = || -> std::result::Result<(), Failure> {
+        let mut worker = Worker::new(helpers.clone())?;
+        loop {
+            let Some((n, mut image)) = lock(&left).next() else { return Ok(()) };
+            if let Err(f) = worker.floats(&mut image, form, settings) {
+                if f.reason.may_pass() {
+                    return Err(f);
+                }
+                lock(&failures).push((n, f));
+            }
+        }
+    };
+    let memory = |f: Failure| Error::new(Kind::Render, f.detail);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
+        run().map_err(memory)?;
+        for other in others {
+            other.join().map_err(|_| Error::new(Kind::Render, "a rendering thread panicked"))?.map_err(memory)?;
+        }
+        Ok(())
+    })?;
+    let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failures.sort_by_key(|&(n, _)| n);
+    Ok(failures)
+}
