@@ -504,6 +504,7 @@ def render_floats(
     render_json: str,
     out: NDArray[np.float32],
     helpers: Helpers | None = None,
+    exact: bool = False,
 ) -> list[tuple[int, str]]:
     """Renders whole images, bytes or u8 `[H, W, 3]` arrays, into a tensor of floats.
 
@@ -517,6 +518,7 @@ def render_floats(
         render_json: `RenderConfig.to_json()`.
         out: flat.
         helpers: see `probe_files`.
+        exact: decode JPEG to RGB at its full size before it is resized, as Pillow and torchvision do.
 
     Returns:
         The number of each image that has no pixels, and why.

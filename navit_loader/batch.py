@@ -179,7 +179,11 @@ class PackedBatch:
         return of_batch(self, "naflex", mean, std, max_seq_len)
 
     def to_siglip2(
-        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, max_num_patches: int | None = None
+        self,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        max_num_patches: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """As SigLIP 2 and LFM2-VL without tiles: `pixel_values` `[N, T, P·P·3]`, `pixel_attention_mask` i32 `[N, T]`,
         `spatial_shapes` i64 `[N, 2]`.

@@ -1,8 +1,8 @@
 """Tensors as other people's models take them: what stands where, family by family.
 
 In: grids of patches, and how samples are normalised. Out: for each patch its place in the tensor `pixel_values`, and the
-tensors that go with it. A family is a row of `FAMILIES`. Apart, since a batch that is rendered already (`PackedBatch.to_qwen_vl`
-and its like) and images that are rendered for this alone (`ImageProcessor`) lay out alike.
+tensors that go with it. A family is a row of `FAMILIES`. Apart, since a batch that is rendered already
+(`PackedBatch.to_qwen_vl` and its like) and images that are rendered for this alone (`ImageProcessor`) lay out alike.
 """
 
 from __future__ import annotations

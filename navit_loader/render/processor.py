@@ -93,29 +93,36 @@ class ImageProcessor:
     Args:
         kind: `image_processor_type`, as a key of `CLASSES`.
         render: how files are decoded; the filter is the family's.
+        exact: resize JPEG files from the very pixels that Pillow shows. False takes the loader's way, which is sooner, and
+            further from the family's pixels: it decodes at a smaller scale where that is enough, and resizes Y, Cb and Cr.
         settings: as in the family's `preprocessor_config.json`.
 
     Raises:
         ConfigError: a family that is none of `CLASSES`, or a setting that it cannot have here.
     """
 
-    def __init__(self, kind: str, *, render: RenderConfig | None = None, **settings: Any) -> None:
+    def __init__(self, kind: str, *, render: RenderConfig | None = None, exact: bool = True, **settings: Any) -> None:
         plain = kind.removesuffix("Fast").removesuffix("Pil")
         if plain not in CLASSES:
             raise ConfigError(f"image_processor_type = '{kind}' is none of those that are known: {', '.join(CLASSES)}")
-        self.kind, self.render = plain, render or RenderConfig()
+        self.kind, self.render, self.exact = plain, render or RenderConfig(), exact
         self.family, defaults = CLASSES[plain]
         self.settings = _checked({**ALWAYS, **defaults}, settings)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], *, render: RenderConfig | None = None, **settings: Any
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        render: RenderConfig | None = None,
+        exact: bool = True,
+        **settings: Any,
     ) -> ImageProcessor:
         """From a model's folder with a `preprocessor_config.json`, or a `processor_config.json` that holds one. Offline.
 
         Args:
             folder: where it lies.
-            render, settings: as for the class; settings go before the folder's.
+            render, exact, settings: as for the class; settings go before the folder's.
 
         Raises:
             ConfigError: it cannot be read, or as for the class.
@@ -134,7 +141,7 @@ class ImageProcessor:
             except (ValueError, KeyError, TypeError) as e:
                 raise ConfigError(f"'{path}' is no configuration of an image processor: {e!r}") from None
             try:
-                return cls(kind, render=render, **{**found, **settings})
+                return cls(kind, render=render, exact=exact, **{**found, **settings})
             except ConfigError as e:
                 raise ConfigError(f"'{path}': {e}") from None
         raise ConfigError(f"'{os.fspath(folder)}' holds no preprocessor_config.json; give the folder of a model")
@@ -160,7 +167,8 @@ class ImageProcessor:
             settings: for this call alone.
 
         Returns:
-            transformers' `BatchFeature` where transformers is in use, else a dict; keys, shapes and dtypes as of the family's own.
+            transformers' `BatchFeature` where transformers is in use, else a dict; keys, shapes and dtypes are
+            the family's.
 
         Raises:
             ConfigError: a setting that cannot be.
@@ -203,6 +211,7 @@ class ImageProcessor:
             replace(self.render, filter=FILTERS[had["resample"]]).to_json(),
             pixels.reshape(-1),
             helpers(),
+            self.exact,
         )
         if failed:
             n, why = failed[0]
@@ -244,11 +253,15 @@ def _checked(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
                 size[edge] = pixels
         had["size"] = size
     if had["resample"] not in FILTERS:
-        raise ConfigError(f"resample = {had['resample']!r} is none of {', '.join(f'{k} ({v})' for k, v in FILTERS.items())}")
+        raise ConfigError(
+            f"resample = {had['resample']!r} is none of {', '.join(f'{k} ({v})' for k, v in FILTERS.items())}"
+        )
     for key in ("image_mean", "image_std"):
         if not isinstance(had[key], Sequence) or len(had[key]) != 3:
             raise ConfigError(f"{key} = {had[key]!r} is not possible; give three numbers")
-    counts = {key: had[key] for key in ("merge_size", "temporal_patch_size", "max_num_patches", "max_patches") if key in had}
+    counts = {
+        key: had[key] for key in ("merge_size", "temporal_patch_size", "max_num_patches", "max_patches") if key in had
+    }
     for key, value in {"patch_size": _side(had["patch_size"]), **counts}.items():
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{key} = {value!r} is not possible; give a whole number above 0")

@@ -58,7 +58,7 @@ fn spread(
 
 /// Renders whole images into `out`. Gives the number of each that failed, and why.
 #[pyfunction]
-#[pyo3(signature = (images, targets, columns, starts, places, shape, values, render_json, out, helpers = None))]
+#[pyo3(signature = (images, targets, columns, starts, places, shape, values, render_json, out, helpers = None, exact = false))]
 #[allow(clippy::too_many_arguments)]
 fn render_floats<'py>(
     py: Python<'py>,
@@ -72,6 +72,7 @@ fn render_floats<'py>(
     render_json: &str,
     mut out: PyReadwriteArray1<'py, f32>,
     helpers: Option<&Bound<'py, Helpers>>,
+    exact: bool,
 ) -> PyResult<Vec<(usize, String)>> {
     let (helpers, form) = (given(helpers), form(shape, &values)?);
     let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
@@ -106,7 +107,7 @@ fn render_floats<'py>(
             places,
             out,
         });
-        render(whole.collect(), &form, &settings, &helpers)
+        render(whole.collect(), &form, &settings, &helpers, exact)
     });
     Ok(failed.map_err(to_py)?.into_iter().map(|(n, f)| (n, f.detail)).collect())
 }

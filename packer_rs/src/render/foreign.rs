@@ -7,6 +7,7 @@ use super::settings::RenderSettings;
 use super::worker::{Input, Worker};
 use crate::error::{Error, Kind, Result};
 use crate::failure::Failure;
+use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::floats::Form;
 use crate::sync::lock;
@@ -29,17 +30,19 @@ pub struct Wholly<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Renders each image, on as many threads as the settings say. Gives the numbers of those that failed, in order.
+/// Renders each image, on as many threads as the settings say; where `exact`, from the very pixels that others see. Gives the numbers of those that failed, in order.
 pub fn render_floats(
     images: Vec<Wholly<'_>>,
     form: &Form,
     settings: &RenderSettings,
     helpers: &Arc<Helpers>,
+    exact: bool,
 ) -> Result<Vec<(usize, Failure)>> {
     let threads = settings.decoders().min(images.len());
     let (left, failures) = (Mutex::new(images.into_iter().enumerate()), Mutex::new(Vec::new()));
     let run = || -> std::result::Result<(), Failure> {
-        let mut worker = Worker::new(helpers.clone())?;
+        let decoder = if exact { Decoder::exact(helpers.clone()) } else { Decoder::new(helpers.clone()) };
+        let mut worker = Worker::with(decoder?);
         loop {
             let Some((n, mut image)) = lock(&left).next() else { return Ok(()) };
             if let Err(f) = worker.floats(&mut image, form, settings) {

@@ -64,15 +64,20 @@ pub struct Worker {
 impl Worker {
     /// A worker whose `helpers` read what no decoder here does.
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
-        Ok(Self {
-            decoder: Decoder::new(helpers)?,
+        Ok(Self::with(Decoder::new(helpers)?))
+    }
+
+    /// A worker with these decoders.
+    pub(super) fn with(decoder: Decoder) -> Self {
+        Self {
+            decoder,
             resizer: Resizer::default(),
             pixels: Pixels::default(),
             small: Small::default(),
             line: Vec::new(),
             row: Vec::new(),
             tokens: Vec::new(),
-        })
+        }
     }
 
     /// Whether the file rendered last has 16 bits a sample, of which it uses few.

@@ -36,6 +36,8 @@ enum Pass {
 /// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
 pub struct Jpeg {
     own: Option<Plain>,
+    /// Whether colours are decoded to RGB in full, as others do it before they resize.
+    whole: bool,
     handle: tj::tjhandle,
     /// Whether a file went through the handle.
     used: bool,
@@ -55,8 +57,9 @@ impl Drop for Jpeg {
 
 impl Jpeg {
     /// Without our `own` decoder libjpeg-turbo gets all files.
-    pub fn new(own: Option<Plain>) -> Result<Self, Failure> {
-        let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, pass: Pass::None, scratch: Vec::new() };
+    pub fn new(own: Option<Plain>, whole: bool) -> Result<Self, Failure> {
+        let mut jpeg =
+            Self { own, whole, handle: std::ptr::null_mut(), used: false, pass: Pass::None, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
     }
@@ -173,7 +176,7 @@ impl Jpeg {
             return Err(Failure::decode(Reason::Unsupported, "JPEG of more than 8 bits a sample"));
         }
         let lossless = self.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
-        let denominator = if wanted.dct_scaling && !lossless { scale(wanted) } else { 1 };
+        let denominator = if wanted.dct_scaling && !lossless && !self.whole { scale(wanted) } else { 1 };
         // SAFETY: the handle is alive; libjpeg-turbo supports these factors.
         let code = unsafe { tj::tj3SetScalingFactor(self.handle, tj::tjscalingfactor { num: 1, denom: denominator }) };
         self.accept(code)?;
@@ -182,7 +185,7 @@ impl Jpeg {
         let samples = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
         match self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS {
             tj::TJCS_TJCS_GRAY => self.interleaved(bytes, scaled, denominator, tj::TJPF_TJPF_GRAY, out),
-            tj::TJCS_TJCS_YCbCr if !lossless && samples != tj::TJSAMP_TJSAMP_UNKNOWN => {
+            tj::TJCS_TJCS_YCbCr if !self.whole && !lossless && samples != tj::TJSAMP_TJSAMP_UNKNOWN => {
                 self.planes(bytes, scaled, denominator, samples, out)
             }
             tj::TJCS_TJCS_CMYK | tj::TJCS_TJCS_YCCK => {
