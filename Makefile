@@ -1,6 +1,6 @@
 # The house's commands. In: a clean clone, Python >= 3.11, a Rust toolchain, a C compiler. Out: .venv with everything
 # installed, the engine built, and what the target says. Nothing outside this folder is touched, except that `nasm`
-# (the assembler that libjpeg-turbo's SIMD code needs) and `nginx` (a server that tests read from) are installed with
+# (the assembler that libjpeg-turbo and dav1d need) and `nginx` (a server that tests read from) are installed with
 # apt-get where they are missing and we are root; `test-aarch64` does so with a compiler and an emulator.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 UV     := $(BIN)/uv pip install --python $(PY) --quiet
 RUST   := $(shell find jpeg_rs/src packer_rs/src -name '*.rs' 2>/dev/null) jpeg_rs/Cargo.toml packer_rs/Cargo.toml Cargo.toml Cargo.lock
-# cmake comes from .venv; pyo3's build script finds .venv's Python first.
+# cmake, meson and ninja come from .venv; pyo3's build script finds .venv's Python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
@@ -32,8 +32,9 @@ test-rust: $(VENV)/.deps
 	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --locked --no-tests=pass \
 		&& cargo test --workspace --locked --doc; else cargo test --workspace --locked; fi
 
+# Two at a time, each file in one process: many tests wait for processes and clocks of their own.
 test-python: build $(VENV)/.dali
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 # Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached. The plan alone
 # is built, and what it needs without optimising: most of the time would go there.
@@ -92,13 +93,13 @@ $(VENV)/.made:
 
 $(VENV)/.deps: $(VENV)/.made pyproject.toml
 	@echo "installing Python packages into $(VENV) (torch is the large one) ..."
-	@$(UV) "cmake<5" "maturin>=1.9.4,<2"
+	@$(UV) "cmake<5" "maturin>=1.9.4,<2" "meson>=1.3,<2" "ninja>=1.11,<2"
 	@$(UV) -r pyproject.toml --extra demo
 	@$(UV) --group test --group check
 	@case "$$(uname -m)" in x86_64|amd64) command -v nasm >/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing nasm ..."; apt-get update -qq && apt-get install -y -qq nasm >/dev/null; \
-		else echo "libjpeg-turbo's SIMD code needs the assembler 'nasm'; install it first, on Debian: apt-get install nasm" >&2; exit 1; fi; };; esac
+		else echo "libjpeg-turbo and dav1d need the assembler 'nasm'; install it first, on Debian: apt-get install nasm" >&2; exit 1; fi; };; esac
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing nginx ..."; { apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; } \

@@ -87,6 +87,23 @@ def write(folder: Path, count: int, megapixels: float = 0.2, bytes_per_pixel: fl
         (folder / f"{n:06d}.jpg").write_bytes(data)
 
 
+def mix(folder: Path) -> None:
+    """Of every five files one becomes progressive, one WebP and one PNG, as a folder from the web may have them."""
+    for n, path in enumerate(sorted(folder.glob("*.jpg"))):
+        with Image.open(path) as image:
+            match n % 5:
+                case 0:
+                    out = io.BytesIO()
+                    image.save(out, "JPEG", quality="keep", progressive=True)
+                    path.write_bytes(out.getvalue())
+                case 1:
+                    image.save(path.with_suffix(".webp"), quality=80)
+                    path.unlink()
+                case 2:
+                    image.save(path.with_suffix(".png"))
+                    path.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)

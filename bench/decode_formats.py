@@ -1,10 +1,10 @@
 """What a photograph costs in each format, to packed patches, beside others in the same run.
 
 In: photographs of 0.2 megapixels (`corpus.py`), written in each format. Out: processor time an image of each peer, decoded,
-resized and cut into patches in one thread, and the ratio to torchvision; medians over interleaved repetitions, each ratio
-within one repetition. Processor time, since other processes on the machine change it less than they change a clock's. Where
-a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers that are not installed are
-named and left out.
+resized and cut into patches in one thread, and the ratio to torchvision where it reads the format; medians over interleaved
+repetitions, each ratio within one repetition. Processor time, since other processes on the machine change it less than they
+change a clock's. Where a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers
+that are not installed are named and left out.
 
     python bench/decode_formats.py [--count 60] [--repeat 9] [--only WebP]
 
@@ -38,6 +38,8 @@ FORMATS: dict[str, tuple[str, dict[str, object]]] = {
     "WebP, lossy": ("WEBP", {"quality": 80}),
     "WebP, lossy, alpha": ("WEBP", {"quality": 80}),
     "WebP, lossless": ("WEBP", {"lossless": True}),
+    "AVIF": ("AVIF", {"quality": 75}),
+    "AVIF, alpha": ("AVIF", {"quality": 75}),
     "GIF": ("GIF", {}),
     "BMP": ("BMP", {}),
     "TIFF, LZW": ("TIFF", {"compression": "tiff_lzw"}),
@@ -59,7 +61,7 @@ def case(name: str, photos: list[Image.Image], sides: tuple[int, int] | None) ->
     return files, sizes, grids(sizes, 256, sides)
 
 
-def torchvision(case: Case) -> Callable[[], None]:
+def torchvision(case: Case) -> Callable[[], None] | None:
     import torch
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms import InterpolationMode
@@ -72,6 +74,10 @@ def torchvision(case: Case) -> Callable[[], None]:
         image = resize(image, [h * P, w * P], interpolation=InterpolationMode.BICUBIC, antialias=True)
         return image.permute(1, 2, 0).reshape(h, P, w, P, 3).permute(0, 2, 1, 3, 4).contiguous()
 
+    try:
+        one(case[0][0], *case[2][0])
+    except RuntimeError:  # of BMP, TIFF and AVIF
+        return None
     return _each(case, one)
 
 
@@ -115,6 +121,41 @@ def libwebp(case: Case) -> Callable[[], None] | None:
     return run
 
 
+def libavif(case: Case) -> Callable[[], None] | None:
+    """Container and decoding alone, to Y, U, V, by the copy in Pillow's wheel, on one thread: its dav1d is the floor."""
+    found = sorted((Path(PIL.__file__).parents[1] / "pillow.libs").glob("libavif-*"))
+    if not found or case[0][0][4:12] != b"ftypavif":
+        return None
+    library = ctypes.CDLL(str(found[0]))
+    library.avifDecoderCreate.restype = ctypes.c_void_p
+    library.avifDecoderSetIOMemory.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+    for name in ("Parse", "NextImage", "Destroy"):
+        getattr(library, f"avifDecoder{name}").argtypes = [ctypes.c_void_p]
+
+    def one(data: bytes, h: int, w: int) -> None:
+        decoder = library.avifDecoderCreate()
+        failed = library.avifDecoderSetIOMemory(decoder, data, len(data))
+        failed = failed or library.avifDecoderParse(decoder) or library.avifDecoderNextImage(decoder)
+        library.avifDecoderDestroy(decoder)
+        assert not failed, "libavif refuses a file of the corpus"
+
+    return _each(case, one)
+
+
+def libjpeg(case: Case) -> Callable[[], None] | None:
+    """Decoding alone, by the copy of libjpeg-turbo in Pillow's wheel: to Y, Cb, Cr, at the DCT scale that we use too."""
+    if not case[0][0].startswith(b"\xff\xd8"):
+        return None
+
+    def run() -> None:
+        for data, (h, w) in zip(case[0], case[2], strict=True):
+            image = Image.open(io.BytesIO(data))
+            image.draft("YCbCr", (w * P, h * P))
+            image.load()
+
+    return run
+
+
 def peers() -> dict[str, Peer]:
     found: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
     for name, module, peer in (("OpenCV area", "cv2", opencv), ("Pillow", "PIL", pillow)):
@@ -122,7 +163,7 @@ def peers() -> dict[str, Peer]:
             found[name] = peer
         else:
             print(f"{name}: not installed, left out")
-    return found | {"libwebp alone": libwebp}
+    return found | {"libjpeg-turbo alone": libjpeg, "libwebp alone": libwebp, "libavif alone": libavif}
 
 
 def beside_peers(count: int, repeat: int, only: str) -> None:
@@ -141,10 +182,12 @@ def beside_peers(count: int, repeat: int, only: str) -> None:
                         times[peer].append((time.process_time() - start) / count)
             print(f"\n{name}, {title}: {count} files of {sum(map(len, files[0])) / count / 1e3:.0f} KB")
             for peer, seconds in times.items():
-                ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
                 lead = median(t / s for t, s in zip(seconds, times["navit"], strict=True))
-                speeds = f"{ratio:5.2f} × torchvision   navit {lead:5.2f} × this"
-                print(f"  {peer:<16} {1e3 * median(seconds):6.2f} ms   {speeds}", flush=True)
+                speeds = f"navit {lead:5.2f} × this"
+                if "torchvision" in times:
+                    ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
+                    speeds = f"{ratio:5.2f} × torchvision   {speeds}"
+                print(f"  {peer:<20} {1e3 * median(seconds):6.2f} ms   {speeds}", flush=True)
 
 
 WIDTH, HEIGHT, GRID, COUNT = 640, 427, (13, 20), 16

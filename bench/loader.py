@@ -12,7 +12,10 @@ crops and resizes every image to about 256 × 256 and hands out Pillow images, n
 DALI, where it is installed, reads, draws, decodes and resizes on its own two threads; patches and first-fit are made here.
 Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
 
-    python bench/loader.py [--folder DIR] [--count 2000] [--repeat 5] [--json FILE]
+`--mixed`: of every five files one is progressive JPEG, one WebP, one PNG, as in a folder from the web; DALI and datago are
+left out then.
+
+    python bench/loader.py [--folder DIR] [--count 2000] [--mixed] [--repeat 5] [--json FILE]
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from corpus import write
+from corpus import mix, write
 from decode import installed
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -69,7 +72,8 @@ class Patches(Dataset[torch.Tensor]):
         return len(self.files)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        image = decode_jpeg(read_file(self.files[i]), ImageReadMode.RGB)
+        decode = decode_jpeg if self.files[i].endswith(".jpg") else decode_image
+        image = decode(read_file(self.files[i]), ImageReadMode.RGB)
         _, height, width = image.shape
         side = min(float(torch.empty(()).uniform_(LOW, HIGH)), (height * width) ** 0.5)
         h = max(1, int(side * (height / width) ** 0.5 / P))
@@ -274,8 +278,9 @@ def one_core() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="a class-per-folder tree of JPEG files")
+    parser.add_argument("--folder", type=Path, help="a class-per-folder tree of JPEG, WebP and PNG files")
     parser.add_argument("--count", type=int, default=2000, help="files to make where no folder is given")
+    parser.add_argument("--mixed", action="store_true", help="make files of several formats")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every repetition as JSON too")
     args = parser.parse_args()
@@ -286,13 +291,16 @@ def main() -> None:
         if folder is None:
             folder = Path(temporary) / "images"
             write(folder / "all", args.count)
+            if args.mixed:
+                mix(folder / "all")
         measure(folder, Path(temporary) / "bench.arrow", args.repeat, args.json)
 
 
 def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
     """Runs the peers in turn and prints the table."""
     build_index(folder, index)
-    files = sorted(map(str, folder.rglob("*.jpg")))
+    files = sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".webp", ".png"))
+    jpeg = all(path.endswith(".jpg") for path in files)
     settings: dict[str, Any] = {
         "data": {"batch_size": 8},
         "plan": {
@@ -325,11 +333,15 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
             THEIRS: lambda: theirs(peer, len(files)),
             TIMM: lambda: timms(flexible),
         }
-        if installed("datago"):
+        if not jpeg:
+            print("datago, DALI: left out, since not all files are JPEG")
+        elif installed("datago"):
             peers[DATAGO] = lambda: datagos(folder, len(files))
         else:
             print("datago: not installed, left out")
-        if installed("nvidia.dali"):
+        if not jpeg:
+            pass
+        elif installed("nvidia.dali"):
             peers[DALI] = dalis(files)
         else:
             print("DALI: not installed (pip install nvidia-dali-cuda130), left out")

@@ -199,6 +199,11 @@ def pack(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sequence and offset of each item; `navit_loader.pack` checks the arguments. Raises PackError."""
 
+def smart_grids(
+    resolution_json: str, patch_size: int, height: NDArray[np.uint32], width: NDArray[np.uint32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of patches, 0 where the family refuses the image; see `navit_loader.plan.sizing`. Raises PlanError."""
+
 @final
 class PlannedBatch:
     """The planned images of one batch, as handed to `Renderer.submit`."""

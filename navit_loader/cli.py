@@ -11,7 +11,20 @@ from importlib import import_module
 
 from .shown import Arguments, escape_outputs, status_of
 
-COMMANDS = ("index", "info", "split", "lint", "pack_shards", "plan", "preview", "bench", "serve", "keys", "top")
+COMMANDS = (
+    "index",
+    "info",
+    "split",
+    "lint",
+    "pack_shards",
+    "suggest",
+    "plan",
+    "preview",
+    "bench",
+    "serve",
+    "keys",
+    "top",
+)
 """Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 
 

@@ -271,6 +271,9 @@ class LoaderConfig:
         """
         plan = self.plan
         cap = plan.max_tokens if max_tokens is None else max_tokens + plan.prefix_tokens
+        resolution = Resolution(kind="budget", upscale=True)
+        if max_tokens is None:
+            resolution = plan.resolution if plan.resolution.kind == "smart" else Resolution(kind="native")
         return replace(
             self,
             data=replace(self.data, remainder="fill", refresh=False),
@@ -289,6 +292,6 @@ class LoaderConfig:
                 patch_weights=(),
                 max_tokens=cap,
                 sequence_length=max(plan.sequence_length, cap),
-                resolution=Resolution(kind="native") if max_tokens is None else Resolution(kind="budget", upscale=True),
+                resolution=resolution,
             ),
         )

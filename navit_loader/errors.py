@@ -62,6 +62,9 @@ class ExtraError(NavitError, ImportError):
 EXTRAS = {
     "huggingface_hub": "model",
     "matplotlib": "model",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "safetensors": "model",
     "scipy": "model",
     "tokenizers": "captions",
@@ -87,6 +90,6 @@ def reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def said(error: Exception) -> list[str]:
+def said(error: BaseException) -> list[str]:
     """The lines of what another library's error says, but for empty ones; its name where it says nothing."""
     return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""Formats that the engine does not read itself, through Pillow: AVIF, HEIF (with pillow-heif), JPEG 2000, PPM and more.
+"""Formats that the engine does not read itself, through Pillow: HEIF (with pillow-heif), JPEG 2000, PPM and more.
 
 In: encoded bytes. Out: size and orientation, or pixels in the stored frame. The engine starts this very file as a helper
 process, one for each thread that meets such an image, and talks to it over pipes; so no thread of the engine ever takes the
@@ -35,7 +35,7 @@ FORMATS = {
     "sgi": "SGI",
     "tiff": "TIFF",
 }
-"""The engine's names of the formats that come here and Pillow's. Of TIFF, only what the engine's own decoder refuses."""
+"""The engine's names of the formats that come here and Pillow's. Of TIFF and AVIF, only what its own decoders leave."""
 
 _SELDOM = {"bmp": "BMP", "gif": "GIF"}
 """The same, of which only what the engine's decoder misreads comes here: too little to tie every index of them to a version."""

@@ -394,3 +394,29 @@ class AugmentConfig:
         check_types(self)
         require(0 <= self.layers <= 16, "layers", self.layers, "between 0 and 16")
         require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
+
+
+@dataclass(frozen=True, slots=True)
+class MixConfig:
+    """`[train.mix]`: images of one sequence mixed with each other, and their labels with them.
+
+    Attributes:
+        mixup: α of mixup's Beta(α, α); 0 is without. 0.2 is usual for fine-tuning, 0.8 for training from nothing.
+        cutmix: α of cutmix's; 0 is without, 1 is usual. With both, each image draws one of them.
+        probability: of an image to be mixed.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for key in ("mixup", "cutmix"):
+            require(0 <= getattr(self, key) <= 100, key, getattr(self, key), "between 0 and 100")
+        require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0

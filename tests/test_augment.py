@@ -16,7 +16,7 @@ from navit_model.config import NaViTConfig, TextConfig
 from navit_model.model.navit import NaViT
 from navit_model.model.text import TextTower, pack_captions
 from navit_model.train.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
-from navit_model.train.flops import batch_flops, text_flops
+from navit_model.train.flops import batch_flops, frozen_flops, text_flops
 
 sys.path.insert(0, str(Path(__file__).parent))
 from packed import packed
@@ -117,6 +117,15 @@ def test_counted_operations_are_those_that_torch_counts(pool: str, parts: dict[s
         model(batch)
     # Torch leaves out what is no matrix product by name; segment sums are products in our code, but no arithmetic of ViT.
     assert float(batch_flops(config, batch)) == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_what_is_frozen_is_counted_once() -> None:
+    """The embedding and one of three blocks: what a model of one block takes, its classifier left out."""
+    config = NaViTConfig(width=32, depth=3, heads=2, patch_size=4, pool="mean", classes=7)
+    batch = packed([[(6, 6)], [(2, 5)]], length=36, longest=36, images=1, patch=4).to("cpu")
+    one = batch_flops(replace(config, depth=1, classes=0), batch)
+    assert float(frozen_flops(config, batch, 2)) == float(one)
+    assert float(frozen_flops(config, batch, 0)) == 0
 
 
 def test_windows_are_counted_as_such() -> None:

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index, open_index
-from navit_loader.commands.plan import summarise
 from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index
 from navit_loader.index.subset import write_subset
 from navit_loader.render.engine import Engine
+from navit_loader.summary import summarise
 from navit_model.train.checkpoint import open_image_model
 from navit_model.train.settings import RunConfig
 from navit_model.train.tasks.contrastive import Contrastive

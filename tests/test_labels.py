@@ -182,7 +182,7 @@ def test_index_prints_the_class_table_and_what_may_surprise(tmp_path: Path) -> N
     for content, words in (
         ("path,label\n0.png,dog\n1.png,cat\n2.png,dog\n", ["classes: 0 = cat, 1 = dog"]),
         ("path,label\n0.png,1\n1.png,2\n2.png,2\n", ["the numbers 0 to 2", "of class 0; class numbers are counted from 0"]),
-        ("path,class\n0.png,dog\n1.png,cat\n", ["2 images have no label", "its columns: path, class. Rename"]),
+        ("path,class\n0.png,dog\n1.png,cat\n", ["2 images have no label", "its columns: path, class. Name the one"]),
         ("path,label\n0.png,dog\n1.png,0\n2.png,1\n", ["line 3: label '0' stands among names"]),
         ('path,label\n0.png,"dog,cat"\n1.png,cat\n', ["0 = cat, 1 = dog,cat"]),
     ):  # fmt: skip

@@ -173,7 +173,7 @@ def test_stochastic_depth_is_drawn_per_image_and_keeps_the_mean() -> None:
         plain = net.forward_head(net.forward_features(same), same, pre_logits=True)
         net.train()
         torch.manual_seed(0)
-        drawn = net._encode(net._embed(same), same, (1,))[1][0][:, :IMAGES]
+        drawn = net.encode(net._embed(same), same, (1,))[1][0][:, :IMAGES]
         rows = {tuple(row.tolist()) for row in drawn.flatten(0, 1).round(decimals=4)}
     # Attention and MLP of the last block, each there or not.
     assert len(rows) == 4

@@ -56,7 +56,8 @@ def losses(out: Path) -> dict[int, float]:
 
 
 def test_a_resumed_run_gives_the_same_losses_and_weights_bit_for_bit(index: str, tmp_path: Path) -> None:
-    whole, halves = config(index, tmp_path / "whole"), config(index, tmp_path / "halves")
+    mixed = {"mix": {"mixup": 0.8, "cutmix": 1.0, "probability": 0.9}, "layer_decay": 0.75}
+    whole, halves = (config(index, tmp_path / name, **mixed) for name in ("whole", "halves"))
     train(whole)
     world = World.join("cpu")
     with open_loader(halves, world) as loader:
@@ -216,6 +217,37 @@ def test_what_is_decayed(index: str, tmp_path: Path) -> None:
     assert {name.split(".")[0] for name, rate in rates.items() if rate == 0.25} >= {"positions", "prefix", "pool"}
 
 
+def test_each_layer_has_its_rate(index: str, tmp_path: Path) -> None:
+    """The classifier the whole, each layer below it `layer_decay` times that of the one above."""
+    run = config(index, tmp_path, layer_decay=0.5)
+    net = NaViT(replace(run.model, depth=2, classes=2, registers=1, pool="map"))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found = {names[id(p)]: g["scale"] for g in adamw(net, run.train).param_groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    for name, scale in found.items():
+        top, block = name.split(".")[:2] if "." in name else (name, "")
+        wanted = 0.5 ** (2 - int(block)) if top == "blocks" else 1.0 if top in ("norm", "pool", "head") else 0.125
+        assert scale == wanted, name
+    assert {g["scale"] for g in adamw(net, replace(run.train, layer_decay=1.0)).param_groups} == {1.0}
+
+
+def test_what_is_frozen_stays_and_the_rest_learns(index: str, tmp_path: Path) -> None:
+    run = config(index, tmp_path, freeze=2, layer_decay=0.9, ema=0.0, mix={"mixup": 0.8, "cutmix": 1.0})
+    run = replace(run, model=replace(run.model, depth=2))
+    world = World.join("cpu")
+    with open_loader(run, world) as loader:
+        trainer = Trainer(run, loader, world, None)
+        before = {name: value.clone() for name, value in trainer.module.state_dict().items()}
+        trainer.run()
+    frozen = ("patch_embed.", "positions.", "blocks.0.")
+    for name, value in trainer.module.state_dict().items():
+        if trainer.module.get_parameter(name).ndim >= 2:
+            assert torch.equal(value, before[name]) == name.startswith(frozen), name
+    train(run, resume=True)  # at its end: what it saved is read again
+    with pytest.raises(ConfigError, match=r"train\.freeze = 4 is not allowed; it must be at most 3"):
+        train(replace(run, train=replace(run.train, freeze=4, out=str(tmp_path / "more"))))
+
+
 @given(
     kind=st.sampled_from(["cosine", "rsqrt", "constant"]),
     steps=st.integers(2, 400),
@@ -231,6 +263,10 @@ def test_the_rate_rises_to_its_peak_and_never_leaves_it_upwards(
     assert all(0 <= r <= 0.5 for r in rates)
     rising = rates[: min(warmup, steps)]
     assert rising == sorted(rising)
+    slow = replace(run, timescale=3 * max(warmup, 1))
+    assert all(learning_rate(s, slow) >= r for s, r in enumerate(rates))
+    if kind == "rsqrt" and not cooldown and steps > 5 * max(warmup, 1):
+        assert learning_rate(4 * max(warmup, 1), slow) == pytest.approx(0.5 / 2**0.5)
     falling = rates[min(warmup, steps) :]
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
 

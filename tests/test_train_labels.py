@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from navit_model.evaluate.classification import judge
 from navit_model.losses.classification import classification_loss
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
+from navit_model.train.tasks.classification import Classification
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import table, write_index
@@ -32,6 +34,15 @@ def batch_of(labels: list[Any]) -> PackedBatch:
     images = [np.full((16, 16, 3), 9, np.uint8)] * len(labels)
     plan = {"sequence_length": 16, "max_tokens": 4, "patch_sizes": [8], "order": {"kind": "sequential"}}
     return pack_images(images, LoaderConfig.from_dict({"plan": plan}), labels=np.array(rows))
+
+
+def test_sigmoids_start_at_one_in_as_many_as_there_are_classes() -> None:
+    """The loss of an image then is log C and about 1, where one half each would cost C·log 2."""
+    model = {"width": 32, "depth": 1, "heads": 2, "classes": 1000, "patch_size": 8}
+    net = Classification.build(RunConfig.from_dict({"model": model, "train": {"loss": "sigmoid"}}))
+    batch = batch_of([[0], [7], [999]]).to("cpu")
+    total, count = classification_loss(net(batch), batch, kind="sigmoid")
+    assert float(total / count) == pytest.approx(math.log(999) + 1000 * math.log(1 + 1 / 999), rel=1e-4)
 
 
 def test_an_image_of_no_class_is_learnt_by_sigmoids_alone() -> None:
@@ -75,7 +86,11 @@ def test_several_labels_are_scored_on_all_and_no_class_on_none(tmp_path: Path) -
     #         right,      right (2nd), right,         unlabelled, wrong,       wrong
     logits = [[4, -4, -4], [-4, -4, 4], [-4, -4, -4], [4, -4, -4], [-4, 4, -4], [4, -4, -4]]
     config = LoaderConfig.from_dict({"data": {"batch_size": 1}, "plan": {"sequence_length": 16, "max_tokens": 4}})
-    score, answers = judge(Says(torch.tensor(logits, dtype=torch.float32)), str(index), config, sigmoid=True)
+    said = torch.tensor(logits, dtype=torch.float32)
+    score, answers = judge(Says(said), str(index), config, sigmoid=True, keep=3)
+    assert answers.chances is not None and answers.labels is not None
+    torch.testing.assert_close(answers.chances[[0, 1, 2, 4, 5]], said.sigmoid()[[0, 1, 2, 4, 5]])
+    assert answers.labels[1].tolist() == [1, 2]
     assert (score.images, score.accuracy) == (5, 3 / 5)
     assert answers.right.tolist() == [1, 1, 1, 0, 0, 0] and answers.counted.tolist() == [1, 1, 1, 0, 1, 1]
     score, _ = judge(Says(torch.tensor(logits, dtype=torch.float32)), str(index), config)

@@ -5,6 +5,7 @@ In: one small run, trained once. Everything goes through the real commands' `mai
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -183,6 +184,14 @@ def test_prediction_names_classes_and_bad_files(root: Path, tmp_path: Path, caps
     assert all(abs(sum(r["classes"].values()) - 1) < 1e-4 for r in rows)
     lines = err.strip().splitlines()
     assert len(lines) == 2 and "no.png" in lines[0] and "gone.jpg" in lines[1]
+    comma = tmp_path / "a, b.png"
+    comma.write_bytes(images[0].read_bytes())
+    out, _ = call(capsys, "predict", root / "run", comma, images[0], "--tokens", 16, "--csv", "--top", 2)
+    head, *table = csv.reader(out.splitlines())
+    assert head == ["path", "class_1", "probability_1", "class_2", "probability_2"]
+    assert [row[0] for row in table] == [str(comma), str(images[0])]
+    assert table[0][1:] == table[1][1:] and table[0][1] == "class1"
+    assert float(table[0][2]) == pytest.approx(rows[0]["classes"]["class1"], abs=1e-5)
 
 
 def test_prediction_sees_in_a_folder_what_an_index_sees(

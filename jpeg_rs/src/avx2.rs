@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::block::Block;
+use crate::block::Square;
 use crate::idct::{BETWEEN, Divisors, FACTOR_BITS, full::*, small};
 
 const fn pair(low: i16, high: i16) -> i32 {
@@ -19,7 +19,7 @@ fn load(from: &[i16], slot: usize) -> __m256i {
 
 /// Two rows of the block, multiplied.
 #[target_feature(enable = "avx2")]
-fn two_rows(block: &Block, divisors: &Divisors, slot: usize) -> __m256i {
+fn two_rows(block: &Square, divisors: &Divisors, slot: usize) -> __m256i {
     _mm256_mullo_epi16(load(block, slot), load(divisors, slot))
 }
 
@@ -95,7 +95,7 @@ fn turn<const BITS: i32>(rows: [__m256i; 8]) -> [__m256i; 4] {
 
 /// Square of 8.
 #[target_feature(enable = "avx2")]
-pub fn full(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
+pub fn full(block: &Square, divisors: &Divisors, out: &mut [u8], stride: usize) {
     const FIRST: i32 = (FACTOR_BITS - BETWEEN) as i32;
     const SECOND: i32 = (FACTOR_BITS + BETWEEN + 3) as i32;
     let raw = [load(block, 0), load(block, 1), load(block, 2), load(block, 3)];
@@ -144,7 +144,7 @@ fn row(rows: [__m256i; 4], n: usize) -> __m128i {
 
 /// Square of 4.
 #[target_feature(enable = "avx2")]
-pub fn half(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
+pub fn half(block: &Square, divisors: &Divisors, out: &mut [u8], stride: usize) {
     const FIRST: i32 = (FACTOR_BITS - BETWEEN + 1) as i32;
     const SECOND: i32 = (FACTOR_BITS + BETWEEN + 4) as i32;
     const WIDE: i32 = (FACTOR_BITS + 1) as i32;
@@ -208,7 +208,7 @@ pub fn half(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
 
 /// Square of 2.
 #[target_feature(enable = "avx2")]
-pub fn quarter(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
+pub fn quarter(block: &Square, divisors: &Divisors, out: &mut [u8], stride: usize) {
     const FIRST: i32 = (FACTOR_BITS - BETWEEN + 2) as i32;
     const SECOND: i32 = (FACTOR_BITS + BETWEEN + 5) as i32;
     const WIDE: i32 = (FACTOR_BITS + 2) as i32;

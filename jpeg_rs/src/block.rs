@@ -4,6 +4,9 @@
 
 use crate::huffman::{AC_BITS, AcTable, DC_BITS, DcTable, SLOW, extend};
 
+/// A block's coefficients.
+pub type Square = [i16; 64];
+
 /// A block, and room behind it for what has no place in it.
 pub type Block = [i16; 256];
 
@@ -45,11 +48,12 @@ pub const PLACES: [u8; 256] = {
 const LONGEST: u32 = 31;
 
 /// Reads bits, the first at the top of a word.
+#[derive(Clone, Copy)]
 pub struct Bits<'a> {
     data: &'a [u8],
     /// Next byte that is not in `word`.
     at: usize,
-    word: u64,
+    pub word: u64,
     /// Bits of `word` that count. Those below may be there already: they are the right ones.
     left: u32,
 }
@@ -62,7 +66,7 @@ impl<'a> Bits<'a> {
 
     /// At least 56 bits; zeros beyond the data.
     #[inline(always)]
-    fn refill(&mut self) {
+    pub fn refill(&mut self) {
         let next = self.data.get(self.at..).and_then(|rest| rest.first_chunk::<8>());
         self.word |= u64::from_be_bytes(next.copied().unwrap_or_default()) >> (self.left & 63);
         self.at += ((63 - self.left) >> 3) as usize;
@@ -70,9 +74,17 @@ impl<'a> Bits<'a> {
     }
 
     #[inline(always)]
-    fn drop(&mut self, bits: u32) {
+    pub fn drop(&mut self, bits: u32) {
         self.word <<= bits & 63;
         self.left -= bits;
+    }
+
+    /// Behind a code of `length` bits: how many blocks follow in which nothing is left, of a number of `size` bits.
+    #[inline(always)]
+    pub fn run(&mut self, length: u32, size: u32) -> usize {
+        let more = (self.word << length >> 1) >> (63 - size);
+        self.drop(length + size);
+        (1 << size) + more as usize - 1
     }
 
     /// Bits read since the beginning of the data.

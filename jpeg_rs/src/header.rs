@@ -1,6 +1,9 @@
 //! A JPEG file up to its scan. In: the whole file. Out: what decoding the scan needs, or None for a file that is not of
 //! the plain kind or has anything odd about it: another decoder then judges it.
 
+use crate::block::PLACES;
+use crate::idct::Divisors;
+
 /// One colour component.
 #[derive(Clone, Copy, Debug)]
 pub struct Component {
@@ -12,7 +15,21 @@ pub struct Component {
     pub tables: (usize, usize),
 }
 
-/// What a plain file says before its scan.
+impl Component {
+    /// Its divisors in the order of a block.
+    pub(crate) fn divisors(&self) -> Divisors {
+        let mut divisors = [0; 64];
+        for (&place, &divisor) in PLACES.iter().zip(&self.divisors) {
+            divisors[usize::from(place)] = i16::from(divisor);
+        }
+        divisors
+    }
+}
+
+/// Definitions of Huffman tables, DC and AC: 16 counts, then the symbols. Empty where there is none.
+pub(crate) type Tables<'a> = [[&'a [u8]; 4]; 2];
+
+/// What a plain file says before its scan, or before the first of several.
 #[derive(Clone, Debug)]
 pub struct Header<'a> {
     /// Width and height.
@@ -21,11 +38,14 @@ pub struct Header<'a> {
     pub(crate) components: [Component; 3],
     /// How many of them there are.
     pub(crate) count: usize,
-    /// Definitions of Huffman tables, DC and AC: 16 counts, then the symbols. Empty where there is none.
-    pub(crate) tables: [[&'a [u8]; 4]; 2],
+    pub(crate) tables: Tables<'a>,
     /// MCUs between restart markers, 0 for none.
     pub(crate) restart: u32,
-    /// The file from the scan's data on.
+    /// Whether the file is progressive.
+    pub(crate) progressive: bool,
+    /// The numbers of its components.
+    pub(crate) names: [u8; 3],
+    /// The file from the scan's data on; of a progressive one from the first scan's marker on.
     pub(crate) scan: &'a [u8],
 }
 
@@ -36,8 +56,9 @@ const MAX_SIDE: u32 = 65_500;
 #[derive(Default)]
 struct Segments<'a> {
     divisors: [Option<&'a [u8; 64]>; 4],
-    tables: [[&'a [u8]; 4]; 2],
+    tables: Tables<'a>,
     frame: Option<&'a [u8]>,
+    progressive: bool,
     restart: u32,
     jfif: bool,
     adobe: Option<u8>,
@@ -51,21 +72,20 @@ impl<'a> Header<'a> {
         }
         let (mut at, mut found) = (2, Segments::default());
         loop {
-            let &[0xFF, code] = data.get(at..at + 2)? else { return None };
-            let length = usize::from(u16::from_be_bytes([*data.get(at + 2)?, *data.get(at + 3)?]));
-            let body = data.get(at + 4..at + 2 + length)?;
-            at += 2 + length;
+            let start = at;
+            let (code, body);
+            (code, body, at) = segment(data, start)?;
             match code {
                 // Application data and comments.
                 0xE0..=0xEF | 0xFE => found.application(code, body)?,
                 0xDB => found.quantisation(body)?,
-                0xC4 => found.huffman(body)?,
-                // Baseline, and extended with 8 bits.
-                0xC0 | 0xC1 if found.frame.is_none() => found.frame = Some(body),
-                0xDD => {
-                    let &[high, low] = body else { return None };
-                    found.restart = u32::from(u16::from_be_bytes([high, low]));
+                0xC4 => define(&mut found.tables, body)?,
+                // Baseline, extended with 8 bits, progressive.
+                0xC0..=0xC2 if found.frame.is_none() => {
+                    (found.frame, found.progressive) = (Some(body), code == 0xC2);
                 }
+                0xDD => found.restart = interval(body)?,
+                0xDA if found.progressive => return found.header(&data[start..]),
                 0xDA => return found.scan(body, &data[at..]),
                 _ => return None,
             }
@@ -96,56 +116,77 @@ impl<'a> Segments<'a> {
         Some(())
     }
 
-    fn huffman(&mut self, mut body: &'a [u8]) -> Option<()> {
-        while let Some((&which, rest)) = body.split_first() {
-            let counts = rest.get(..16)?;
-            let symbols: usize = counts.iter().map(|&n| usize::from(n)).sum();
-            if symbols > 256 {
-                return None;
-            }
-            let table = rest.get(..16 + symbols)?;
-            *self.tables.get_mut(usize::from(which >> 4))?.get_mut(usize::from(which & 15))? = table;
-            body = &rest[16 + symbols..];
+    /// The header of a baseline file: its only scan has all components, in their order.
+    fn scan(self, body: &[u8], data: &'a [u8]) -> Option<Header<'a>> {
+        let (&count, scan) = body.split_first()?;
+        let mut header = self.header(data)?;
+        if usize::from(count) != header.count || scan.len() != 2 * header.count + 3 || !scan.ends_with(&[0, 63, 0]) {
+            return None;
         }
-        Some(())
+        for (n, to) in header.components[..header.count].iter_mut().enumerate() {
+            let tables = scan[2 * n + 1];
+            (scan[2 * n] == header.names[n]).then_some(())?;
+            to.tables = (usize::from(tables >> 4), usize::from(tables & 15));
+        }
+        Some(header)
     }
 
-    fn scan(self, body: &[u8], data: &'a [u8]) -> Option<Header<'a>> {
+    /// What all files say; `scan` is the rest of the file.
+    fn header(self, scan: &'a [u8]) -> Option<Header<'a>> {
         let &[8, h1, h0, w1, w0, count, ref frame @ ..] = self.frame? else { return None };
         let size = (u32::from(u16::from_be_bytes([w1, w0])), u32::from(u16::from_be_bytes([h1, h0])));
-        let (&count_in_scan, scan) = body.split_first()?;
         let count = usize::from(count);
         let sides = 1..=MAX_SIDE;
-        if !sides.contains(&size.0)
-            || !sides.contains(&size.1)
-            || !matches!(count, 1 | 3)
-            || usize::from(count_in_scan) != count
-            || frame.len() != 3 * count
-            || scan.len() != 2 * count + 3
-            || scan[2 * count..] != [0, 63, 0]
-        {
+        if !sides.contains(&size.0) || !sides.contains(&size.1) || !matches!(count, 1 | 3) || frame.len() != 3 * count {
             return None;
         }
         let mut components = [Component { sampling: (0, 0), divisors: [0; 64], tables: (0, 0) }; 3];
         for (n, to) in components[..count].iter_mut().enumerate() {
             let &[id, sampling, divisors] = frame.get(3 * n..3 * n + 3)? else { return None };
-            let &[id_in_scan, tables] = scan.get(2 * n..2 * n + 2)? else { return None };
-            if id != id_in_scan || frame[..3 * n].iter().step_by(3).any(|&other| other == id) {
+            if frame[..3 * n].iter().step_by(3).any(|&other| other == id) {
                 return None;
             }
             to.sampling = (u32::from(sampling >> 4), u32::from(sampling & 15));
             to.divisors = *(*self.divisors.get(usize::from(divisors))?)?;
-            to.tables = (usize::from(tables >> 4), usize::from(tables & 15));
         }
-        let named = [0, 3, 6].map(|n| frame.get(n).copied().unwrap_or(0));
+        let names = [0, 3, 6].map(|n| frame.get(n).copied().unwrap_or(0));
         match (count, components.map(|c| c.sampling)) {
             // A single component's blocks stand one after the other, whatever its sampling says.
             (1, [(1..=4, 1..=4), ..]) => components[0].sampling = (1, 1),
             // Y, Cb, Cr as JFIF says, or Adobe, or by the usual names.
             (3, [(1 | 2, 1 | 2) | (4, 1) | (1, 4), (1, 1), (1, 1)])
-                if self.jfif || self.adobe == Some(1) || self.adobe.is_none() && named == [1, 2, 3] => {}
+                if self.jfif || self.adobe == Some(1) || self.adobe.is_none() && names == [1, 2, 3] => {}
             _ => return None,
         }
-        Some(Header { size, components, count, tables: self.tables, restart: self.restart, scan: data })
+        let Self { tables, restart, progressive, .. } = self;
+        Some(Header { size, components, count, tables, restart, progressive, names, scan })
     }
+}
+
+/// The marker segment at `at`: its code, its body, and where it ends.
+pub(crate) fn segment(data: &[u8], at: usize) -> Option<(u8, &[u8], usize)> {
+    let &[0xFF, code, high, low] = data.get(at..at + 4)? else { return None };
+    let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));
+    Some((code, data.get(at + 4..end)?, end))
+}
+
+/// Takes up definitions of Huffman tables.
+pub(crate) fn define<'a>(tables: &mut Tables<'a>, mut body: &'a [u8]) -> Option<()> {
+    while let Some((&which, rest)) = body.split_first() {
+        let counts = rest.get(..16)?;
+        let symbols: usize = counts.iter().map(|&n| usize::from(n)).sum();
+        if symbols > 256 {
+            return None;
+        }
+        let table = rest.get(..16 + symbols)?;
+        *tables.get_mut(usize::from(which >> 4))?.get_mut(usize::from(which & 15))? = table;
+        body = &rest[16 + symbols..];
+    }
+    Some(())
+}
+
+/// MCUs between restarts.
+pub(crate) fn interval(body: &[u8]) -> Option<u32> {
+    let &[high, low] = body else { return None };
+    Some(u32::from(u16::from_be_bytes([high, low])))
 }

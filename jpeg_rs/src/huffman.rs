@@ -168,6 +168,46 @@ impl Table for AcTable {
     }
 }
 
+/// Runs and sizes of a progressive file's AC values, one symbol at a time.
+pub struct RunTable {
+    codes: Codes,
+    /// From the lowest byte: length of the code, run, size; 0 where it is longer than the look-up.
+    entries: Box<[u32; 1 << AC_BITS]>,
+}
+
+impl RunTable {
+    /// Length, run and size of the code with which `bits` begin.
+    #[inline(always)]
+    pub fn look(&self, bits: u64) -> Option<(u32, u32, u32)> {
+        let entry = self.entries[(bits >> (64 - AC_BITS)) as usize];
+        if entry != 0 {
+            return Some((entry & 255, entry >> 8 & 255, entry >> 16));
+        }
+        let (length, symbol) = self.codes.find(bits)?;
+        Some((length, u32::from(symbol >> 4), u32::from(symbol & 15)))
+    }
+}
+
+impl Table for RunTable {
+    fn empty() -> Self {
+        let codes = Codes { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
+        Self { codes, entries: Box::new([0; 1 << AC_BITS]) }
+    }
+
+    fn set(&mut self, definition: &[u8]) -> Option<()> {
+        self.entries.fill(0);
+        let entries = &mut self.entries;
+        self.codes = Codes::new(definition, |code, length, symbol| {
+            if length <= AC_BITS {
+                let first = (code >> (16 - AC_BITS)) as usize;
+                let entry = length | u32::from(symbol >> 4) << 8 | u32::from(symbol & 15) << 16;
+                entries[first..first + (1 << (AC_BITS - length))].fill(entry);
+            }
+        })?;
+        Some(())
+    }
+}
+
 /// Tables by their definitions. Most files use the same few, so they are made once.
 pub struct Cache<T> {
     kept: Vec<Kept<T>>,

@@ -6,7 +6,7 @@
 //! libjpeg-turbo's SIMD code, for hostile coefficients too: so either decoder gives the same samples. This is the plain
 //! form; `avx2` has the fast one.
 
-use crate::block::{Block, ROWS};
+use crate::block::{ROWS, Square};
 
 /// Divisors in the order of a block.
 pub type Divisors = [i16; 64];
@@ -69,7 +69,7 @@ fn dot<const N: usize>(values: [i16; N], weights: [i16; N]) -> i32 {
 }
 
 /// Rows of a block in their order, multiplied.
-fn rows(block: &Block, divisors: &Divisors) -> [[i16; 8]; 8] {
+fn rows(block: &Square, divisors: &Divisors) -> [[i16; 8]; 8] {
     let mut out = [[0; 8]; 8];
     for (slot, &row) in ROWS.iter().enumerate() {
         for (x, to) in out[row].iter_mut().enumerate() {
@@ -80,7 +80,7 @@ fn rows(block: &Block, divisors: &Divisors) -> [[i16; 8]; 8] {
 }
 
 /// Whether all coefficients of these rows are zero.
-fn blank(block: &Block, which: &[usize]) -> bool {
+fn blank(block: &Square, which: &[usize]) -> bool {
     ROWS.iter()
         .enumerate()
         .all(|(slot, row)| !which.contains(row) || block[8 * slot..8 * slot + 8].iter().all(|&v| v == 0))
@@ -132,7 +132,7 @@ fn two(first: i32, odd: [i16; 4], bits: u32) -> [i32; 2] {
 }
 
 /// Square of 8.
-pub fn full(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
+pub fn full(block: &Square, divisors: &Divisors, out: &mut [u8], stride: usize) {
     let rows = rows(block, divisors);
     let flat = blank(block, &[1, 2, 3, 4, 5, 6, 7]);
     let mut between = [[0i16; 8]; 8];
@@ -152,7 +152,7 @@ pub fn full(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
 }
 
 /// Square of 4.
-pub fn half(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
+pub fn half(block: &Square, divisors: &Divisors, out: &mut [u8], stride: usize) {
     let rows = rows(block, divisors);
     let flat = blank(block, &[1, 2, 3, 5, 6, 7]);
     let mut between = [[0i16; 8]; 4];
@@ -172,7 +172,7 @@ pub fn half(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
 }
 
 /// Square of 2.
-pub fn quarter(block: &Block, divisors: &Divisors, out: &mut [u8], stride: usize) {
+pub fn quarter(block: &Square, divisors: &Divisors, out: &mut [u8], stride: usize) {
     let rows = rows(block, divisors);
     let columns = [0, 1, 3, 5, 7].map(|x: usize| {
         let odd = [rows[1][x], rows[3][x], rows[5][x], rows[7][x]];

@@ -1,11 +1,13 @@
-//! A JPEG decoder for the plain case alone: baseline, one scan, grey or Y, Cb, Cr of a usual sampling. In: a whole
-//! file. Out: the same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind or with
-//! anything odd about it, however small. Such a file goes to another decoder from the start, so faults are judged and
-//! named in one place.
+//! A JPEG decoder for the plain cases alone: baseline in one scan, or progressive; grey or Y, Cb, Cr of a usual sampling.
+//! In: a whole file. Out: the same samples, bit for bit, that libjpeg-turbo gives; or nothing, for a file of another kind
+//! or with anything odd about it, however small. Such a file goes to another decoder from the start, so faults are judged
+//! and named in one place.
 //!
 //! ```text
-//! header ─► stream ─► huffman, block ─► idct, avx2
-//! segments   no stuffing   coefficients     samples
+//! header ─► stream ─► huffman, block ───────────────► idct, avx2
+//! segments   no stuffing   coefficients of a block       samples
+//!                     └─► huffman, progressive ───────┘
+//!                           of all blocks, scan by scan
 //! ```
 //!
 //! It was written because the entropy decoder bounds a whole loader of images. One look-up for two symbols and their
@@ -17,11 +19,13 @@ mod block;
 mod header;
 mod huffman;
 mod idct;
+mod progressive;
 mod stream;
 
-use self::block::{Bits, Block, PLACES};
+use self::block::{Bits, Block, Square};
 pub use self::header::Header;
-use self::huffman::{AcTable, Cache, DcTable};
+use self::huffman::{AcTable, Cache, DcTable, RunTable};
+use self::progressive::{Coefficients, Tools};
 use self::stream::Stream;
 
 /// Buffers larger than this are given back after the file that needed them.
@@ -59,6 +63,8 @@ pub struct Decoder {
     stream: Stream,
     dc: Cache<DcTable>,
     ac: Cache<AcTable>,
+    runs: Cache<RunTable>,
+    coefficients: Coefficients,
 }
 
 /// What decoding the blocks of one component takes.
@@ -93,7 +99,14 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder in its fast form or its plain one.
     pub fn new(fast: bool) -> Self {
-        Self { fast, stream: Stream::default(), dc: Cache::default(), ac: Cache::default() }
+        Self {
+            fast,
+            stream: Stream::default(),
+            dc: Cache::default(),
+            ac: Cache::default(),
+            runs: Cache::default(),
+            coefficients: Coefficients::default(),
+        }
     }
 
     /// Decodes a file at the DCT scale 1/`shrink` (1, 2, 4 or 8) into `out`, which grows where it is too small, is
@@ -101,7 +114,11 @@ impl Decoder {
     /// decoder.
     pub fn decode(&mut self, header: &Header<'_>, shrink: u32, out: &mut Vec<u8>) -> Option<Picture> {
         assert!(matches!(shrink, 1 | 2 | 4 | 8), "a shrink of {shrink}; it must be 1, 2, 4 or 8");
-        self.stream.take(self.fast, header.scan)?;
+        if header.progressive {
+            return self.progressive(header, shrink, out);
+        }
+        let end = self.stream.take(self.fast, header.scan)?;
+        (header.scan[end + 1] == 0xD9).then_some(())?;
         self.dc.next();
         self.ac.next();
         let mut tables = [(0, 0); 3];
@@ -113,14 +130,10 @@ impl Decoder {
         let (picture, mcus) = lay_out(header, shrink, out);
         let mut parts: [Option<Part<'_>>; 3] = [None, None, None];
         for (n, (component, part)) in header.components[..header.count].iter().zip(&mut parts).enumerate() {
-            let mut divisors = [0; 64];
-            for (&place, &divisor) in PLACES.iter().zip(&component.divisors) {
-                divisors[usize::from(place)] = i16::from(divisor);
-            }
             *part = Some(Part {
                 dc: self.dc.get(tables[n].0),
                 ac: self.ac.get(tables[n].1),
-                divisors,
+                divisors: component.divisors(),
                 blocks: (component.sampling.0 as usize, component.sampling.1 as usize),
                 start: picture.planes[n].start,
                 stride: picture.planes[n].stride,
@@ -134,6 +147,55 @@ impl Decoder {
         }
         done.map(|()| picture)
     }
+
+    fn progressive(&mut self, header: &Header<'_>, shrink: u32, out: &mut Vec<u8>) -> Option<Picture> {
+        let (picture, mcus) = lay_out(header, shrink, out);
+        let mut tools = Tools { fast: self.fast, stream: &mut self.stream, dc: &mut self.dc, runs: &mut self.runs };
+        self.coefficients.read(header, mcus, &mut tools)?;
+        let painted = (&picture, 8 / shrink as usize);
+        paint(self.fast, &mut self.coefficients, header, mcus, painted, out);
+        self.coefficients.trim();
+        Some(picture)
+    }
+}
+
+/// The samples of a progressive file, and blocks of how many a side.
+fn paint(
+    fast: bool,
+    coefficients: &mut Coefficients,
+    header: &Header<'_>,
+    mcus: (usize, usize),
+    painted: (&Picture, usize),
+    out: &mut [u8],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if fast && painted.1 > 1 {
+        // SAFETY: `fast` is only true where these features were found.
+        return unsafe { paint_fast(coefficients, header, mcus, painted, out) };
+    }
+    let _ = fast;
+    match painted.1 {
+        8 => coefficients.paint(header, mcus, painted, out, idct::full),
+        4 => coefficients.paint(header, mcus, painted, out, idct::half),
+        2 => coefficients.paint(header, mcus, painted, out, idct::quarter),
+        _ => coefficients.paint(header, mcus, painted, out, |b, d, o, _| o[0] = idct::eighth(b[0], d[0])),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2,movbe,popcnt")]
+fn paint_fast(
+    coefficients: &mut Coefficients,
+    header: &Header<'_>,
+    mcus: (usize, usize),
+    painted: (&Picture, usize),
+    out: &mut [u8],
+) {
+    match painted.1 {
+        8 => coefficients.paint(header, mcus, painted, out, |b, d, o, s| avx2::full(b, d, o, s)),
+        4 => coefficients.paint(header, mcus, painted, out, |b, d, o, s| avx2::half(b, d, o, s)),
+        _ => coefficients.paint(header, mcus, painted, out, |b, d, o, s| avx2::quarter(b, d, o, s)),
+    }
 }
 
 /// Whether the fast form can be used on this machine.
@@ -144,6 +206,7 @@ fn fast() -> bool {
             && std::arch::is_x86_feature_detected!("bmi1")
             && std::arch::is_x86_feature_detected!("bmi2")
             && std::arch::is_x86_feature_detected!("movbe")
+            && std::arch::is_x86_feature_detected!("popcnt")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -205,9 +268,9 @@ impl Scan<'_> {
     fn blocks(
         &self,
         out: &mut [u8],
-        full: impl Fn(&Block, &idct::Divisors, &mut [u8], usize),
-        half: impl Fn(&Block, &idct::Divisors, &mut [u8], usize),
-        quarter: impl Fn(&Block, &idct::Divisors, &mut [u8], usize),
+        full: impl Fn(&Square, &idct::Divisors, &mut [u8], usize),
+        half: impl Fn(&Square, &idct::Divisors, &mut [u8], usize),
+        quarter: impl Fn(&Square, &idct::Divisors, &mut [u8], usize),
     ) -> Option<()> {
         let total = self.mcus.0 * self.mcus.1;
         let interval = if self.restart == 0 { total } else { self.restart };
@@ -240,10 +303,11 @@ impl Scan<'_> {
                         let line = (row * part.blocks.1 + y) * self.side * part.stride;
                         let at = part.start + line + (column * part.blocks.0 + x) * self.side;
                         let to = &mut out[at..];
+                        let block = block.first_chunk().unwrap_or(&[0; 64]);
                         match self.side {
-                            8 => full(&block, &part.divisors, to, part.stride),
-                            4 => half(&block, &part.divisors, to, part.stride),
-                            2 => quarter(&block, &part.divisors, to, part.stride),
+                            8 => full(block, &part.divisors, to, part.stride),
+                            4 => half(block, &part.divisors, to, part.stride),
+                            2 => quarter(block, &part.divisors, to, part.stride),
                             _ => to[0] = idct::eighth(block[0], part.divisors[0]),
                         }
                     }

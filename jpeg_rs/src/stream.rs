@@ -11,9 +11,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Takes the scan with which `scan` begins. None where it does not end in an end-of-image marker, or has other
-    /// markers than restarts in their order.
-    pub fn take(&mut self, fast: bool, scan: &[u8]) -> Option<()> {
+    /// Takes the scan with which `scan` begins, up to a marker that is no restart, and says where that one stands. None
+    /// where restarts are out of order, or fill bytes stand before a marker.
+    pub fn take(&mut self, fast: bool, scan: &[u8]) -> Option<usize> {
         self.ends.clear();
         // Bits are read by the word, the last ones too.
         let len = scan.len() + size_of::<u64>();
@@ -37,17 +37,17 @@ impl Stream {
                     self.data[to] = 0xFF;
                     to += 1;
                 }
-                0xD9 => break,
                 code if code == restart => {
                     self.ends.push(to);
                     restart = 0xD0 + (restart + 1) % 8;
                 }
-                _ => return None,
+                0x01..0xC0 | 0xD0..=0xD7 | 0xFF => return None,
+                _ => break,
             }
             from += 1;
         }
         self.ends.push(to);
-        Some(())
+        Some(from - 1)
     }
 }
 

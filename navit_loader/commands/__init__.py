@@ -6,6 +6,7 @@ rooms, and prints. Modules are imported when their command is called, so that `-
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -63,6 +64,14 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """`--image-column`, `--label-column`, `--caption-column`."""
+    for kind, usual in (("image", "path, or the images"), ("label", "label"), ("caption", "caption, or text")):
+        parser.add_argument(
+            f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and Parquet, for: {usual}"
+        )
 
 
 def listed(profiles: Sequence[tuple[str, int, str]]) -> str:

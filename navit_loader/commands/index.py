@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..shown import say
-from . import ProgressLine
+from . import ProgressLine, add_columns
 
 if TYPE_CHECKING:
     from ..index import IndexSummary
@@ -37,6 +37,7 @@ def add(subparsers: Any) -> None:
         "--classes", metavar="FROM", help="take the class table of this index, or of a text with a name a line"
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for captions (default: their bytes)")
+    add_columns(parser)
     parser.add_argument(
         "--refresh", action="store_true", help="read only what is new or changed since FILE was written"
     )
@@ -61,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             classes=args.classes,
             tokenizer=args.tokenizer,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            caption_column=args.caption_column,
             refresh=args.refresh,
             strict=args.strict,
             threads=max(0, args.threads),

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from ..errors import IndexFileError
 from .reader import Index, open_index
 from .sources import open_sources
+from .sources.columns import Columns
 from .sources.remote import is_remote
 from .sources.rows import HIDDEN, Job, Source, checked_classes, need_utf8
 from .tokens import load_tokenizer
@@ -87,6 +88,9 @@ def build_index(
     *,
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    image_column: str = "",
+    label_column: str = "",
+    caption_column: str = "",
     refresh: bool = False,
     strict: bool = False,
     threads: int = 0,
@@ -104,6 +108,10 @@ def build_index(
         output: path of the index; an existing one is replaced by rename when the new one is whole.
         classes: the class table to use: names, or the path of an index, or of a text with a name a line, to take them from.
         tokenizer: a `tokenizer.json` for captions (needs the package `tokenizers`); None takes bytes.
+        image_column: of manifests and Parquet files: what holds the images or their paths; by default `path`, or the
+            column of images.
+        label_column: what holds the labels; by default `label`.
+        caption_column: what holds the captions; by default `caption`, and beside images `text`.
         refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
         strict: refuse to write an index where anything but hidden files is broken or left out.
         threads: probing threads; 0 means one per core that this process may use.
@@ -122,7 +130,8 @@ def build_index(
     for one in given:
         if not isinstance(one, str | os.PathLike):
             raise IndexFileError(f"source {one!r} is of type {type(one).__name__}; give paths or URLs")
-    opened = open_sources(given)
+    columns = Columns(image_column, label_column, caption_column)
+    opened = open_sources(given, columns)
     old = open_index(path) if refresh and os.path.exists(path) else None
     for source in opened:
         need_utf8(source.shard, "the path")
@@ -130,11 +139,14 @@ def build_index(
     table = _class_table(opened, classes)
     local = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]
     root = os.path.commonpath(local) if local else os.path.dirname(path)
-    parameters = json.dumps([VERSION, table, tokens.facts.hash])
+    called = json.dumps(columns.given) if columns else ""
+    parameters = json.dumps([VERSION, table, tokens.facts.hash, *([called] if called else [])])
     with Journal(path, parameters) as journal:
         known = journal.known()
         if old is not None:
-            same = old.table_given == table and old.tokens.hash in ("", tokens.facts.hash)
+            same = (
+                old.table_given == table and old.tokens.hash in ("", tokens.facts.hash) and old.columns_given == called
+            )
             # A container with anything in quarantine is read again, since what was wrong with it is not in the index.
             tainted = {line["shard"] for line in old.quarantine() if not line["shard"].endswith("/")}
             fit = [batch for batch in old.as_rows() if batch["shard"].dictionary[0].as_py() not in tainted]
@@ -165,7 +177,7 @@ def build_index(
         if strict and (message := _left_out(job, found.broken, journal)):
             journal.remove()
             raise IndexFileError(message)
-        write_index(path, journal.batches, found, root, table, tokens.facts)
+        write_index(path, journal.batches, found, root, table, tokens.facts, called)
         journal.remove()
     names = open_index(path).classes
     return IndexSummary(

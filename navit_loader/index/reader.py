@@ -110,6 +110,11 @@ class Index:
         """The class table it was built with; None where labels were bare numbers."""
         return None if self._numbered else self.classes
 
+    @property
+    def columns_given(self) -> str:
+        """Which columns of tables its build was given by name, as JSON; empty for the usual ones."""
+        return str(self._meta.get("navit.columns", ""))
+
     def reopened(self) -> Index:
         """The index that stands at this path now: itself, unless the file was replaced since it was opened.
 

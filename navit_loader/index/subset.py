@@ -59,6 +59,59 @@ def split_rows(index: Index, fraction: float, seed: int) -> np.ndarray[Any, Any]
     return drawn
 
 
+def split_groups(
+    index: Index, fraction: float, seed: int, groups: np.ndarray[Any, Any], usable: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Draws a share of every class, whole groups of rows at a time: one at least, and never all.
+
+    Args:
+        index: what to draw from.
+        fraction: the share, above 0 and below 1, of each class.
+        seed: another seed draws other images.
+        groups: `[num_rows]`; rows of one number stay on one side.
+        usable: bool `[num_rows]`; others are not drawn, and do not count.
+
+    Returns:
+        bool `[num_rows]`, True for the drawn ones.
+
+    Raises:
+        IndexFileError: classes whose rows are all of one group.
+    """
+    names = index.table()["name"]
+    keys = np.fromiter((_draw(seed, name.as_py()) for name in names), np.uint64, index.num_rows)
+    labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)[:, 0]
+    drawn, kept = np.zeros(index.num_rows, bool), np.zeros(index.num_rows, bool)
+    order = np.argsort(groups, kind="stable")
+    first, last = (np.searchsorted(groups[order], groups, side) for side in ("left", "right"))
+    alone = []
+    # The rarest classes first: a group that spans two classes goes where the rarer one needs it.
+    present, counts = np.unique(labels[usable], return_counts=True)
+    for label in present[np.argsort(counts, kind="stable")]:
+        rows = np.flatnonzero((labels == label) & usable)
+        if len(np.unique(groups[rows])) < 2:
+            alone.append(index.classes[label] if label >= 0 else "of no class")
+            continue
+        wanted, have = max(1, round(len(rows) * fraction)), int(drawn[rows].sum())
+        for row in rows[np.argsort(keys[rows], kind="stable")]:
+            if drawn[row] or kept[row]:
+                continue
+            own = order[first[row] : last[row]]
+            own = own[usable[own]]
+            more = int((labels[own] == label).sum())
+            if have + more < len(rows) and (have + more <= wanted or not have):
+                drawn[own] = True
+                have += more
+            else:
+                kept[own] = True
+    if alone:
+        raise IndexFileError(
+            f"{len(alone)} classes have one picture each, which cannot be both learnt and held out: "
+            f"{', '.join(alone[:12])}{' …' if len(alone) > 12 else ''}; give them more images (copies do not count), or take "
+            "them away"
+        )
+    return drawn
+
+
 def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.PathLike[str]) -> None:
     """Writes the rows of `index` where `keep` (bool `[num_rows]`) as an index at `output`.
 

@@ -171,7 +171,13 @@ def relative(shard: str, root: str) -> str:
 
 
 def write_index(
-    output: str, batches: Batches, found: Survey, root: str, classes: list[str] | None, tokens: TokenFacts
+    output: str,
+    batches: Batches,
+    found: Survey,
+    root: str,
+    classes: list[str] | None,
+    tokens: TokenFacts,
+    columns: str = "",
 ) -> None:
     """The second pass: writes the index, then the quarantine, then puts both in place.
 
@@ -182,6 +188,7 @@ def write_index(
         root: see `survey`.
         classes: see `survey`.
         tokens: see `survey`.
+        columns: which columns of tables were asked for by name, so that a refresh knows whether they are the same.
     """
     folder = os.path.dirname(os.path.abspath(output))
     beneath = os.path.commonpath([folder, root]) == folder
@@ -201,6 +208,8 @@ def write_index(
         "navit.broken": str(found.broken),
         "navit.formats": ",".join(_packer.FORMAT_NAMES[code] for code in sorted(found.formats)),
     }
+    if columns:
+        metadata["navit.columns"] = columns
     names = [relative(shard, root) for shard in found.shards]
     metadata[CHECK] = metadata_checksum(metadata, names)
     schema = _schema(found, ids=tokens.hash != BYTES).with_metadata(metadata)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ..schema import check_types, require
 
@@ -50,22 +50,33 @@ class Resolution:
     Attributes:
         kind: `truncated_normal` and `uniform` draw from [low, high]; `fixed` takes `high`; `native` keeps the image's
             own size; `budget` scales, up or down, to the most patches that fit `max_tokens`, aspect ratio kept
-            (Pix2Struct), and needs `upscale`.
+            (Pix2Struct), and needs `upscale`; `smart` follows the processor of a vision-language family, named by
+            `rule`.
         unit: draw the `side` (square root of the area) or the `area` (its square).
         low: smallest side in pixels.
         high: largest side in pixels.
         mean: mean of the truncated normal on [−1, 1], mapped to [low, high]; the paper's best is −0.5.
         std: its standard deviation before truncation.
-        upscale: allow sizes above the image's own.
+        upscale: allow sizes above the image's own; `smart` does as its rule does.
+        rule: whose arithmetic `smart` follows; see `packer_rs/src/plan/sizing.rs` for the table of rules.
+        merge: side of the blocks that both sides are whole numbers of, in patches.
+        min_pixels: area below which an image is enlarged.
+        max_pixels: area above which it is scaled down; a budget of patches times P².
+        max_side: side in pixels above which it is scaled down.
     """
 
-    kind: Literal["truncated_normal", "uniform", "fixed", "native", "budget"] = "truncated_normal"
+    kind: Literal["truncated_normal", "uniform", "fixed", "native", "budget", "smart"] = "truncated_normal"
     unit: Literal["side", "area"] = "side"
     low: int = 64
     high: int = 256
     mean: float = -0.5
     std: float = 1.0
     upscale: bool = False
+    rule: Literal["qwen", "glm", "paddleocr", "lfm2", "siglip2", "pixtral", "kimi", "gemma4"] = "qwen"
+    merge: int = 1
+    min_pixels: int = 0
+    max_pixels: int = 0
+    max_side: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -79,6 +90,42 @@ class Resolution:
             self.upscale,
             "true for kind = 'budget'; images that are scaled down only are kind = 'native'",
         )
+        if self.kind == "smart":
+            self._check_rule()
+        else:
+            for key, unset in UNSET.items():
+                require(getattr(self, key) == unset, key, getattr(self, key), "left out but for kind = 'smart'")
+
+    def _check_rule(self) -> None:
+        keys = RULES[self.rule]
+        for key, most in (("merge", 16), ("min_pixels", 2**32), ("max_pixels", 2**32), ("max_side", 2**24)):
+            value, said = getattr(self, key), f"for rule = {self.rule!r}"
+            if key in keys:
+                require(1 <= value <= most, key, value, f"between 1 and {most} {said}")
+            else:
+                require(value == UNSET[key], key, value, f"left out {said}")
+        if "min_pixels" in keys:
+            require(self.min_pixels <= self.max_pixels, "min_pixels", self.min_pixels, f"at most {self.max_pixels}")
+
+    def to_table(self) -> dict[str, Any]:
+        """The keys that count: without those of `smart` where it is another kind, so that names given before stay."""
+        return {k: v for k, v in asdict(self).items() if self.kind == "smart" or k not in UNSET}
+
+
+RULES = {
+    "qwen": ("merge", "min_pixels", "max_pixels"),
+    "glm": ("merge", "min_pixels", "max_pixels"),
+    "paddleocr": ("merge", "min_pixels", "max_pixels"),
+    "lfm2": ("merge", "min_pixels", "max_pixels"),
+    "siglip2": ("max_pixels",),
+    "pixtral": ("merge", "max_side"),
+    "kimi": ("merge", "max_pixels", "max_side"),
+    "gemma4": ("merge", "max_pixels"),
+}
+"""Which keys of `[plan.resolution]` each rule reads."""
+
+UNSET: dict[str, Any] = {"rule": "qwen", "merge": 1, "min_pixels": 0, "max_pixels": 0, "max_side": 0}
+"""The keys that only `smart` reads, as they are where nobody sets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +334,8 @@ class PlanConfig:
             self.fit,
             f"'none' with packing = {self.packing!r}; only 'exact' (or 'auto') closes sequences exactly",
         )
+        if self.resolution.kind == "smart":
+            self._check_smart()
         require(self.patch_run >= 1, "patch_run", self.patch_run, "at least 1")
         require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
         require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
@@ -307,6 +356,25 @@ class PlanConfig:
         )
         _check_weights("class_weights", tuple(self.class_weights.values()))
 
+    def _check_smart(self) -> None:
+        """Blocks stay whole, and there is a budget of a patch at least."""
+        r = self.resolution
+        require(self.fit != "resolution", "fit", self.fit, "'none' or 'drop' with resolution.kind = 'smart'")
+        if r.merge > 1:
+            blocks = f"'none' with resolution.merge = {r.merge}: blocks of patches stay whole"
+            require(self.drop.kind == "none", "drop.kind", self.drop.kind, blocks)
+            require(self.fit == "none", "fit", self.fit, blocks)
+        block = max((*self.patch_sizes, self.teacher.patch_size if self.teacher else 0)) * r.merge
+        if "max_pixels" in RULES[r.rule]:
+            require(
+                r.max_pixels >= block**2,
+                "resolution.max_pixels",
+                r.max_pixels,
+                f"a block of {block} × {block} at least",
+            )
+        if "max_side" in RULES[r.rule]:
+            require(r.max_side >= block, "resolution.max_side", r.max_side, f"a block of {block} pixels at least")
+
     @property
     def caption_cap(self) -> int:
         """Tokens of one caption at most."""
@@ -315,9 +383,11 @@ class PlanConfig:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`.
 
-        `passes` stands in it where it is not 1, so that names given before there was such a key stay.
+        `passes` stands in it where it is not 1, and what only `smart` reads with it alone, so that names given before there
+        were such keys stay.
         """
         table = asdict(replace(self, order=self.order.settled(remote=False)))
+        table["resolution"] = self.resolution.to_table()
         if self.passes == 1:
             del table["passes"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"))

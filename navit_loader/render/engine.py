@@ -107,11 +107,12 @@ class Engine:
         fingerprints = [index.plan_fingerprint for index in self.indexes]
         self.plan_id = identity.plan_id(fingerprints, json.loads(config.plan.to_json()), weights)
         self.render = deciding(config.render)
-        # Where Pillow makes the pixels, another version of it may make others; libwebp's are named, since another decoder
-        # was here before.
+        # Where Pillow makes the pixels, another version of it may make others; libwebp and dav1d are named, since other
+        # decoders were here before.
         formats = {name for index in self.indexes for name in index.formats}
         through_pillow = revisions(formats, config.render.profiles == "convert")
-        decoder = "rust-libwebp" if "webp" in formats else "rust"
+        named = {"webp": "libwebp", "avif": "dav1d"}
+        decoder = "-".join(["rust", *(name for kind, name in named.items() if kind in formats)])
         self.render_id = identity.render_id(
             [index.render_fingerprint for index in self.indexes],
             f"{decoder}-pillow-{identity.digest(*through_pillow)}" if through_pillow else decoder,

@@ -21,6 +21,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_budget(parser: argparse.ArgumentParser) -> None:
     """One `--tokens` and one `--patch-size`."""
     parser.add_argument("--tokens", type=_positive, metavar="N", help="tokens of one image at most (the training cap)")
+    add_patch_size(parser)
+
+
+def add_patch_size(parser: argparse.ArgumentParser) -> None:
+    """One `--patch-size`."""
     parser.add_argument("--patch-size", type=_positive, metavar="P", help="patch side (the first of plan.patch_sizes)")
 
 

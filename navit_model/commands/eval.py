@@ -42,6 +42,9 @@ def add(subparsers: Any) -> None:
         "--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index, for --zero-shot (bytes)"
     )
     parser.add_argument("--cascade", action="store_true", help="the curve of a cascade over the budgets too")
+    parser.add_argument(
+        "--details", action="store_true", help="top-5, balanced accuracy, ROC AUC, mAP; by class in --json"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="accuracy against tokens as .svg, .png or .pdf")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON too")
     parser.set_defaults(run=run)
@@ -90,12 +93,15 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
     from ..evaluate.cascade import cascade, curve_table
     from ..evaluate.classification import held_out, judge, score_table
 
+    if args.details:
+        from ..evaluate.details import details, details_text
+
     named = args.zero_shot is not None
     opened = _classifier(opened, args)
     assert opened.classifier is not None
     loader = opened.run.loader
     loader = replace(loader, plan=replace(loader.plan, text_tokens=0, max_text_tokens=0))
-    scores, curves, texts = [], {}, []
+    scores, curves, texts, closer = [], {}, [], []
     sigmoid, classes = opened.run.train.loss == "sigmoid" and not named, None if named else opened.classes
     patch_sizes, budgets = args.patch_size or opened.patch_sizes, args.tokens or [None]
     # All of it can be scored, or nothing is.
@@ -116,7 +122,12 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
                 world=world,
                 sigmoid=sigmoid,
                 classes=classes,
+                keep=len(opened.classes) if args.details else 0,
             )
+            if args.details:
+                closer.append(details(answers, opened.classes, sigmoid=sigmoid))
+                texts.append(f"patch {patch_size}, {details_text(score.tokens, closer[-1])}")
+                answers = replace(answers, chances=None, labels=None)
             scores.append(score)
             by_budget.append((score.tokens, answers))
         if args.cascade:
@@ -125,6 +136,8 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
             curves[str(patch_size)] = [point.to_dict() for point in curve]
             texts.append(f"patch {patch_size}, {curve_table(curve)}")
     found: dict[str, Any] = {"scores": [score.to_dict() for score in scores]}
+    if closer:
+        found["details"] = closer
     if curves:
         found["cascades"] = curves
     return [score_table(scores), *texts], found
@@ -135,7 +148,7 @@ def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple
     from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
     from ..model.towers import TwoTowers
 
-    for option, value in (("--cascade", args.cascade), ("--plot", args.plot)):
+    for option, value in (("--cascade", args.cascade), ("--details", args.details), ("--plot", args.plot)):
         require(not value, option, value, "left out with --retrieval")
     if not isinstance(opened.module, TwoTowers):
         raise ModelError(f"'{opened.path}' is no contrastive model (train.task = '{opened.run.train.task}')")

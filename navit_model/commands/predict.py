@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -28,7 +30,9 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--template", nargs="+", default=["{}"], metavar="TEXT", help="such as 'a photo of a {}'")
     parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index (bytes)")
     add_budget(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line for each image")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line for each image")
+    form.add_argument("--csv", action="store_true", help="a table: path, then class and probability of each of the top")
     parser.set_defaults(run=run)
 
 
@@ -48,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
     if args.labels:
         opened = opened.with_classes(args.labels, args.template, args.tokenizer)
+    if args.csv:
+        names = (
+            f"{name}_{n + 1}" for n in range(min(args.top, len(opened.classes))) for name in ("class", "probability")
+        )
+        say(_row("path", *names))
     bad = 0
     for prediction in predict(opened, args.images, top=args.top, tokens=args.tokens, patch_size=args.patch_size):
         if prediction.error:
@@ -55,6 +64,20 @@ def run(args: argparse.Namespace) -> int:
             say(f"navit-model predict: '{prediction.path}': {prediction.error}", sys.stderr)
         elif args.json:
             say(json.dumps({"path": str(prediction.path), "classes": dict(prediction.classes)}))
+        elif args.csv:
+            say(
+                _row(
+                    str(prediction.path),
+                    *(cell for name, share in prediction.classes for cell in (name, f"{share:.6f}")),
+                )
+            )
         else:
             say(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes))
     return 1 if bad else 0
+
+
+def _row(*cells: str) -> str:
+    """One line of a CSV file."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()

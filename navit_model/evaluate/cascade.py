@@ -24,12 +24,16 @@ class Answers:
         right: f32 `[rows]`, 1 where that class is the label.
         tokens: f32 `[rows]`, tokens that the image took.
         counted: f32 `[rows]`, 1 for labelled images.
+        chances: f32 `[rows, classes]`, where they were kept; 0 for an image that could not be read.
+        labels: f32 `[rows, L]`, with them; 0 for images that are not counted.
     """
 
     sure: Tensor
     right: Tensor
     tokens: Tensor
     counted: Tensor
+    chances: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

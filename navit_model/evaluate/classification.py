@@ -96,7 +96,7 @@ def trained_tokens(config: LoaderConfig) -> tuple[int, int]:
     """Fewest and most tokens of one image before drop that the training sizes lead to, whatever P."""
     plan = config.plan
     cap = plan.max_tokens - plan.prefix_tokens
-    if plan.resolution.kind in ("native", "budget"):
+    if plan.resolution.kind in ("native", "budget", "smart"):
         return 1, cap
     low = max(1, plan.resolution.low // max(plan.patch_sizes)) ** 2
     high = max(1, plan.resolution.high // min(plan.patch_sizes)) ** 2
@@ -182,6 +182,7 @@ def judge(
     world: World | None = None,
     sigmoid: bool = False,
     classes: Sequence[str] | None = None,
+    keep: int = 0,
 ) -> tuple[Score, Answers]:
     """Scores a model on a labelled index, and keeps what it said of each image.
 
@@ -194,6 +195,7 @@ def judge(
         world: the ranks that share the work.
         sigmoid: see `predict`.
         classes: the classes that the model knows, which must be those of the index.
+        keep: classes of the model, to keep all probabilities and labels for `details`, 4 bytes a class and image; 0 keeps none.
 
     Raises:
         IndexFileError: the index cannot be used.
@@ -211,11 +213,15 @@ def judge(
         plan, rows = loader.config, loader.engine.indexes[0].num_rows
         # for each image: probability, right, tokens, labelled
         answers = torch.zeros(4, rows, device=device)
+        # on each rank alike, one without images among them, as they are summed
+        widths = (keep, max(loader.engine.label_width, 1)) if keep else ()
+        kept = [torch.zeros(rows, width, device=device) for width in widths]
         start = time.perf_counter()
         for batch in loader:
             labels = torch.from_numpy(batch.labels).to(device)
             status = torch.from_numpy(batch.status).to(device)
-            chance, guess = predict(model, batch, device, sigmoid).max(-1)
+            chances = predict(model, batch, device, sigmoid)
+            chance, guess = chances.max(-1)
             lost = chance.isnan() & (status == OK)
             chance = chance.nan_to_num(0.0)
             none = (labels[..., 0] == NO_CLASS) & sigmoid
@@ -232,12 +238,15 @@ def judge(
             row = torch.from_numpy(batch.image_ids).to(device)[there]
             took = members(torch.from_numpy(batch.segment_ids).to(device), status.shape[1], torch.float32).sum(-1)
             answers[:, row] = torch.stack([chance * ok, right.float(), took, judged.float()])[:, there]
+            if keep:
+                kept[0][row] = (chances * ok[..., None])[there]
+                kept[1][row] = labels[there].float()
             slots += batch.segment_ids.size
             filled += batch.num_tokens
         seconds = time.perf_counter() - start
     world.meet()
     counts = torch.tensor([slots, filled], dtype=torch.float64, device=device)
-    for value in (totals, bins, counts, answers):
+    for value in (totals, bins, counts, answers, *kept):
         world.sum(value)
     right_n, ok_n, failed_n, seen_n, lost_n = totals.tolist()
     if lost_n:
@@ -261,7 +270,7 @@ def judge(
         padding=1.0 - float(counts[1] / counts[0]),
         outside=tokens is not None and not low <= tokens <= high,
     )
-    return score, Answers(*answers.cpu())
+    return score, Answers(*answers.cpu(), *(value.cpu() for value in kept))
 
 
 def score_table(scores: Sequence[Score]) -> str:

@@ -32,6 +32,7 @@ def classification_loss(
     *,
     kind: Literal["softmax", "sigmoid"] = "softmax",
     label_smoothing: float = 0.0,
+    mixed: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each image, summed.
 
@@ -41,6 +42,8 @@ def classification_loss(
             them (`NO_CLASS`).
         kind: `softmax`, or `sigmoid`: one binary decision per class, summed over the classes (NaViT, section 3).
         label_smoothing: share of the target that is spread over all classes.
+        mixed: of images that were mixed with others of their sequence (mixup, cutmix): i64 `[B, E]`, the slot of the other,
+            whose labels have the rest of the loss, and f32 `[B, E]`, the share of the image's own.
 
     Returns:
         The sum over images with status `OK` and a label, and their number; both scalars on the device.
@@ -55,14 +58,22 @@ def classification_loss(
         raise ModelError(f"an image has the label {most}, but there are {classes} classes; mend the index")
     counts = learnt(batch, kind)
     logits = logits.float().masked_fill(~counts[..., None], 0.0)
-    if kind == "softmax":
-        target = batch.labels[..., 0].masked_fill(~counts, 0)
-        each = F.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=label_smoothing
-        ).view_as(counts)
-    else:
-        known = (batch.labels >= 0).to(logits.dtype)
-        hot = torch.zeros_like(logits).scatter_reduce(-1, batch.labels.clamp(min=0), known, "amax")
+
+    def against(labels: Tensor) -> Tensor:
+        """The loss of each image against labels `[B, E, K]`."""
+        if kind == "softmax":
+            target = labels[..., 0].masked_fill(~counts, 0)
+            return F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=label_smoothing
+            ).view_as(counts)
+        known = (labels >= 0).to(logits.dtype)
+        hot = torch.zeros_like(logits).scatter_reduce(-1, labels.clamp(min=0), known, "amax")
         hot = hot * (1 - label_smoothing) + label_smoothing / classes
-        each = F.binary_cross_entropy_with_logits(logits, hot, reduction="none").sum(-1)
+        return F.binary_cross_entropy_with_logits(logits, hot, reduction="none").sum(-1)
+
+    each = against(batch.labels)
+    if mixed is not None:
+        partner, share = mixed
+        theirs = batch.labels.gather(1, partner[..., None].expand_as(batch.labels))
+        each = share * each + (1 - share) * against(theirs)
     return torch.where(counts, each, 0.0).sum(), counts.sum()

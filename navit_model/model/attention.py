@@ -130,8 +130,9 @@ def _by_length(cu_seqlens: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor]
 
 def number_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """The segment of each token, i64 `[T]`; no host value is read."""
-    places = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.searchsorted(cu_seqlens, places, right=True) - 1
+    # How many segments end there or before; counted this way it can be exported anywhere.
+    ends = cu_seqlens[1:].long()
+    return ends.new_zeros(tokens + 1).scatter_add(0, ends, torch.ones_like(ends))[:-1].cumsum(0)
 
 
 def segments(cu_seqlens: Tensor, max_seqlen: int, tokens: int, backend: Backend, *, causal: bool = False) -> Segments:

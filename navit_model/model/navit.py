@@ -79,7 +79,7 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
 
     def forward_features(self, batch: PackedBatch | View) -> Tensor:
         """Encoded tokens, `[B, L, D]`; no image is influenced by padding or by another image."""
-        return self._encode(self._embed(batch), batch, ())[0]
+        return self.encode(self._embed(batch), batch, ())[0]
 
     def forward_head(self, x_BLD: Tensor, batch: PackedBatch | View, pre_logits: bool = False) -> Tensor:
         """Pooled images `[B, E, D]` with `pre_logits`, else their logits, f32 `[B, E, classes]`."""
@@ -114,7 +114,7 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             indices = range(-(depth if indices is None else indices), 0)
         if not all(-depth <= n < depth for n in indices):
             raise ModelError(f"indices = {list(indices)} must be numbers of the model's {depth} blocks")
-        return self._encode(self._embed(batch), batch, tuple(n % depth for n in indices))
+        return self.encode(self._embed(batch), batch, tuple(n % depth for n in indices))
 
     def forward_merged(self, batch: PackedBatch | View) -> Merged:
         """Blocks of `merge` × `merge` patches as one token each, `[B, M, merge_width]`, as a language model takes them.
@@ -140,8 +140,8 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             patches = patches.masked_fill(~is_patch.flatten()[:, None], 0.0)
         return self.patch_embed(patches, batch.patch_size)  # type: ignore[no-any-return]
 
-    def _encode(self, x_TD: Tensor, batch: PackedBatch | View, wanted: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Tokens of patches → encoded tokens `[B, L, D]`, and the tokens after the blocks `wanted`."""
+    def encode(self, x_TD: Tensor, batch: PackedBatch | View, wanted: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        """Tokens of patches `[T, D]` → encoded tokens `[B, L, D]`, and those after the blocks `wanted`; reads no pixels."""
         B, L = batch.segment_ids.shape
         x_TD, at_T2, grid_T2, is_patch_T = self._place(x_TD, batch)
         backend, window = self._backend(x_TD), self.config.window
@@ -159,7 +159,7 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
             x_TD, at_T2, grid_T2, is_patch_T = x_TD[order], at_T2[order], grid_T2[order], is_patch_T[order]
             segment_T = None if segment_T is None else segment_T[order]
         turns = {} if self.rotation is None else self.rotation(at_T2, grid_T2, is_patch_T)
-        far = Context(where, segment=segment_T, segments=len(batch.cu_seqlens) - 1, **turns)
+        far = Context(where, segment=segment_T, segments=batch.cu_seqlens.shape[0] - 1, **turns)
         inside = replace(far, where=near)
 
         found = []

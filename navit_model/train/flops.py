@@ -24,14 +24,23 @@ PEAK_TFLOPS = {"B200": 2250, "H200": 989, "GH200": 989, "H100": 989, "A100": 312
 
 def _encoder(config: NaViTConfig | TextConfig, tokens: N, pairs: N, pooled: N) -> N:
     """Operations of the blocks, and of attention pooling to `pooled` vectors where there is one."""
-    width, layers = config.width, 3 if config.mlp_gate else 2
-    each_token, each_pooled = config.depth * (8 * width**2 + 2 * layers * width * round(width * config.mlp_ratio)), 0
+    width, each_token, each_pooled = config.width, 0, 0
     if config.pool == "map":
         # Values of all tokens; of keys their product with the query alone, a vector a head (`AttentionPooling`).
-        each_token += 2 * width**2 + 2 * width * (config.pool_heads or config.heads) + 2 * width
+        each_token = 2 * width**2 + 2 * width * (config.pool_heads or config.heads) + 2 * width
         hidden = round(width * (config.pool_mlp_ratio or config.mlp_ratio)) if config.pool_mlp else 0
         each_pooled = 2 * width**2 + 4 * width * hidden
-    return tokens * each_token + pairs * (config.depth * 4 * width) + pooled * each_pooled
+    return _blocks(config, config.depth, tokens, pairs) + tokens * each_token + pooled * each_pooled
+
+
+def _blocks(config: NaViTConfig | TextConfig, count: int, tokens: N, pairs: N) -> N:
+    width, layers = config.width, 3 if config.mlp_gate else 2
+    each_token = 8 * width**2 + 2 * layers * width * round(width * config.mlp_ratio)
+    return tokens * (count * each_token) + pairs * (count * 4 * width)
+
+
+def _embedded(config: NaViTConfig, tokens: N, patch_size: int) -> N:
+    return tokens * (2 * 3 * patch_size**2 * config.width)
 
 
 def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_size: int) -> N:
@@ -44,12 +53,24 @@ def forward_flops(config: NaViTConfig, tokens: N, pairs: N, images: N, patch_siz
         images: how many.
         patch_size: P.
     """
-    embedded = tokens * (2 * 3 * patch_size**2 * config.width)
-    return embedded + _encoder(config, tokens, pairs, images) + images * (2 * config.width * config.classes)
+    classified = images * (2 * config.width * config.classes)
+    return _embedded(config, tokens, patch_size) + _encoder(config, tokens, pairs, images) + classified
 
 
 def batch_flops(config: NaViTConfig, batch: PackedBatch | View) -> Tensor:
     """Operations of one forward pass over the images of a batch; a scalar on its device, read by nobody here."""
+    return forward_flops(config, *_work(config, batch), batch.patch_size)
+
+
+def frozen_flops(config: NaViTConfig, batch: PackedBatch | View, layers: int) -> Tensor:
+    """The part of `batch_flops` in the first `layers` layers, of which the embedding is one."""
+    tokens, pairs, _ = _work(config, batch)
+    found = _embedded(config, tokens, batch.patch_size) + _blocks(config, layers - 1, tokens, pairs)
+    return found if layers else torch.zeros_like(tokens)
+
+
+def _work(config: NaViTConfig, batch: PackedBatch | View) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, pairs and images of a batch, as `forward_flops` takes them."""
     counts = _counts(batch.segment_ids, batch.grids.shape[1])
     pairs = counts.square().sum()
     if config.window:
@@ -57,7 +78,7 @@ def batch_flops(config: NaViTConfig, batch: PackedBatch | View) -> Tensor:
         whole, rest = batch.grids.long() // config.window, batch.grids.long() % config.window
         windowed = (whole * config.window**2 + rest**2).prod(-1).sum().double()
         pairs = windowed + (pairs - windowed) * (len(config.window_free) / config.depth)
-    return forward_flops(config, counts.sum(), pairs, (counts > 0).sum().double(), batch.patch_size)
+    return counts.sum(), pairs, (counts > 0).sum().double()
 
 
 def text_flops(config: TextConfig, captions: Captions) -> Tensor:

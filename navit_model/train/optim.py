@@ -1,7 +1,7 @@
 """AdamW with the paper's two weight decays, and a moving average of the weights.
 
-In: a model and `[train]`. Out: an optimiser whose groups carry their decay, and `Average`. Apart from the loop, since
-which parameter belongs to which group is a decision of the recipe.
+In: a model and `[train]`. Out: an optimiser whose groups carry their decay and their share of the rate, what is frozen, and
+`Average`. Apart from the loop, since which parameter belongs to which group is a decision of the recipe.
 """
 
 from __future__ import annotations
@@ -9,33 +9,68 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from navit_loader.schema import require
+
+from ..model.navit import NaViT
+from ..model.text import TextTower
 from .settings import TrainConfig
 
 HEAD = "head"
 """The module of this name, anywhere, is the classifier."""
 
+EMBEDDING = ("patch_embed", "positions", "rotation", "prefix", "tokens", "places")
+"""Parts of a tower before its blocks: the first of its layers."""
+
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over three groups: matrices of the body, matrices of the head, and all that is no matrix, undecayed.
+    """AdamW over matrices of the body, matrices of the head, and all that is no matrix, undecayed; these for each layer where
+    `train.layer_decay` gives it a rate of its own: `scale` of a group, times which the schedule's is taken.
 
     Scales of norms, biases and lone vectors are not decayed. Position tables, prefix tokens, queries of pooling and the
     patch embedding are matrices and are.
     """
-    body: list[Tensor] = []
-    head: list[Tensor] = []
-    rest: list[Tensor] = []
+    decays = {"body": config.weight_decay, "head": config.head_weight_decay, "rest": 0.0}
+    below = _layers_behind(model) if config.layer_decay < 1 else {}
+    groups: dict[tuple[int, str], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = rest if parameter.ndim < 2 else head if HEAD in name.split(".") else body
-            group.append(parameter)
-    groups = [
-        {"params": body, "weight_decay": config.weight_decay},
-        {"params": head, "weight_decay": config.head_weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+            kind = "rest" if parameter.ndim < 2 else "head" if HEAD in name.split(".") else "body"
+            groups.setdefault((below.get(name, 0), kind), []).append(parameter)
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=True
+        [
+            {"params": groups[key], "weight_decay": decays[key[1]], "scale": config.layer_decay ** key[0]}
+            for key in sorted(groups)
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
     )
+
+
+def freeze(model: NaViT, layers: int) -> None:
+    """Leaves the first `layers` layers of the image model as they are; the embedding is the first.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    most = model.config.depth + 1
+    require(layers <= most, "train.freeze", layers, f"at most {most}: the embedding and {most - 1} blocks")
+    for name, behind in _layers_behind(model).items():
+        if most - behind < layers:
+            model.get_parameter(name).requires_grad_(False)
+
+
+def _layers_behind(model: nn.Module) -> dict[str, int]:
+    """For each parameter of a tower the number of layers behind its own: depth + 1 for the embedding, 1 for the last block."""
+    found = {}
+    for tower, module in model.named_modules():
+        if isinstance(module, NaViT | TextTower):
+            for name, _ in module.named_parameters():
+                part, _, rest = name.partition(".")
+                layer = 0 if part in EMBEDDING else 1 + int(rest.split(".")[0]) if part == "blocks" else None
+                behind = 0 if layer is None else module.config.depth + 1 - layer
+                found[f"{tower}.{name}" if tower else name] = behind
+    return found
 
 
 class Average:

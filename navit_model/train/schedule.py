@@ -14,8 +14,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of the optimiser step number `step` (from 0).
 
     A linear warm-up reaches the peak after `warmup` steps. Then `cosine` falls to 0 at `steps`; `rsqrt` is
-    peak·√(warmup/step) (arXiv 2106.04560; NaViT) and `constant` stays, both with a linear
-    descent to 0 over the last `cooldown` steps.
+    peak·√(t/(step − warmup + t)) for t = `timescale`, which is the warm-up's length where it is 0 (arXiv 2106.04560; NaViT),
+    and `constant` stays, both with a linear descent to 0 over the last `cooldown` steps.
     """
     warmup = max(config.warmup, 1)
     if step < config.warmup:
@@ -25,6 +25,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
     rate = config.learning_rate
     if config.schedule == "rsqrt":
-        rate *= math.sqrt(warmup / max(step, warmup))
+        scale = config.timescale or warmup
+        rate *= math.sqrt(scale / (max(step, warmup) - warmup + scale))
     left = config.steps - step
     return rate * min(1.0, left / config.cooldown) if config.cooldown else rate

@@ -16,7 +16,7 @@ from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, parse, read_toml, require
 
-from ..config import AugmentConfig, ContrastiveConfig, DistillationConfig, NaViTConfig, TextConfig
+from ..config import AugmentConfig, ContrastiveConfig, DistillationConfig, MixConfig, NaViTConfig, TextConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,13 @@ class TrainConfig:
         learning_rate: peak of the schedule.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
         warmup: steps of the warm-up.
+        timescale: steps behind the warm-up in which `rsqrt` falls by √2; 0 takes the warm-up's (big_vision: 10,000).
         cooldown: steps of the linear descent to 0 at the end of `rsqrt` and `constant`.
         weight_decay: of the body's matrices. As in torch, a step shrinks them by learning rate × decay.
+        layer_decay: the rate of each layer is this times that of the layer above; 1 makes them equal. Layers are the
+            embedding, each block, and all behind the blocks, which learns at the full rate (arXiv 2106.08254, appendix).
+        freeze: layers of the image model, from the embedding on, that stay as they are; depth + 1 leaves what is behind
+            the blocks.
         head_weight_decay: of the classifier's matrix (the paper: 3.0, and 0.03 for the body).
         betas: of AdamW.
         clip: largest norm of the gradient; 0 leaves it alone.
@@ -50,6 +55,7 @@ class TrainConfig:
         threads: torch's CPU threads; 0 leaves torch's choice.
         seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.
         augment: colour operations on the device; see `AugmentConfig`.
+        mix: mixup and cutmix between the images of a sequence; see `MixConfig`.
         log_every: steps between lines of the log.
         tensorboard: write TensorBoard's event files to `OUT/tensorboard` too.
         peak_tflops: what one device could do at most, for MFU; 0 takes the known bfloat16 peak of its GPU, or shows no MFU.
@@ -70,7 +76,10 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
+    timescale: int = 0
     cooldown: int = 0
+    layer_decay: float = 1.0
+    freeze: int = 0
     weight_decay: float = 0.03
     head_weight_decay: float = 3.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -84,6 +93,7 @@ class TrainConfig:
     threads: int = 0
     seed: int = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     log_every: int = 20
     tensorboard: bool = False
     peak_tflops: float = 0.0
@@ -98,7 +108,8 @@ class TrainConfig:
         require(self.out != "", "out", self.out, "the path of a folder")
         for key in ("steps", "accumulate", "log_every", "keep"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        for key in ("warmup", "cooldown", "eval_every", "checkpoint_every", "threads", "seed"):
+        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        for key in ("freeze", "warmup", "timescale", "cooldown", "eval_every", "checkpoint_every", "threads", "seed"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "at least 0 and below 1")
         require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
@@ -106,6 +117,9 @@ class TrainConfig:
             require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
         require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values, at least 0 and below 1")
         require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
+        require(
+            self.task == "classification" or not self.mix.on, "mix", self.mix, f"left out: {self.task} mixes no images"
+        )
         require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
 
 
@@ -160,11 +174,11 @@ def read_changed(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     """The tables of a TOML file after `section.key=value` changes; see `RunConfig.from_toml`."""
     table = read_toml(path)
     for text in overrides:
-        _set(table, text)
+        set_key(table, text)
     return table
 
 
-def _set(table: dict[str, Any], text: str) -> None:
+def set_key(table: dict[str, Any], text: str) -> None:
     """Applies one `section.key=value` to nested tables."""
     name, equals, value = text.partition("=")
     path = name.strip().split(".")

@@ -18,8 +18,9 @@ from navit_loader.batch import PackedBatch
 
 from ..model.navit import NaViT
 from ..world import World
+from .augment import augment
 from .feed import Loader
-from .flops import batch_flops
+from .flops import batch_flops, frozen_flops
 from .settings import RunConfig
 
 OpenImageModel = Callable[[str], tuple[NaViT, list[str]]]
@@ -95,6 +96,10 @@ class Task(ABC):
         """What a run says before its first step: how its data are learnt otherwise than one may expect."""
         return []
 
+    def augment(self, batch: PackedBatch) -> PackedBatch:
+        """The batch (on the device) as it is learnt from, with `[train.augment]` done to it."""
+        return augment(batch, self.run.train.augment, self.run.train.seed)
+
     @abstractmethod
     def count(self, batch: PackedBatch) -> Tensor:
         """Images of the batch that have a loss; a scalar on the batch's device. No host value is read."""
@@ -105,15 +110,17 @@ class Task(ABC):
 
         Args:
             outputs: what the module's `forward` gave, perhaps in bfloat16.
-            batch: on the device.
+            batch: on the device, as `augment` left it.
         """
 
     def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
-        """Operations of one training step over the batch's images: three forward passes of the image model.
+        """Operations of one training step over the batch's images: three forward passes of the image model, and one of what is
+        frozen of it.
 
         A task with more than the image model adds its own. A scalar on the batch's device.
         """
-        return 3 * batch_flops(self.image_model(module).config, batch)
+        config = self.image_model(module).config
+        return 3 * batch_flops(config, batch) - 2 * frozen_flops(config, batch, self.run.train.freeze)
 
     @abstractmethod
     def check_held_out(self, module: nn.Module) -> None:

@@ -28,12 +28,11 @@ from ..model.navit import NaViT
 from ..weights.saved import fill
 from ..world import TIMEOUT, World
 from . import checkpoint, report
-from .augment import augment
 from .feed import Feed, Loader, with_plan_of
 from .flops import peak_tflops
 from .log import RunLog
 from .meter import Meter
-from .optim import Average, adamw
+from .optim import Average, adamw, freeze
 from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
@@ -41,7 +40,19 @@ from .stop import Signals, Stopped
 from .task import Row
 from .tasks import task_of
 
-FIXED = ("task", "steps", "loss", "learning_rate", "schedule", "warmup", "cooldown", "seed")
+FIXED = (
+    "task",
+    "steps",
+    "loss",
+    "learning_rate",
+    "layer_decay",
+    "freeze",
+    "schedule",
+    "warmup",
+    "timescale",
+    "cooldown",
+    "seed",
+)
 """Keys of `[train]` that may not change between a checkpoint and the run that goes on from it."""
 
 FAULT = 1000
@@ -89,6 +100,7 @@ class Trainer:
                 if begin.config.classes != image_model.config.classes:
                     begin.reset_classifier(image_model.config.classes)
                 fill(image_model, begin.state_dict(), "what the run begins with")
+        freeze(kind.image_model(self.module), run.train.freeze)
         self.task.check_held_out(self.module)
         spread = run.train.parallel == "fsdp" and world.size > 1
         if spread:
@@ -267,7 +279,7 @@ class Trainer:
         config, world = self.run_config.train, self.world
         rate = learning_rate(self.step, config)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = rate * parameters["scale"]
         # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
         torch.manual_seed(_key(config.seed, self.step, world.rank))
         mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
@@ -275,7 +287,7 @@ class Trainer:
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(group):
             with self._exchange(i + 1 == len(group)):
-                loss = self._loss(augment(batch, config.augment, config.seed))
+                loss = self._loss(self.task.augment(batch))
                 # DDP averages the gradients over the ranks; times their number, that is the sum.
                 (loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()

@@ -39,10 +39,14 @@ class OtherModel:
         Raises:
             ModelError: the model has none of this name.
         """
+        return self.own(name).detach().float()
+
+    def own(self, name: str) -> Tensor:
+        """The same as the model has it: in its dtype, with its gradient."""
         if name not in self.names:
             raise ModelError(f"{self.name} has no weight '{name}'; this variant is not one that NaViT can take over")
         self.taken.add(name)
-        return self.weights[self.names[name]].detach().float()
+        return self.weights[self.names[name]]
 
     def has(self, name: str) -> bool:
         """Whether the model has a weight of this name."""

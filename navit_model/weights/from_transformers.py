@@ -31,12 +31,12 @@ def tower_of(model: Any) -> tuple[Any, str]:
     """
     name, place = type(model).__name__, ""
     while type(model).__name__ not in FAMILIES:
-        inner = next((part for part in INSIDE if getattr(model, part, None) is not None), None)
-        if inner is None:
+        part = next((part for part in INSIDE if getattr(model, part, None) is not None), None)
+        if part is None:
             raise ModelError(
                 f"from_transformers takes {', '.join(FAMILIES)}, and models that hold one of them, not {name}"
             )
-        model, place = getattr(model, inner), f"{place}{inner}."
+        model, place = getattr(model, part), f"{place}{part}."
     return model, place
 
 
@@ -58,7 +58,7 @@ def convert(model: Any, weights: Mapping[str, Tensor] | None = None) -> Taken:
     name = type(tower).__name__
     family = FAMILIES[name]
     given: Mapping[str, Tensor] = tower.state_dict() if weights is None else Within(weights, place)
-    source = OtherModel(name, given, _inner(name))
+    source = OtherModel(name, given, inner(name))
     shape = getattr(tower.config, "vision_config", tower.config)
     config = _config(tower, shape, source, family, name)
     return config, _weights(source, config, family)
@@ -81,7 +81,7 @@ class Within(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def _inner(name: str) -> str:
+def inner(name: str) -> str:
     """The beginning of a tower's names within a model that classifies."""
     return {"ViTForImageClassification": "vit.", "IJepaForImageClassification": "ijepa."}.get(name, "vision_model.")
 
@@ -126,7 +126,7 @@ def _mlp(source: OtherModel, family: Family, block: str) -> tuple[tuple[str, ...
 
 
 def _weights(source: OtherModel, config: NaViTConfig, family: Family) -> Iterator[Weights]:
-    yield _embedding(source, config, family)
+    yield embedding(source, config, family)
     for n in range(config.depth):
         yield turned(block(source, config, family, n), config.heads, family.turning)
     if family.last:
@@ -140,7 +140,8 @@ def _weights(source: OtherModel, config: NaViTConfig, family: Family) -> Iterato
     source.finish(family.unused if config.pool != "map" or config.classes else ())
 
 
-def _embedding(source: OtherModel, config: NaViTConfig, family: Family) -> Weights:
+def embedding(source: OtherModel, config: NaViTConfig, family: Family) -> Weights:
+    """The weights before the first block."""
     weight = source.take(f"{family.patch}.weight")
     shift = weight.new_zeros(len(weight))
     found = {

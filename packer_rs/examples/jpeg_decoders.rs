@@ -1,4 +1,4 @@
-//! Which JPEG decoder is the default, by measurement: our own for plain baseline files, beside libjpeg-turbo, which
+//! Which JPEG decoder is the default, by measurement: our own for plain files, beside libjpeg-turbo, which
 //! decodes the others, and zune-jpeg, the fastest in pure Rust that we know. In: JPEG files. Out: milliseconds an image
 //! for each, one thread, medians over interleaved rounds.
 //!

@@ -3,6 +3,8 @@
 
 #[path = "../../jpeg_rs/tests/common/encode.rs"]
 mod encode;
+#[path = "../../jpeg_rs/tests/common/scans.rs"]
+mod scans;
 
 use std::sync::Arc;
 
@@ -215,6 +217,17 @@ proptest! {
     }
 
     #[test]
+    fn damaged_scans_of_any_script_are_judged_alike(
+        width in 1usize..70, height in 1usize..50, seed: u64, hits in hits(), shrink in 0u32..4, keep: bool,
+        y in prop::sample::select(vec![(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]), grey: bool,
+    ) {
+        let sampling = if grey { vec![(1, 1)] } else { vec![y, (1, 1), (1, 1)] };
+        let (mut data, _) = scans::encode(&scans::Script { width, height, sampling, seed });
+        damage(&mut data, 0, &hits);
+        let _ = decoders().agree_with(&data, (width as u32, height as u32), 1 << shrink, keep);
+    }
+
+    #[test]
     fn what_no_pixel_depends_on_changes_no_verdict(
         style in style(), progressive: bool, which in 1u8..64, hits in prop_oneof![1 => Just(Vec::new()), 4 => hits()],
     ) {
@@ -245,7 +258,7 @@ fn every_cut_is_judged_alike() {
 }
 
 /// Where the scans of a file begin.
-fn scans(data: &[u8]) -> Vec<usize> {
+fn starts(data: &[u8]) -> Vec<usize> {
     (0..data.len() - 1).filter(|&at| data[at..].starts_with(&[0xFF, 0xDA])).collect()
 }
 
@@ -253,7 +266,7 @@ fn scans(data: &[u8]) -> Vec<usize> {
 fn a_file_cut_between_two_scans_is_not_whole() {
     let (mut decoders, style) = (decoders(), Style { progressive: true, noise: 90, ..Style::default() });
     let (data, size) = (encode(&style), (style.width as u32, style.height as u32));
-    let found = scans(&data);
+    let found = starts(&data);
     assert!(found.len() > 8);
     for &at in &found {
         let cut = [&data[..at], &[0xFF, 0xD9]].concat();

@@ -32,7 +32,7 @@ fn decoder() -> Decoder {
 
 /// The rows of each plane, one after the other.
 fn samples(pixels: &Pixels) -> Vec<u8> {
-    let (count, channels) = if pixels.colours == Colours::Yuv { (3, 1) } else { (1, 3) };
+    let (count, channels) = if matches!(pixels.colours, Colours::Yuv(_)) { (3, 1) } else { (1, 3) };
     let rows = |p: &navit_packer::pixels::picture::Plane| {
         let (start, stride, width) = (p.start, p.stride, p.width as usize * channels);
         (0..p.height as usize).map(move |y| start + y * stride..start + y * stride + width)

@@ -6,7 +6,7 @@ use navit_packer::pixels::orient::Frame;
 use navit_packer::pixels::patchify::patchify;
 use navit_packer::pixels::picture::{Colours, Pixels, Plane};
 use navit_packer::pixels::resize::{Resizer, Small};
-use navit_packer::pixels::rgb::rgb;
+use navit_packer::pixels::rgb::{Matrix, rgb};
 use navit_packer::pixels::taps::{Axis, BITS, Filter, Taps};
 use navit_packer::slots::Crop;
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn noise(colours: Colours, width: u32, height: u32, padding: usize, value: impl 
     let (count, channels) = match colours {
         Colours::Grey => (1, 1),
         Colours::Rgb => (1, 3),
-        Colours::Ycc | Colours::Yuv => (3, 1),
+        Colours::Ycc | Colours::Yuv(_) => (3, 1),
     };
     let mut start = 0;
     for c in 0..count {
@@ -40,7 +40,7 @@ fn scrambled(seed: u64) -> impl Fn(usize) -> u8 {
 
 prop_compose! {
     fn image()(
-        colours in prop_oneof![Just(Colours::Grey), Just(Colours::Rgb), Just(Colours::Ycc), Just(Colours::Yuv)],
+        colours in prop_oneof![Just(Colours::Grey), Just(Colours::Rgb), Just(Colours::Ycc), Just(Colours::Yuv(Matrix::VIDEO))],
         width in 1u32..90, height in 1u32..70, padding in 0usize..9, filter in 0usize..4, seed: u64,
         target in (1u32..80, 1u32..60), corner in (0.0..1.0, 0.0..1.0), far in (0.0..1.0, 0.0..1.0),
     ) -> (Pixels, Crop, (u32, u32), Filter) {
@@ -145,28 +145,43 @@ proptest! {
     }
 }
 
-/// Every Y beside U and V in steps that meet both ends: the fast form has the plain one's bits, and BT.601's are those
-/// of a conversion in floating point, to the last rounding.
+/// A matrix by the shares of red and blue in Y, and whether 16 is black.
+const MATRICES: [(Colours, f64, f64, bool); 6] = [
+    (Colours::Ycc, 0.299, 0.114, false),
+    (Colours::Yuv(Matrix::VIDEO), 0.299, 0.114, true),
+    (Colours::Yuv(Matrix::BT709), 0.2126, 0.0722, false),
+    (Colours::Yuv(Matrix::BT709_VIDEO), 0.2126, 0.0722, true),
+    (Colours::Yuv(Matrix::BT2020), 0.2627, 0.0593, false),
+    (Colours::Yuv(Matrix::BT2020_VIDEO), 0.2627, 0.0593, true),
+];
+
+/// Every Y beside U and V in steps that meet both ends: the fast form has the plain one's bits, and these are of a
+/// conversion in floating point, to the last rounding.
 #[test]
 fn colours_are_converted_alike() {
     let steps: Vec<u8> = (0..=255).step_by(5).collect();
     for (&b, &c) in steps.iter().flat_map(|b| steps.iter().map(move |c| (b, c))) {
         let planes = [(0..=255).collect::<Vec<u8>>(), vec![b; 256], vec![c; 256]];
-        for colours in [Colours::Grey, Colours::Rgb, Colours::Ycc, Colours::Yuv] {
+        let convert = |colours| {
             let [quick, plain] = [fast(), false].map(|fast| {
                 let mut out = vec![0; 3 * 256];
                 rgb(fast, colours, [&planes[0], &planes[1], &planes[2]], &mut out);
                 out
             });
             assert_eq!(quick, plain, "{colours:?} of {b}, {c}");
-            if colours == Colours::Yuv {
-                for (y, got) in plain.chunks_exact(3).enumerate() {
-                    let (y, u, v) =
-                        ((y as f64 - 16.0) / 219.0, (f64::from(b) - 128.0) / 224.0, (f64::from(c) - 128.0) / 224.0);
-                    let want = [y + 1.402 * v, y - 0.344_136 * u - 0.714_136 * v, y + 1.772 * u];
-                    for (want, &got) in want.map(|w| (w * 255.0).clamp(0.0, 255.0)).into_iter().zip(got) {
-                        assert!((want - f64::from(got)).abs() < 0.6, "{y}, {u}, {v}: {want} is not {got}");
-                    }
+            plain
+        };
+        convert(Colours::Grey);
+        convert(Colours::Rgb);
+        for (colours, kr, kb, video) in MATRICES {
+            let (black, luma, chroma) = if video { (16.0, 219.0, 224.0) } else { (0.0, 255.0, 255.0) };
+            for (y, got) in convert(colours).chunks_exact(3).enumerate() {
+                let (y, u, v) =
+                    ((y as f64 - black) / luma, (f64::from(b) - 128.0) / chroma, (f64::from(c) - 128.0) / chroma);
+                let (red, blue) = (y + 2.0 * (1.0 - kr) * v, y + 2.0 * (1.0 - kb) * u);
+                let want = [red, (y - kr * red - kb * blue) / (1.0 - kr - kb), blue];
+                for (want, &got) in want.map(|w| (w * 255.0).clamp(0.0, 255.0)).into_iter().zip(got) {
+                    assert!((want - f64::from(got)).abs() < 0.6, "{colours:?}, {y}, {u}, {v}: {want} is not {got}");
                 }
             }
         }

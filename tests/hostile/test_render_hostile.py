@@ -44,6 +44,8 @@ def seeds() -> dict[str, bytes]:
         "webp lossless": encode(image, "WEBP", lossless=True),
         "webp lossless alpha": encode(alpha, "WEBP", lossless=True),
         "webp animated": encode(image, "WEBP", save_all=True, append_images=[image.rotate(90).resize(image.size)]),
+        "avif": encode(image, "AVIF"),
+        "avif alpha": encode(alpha, "AVIF"),
         "gif": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "bmp": encode(image, "BMP"),
         "bmp palette": encode(image.quantize(16), "BMP"),

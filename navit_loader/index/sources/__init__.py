@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 from ...errors import IndexFileError
+from .columns import USUAL, Columns
 from .folder import FolderSource
 from .manifest import MANIFESTS, ManifestSource
 from .parquet import ParquetSource, holds_images
@@ -25,24 +26,30 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
 
 
-def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
+def open_sources(specs: Iterable[str | os.PathLike[str]], columns: Columns = USUAL) -> list[Source]:
     """The sources that the user named, in the order of their shards' paths.
 
     Args:
         specs: folders, manifests (`.csv`, `.jsonl`, `.parquet`; several over one folder become one source), tars, Parquet
             files with images; many at once by a brace pattern such as `shard-{000..127}.tar`. URLs (`s3://`, `gs://`,
             `az://`, `http(s)://`) name tars, Parquet files, or all images beneath a prefix that ends in `/`.
+        columns: what the columns of manifests and Parquet files are called.
 
     Raises:
-        IndexFileError: a path that is missing, of an unknown kind, or given twice.
+        IndexFileError: a path that is missing, of an unknown kind, or given twice; a column that is not there.
     """
     sources: list[Source] = []
     for spec in specs:
         refuse_secrets(os.fspath(spec))
         for path in expand_braces(os.fspath(spec)):
-            sources.append(_open_remote(path) if is_remote(path) else _open(os.path.abspath(path)))
+            sources.append(_open_remote(path, columns) if is_remote(path) else _open(os.path.abspath(path), columns))
     if not sources:
         raise IndexFileError("no source given; name a folder, a manifest, or tars")
+    if columns and not any(isinstance(source, ManifestSource | ParquetSource) for source in sources):
+        option, name = columns.given[0]
+        raise IndexFileError(
+            f"{option} = '{name}', but no source is a table; give a manifest ({', '.join(sorted(MANIFESTS))}), or leave it out"
+        )
     manifests = ManifestSource.merged([source for source in sources if isinstance(source, ManifestSource)])
     others = sorted((source for source in sources if not isinstance(source, ManifestSource)), key=lambda s: s.shard)
     for before, after in itertools.pairwise(others):
@@ -55,7 +62,7 @@ def open_sources(specs: Iterable[str | os.PathLike[str]]) -> list[Source]:
     return sorted([*manifests, *others], key=lambda source: source.shard)
 
 
-def _open(path: str) -> Source:
+def _open(path: str, columns: Columns) -> Source:
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
             raise IndexFileError(
@@ -74,16 +81,16 @@ def _open(path: str) -> Source:
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".tar":
         return TarSource(path)
-    if suffix == ".parquet" and holds_images(path):
-        return ParquetSource(path)
+    if suffix == ".parquet" and holds_images(path, columns):
+        return ParquetSource(path, columns)
     if suffix in MANIFESTS:
-        return ManifestSource.read(path)
+        return ManifestSource.read(path, columns)
     raise IndexFileError(
         f"'{path}' is no source; give a folder, a plain .tar, Parquet, or a manifest ({', '.join(sorted(MANIFESTS))})"
     )
 
 
-def _open_remote(url: str) -> Source:
+def _open_remote(url: str, columns: Columns) -> Source:
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         raise IndexFileError(f"'{url}': the scheme '{scheme}' is not known; allowed: {', '.join(SCHEMES)}")
@@ -91,8 +98,8 @@ def _open_remote(url: str) -> Source:
         return BucketSource(url)
     if url.endswith(".tar"):
         return TarSource(url)
-    if url.endswith(".parquet") and holds_images(url):
-        return ParquetSource(url)
+    if url.endswith(".parquet") and holds_images(url, columns):
+        return ParquetSource(url, columns)
     raise IndexFileError(
         f"'{url}' is no source; give a prefix that ends in '/', a plain .tar, or Parquet that holds the images"
     )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ...errors import IndexFileError
 from ..tokens import checked_caption
+from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
 from .labels import Labels, as_text, from_json, resolve_label
 from .rows import Job, KnownFiles, label_lists
@@ -52,36 +53,38 @@ class ManifestSource:
         self._entries = sorted(pairs, key=lambda pair: pair[0])
 
     @classmethod
-    def read(cls, path: str) -> ManifestSource:
-        """Reads one manifest at an absolute path.
+    def read(cls, path: str, called: Columns = USUAL) -> ManifestSource:
+        """Reads one manifest at an absolute path, whose columns are called as `called` says.
 
         Raises:
-            IndexFileError: it cannot be read, has no `path` column, names a file twice, or names nothing; or its labels cannot
+            IndexFileError: it cannot be read, has no such column, names a file twice, or names nothing; or its labels cannot
                 be told.
         """
         base = os.path.dirname(path)
         found: dict[str, _Entry] = {}
         columns = dict.fromkeys(pq.read_schema(path).names if path.lower().endswith(".parquet") else ())
-        for line, entry in _read(path):
+        image, label = called.image or "path", called.label or "label"
+        for line, entry in _read(path, called):
             columns |= dict.fromkeys(entry)
             place = f"'{path}' line {line}"
-            name = entry.get("path")
+            name = entry.get(image)
             if not isinstance(name, str) or not name or "\0" in name:
-                raise IndexFileError(f"{place}: 'path' is {name!r}; give the path of an image file")
+                raise IndexFileError(f"{place}: '{image}' is {name!r}; give the path of an image file")
             try:
-                caption = checked_caption(entry.get("caption"))
+                caption = checked_caption(entry.get(called.caption or "caption"))
             except ValueError as e:
                 raise IndexFileError(f"{place}: {e}") from None
-            _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, entry.get("label"), caption))
+            _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, entry.get(label), caption))
         if not found:
             raise IndexFileError(f"'{path}' names no image")
+        called.check(path, columns)
         labels = Labels.of((entry.place, entry.label) for entry in found.values())
         if labels.doubt:
             raise IndexFileError(labels.doubt)
-        if "label" not in columns and len(columns) > 1 + ("caption" in columns):
+        if label not in columns and len(columns) > 1 + ((called.caption or "caption") in columns):
             labels.notes.append(
-                f"'{path}' has no column 'label'; its columns: {', '.join(columns)}. Rename the one with the labels, if there "
-                "is one"
+                f"'{path}' has no column 'label'; its columns: {', '.join(columns)}. Name the one with the labels by "
+                "--label-column, if there is one"
             )
         prefix = os.path.join(base, "")
         if not all(full.startswith(prefix) for full in found):
@@ -148,15 +151,15 @@ def _add(entries: dict[str, _Entry], full: str, entry: _Entry) -> None:
     entries[full] = entry
 
 
-def _read(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read(path: str, called: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, entry) for each line; rows of Parquet count from 1."""
     try:
         if path.lower().endswith(".parquet"):
-            yield from _read_parquet(path)
+            yield from _read_parquet(path, called)
         elif path.lower().endswith(".csv"):
-            yield from _read_csv(path)
+            yield from _read_csv(path, called)
         else:
-            yield from _read_json_lines(path)
+            yield from _read_json_lines(path, called)
     except UnicodeDecodeError as e:
         raise IndexFileError(f"manifest '{path}' is not UTF-8{_where(path)}; save it as UTF-8 ({e.reason})") from None
     except (OSError, pa.ArrowException) as e:
@@ -176,7 +179,7 @@ def _where(path: str) -> str:
     return ""
 
 
-def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: str, called: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     # One caption may be longer than the module's own limit for a field, which stands for the whole process.
     limit = csv.field_size_limit(1 << 30)
     line = 0
@@ -188,20 +191,20 @@ def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 line = reader.line_num
                 if not header:
                     header = [name.strip() for name in row]
-                    _need_path(path, header)
+                    _need_path(path, header, called)
                 elif row:
                     if len(row) != len(header):
                         raise IndexFileError(f"'{path}' line {line}: not as many fields as the header has")
                     yield line, dict(zip(header, row, strict=True))
             if not header:
-                _need_path(path, header)
+                _need_path(path, header, called)
     except csv.Error as e:
         raise IndexFileError(f"'{path}' line {line + 1}: {e}; is a quote left open?") from None
     finally:
         csv.field_size_limit(limit)
 
 
-def _read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_json_lines(path: str, called: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -213,14 +216,17 @@ def _read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise IndexFileError(f"'{path}' line {number}: {kind}{e}") from None
             if not isinstance(entry, dict):
                 raise IndexFileError(f'\'{path}\' line {number}: not an object such as {{"path": "a.jpg", "label": 3}}')
+            if called.image and called.image not in entry:
+                called.check(path, entry)
             yield number, entry
 
 
-def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: str, called: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        _need_path(path, names)
-        wanted = [name for name in ("path", "label", "caption") if name in names]
+        _need_path(path, names, called)
+        usual = (called.image or "path", called.label or "label", called.caption or "caption")
+        wanted = [name for name in dict.fromkeys(usual) if name in names]
         number = 0
         for batch in file.iter_batches(columns=wanted):
             for entry in batch.to_pylist():
@@ -228,11 +234,13 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, {name: as_text(value) for name, value in entry.items()}
 
 
-def _need_path(path: str, names: Any) -> None:
-    if "path" not in names:
+def _need_path(path: str, names: Any, called: Columns) -> None:
+    called.check(path, names)
+    if not called.image and "path" not in names:
         images = ", and none that holds images" if path.lower().endswith(".parquet") else ""
         raise IndexFileError(
-            f"manifest '{path}' has no column 'path'{images}; its columns: {', '.join(names) or 'none'}"
+            f"manifest '{path}' has no column 'path'{images}; its columns: {', '.join(names) or 'none'}; name "
+            "the one with the paths by --image-column"
         )
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:

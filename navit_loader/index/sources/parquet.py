@@ -21,6 +21,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
+from .columns import USUAL, Columns
 from .labels import Labels, as_text, resolve_label
 from .remote import RemoteFile, is_remote, stamp
 from .rows import Job, checked_classes, known_container, label_lists, make_rows
@@ -29,15 +30,19 @@ _USUAL = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
 """Names of image columns, the likeliest first, where a file has several binary ones."""
 
 
-def image_column(schema: pa.Schema) -> str | None:
+def image_column(schema: pa.Schema, name: str = "") -> str | None:
     """The leaf column with the images: of a struct with `bytes`, or binary itself. None where there is none.
+
+    Args:
+        schema: of the file.
+        name: the column to take; empty takes the only one, or one with a usual name.
 
     Raises:
         ValueError: several columns hold binary values, and none has a usual name; or images lie in a way that cannot be read.
     """
     found: dict[str, str] = {}
     unread = ""
-    for field in schema:
+    for field in schema if not name else [schema.field(name)]:
         if pa.types.is_fixed_size_binary(field.type):
             unread = f"column '{field.name}' holds binary values of a fixed size; write it as binary"
         elif pa.types.is_list(field.type) and image_column(pa.schema([("image", field.type.value_type)])):
@@ -52,8 +57,10 @@ def image_column(schema: pa.Schema) -> str | None:
         if name in found:
             return found[name]
     if found:
-        raise ValueError(f"several columns hold binary values ({', '.join(found)}); name the one of the images 'image'")
-    if unread and "path" not in schema.names:
+        raise ValueError(
+            f"several columns hold binary values ({', '.join(found)}); give the one of the images by --image-column"
+        )
+    if unread and (name or "path" not in schema.names):
         raise ValueError(unread)
     return None
 
@@ -63,14 +70,16 @@ def readable(path: str) -> Any:
     return pa.PythonFile(io.BufferedReader(RemoteFile(path), 1 << 20), "r") if is_remote(path) else path
 
 
-def holds_images(path: str) -> bool:
-    """Whether a Parquet file holds images, rather than paths of them.
+def holds_images(path: str, columns: Columns) -> bool:
+    """Whether a Parquet file holds images, in the column named if any, rather than paths of them.
 
     Raises:
-        IndexFileError: it is no Parquet, or several of its columns may be the images.
+        IndexFileError: it is no Parquet, several of its columns may be the images, or one that is named is not there.
     """
     try:
-        if image_column(pq.read_schema(readable(path))) is None:
+        schema = pq.read_schema(readable(path))
+        columns.check(path, schema.names)
+        if image_column(schema, columns.image) is None:
             return False
         with pq.ParquetFile(readable(path)) as file:
             if not file.metadata.num_rows:
@@ -86,20 +95,22 @@ class ParquetSource:
 
     Args:
         path: the file, absolute, for which `holds_images` is true.
+        columns: what its columns are called.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, columns: Columns = USUAL) -> None:
         self.shard = path
         schema = pq.read_schema(readable(path))
-        self._column = image_column(schema) or ""
-        self._label = "label" if "label" in schema.names else None
-        self._caption = next((name for name in ("caption", "text") if name in schema.names), None)
-        self._classes = _features(schema, path)
+        self._column = image_column(schema, columns.image) or ""
+        label, captions = columns.label or "label", [columns.caption] if columns.caption else ["caption", "text"]
+        self._label = label if label in schema.names else None
+        self._caption = next((name for name in captions if name in schema.names), None)
+        self._classes = _features(schema, path, label)
         self._notes: list[str] = []
         if self._label is None and len(schema.names) > 1 + (self._caption is not None):
             self._notes.append(
-                f"'{path}' has no column 'label'; its columns: {', '.join(schema.names)}. Rename the one with the labels, if "
-                "there is one"
+                f"'{path}' has no column 'label'; its columns: {', '.join(schema.names)}. Name the one with the labels by "
+                "--label-column, if there is one"
             )
 
     def prepare(self, given: bool) -> list[str] | None:
@@ -199,11 +210,11 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _features(schema: pa.Schema, path: str) -> list[str] | None:
-    """Class names that `datasets` wrote: of a ClassLabel, or a sequence of them."""
+def _features(schema: pa.Schema, path: str, column: str) -> list[str] | None:
+    """Class names that `datasets` wrote for a column: of a ClassLabel, or a sequence of them."""
     try:
         said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        label = said["info"]["features"]["label"]
+        label = said["info"]["features"][column]
         while isinstance(label, Mapping) and "feature" in label:
             label = label["feature"]
         names = label["names"]

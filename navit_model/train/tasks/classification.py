@@ -5,6 +5,7 @@ In: batches with labels. Out: cross-entropy, and accuracy and calibration on the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from ...evaluate.classification import evaluate, held_out, other_classes, score_
 from ...losses.classification import classification_loss, learnt
 from ...model.navit import NaViT
 from ..feed import Loader
+from ..mix import Mixing, mix, mixing
 from ..settings import RunConfig
 from ..task import Row, Task
 
@@ -45,8 +47,12 @@ class Classification(Task):
 
     @classmethod
     def build(cls, run: RunConfig) -> NaViT:
-        """A `NaViT`."""
-        return NaViT(run.model)
+        """A `NaViT`. Its sigmoids start at one in C each, not at one half: of C − 1 classes an image is none."""
+        model = NaViT(run.model)
+        if run.train.loss == "sigmoid" and run.model.classes > 1:
+            assert isinstance(model.head, nn.Linear)
+            nn.init.constant_(model.head.bias, -math.log(run.model.classes - 1))
+        return model
 
     @classmethod
     def image_model(cls, module: nn.Module) -> NaViT:
@@ -79,6 +85,16 @@ class Classification(Task):
             f"of the {none:,} known to be of no class nothing; 'sigmoid' learns all"
         ]
 
+    def _mixing(self, batch: PackedBatch) -> Mixing | None:
+        """How its images are mixed: a function of the batch's place in the plan, so what was done is not carried along."""
+        config = self.run.train
+        return mixing(batch, learnt(batch, config.loss), config.mix, config.seed) if config.mix.on else None
+
+    def augment(self, batch: PackedBatch) -> PackedBatch:
+        """Colours first, each image by itself, then `[train.mix]`."""
+        batch, mixed = super().augment(batch), self._mixing(batch)
+        return batch if mixed is None else mix(batch, mixed)
+
     def count(self, batch: PackedBatch) -> Tensor:
         """Images that were read and have a label."""
         return learnt(batch, self.run.train.loss).sum()
@@ -86,7 +102,14 @@ class Classification(Task):
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Softmax or sigmoid cross-entropy, summed over the images."""
         config = self.run.train
-        total, _ = classification_loss(outputs.float(), batch, kind=config.loss, label_smoothing=config.label_smoothing)
+        mixed = self._mixing(batch)
+        total, _ = classification_loss(
+            outputs.float(),
+            batch,
+            kind=config.loss,
+            label_smoothing=config.label_smoothing,
+            mixed=None if mixed is None else (mixed.partner, mixed.share),
+        )
         return total
 
     def _asked(self) -> list[dict[str, Any]]:

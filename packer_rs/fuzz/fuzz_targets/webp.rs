@@ -19,7 +19,7 @@ thread_local! {
 }
 
 fn samples(pixels: &Pixels) -> Vec<u8> {
-    let (count, channels) = if pixels.colours == Colours::Yuv { (3, 1) } else { (1, 3) };
+    let (count, channels) = if matches!(pixels.colours, Colours::Yuv(_)) { (3, 1) } else { (1, 3) };
     let rows = pixels.planes[..count].iter().flat_map(|p| (0..p.height as usize).map(move |y| (p, y)));
     rows.flat_map(|(p, y)| pixels.data[p.start + y * p.stride..][..p.width as usize * channels].to_vec()).collect()
 }

@@ -18,9 +18,9 @@ pub enum Format {
     Bmp = 4,
     /// TIFF and BigTIFF.
     Tiff = 5,
-    /// AVIF. This and the following are read by helpers (`foreign`).
+    /// AVIF. Of it helpers (`foreign`) read what is not plain.
     Avif = 6,
-    /// HEIF and HEIC.
+    /// HEIF and HEIC. This and the following are read by helpers alone.
     Heif = 7,
     /// JPEG 2000, as a file or as a bare codestream.
     Jpeg2000 = 8,
@@ -49,7 +49,7 @@ impl Format {
         FORMAT_NAMES[self as usize]
     }
 
-    /// The format of a file that starts with `bytes` (64 of them, if there are as many), where a helper reads it.
+    /// The format of a file that starts with `bytes` (64 of them, if there are as many), where a helper reads it, or some of it.
     pub fn foreign(bytes: &[u8]) -> Option<Self> {
         Some(match bytes {
             [_, _, _, _, b'f', b't', b'y', b'p', ..] => return isobmff(bytes),

@@ -6,6 +6,7 @@
 pub mod decode;
 pub mod floats;
 pub mod format;
+pub mod items;
 pub mod kernels;
 pub mod orient;
 pub mod patchify;

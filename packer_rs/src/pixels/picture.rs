@@ -5,6 +5,7 @@
 
 use crate::failure::{Failure, Reason};
 use crate::pixels::kernels::{SLACK, blend, fast, over};
+use crate::pixels::rgb::Matrix;
 use crate::slots::Crop;
 
 /// Buffers larger than this are given back after the image that needed them.
@@ -58,8 +59,8 @@ pub enum Colours {
     Rgb,
     /// Three planes Y, Cb, Cr of JFIF, each at its own scale.
     Ycc,
-    /// The same of BT.601, in which 16 is black, 235 white, and colours reach from 16 to 240.
-    Yuv,
+    /// The same by another matrix, from 0 to 255 or from 16 to 235.
+    Yuv(Matrix),
 }
 
 /// One plane of samples.
@@ -110,7 +111,7 @@ impl Pixels {
         let (planes, channels) = match self.colours {
             Colours::Grey => (1, 1),
             Colours::Rgb => (1, 3),
-            Colours::Ycc | Colours::Yuv => (3, 1),
+            Colours::Ycc | Colours::Yuv(_) => (3, 1),
         };
         let rows = self.planes[..planes].iter().flat_map(|p| (0..p.height as usize).map(move |y| (p, y)));
         rows.flat_map(|(p, y)| &self.data[p.start + y * p.stride..][..p.width as usize * channels]).copied().collect()

@@ -21,7 +21,7 @@ pub fn rgb(fast: bool, colours: Colours, planes: [&[u8]; 3], out: &mut [u8]) {
             Colours::Grey => [a; 3],
             Colours::Rgb => [a, b, c],
             Colours::Ycc => rgb_of(a, b, c),
-            Colours::Yuv => rgb_of_video(a, b, c),
+            Colours::Yuv(matrix) => rgb_of_matrix(matrix, a, b, c),
         });
     }
 }
@@ -35,13 +35,47 @@ const G_CB: i16 = -5_638;
 const G_CR: i16 = -11_700;
 const B_CB: i16 = 29_032;
 
-// BT.601's, where white is 235: libwebp's factors, of which that of U for blue, 2.02, does not fit and stands less 1.
-const V_BLACK: i16 = 16;
-const V_Y: i16 = 19_077;
-const V_R_V: i16 = 26_149;
-const V_G_U: i16 = -6_419;
-const V_G_V: i16 = -13_320;
-const V_B_U: i16 = 16_666;
+/// How Y, U and V become R, G and B in a file that is not JFIF's: factors in 14 bits after the point. That of U for blue
+/// may be beyond 2, so it stands here less 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    black: i16,
+    y: i16,
+    r_v: i16,
+    g_u: i16,
+    g_v: i16,
+    b_u: i16,
+}
+
+impl Matrix {
+    /// BT.601's, where 16 is black and 235 white: libwebp's factors.
+    pub const VIDEO: Self = Self { black: 16, y: 19_077, r_v: 26_149, g_u: -6_419, g_v: -13_320, b_u: 16_666 };
+    /// BT.709's, from 0 to 255.
+    pub const BT709: Self = Self::of(0.2126, 0.0722, false);
+    /// BT.709's, where 16 is black and 235 white.
+    pub const BT709_VIDEO: Self = Self::of(0.2126, 0.0722, true);
+    /// BT.2020's, from 0 to 255.
+    pub const BT2020: Self = Self::of(0.2627, 0.0593, false);
+    /// BT.2020's, where 16 is black and 235 white.
+    pub const BT2020_VIDEO: Self = Self::of(0.2627, 0.0593, true);
+
+    /// By the shares of red and blue in Y.
+    const fn of(red: f64, blue: f64, video: bool) -> Self {
+        const fn fixed(factor: f64) -> i16 {
+            (factor * 16384.0 + if factor < 0.0 { -0.5 } else { 0.5 }) as i16
+        }
+        let (luma, chroma) = if video { (255.0 / 219.0, 255.0 / 112.0) } else { (1.0, 2.0) };
+        let (r, b, green) = (chroma * (1.0 - red), chroma * (1.0 - blue), 1.0 - red - blue);
+        Self {
+            black: if video { 16 } else { 0 },
+            y: fixed(luma),
+            r_v: fixed(r),
+            g_u: fixed(-b * blue / green),
+            g_v: fixed(-r * red / green),
+            b_u: fixed(b - 1.0),
+        }
+    }
+}
 
 /// `factor` of a sample's distance from `zero`, with `BETWEEN` bits after the point.
 fn part(sample: u8, zero: i16, factor: i16) -> i32 {
@@ -57,17 +91,17 @@ fn rgb_of(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     bytes([y + part(cr, R_CR), y + part(cb, G_CB) + part(cr, G_CR), y + part(cb, B_CB)])
 }
 
-fn rgb_of_video(y: u8, u: u8, v: u8) -> [u8; 3] {
-    let (y, whole) = (part(y, V_BLACK, V_Y), (i32::from(u) - 128) << BETWEEN);
+fn rgb_of_matrix(m: Matrix, y: u8, u: u8, v: u8) -> [u8; 3] {
+    let (y, whole) = (part(y, m.black, m.y), (i32::from(u) - 128) << BETWEEN);
     let part = |c, factor| part(c, 128, factor);
-    bytes([y + part(v, V_R_V), y + part(u, V_G_U) + part(v, V_G_V), y + whole + part(u, V_B_U)])
+    bytes([y + part(v, m.r_v), y + part(u, m.g_u) + part(v, m.g_v), y + whole + part(u, m.b_u)])
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{B_CB, Colours, G_CB, G_CR, R_CR, V_B_U, V_BLACK, V_G_U, V_G_V, V_R_V, V_Y};
+    use super::{B_CB, Colours, G_CB, G_CR, Matrix, R_CR};
 
     /// # Safety
     /// AVX2; each plane holds as many pixels as `out`, rounded up to 16.
@@ -80,7 +114,7 @@ mod avx2 {
                 Colours::Grey => (a, a, a),
                 Colours::Rgb => (a, b, c),
                 Colours::Ycc => convert(a, b, c),
-                Colours::Yuv => convert_video(a, b, c),
+                Colours::Yuv(matrix) => convert_by(matrix, a, b, c),
             };
             let shuffled = interleave(r, g, b);
             if to.len() == 48 {
@@ -129,13 +163,13 @@ mod avx2 {
 
     /// Sums beyond 16 bits are beyond white.
     #[target_feature(enable = "avx2")]
-    fn convert_video(y: __m128i, u: __m128i, v: __m128i) -> (__m128i, __m128i, __m128i) {
-        let y = _mm256_add_epi16(part(distance(y, V_BLACK), V_Y), _mm256_set1_epi16(32));
+    fn convert_by(m: Matrix, y: __m128i, u: __m128i, v: __m128i) -> (__m128i, __m128i, __m128i) {
+        let y = _mm256_add_epi16(part(distance(y, m.black), m.y), _mm256_set1_epi16(32));
         let (u, v) = (distance(u, 128), distance(v, 128));
-        let blue = _mm256_add_epi16(_mm256_srai_epi16::<1>(u), part(u, V_B_U));
+        let blue = _mm256_add_epi16(_mm256_srai_epi16::<1>(u), part(u, m.b_u));
         (
-            bytes(_mm256_adds_epi16(y, part(v, V_R_V))),
-            bytes(_mm256_adds_epi16(y, _mm256_add_epi16(part(u, V_G_U), part(v, V_G_V)))),
+            bytes(_mm256_adds_epi16(y, part(v, m.r_v))),
+            bytes(_mm256_adds_epi16(y, _mm256_add_epi16(part(u, m.g_u), part(v, m.g_v)))),
             bytes(_mm256_adds_epi16(y, blue)),
         )
     }

@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use crate::plan::sizing::{Rule, Sizing};
+
 /// See `PlanConfig` in `navit_loader.config`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +107,25 @@ pub struct Resolution {
     pub mean: f64,
     pub std: f64,
     pub upscale: bool,
+    /// This and what follows it are left out unless the kind is `smart`, so that other plans keep their names.
+    pub rule: Option<Rule>,
+    #[serde(default)]
+    pub merge: u32,
+    #[serde(default)]
+    pub min_pixels: u64,
+    #[serde(default)]
+    pub max_pixels: u64,
+    #[serde(default)]
+    pub max_side: u32,
+}
+
+impl Resolution {
+    /// The family's rule by which sizes go; None where they are drawn or the image's own.
+    pub fn sizing(&self) -> Option<Sizing> {
+        let &Self { rule, merge, min_pixels, max_pixels, max_side, .. } = self;
+        let rule = rule.filter(|_| self.kind == ResolutionKind::Smart)?;
+        Some(Sizing { rule, merge, min_pixels, max_pixels, max_side })
+    }
 }
 
 /// See `Resolution` in `navit_loader.config`.
@@ -117,6 +138,7 @@ pub enum ResolutionKind {
     Fixed,
     Native,
     Budget,
+    Smart,
 }
 
 /// What a resolution draw is linear in.

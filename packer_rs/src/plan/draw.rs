@@ -1,6 +1,6 @@
 //! What is drawn for one image: crop and flip, resolution, token drop. In: a key of (seed, source, source epoch), a row
 //! and its size in pixels. Out: a `Drawn`, independent of the patch size, and from it the grid and the kept tokens for
-//! a patch size.
+//! a patch size; where sizes follow a family's rule, they are [`crate::plan::sizing`]'s.
 //!
 //! Sources: NaViT (arXiv 2307.06304) sections 2.2, 3.2 and appendix A; Pix2Struct (arXiv 2210.03347) section 2.2 for
 //! `budget`.
@@ -8,6 +8,7 @@
 use crate::plan::config::{CropKind, DropKind, Fit, PlanConfig, ResolutionKind, ScheduleKind, Unit};
 use crate::plan::quantiles::{Betas, TruncatedNormal};
 use crate::plan::random::{below, philox, unit};
+use crate::plan::sizing::Sizing;
 use crate::slots::{Crop, Grid};
 
 /// Purposes keep the counters of different draws apart.
@@ -46,6 +47,7 @@ pub struct Draws {
     resolution: Option<TruncatedNormal>,
     drop: Option<TruncatedNormal>,
     beta: Option<Betas>,
+    sizing: Option<Sizing>,
     /// Logarithms of the smallest and the largest aspect ratio of a crop.
     aspect: (f64, f64),
 }
@@ -67,7 +69,7 @@ impl Draws {
             Betas::new(CONCENTRATION, a.min(b) / d.max_rate, a.max(b) / d.max_rate)
         });
         let aspect = (libm::log(config.crop.ratio.0), libm::log(config.crop.ratio.1));
-        Self { config: config.clone(), resolution, drop, beta, aspect }
+        Self { config: config.clone(), resolution, drop, beta, sizing: r.sizing(), aspect }
     }
 
     /// Draws for one image.
@@ -120,7 +122,7 @@ impl Draws {
         let (low, high) = (f64::from(r.low), f64::from(r.high));
         let own = (f64::from(crop.height) * f64::from(crop.width)).sqrt();
         let share = match r.kind {
-            ResolutionKind::Native => return own,
+            ResolutionKind::Native | ResolutionKind::Smart => return own,
             ResolutionKind::Budget => return if r.upscale { f64::INFINITY } else { own },
             ResolutionKind::Fixed => 1.0,
             ResolutionKind::Uniform => u,
@@ -166,8 +168,12 @@ impl Draws {
     ///
     /// Each side is the nearest whole number of patches, but never above the image's own size where that is not asked
     /// for, save that there is one patch at least. Where that exceeds `cap`, both sides are scaled to the budget and
-    /// rounded down, as in Pix2Struct.
+    /// rounded down, as in Pix2Struct. A family's rule is followed to the letter; `refuses` says where it cannot be.
     pub fn grid(&self, drawn: &Drawn, p: u32, cap: u32) -> Grid {
+        if let Some(sizing) = &self.sizing {
+            let found = sizing.grid(drawn.crop.height as u32, drawn.crop.width as u32, p);
+            return found.map_or(Grid::default(), |(h, w)| Grid { h: h as u16, w: w as u16 });
+        }
         let (ch, cw) = (f64::from(drawn.crop.height), f64::from(drawn.crop.width));
         let patch = f64::from(p);
         let max = self.config.max_grid.min(cap).min(32_767);
@@ -189,6 +195,23 @@ impl Draws {
             (h, w) = if h > w { (cap / w, w) } else { (h, cap / h) };
         }
         Grid { h: h as u16, w: w as u16 }
+    }
+
+    /// Why an image of `height` × `width` pixels has no place in this plan: only a family's rule refuses one.
+    pub fn refuses(&self, height: i32, width: i32) -> Option<String> {
+        let (sizing, c) = (self.sizing.as_ref()?, &self.config);
+        let teacher = c.teacher.as_ref().map(|t| (t.patch_size, t.max_tokens - t.prefix_tokens, "teacher.max_tokens"));
+        let own = c.patch_sizes.iter().map(|&p| (p, c.max_tokens - c.prefix_tokens, "max_tokens"));
+        own.chain(teacher).find_map(|(p, cap, key)| match sizing.grid(height as u32, width as u32, p) {
+            None => {
+                Some(format!("which plan.resolution.rule = '{}' refuses, as its processor does", sizing.rule.name()))
+            }
+            Some((h, w)) if h.max(w) > c.max_grid => {
+                Some(format!("{h} × {w} patches, a side of more than plan.max_grid = {}", c.max_grid))
+            }
+            Some((h, w)) if h * w > cap => Some(format!("{h} × {w} patches, more than plan.{key} has room for: {cap}")),
+            Some(_) => None,
+        })
     }
 
     /// Tokens kept of `grid` at patch size `p`: at least one.
@@ -214,7 +237,7 @@ impl Draws {
         let area = f64::from(p) * f64::from(p);
         let cap = f64::from(cap);
         match r.kind {
-            ResolutionKind::Native | ResolutionKind::Budget => (1.0, cap),
+            ResolutionKind::Native | ResolutionKind::Budget | ResolutionKind::Smart => (1.0, cap),
             ResolutionKind::Fixed => (1.0, (f64::from(r.high) * f64::from(r.high) / area).min(cap)),
             ResolutionKind::Uniform | ResolutionKind::TruncatedNormal => {
                 let tokens = |side: u32| (f64::from(side) * f64::from(side) / area).clamp(1.0, cap);

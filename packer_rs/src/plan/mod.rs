@@ -15,6 +15,7 @@ pub mod pack;
 pub mod quantiles;
 pub mod random;
 pub mod recent;
+pub mod sizing;
 pub mod streams;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +25,7 @@ use crate::columns::Sizes;
 use crate::error::{Error, Kind, Result};
 use crate::failure::said;
 use crate::plan::block::{BlockPlan, BlockPlanner};
-use crate::plan::config::{OrderKind, PlanConfig};
+use crate::plan::config::{CropKind, OrderKind, PlanConfig, ResolutionKind};
 use crate::plan::draw::{Drawn, Draws};
 use crate::plan::order::Kind as Order;
 use crate::plan::pack::Limits;
@@ -57,22 +58,19 @@ impl Plan {
             OrderKind::Blocks => Order::Blocks { block: config.order.block, window: config.order.window },
         };
         let streams = Streams::new(streams, config.seed, order)?;
-        if !config.resolution.upscale {
+        let draws = Draws::new(&config);
+        if config.resolution.kind == ResolutionKind::Smart {
+            if config.crop.kind == CropKind::None {
+                refuse_sizes(&draws, &sources, &streams)?;
+            }
+        } else if !config.resolution.upscale {
             refuse_oversized_patches(&config, &sources)?;
         }
         let teacher = config.teacher.as_ref().map_or(0, |t| t.sequence_length);
         let limits =
             Limits { capacity: [config.sequence_length, teacher, config.text_tokens], max_items: config.max_images };
         let epoch_images = if config.virtual_epoch > 0 { config.virtual_epoch } else { streams.len() * config.passes };
-        Ok(Self {
-            draws: Draws::new(&config),
-            config,
-            sources,
-            streams,
-            limits,
-            epoch_images,
-            recent: Recent::default(),
-        })
+        Ok(Self { draws, config, sources, streams, limits, epoch_images, recent: Recent::default() })
     }
 
     /// Images of one epoch.
@@ -147,7 +145,14 @@ impl Plan {
                 let sizes = &self.sources[usize::from(place.source)];
                 let (size, text) = sizes.of(place.row as usize)?;
                 let text = text.min(self.config.caption_cap());
-                Ok((self.draws.draw(place.key, place.source, place.row, size, seen), text))
+                let drawn = self.draws.draw(place.key, place.source, place.row, size, seen);
+                // Whole images were looked at when the plan was made.
+                if self.config.crop.kind != CropKind::None
+                    && let Some(why) = self.draws.refuses(drawn.crop.height, drawn.crop.width)
+                {
+                    return Err(refused(sizes, place.row, "a crop of", (drawn.crop.height, drawn.crop.width), &why));
+                }
+                Ok((drawn, text))
             })
             .collect::<Result<Vec<(Drawn, u32)>>>()?;
         let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, &drawn);
@@ -161,6 +166,28 @@ impl Plan {
         }
         Ok(planner.finish())
     }
+}
+
+/// A family's rule refuses some sizes, and there must be room for the others: said before anything is planned.
+fn refuse_sizes(draws: &Draws, sources: &[Arc<Sizes>], streams: &Streams) -> Result<()> {
+    streams.rows().try_for_each(|(source, row)| {
+        let sizes = &sources[usize::from(source)];
+        let ((height, width), _) = sizes.of(row as usize)?;
+        match draws.refuses(height, width) {
+            Some(why) => Err(refused(sizes, row, "", (height, width), &why)),
+            None => Ok(()),
+        }
+    })
+}
+
+fn refused(sizes: &Sizes, row: u64, what: &str, (height, width): (i32, i32), why: &str) -> Error {
+    let what = if what.is_empty() { String::new() } else { format!("{what} ") };
+    let message = format!(
+        "row {row} of '{}' is {what}{width} × {height} pixels, {why}; leave such images out by plan.filter, or change the \
+         bounds of plan.resolution",
+        sizes.path
+    );
+    Error::new(Kind::Plan, message)
 }
 
 /// A patch larger than every image would turn each into one upscaled patch.

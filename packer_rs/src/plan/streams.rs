@@ -84,6 +84,13 @@ impl Streams {
         self.len() == 0
     }
 
+    /// (source, row) of every image, stream by stream.
+    pub fn rows(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.streams
+            .iter()
+            .flat_map(|s| (0..s.len).map(|i| (s.source, s.rows.as_ref().map_or(i, |rows| rows[i as usize]))))
+    }
+
     /// A reader of places; it caches what neighbours share.
     pub fn cursor(&self) -> Cursor<'_> {
         Cursor { streams: self, orders: vec![None; self.streams.len()], cycle: None }

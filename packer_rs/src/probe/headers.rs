@@ -9,6 +9,7 @@ use super::open::io_reason;
 use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::format::Format;
+use crate::pixels::items::{self, Picture};
 use crate::pixels::orient::{exif_orientation, raw_profile, xmp_orientation};
 
 /// What an image's header says.
@@ -70,6 +71,7 @@ pub fn probe_header<R: ReadAt + ?Sized>(window: &mut Window<'_, R>, helpers: &He
             Magic::Gif => (Format::Gif, "GIF", gif(window)),
             Magic::Bmp => (Format::Bmp, "BMP", bmp(window)),
             Magic::Tiff => (Format::Tiff, "TIFF", tiff(window)),
+            Magic::Foreign(Format::Avif) => (Format::Avif, "avif", avif(window, helpers)),
             Magic::Foreign(format) => (format, format.name(), foreign(window, helpers)),
             Magic::Other(reason) => return Err(reason.into()),
         },
@@ -127,6 +129,29 @@ fn foreign<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, helpers: &Helpers) -> Foun
     }
     let reply = helpers.header(w.get(0, length as usize)?, &mut Vec::new()).map_err(|e| Stop::Reason(e.detail))?;
     Ok((reply.size.0, reply.size.1, reply.orientation))
+}
+
+/// A plain file's own answer, or a helper's.
+fn avif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, helpers: &Helpers) -> Found {
+    match plain_avif(w) {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) | Err(Unread::Short) => foreign(w, helpers),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn plain_avif<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Result<Option<(u32, u32, u8)>, Unread> {
+    let length = w.len();
+    let start = w.get(0, length.min(64) as usize)?.to_vec();
+    let Some(meta) = items::meta(&start, length, |at| w.array(at))? else { return Ok(None) };
+    let Some(picture) = Picture::of(w.get(meta.start, (meta.end - meta.start) as usize)?, length) else {
+        return Ok(None);
+    };
+    let orientation = picture.orientation(|at| {
+        let bytes = (at.end - at.start).min(EXIF_BYTES);
+        w.get(at.start, bytes as usize).map(<[u8]>::to_vec)
+    })?;
+    Ok(orientation.map(|orientation| (picture.size.0, picture.size.1, orientation)))
 }
 
 /// What an XMP segment of JPEG begins with.

@@ -19,6 +19,7 @@ mod plan;
 mod planned;
 mod probe;
 mod render;
+mod sizing;
 
 use pyo3::prelude::*;
 
@@ -32,6 +33,7 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     foreign::register(m)?;
     pack::register(m)?;
     plan::register(m)?;
+    sizing::register(m)?;
     layout::register(m)?;
     planned::register(m)?;
     probe::register(m)?;

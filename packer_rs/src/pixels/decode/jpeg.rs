@@ -3,8 +3,8 @@
 //! usual one it stops at the Y, Cb and Cr planes: they are resized as they are, and only the small result is converted
 //! to RGB.
 //!
-//! Plain baseline files, by far the most, are decoded by the crate `navit-jpeg`, which gives the same samples sooner;
-//! libjpeg-turbo gets all that it turns away, and alone says what is wrong with a file.
+//! Plain files, baseline and progressive, by far the most, are decoded by the crate `navit-jpeg`, which gives the same
+//! samples sooner; libjpeg-turbo gets all that it turns away, and alone says what is wrong with a file.
 //!
 //! A warning of libjpeg is a failure, since what follows it is guessed: data that end early are `truncated`, any other
 //! is `corrupt`. What no pixel depends on is taken out of the file before it is decoded again (`oddities`); stray bytes

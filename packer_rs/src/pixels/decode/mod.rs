@@ -8,6 +8,7 @@
 
 pub mod foreign;
 
+mod avif;
 mod jpeg;
 mod oddities;
 mod others;
@@ -29,6 +30,7 @@ use crate::pixels::picture::{KEEP_BYTES, Pixels, Wanted, check_size, compose, ne
 /// The decoders of one thread.
 pub struct Decoder {
     jpeg: jpeg::Jpeg,
+    png: Option<png::Plain>,
     helpers: Arc<Helpers>,
     scratch: Vec<u8>,
     /// The profile of the image decoded last, where it is none of sRGB and was not applied.
@@ -40,6 +42,7 @@ impl Decoder {
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
         Ok(Self {
             jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()), false)?,
+            png: Some(png::Plain::default()),
             helpers,
             scratch: Vec::new(),
             profile: None,
@@ -52,9 +55,9 @@ impl Decoder {
         Ok(Self { jpeg: jpeg::Jpeg::new(None, true)?, ..Self::new(helpers)? })
     }
 
-    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file.
+    /// Decoders to compare with: libjpeg-turbo decodes every JPEG file, the crate `png` every PNG file.
     pub fn reference() -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new(None, false)?, ..Self::new(Arc::default())? })
+        Ok(Self { jpeg: jpeg::Jpeg::new(None, false)?, png: None, ..Self::new(Arc::default())? })
     }
 
     /// Decoders to compare with: our own of JPEG files in its plain form.
@@ -69,12 +72,15 @@ impl Decoder {
         out.dark = false;
         let decoded = match bytes {
             [0xFF, 0xD8, ..] => self.jpeg.decode(bytes, wanted, out).and_then(|()| self.converted(bytes, wanted, out)),
-            [0x89, b'P', b'N', b'G', ..] => guarded(|| png::decode(bytes, wanted, &mut self.scratch, out))
-                .and_then(|()| self.converted(bytes, wanted, out)),
+            [0x89, b'P', b'N', b'G', ..] => {
+                guarded(|| png::decode(self.png.as_mut(), bytes, wanted, &mut self.scratch, out))
+                    .and_then(|()| self.converted(bytes, wanted, out))
+            }
             _ if webp::known(bytes) => {
                 webp::decode(bytes, wanted, &mut self.scratch, out).and_then(|()| self.converted(bytes, wanted, out))
             }
             _ if others::known(bytes) => self.other(bytes, wanted, out),
+            _ if Format::foreign(bytes) == Some(Format::Avif) => self.avif(bytes, wanted, out),
             _ if Format::foreign(bytes).is_some() => self.foreign(bytes, wanted, out),
             [] => Err(Failure::decode(Reason::Truncated, "the file is empty")),
             _ => Err(Failure::decode(Reason::Unsupported, "its first bytes are of no image format that is read here")),
@@ -120,6 +126,19 @@ impl Decoder {
             Err(e) if !e.reason.may_pass() => Err(failure),
             decoded => decoded,
         }
+    }
+
+    /// What is plain, or Pillow in its place.
+    fn avif(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
+        let mut plain = true;
+        let decoded = guarded(|| match avif::decode(bytes, wanted, &mut self.scratch, out) {
+            Some(decoded) => decoded,
+            None => {
+                plain = false;
+                Ok(())
+            }
+        });
+        if plain { decoded.and_then(|()| self.converted(bytes, wanted, out)) } else { self.foreign(bytes, wanted, out) }
     }
 
     fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {

@@ -2,13 +2,14 @@
 //! matter.
 //!
 //! Apart from the decoders, since it reads containers alone: the APP2 segments of JPEG, the iCCP chunk of PNG, the ICCP
-//! chunk of WebP, the tag of TIFF. A profile is sRGB when its description says so. What is cut short is left to the decoders to complain
-//! about.
+//! chunk of WebP, a box of AVIF, the tag of TIFF. A profile is sRGB when its description says so. What is cut short is
+//! left to the decoders to complain about.
 
 use std::io::Read;
 
 use flate2::bufread::ZlibDecoder;
 
+use crate::pixels::items;
 use crate::pixels::tags::bytes_of;
 
 /// TIFF's tag for it.
@@ -62,6 +63,7 @@ pub fn kind_in(bytes: &[u8]) -> Option<Kind> {
             kind(&profile[..filled])
         }
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', rest @ ..] => kind(webp(rest)?),
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => kind(items::profile(bytes)?),
         [b'I', b'I', ..] | [b'M', b'M', ..] => kind(bytes_of(bytes, ICC_PROFILE)?),
         _ => None,
     }
@@ -173,8 +175,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_answered(start in 0..4usize, tail in prop::collection::vec(any::<u8>(), 0..400)) {
-            let heads = [&b"\xff\xd8\xff\xe2"[..], b"\x89PNG\r\n\x1a\n\0\0\0\x20iCCP", b"RIFF\0\0\0\0WEBPVP8X", b"II*\0\x08\0\0\0\x01\0\x73\x87\x07\0"];
+        fn any_bytes_are_answered(start in 0..5usize, tail in prop::collection::vec(any::<u8>(), 0..400)) {
+            let heads = [&b"\0\0\0\x0cftypavif"[..], b"\xff\xd8\xff\xe2", b"\x89PNG\r\n\x1a\n\0\0\0\x20iCCP", b"RIFF\0\0\0\0WEBPVP8X", b"II*\0\x08\0\0\0\x01\0\x73\x87\x07\0"];
             kind_in(&[heads[start], &tail].concat());
         }
     }

@@ -13,6 +13,7 @@ use webp::{VP8StatusCode as Status, WEBP_CSP_MODE as Mode, WebPDecBuffer__bindge
 
 use crate::failure::{Failure, Reason};
 use crate::pixels::picture::{Colours, Pixels, Plane, Wanted, check_size, compose, room};
+use crate::pixels::rgb::Matrix;
 
 /// Whether the first bytes are of a WebP file.
 pub fn known(bytes: &[u8]) -> bool {
@@ -87,7 +88,7 @@ fn planes(bytes: &[u8], (width, height): (u32, u32), out: &mut Pixels) -> Result
         start += width as usize * height as usize;
     }
     room(&mut out.data, start);
-    out.colours = Colours::Yuv;
+    out.colours = Colours::Yuv(Matrix::VIDEO);
     let base = out.data.as_mut_ptr();
     let of = |c: usize| {
         let plane = &out.planes[c];

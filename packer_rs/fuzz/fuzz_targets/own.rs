@@ -1,4 +1,4 @@
-//! Any bytes as a JPEG file: our own decoder, its plain form and libjpeg-turbo agree on the verdict and on every
+//! Any bytes as a JPEG or PNG file: our own decoders, their plain forms and the libraries agree on the verdict and on every
 //! sample.
 #![no_main]
 
@@ -27,7 +27,7 @@ fn rows(pixels: &Pixels) -> impl Iterator<Item = &[u8]> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    if !data.starts_with(&[0xFF, 0xD8]) {
+    if !data.starts_with(&[0xFF, 0xD8]) && !data.starts_with(b"\x89PNG") {
         return;
     }
     let Ok(header) = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut Vec::new()), &Helpers::default())

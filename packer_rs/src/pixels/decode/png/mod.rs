@@ -1,5 +1,8 @@
 //! PNG: palette, grey, 16 bits (the high byte counts), alpha over the background, interlaced; an animation's first
-//! image.
+//! image. The usual file goes the short way (`plain`), any other through the crate `png`, which alone says what is wrong.
+
+mod filters;
+mod plain;
 
 use std::io::Cursor;
 
@@ -8,7 +11,23 @@ use png::{BitDepth, ColorType, DecodingError, Transformations};
 use crate::failure::{Failure, Reason};
 use crate::pixels::picture::{Pixels, Wanted, check_size, compose, narrow, room};
 
-pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
+pub use self::plain::Plain;
+
+/// `own` decodes the usual files; without it the crate decodes all.
+pub fn decode(
+    own: Option<&mut Plain>,
+    bytes: &[u8],
+    wanted: &Wanted,
+    scratch: &mut Vec<u8>,
+    out: &mut Pixels,
+) -> Result<(), Failure> {
+    match own.and_then(|own| own.decode(bytes, wanted, scratch, out)) {
+        Some(()) => Ok(()),
+        None => judged(bytes, wanted, scratch, out),
+    }
+}
+
+fn judged(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Result<(), Failure> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);

@@ -1,0 +1,62 @@
+"""`navit-model fit FOLDER -o RUN [key=value …]`: from images to a trained and scored model, in one command."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from navit_loader.commands import add_columns
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "fit",
+        help="from a folder of images to a trained and scored model",
+        description="Indexes the images, holds a share of each class out (equal and nearly equal pictures stay on one side), "
+        "chooses sizes and a recipe, trains, scores over token budgets and writes report.html. Each choice stands with its "
+        "reason in RUN/fit.toml. Started again, it goes on where it was.",
+    )
+    parser.add_argument(
+        "source", metavar="FOLDER", help="one folder per class, a manifest, tar, Parquet, URL, or an index"
+    )
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        default="",
+        metavar="WEIGHTS",
+        help="what to start from, as navit-model finetune takes it",
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=0, metavar="M", help="tokens of one image at most (default: chosen)"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.2, metavar="F", help="share of each class to score by (default: 0.2)"
+    )
+    add_columns(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains to the end, or to a signal."""
+    from navit_loader.shown import say
+
+    from ..use.fit import Fit, fit
+
+    fit(
+        Fit(
+            sources=(args.source,),
+            out=args.output,
+            weights=args.weights,
+            changes=tuple(args.changes),
+            tokens=args.tokens,
+            held_out=args.held_out,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            caption_column=args.caption_column,
+        )
+    )
+    say(f"use it: navit-model predict {args.output} IMAGE …")
+    return 0

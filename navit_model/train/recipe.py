@@ -1,0 +1,92 @@
+"""How a set of some hundred to some ten thousand images is best trained: a value for each key, and why.
+
+In: how many images, what sizes were chosen, whether weights are there. Out: choices for `[train]`, `[plan]` and `[model]`.
+Apart from `settings`, which says what is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from navit_loader.suggest import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a recipe depends on.
+
+    Attributes:
+        images: that are learnt.
+        step_images: of a step, about.
+        tokens: of one image at most, prefix tokens left out.
+        steps: asked for; 0 chooses.
+        pretrained: weights are there to start from.
+        sigmoid: images have several labels, or none as a fact.
+        bf16: the device computes in bfloat16.
+    """
+
+    images: int
+    step_images: float
+    tokens: int
+    steps: int
+    pretrained: bool
+    sigmoid: bool
+    bf16: bool
+
+
+def recipe(given: Given) -> list[Choice]:
+    """The choices."""
+    n, old = given.images, given.pretrained
+    # From weights each image of a small set is seen some 40 times; from nothing that takes many more.
+    passes = min(40.0, max(10.0, 20_000 / n)) if old else min(300.0, max(30.0, 150_000 / n))
+    steps = given.steps or max(50, round(n * passes / given.step_images))
+    often = max(1, steps // 10)
+    found = [
+        Choice("plan.crop.kind", "random_resized", "another part of each image each time"),
+        Choice("plan.crop.scale", [0.5, 1.0] if old else [0.3, 1.0], "of its area; small sets bear no small crops"),
+        Choice("plan.crop.flip", 0.5, "mirrored left to right; 0 where that changes the class, as in text"),
+        Choice("train.steps", steps, f"each image some {steps * given.step_images / n:.0f} times"),
+        Choice("train.warmup", max(1, steps // 10), "a tenth of the steps"),
+        Choice("train.schedule", "cosine", "ends at nothing, so that the last weights are settled"),
+        Choice(
+            "train.learning_rate", 3e-4 if old else 1e-3, "low, since the weights are good" if old else "from nothing"
+        ),
+        Choice("train.weight_decay", 0.05, "usual for AdamW"),
+        Choice("train.head_weight_decay", 0.05, "the paper's 3.0 is for hundreds of millions of images"),
+        Choice("train.loss", "sigmoid" if given.sigmoid else "softmax", _loss(given.sigmoid)),
+        Choice("train.label_smoothing", 0.1, "labels of people are not all right"),
+        Choice("train.mix.mixup", 0.2 if old else 0.8, "images blended within a sequence, more so from nothing"),
+        Choice("train.mix.cutmix", 1.0, "parts of one image in another"),
+        Choice("train.mix.probability", 0.5 if old else 0.8, "of an image to be mixed"),
+        Choice("train.ema", round(min(0.9999, max(0.5, 1 - 20 / steps)), 4), "an average over the last twentieth"),
+        Choice("train.eval_every", often, "ten times in all"),
+        Choice("train.checkpoint_every", often, "as often; navit-model fit goes on from the last"),
+        Choice("train.log_every", max(1, min(20, often)), "lines of the log"),
+        Choice("train.eval_tokens", _budgets(given.tokens), "a quarter, half and all of the tokens of an image"),
+    ]
+    if given.bf16:
+        found.append(Choice("train.precision", "bf16", "the device has it"))
+    if old:
+        return [*found, Choice("train.layer_decay", 0.75, "what lies near the pixels needs the least change")]
+    width, depth, heads, why = next(shape for most, shape in _SHAPES if n < most)
+    return [
+        *found,
+        Choice("model.width", width, f"a small model for {n:,} images: {why}"),
+        Choice("model.depth", depth, "blocks"),
+        Choice("model.heads", heads, "of 32 channels or more each"),
+    ]
+
+
+_SHAPES = (
+    (5_000, (128, 6, 4, "a larger one would learn them by heart")),
+    (100_000, (192, 12, 3, "ViT-Ti")),
+    (float("inf"), (384, 12, 6, "ViT-S")),
+)
+
+
+def _loss(sigmoid: bool) -> str:
+    return "images have several labels, or none as a fact" if sigmoid else "one label an image"
+
+
+def _budgets(tokens: int) -> list[int]:
+    return sorted({max(1, tokens // 4), max(1, tokens // 2), tokens})

@@ -1,0 +1,152 @@
+"""`navit-model fit`: from a folder to a scored model; the TOML that it writes is the run; twins stay on one side."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from navit_loader import build_index, open_index
+from navit_loader.cli import main as loader
+from navit_loader.config import LoaderConfig
+from navit_model.cli import main
+from navit_model.use.twins import find_twins
+
+SMALL = ("train.steps=6", "train.log_every=1", "train.device=cpu", "model.width=32", "model.depth=2", "model.heads=1")
+
+
+def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth picture of its own: four colours in the corners, blended."""
+    corners = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 12 pictures, the first four of each with a smaller twin as JPEG, and a file that is damaged within."""
+    root = tmp_path_factory.mktemp("images") / "photos"
+    for label, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            picture(100 * label + i, 40 + i).save(root / name / f"{i:02d}.png")
+        for i in range(4):
+            picture(100 * label + i, 40 + i).resize((31, 23)).save(root / name / f"z{i}.jpg", quality=85)
+    torn = bytearray((root / "cat" / "05.png").read_bytes())
+    torn[len(torn) // 2 - 20 : len(torn) // 2] = bytes(20)  # header and end are sound
+    (root / "cat" / "torn.png").write_bytes(torn)
+    return root
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0
+    assert (run / "report.html").exists() and "1 images cannot be decoded" in capsys.readouterr().out
+    held, learnt = (set(open_index(run / f"{part}.arrow").table()["name"].to_pylist()) for part in ("heldout", "train"))
+    assert len(held | learnt) == 32 and not held & learnt
+    for name in ("cat", "dog"):
+        assert any(n.startswith(name) for n in held)
+        for i in range(4):
+            assert len({f"{name}/{i:02d}.png" in held, f"{name}/z{i}.jpg" in held}) == 1
+
+    again = tmp_path / "again"
+    assert main(["train", str(run / "fit.toml"), f"train.out={again}"]) == 0
+    assert losses(again) == losses(run) and len(losses(run)) == 6
+    # Every key says why it is what it is.
+    keys = [line for line in (run / "fit.toml").read_text().splitlines() if " = " in line and line[0] != "#"]
+    assert keys and all("  # " in line for line in keys)
+
+    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0  # ended already: scored once more
+    assert len(losses(run)) == 6
+    capsys.readouterr()
+    assert main(["fit", str(folder), "-o", str(run), *SMALL, "train.seed=1"]) == 2
+    assert "was begun with changes" in capsys.readouterr().err
+    extra = folder / "dog" / "new.png"
+    picture(999).save(extra)
+    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 2
+    extra.unlink()
+    assert "have changed since" in capsys.readouterr().err
+
+    tuned = tmp_path / "tuned"
+    steps = SMALL[:3]
+    assert main(["fit", str(folder), "-o", str(tuned), "--from", str(run), *steps]) == 0
+    table = tomllib.loads((tuned / "fit.toml").read_text())
+    assert table["train"]["layer_decay"] == 0.75 and "model" not in table
+    assert main(["finetune", str(run), str(tuned / "fit.toml"), f"train.out={tmp_path / 'tuned2'}"]) == 0
+    assert losses(tmp_path / "tuned2") == losses(tuned)
+
+
+def test_twins_are_found_whatever_their_size_and_others_are_not(folder: Path, tmp_path: Path) -> None:
+    build_index(folder, tmp_path / "x.arrow")
+    index = open_index(tmp_path / "x.arrow")
+    twins = find_twins(index)
+    names = index.table()["name"].to_pylist()
+    for row, name in enumerate(names):
+        first = names[twins.groups[row]]
+        label, file = name.split("/")
+        assert first == (f"{label}/{int(file[1]):02d}.png" if file[0] == "z" else name)
+        assert twins.decoded[row] == (file != "torn.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no image in"),
+        ({"a/0.txt": None}, "no image in"),
+        ({f"{i}.png": i for i in range(9)}, "no image of .* has a label"),
+        ({f"a/{i}.png": i for i in range(9)}, "all images of .* are of one class, 'a'; give two"),
+        ({"a/0.png": 0, "a/1.png": 1, "b/2.png": 2}, "has 3 labelled images; fit needs 8"),
+        ({**{f"a/{i}.png": i for i in range(9)}, "b/x.png": 77, "b/y.png": 77}, "1 classes have one picture each.*: b;"),
+    ],
+)  # fmt: skip
+def test_a_set_that_cannot_be_learnt_is_one_line(
+    files: dict[str, int | None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, seed in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        if seed is None:
+            (root / name).write_text("nothing")
+        else:
+            picture(seed).save(root / name)
+    assert main(["fit", str(root), "-o", str(tmp_path / "run"), *SMALL]) == 2
+    err = capsys.readouterr().err.strip()
+    assert "\n" not in err
+    assert re.search(said, err), err
+
+
+def test_a_folder_with_something_else_is_left_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["fit", str(folder), "-o", str(tmp_path)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_is_suggested_is_a_configuration_that_plans_as_it_says(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, config = tmp_path / "x.arrow", tmp_path / "x.toml"
+    build_index(folder, index)
+    assert loader(["suggest", str(index), "--tokens", "30", "--toml"]) == 0
+    config.write_text(capsys.readouterr().out)
+    plan = LoaderConfig.from_toml(config).plan
+    assert plan.max_tokens == 30 and plan.sequence_length >= 4 * 30
+    assert loader(["plan", str(index), str(config), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["padding"] < 0.02 and found["closed_by_max_images"] == 0
+    assert loader(["suggest", str(index), "--memory-mb", "-1"]) == 2
+    assert "--memory-mb = -1" in capsys.readouterr().err
