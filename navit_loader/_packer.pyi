@@ -36,6 +36,7 @@ __all__ = [
     "remote_read",
     "render_floats",
     "render_images",
+    "smart_grids",
     "spread",
     "storage",
     "storage_news",

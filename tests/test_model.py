@@ -194,14 +194,3 @@ def test_presets_have_their_published_sizes() -> None:
             net = NaViT(NaViTConfig.preset(name, classes=1000))
         encoder = sum(p.numel() for block in net.blocks for p in block.parameters()) / 1e6
         assert abs(encoder - millions) < 0.02 * millions
-
-
-def test_maps_that_share_a_matrix_start_each_by_its_own_fan() -> None:
-    """Xavier's variance is 2/(in + out): of queries, keys and values with D outputs each, not of one map with 3·D."""
-    torch.manual_seed(0)
-    model = NaViT(NaViTConfig(width=256, depth=1, heads=4, patch_size=4, pool="map", mlp_gate=True))
-    assert model.pool is not None
-    block = model.blocks[0]
-    for weight, parts in ((block.qkv.weight, 3), (model.pool.kv.weight, 2), (block.mlp.up.weight, 2)):
-        for part in weight.chunk(parts):
-            assert float(part.detach().std()) == pytest.approx((2 / sum(part.shape)) ** 0.5, rel=0.02)

@@ -28,11 +28,14 @@ pub struct Codes {
 }
 
 impl Codes {
+    /// None.
+    const EMPTY: Self = Self { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
+
     /// Codes of a definition, given in rising order to `each` as (first 16 bits, length, symbol). None where
     /// libjpeg-turbo would not take them.
     fn new(definition: &[u8], mut each: impl FnMut(u32, u32, u8)) -> Option<Self> {
         let (counts, given) = definition.split_first_chunk::<16>()?;
-        let mut codes = Self { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
+        let mut codes = Self::EMPTY;
         codes.symbols.get_mut(..given.len())?.copy_from_slice(given);
         let (mut code, mut n) = (0u32, 0);
         for length in 1..=16 {
@@ -88,8 +91,7 @@ pub struct DcTable {
 
 impl Table for DcTable {
     fn empty() -> Self {
-        let codes = Codes { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
-        Self { codes, entries: Box::new([0; 1 << DC_BITS]) }
+        Self { codes: Codes::EMPTY, entries: Box::new([0; 1 << DC_BITS]) }
     }
 
     fn set(&mut self, definition: &[u8]) -> Option<()> {
@@ -125,8 +127,7 @@ type First = (u8, u8, u8);
 
 impl Table for AcTable {
     fn empty() -> Self {
-        let codes = Codes { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
-        Self { codes, entries: Box::new([0; 1 << AC_BITS]) }
+        Self { codes: Codes::EMPTY, entries: Box::new([0; 1 << AC_BITS]) }
     }
 
     fn set(&mut self, definition: &[u8]) -> Option<()> {
@@ -190,8 +191,7 @@ impl RunTable {
 
 impl Table for RunTable {
     fn empty() -> Self {
-        let codes = Codes { limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
-        Self { codes, entries: Box::new([0; 1 << AC_BITS]) }
+        Self { codes: Codes::EMPTY, entries: Box::new([0; 1 << AC_BITS]) }
     }
 
     fn set(&mut self, definition: &[u8]) -> Option<()> {

@@ -85,9 +85,10 @@ def details_text(tokens: int, found: dict[str, Any]) -> str:
     """The scores of all classes in a line."""
     said = [f"at {tokens} tokens"]
     if "accuracy_95" in found:
-        for name, key in (("accuracy", "accuracy_95"), ("balanced accuracy", "balanced_accuracy_95")):
-            value = f"{found['balanced_accuracy']:.2%} in " if key.startswith("b") else ""
-            said.append(f"{name} {value}[{found[key][0]:.2%}, {found[key][1]:.2%}]")
+        all_of, balanced = (
+            f"[{low:.2%}, {high:.2%}]" for low, high in (found["accuracy_95"], found["balanced_accuracy_95"])
+        )
+        said += [f"accuracy {all_of}", f"balanced accuracy {found['balanced_accuracy']:.2%} in {balanced}"]
         said.append(f"top-5 {found['top5']:.2%}")
     elif "map" in found:
         said.append(f"ROC AUC {found['roc_auc']:.4f}, mAP {found['map']:.4f} over {len(found['classes'])} classes")

@@ -136,8 +136,8 @@ class Block(nn.Module):
         scaled = config.layer_scale > 0
         self.scale1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
         self.scale2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled and not config.parallel else None
-        initialise(self.qkv, 3)
-        initialise(self.out)
+        for linear in (self.qkv, self.out):
+            initialise(linear)
 
     def forward(self, x_TD: Tensor, context: Context) -> Tensor:
         """`[T, D]` → `[T, D]`."""
@@ -217,8 +217,8 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.width, up * hidden, bias=config.mlp_bias)
         self.norm = norm(config, hidden) if normed else nn.Identity()
         self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
-        initialise(self.up, up)
-        initialise(self.down)
+        for linear in (self.up, self.down):
+            initialise(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, D]` → `[…, D]`."""
@@ -258,9 +258,8 @@ def norm(config: Shape, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
 
 
-def initialise(linear: nn.Linear, parts: int = 1) -> None:
-    """Xavier-uniform weights, as big_vision's; biases of 0. Of several maps in one matrix each has its own fan."""
-    for part in linear.weight.chunk(parts):
-        nn.init.xavier_uniform_(part)
+def initialise(linear: nn.Linear) -> None:
+    """Xavier-uniform weights, as big_vision's; biases of 0."""
+    nn.init.xavier_uniform_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

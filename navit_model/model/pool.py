@@ -36,8 +36,8 @@ class AttentionPooling(nn.Module):
         self.norm = norm(config, width) if config.pool_mlp else nn.Identity()
         self.mlp = MLP(config, config.pool_mlp_ratio or config.mlp_ratio) if config.pool_mlp else None
         nn.init.trunc_normal_(self.query, std=0.02)
-        initialise(self.kv, 2)
-        initialise(self.out)
+        for linear in (self.kv, self.out):
+            initialise(linear)
 
     def forward(self, x_BLD: Tensor, segment_ids: Tensor, images: int) -> Tensor:
         """`[B, L, D]` and i16 `[B, L]` → `[B, E, D]`: a softmax over the tokens of each image."""

@@ -50,11 +50,9 @@ def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig) ->
     """u8 patches `[B, L, P·P·3]` with the operations that the keys draw."""
     pixels = view.patches.unflatten(-1, (-1, 3)).float()
     grey_weights = pixels.new_tensor(GREY)
-    ids = view.segment_ids
-    is_patch = (ids >= 0) & (view.positions[..., 0] >= 0)
-    member_BEL = members(ids.where(is_patch, -1), key_BE.shape[1], torch.float32)
+    is_patch, slot_BL = patches_of(view)
+    member_BEL = members(view.segment_ids.where(is_patch, -1), key_BE.shape[1], torch.float32)
     count_BE = member_BEL.sum(-1).clamp_min(1)
-    slot_BL = ids.long().clamp_min(0)
     strength = config.magnitude / 10
     for layer in range(config.layers):
         draw = hashed(key_BE, layer)
@@ -79,6 +77,12 @@ def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig) ->
         pixels = torch.where(step > 1, (pixels / step).floor() * step, pixels).clamp(0, 255)
     changed = pixels.round().to(torch.uint8).flatten(-2)
     return torch.where(is_patch[..., None], changed, view.patches)
+
+
+def patches_of(view: PackedBatch | View) -> tuple[Tensor, Tensor]:
+    """Which tokens are patches of an image, bool `[B, L]`, and the image's slot for each token, i64 `[B, L]` (0 for others)."""
+    is_patch = (view.segment_ids >= 0) & (view.positions[..., 0] >= 0)
+    return is_patch, view.segment_ids.long().clamp_min(0)
 
 
 def hashed(key: Tensor, word: Tensor | int) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from navit_loader.batch import PackedBatch
 
 from ..config import MixConfig
-from .augment import hashed, uniform
+from .augment import hashed, patches_of, uniform
 
 QUANTILES = 4096
 """Of a Beta distribution; between them it is taken as linear."""
@@ -86,7 +86,7 @@ def mixing(batch: PackedBatch, counted: Tensor, config: MixConfig, seed: int) ->
     middle = torch.stack([uniform(hashed(key_BE, 3)), uniform(hashed(key_BE, 4))], -1)
     box = torch.cat([middle - side[..., None], middle + side[..., None]], -1) * (cut & mixed)[..., None]
     within = _within(batch, box)
-    is_patch, slot_BL = _patches(batch)
+    is_patch, slot_BL = patches_of(batch)
     counts = own_BE.new_zeros(2, *own_BE.shape)
     for count, tokens in zip(counts, (is_patch, is_patch & within), strict=True):
         count.scatter_add_(1, slot_BL, tokens.to(count.dtype))
@@ -97,7 +97,7 @@ def mixing(batch: PackedBatch, counted: Tensor, config: MixConfig, seed: int) ->
 @torch.no_grad()
 def mix(batch: PackedBatch, mixed: Mixing) -> PackedBatch:
     """The batch with mixed u8 patches."""
-    is_patch, slot_BL = _patches(batch)
+    is_patch, slot_BL = patches_of(batch)
     y, x = batch.positions.long().unbind(-1)
     grids = batch.grids.long()
     number = FAR * slot_BL + y * grids[..., 1].gather(1, slot_BL) + x
@@ -122,15 +122,9 @@ def mix(batch: PackedBatch, mixed: Mixing) -> PackedBatch:
     return replace(batch, patches=torch.where(is_patch[..., None], pixels, batch.patches))
 
 
-def _patches(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Which tokens are patches of an image, and the image's slot for each token (0 for others)."""
-    is_patch = (batch.segment_ids >= 0) & (batch.positions[..., 0] >= 0)
-    return is_patch, batch.segment_ids.long().clamp(min=0)
-
-
 def _within(batch: PackedBatch, box: Tensor) -> Tensor:
     """Which patches have their middle in the box of their image."""
-    is_patch, slot_BL = _patches(batch)
+    is_patch, slot_BL = patches_of(batch)
     middle = (batch.positions.float() + 0.5) / batch.grids.float().clamp(min=1).gather(
         1, slot_BL[..., None].expand(-1, -1, 2)
     )

@@ -1,52 +1,17 @@
 //! AVIF through dav1d: whatever the file, what buffers held before it is neither seen in its pixels nor in its verdict;
 //! what is accepted has every sample written, at the size that was planned.
 
+#[path = "common/buffers.rs"]
+mod buffers;
+
 use std::path::Path;
-use std::sync::Arc;
+
+use buffers::{decoder, seen};
 
 use navit_packer::failure::Reason;
-use navit_packer::pixels::decode::Decoder;
-use navit_packer::pixels::picture::{Colours, Depth, Pixels, Plane, Wanted};
-use navit_packer::slots::Crop;
 
-fn wanted((width, height): (u32, u32)) -> Wanted {
-    Wanted {
-        convert: false,
-        keep_damaged: false,
-        size: (width, height),
-        crop: Crop { top: 0, left: 0, height: height as i32, width: width as i32 },
-        target: (16, 16),
-        dct_scaling: true,
-        background: [10, 200, 30],
-        max_pixels: 1 << 16,
-        depth: Depth::Full,
-    }
-}
-
-fn decoder() -> Decoder {
-    Decoder::new(Arc::default()).unwrap_or_else(|e| panic!("{}", e.detail))
-}
-
-/// The rows of each plane, one after the other.
-fn samples(pixels: &Pixels) -> Vec<u8> {
-    let (count, channels) = match pixels.colours {
-        Colours::Ycc | Colours::Yuv(_) => (3, 1),
-        Colours::Rgb => (1, 3),
-        Colours::Grey => (1, 1),
-    };
-    let rows = |p: &Plane| {
-        let (start, stride, width) = (p.start, p.stride, p.width as usize * channels);
-        (0..p.height as usize).map(move |y| start + y * stride..start + y * stride + width)
-    };
-    pixels.planes[..count].iter().flat_map(rows).flat_map(|at| pixels.data[at].to_vec()).collect()
-}
-
-/// The verdict, and the samples where there are any, after buffers were filled with `before`.
-fn seen(decoder: &mut Decoder, data: &[u8], size: (u32, u32), before: u8) -> Result<Vec<u8>, (Reason, String)> {
-    let mut pixels = Pixels { data: vec![before; 1 << 16], ..Pixels::default() };
-    decoder.decode(data, &wanted(size), &mut pixels).map_err(|e| (e.reason, e.detail))?;
-    Ok(samples(&pixels))
-}
+/// A larger file is refused.
+const MAX_PIXELS: u64 = 1 << 16;
 
 /// One file of each kind, with its size: Pillow's and imagecodecs' encoders made them.
 fn files() -> Vec<(String, Vec<u8>, (u32, u32))> {
@@ -70,10 +35,10 @@ fn a_decoder_remembers_nothing() {
     let mut used = decoder();
     for (other, before, before_size) in files() {
         for (name, data, size) in files() {
-            assert!(seen(&mut used, &before, before_size, 0x55).is_ok(), "{other}");
-            let fresh = seen(&mut decoder(), &data, size, 0);
+            assert!(seen(&mut used, &before, before_size, MAX_PIXELS, 0x55).is_ok(), "{other}");
+            let fresh = seen(&mut decoder(), &data, size, MAX_PIXELS, 0);
             assert!(fresh.is_ok(), "{name}: {fresh:?}");
-            assert_eq!(fresh, seen(&mut used, &data, size, 0xAA), "{name} after {other}");
+            assert_eq!(fresh, seen(&mut used, &data, size, MAX_PIXELS, 0xAA), "{name} after {other}");
         }
     }
 }
@@ -106,8 +71,8 @@ fn damage(copies: u64) {
                     }
                 }
             }
-            let first = seen(&mut decoder, &data, size, 0);
-            assert_eq!(first, seen(&mut decoder, &data, size, 0xFF), "copy {copy} of {name}");
+            let first = seen(&mut decoder, &data, size, MAX_PIXELS, 0);
+            assert_eq!(first, seen(&mut decoder, &data, size, MAX_PIXELS, 0xFF), "copy {copy} of {name}");
             assert!(!matches!(first, Err((Reason::Memory | Reason::Panic, _))), "{:?}", first.map_err(|e| e.1).err());
             *if first.is_ok() { &mut taken } else { &mut refused } += 1;
         }

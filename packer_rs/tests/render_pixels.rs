@@ -2,11 +2,12 @@
 //! orientation is a permutation of pixels.
 
 use navit_packer::pixels::kernels::{fast, over};
+use navit_packer::pixels::matrix::Matrix;
 use navit_packer::pixels::orient::Frame;
 use navit_packer::pixels::patchify::patchify;
 use navit_packer::pixels::picture::{Colours, Pixels, Plane};
 use navit_packer::pixels::resize::{Resizer, Small};
-use navit_packer::pixels::rgb::{Matrix, rgb};
+use navit_packer::pixels::rgb::rgb;
 use navit_packer::pixels::taps::{Axis, BITS, Filter, Taps};
 use navit_packer::slots::Crop;
 use proptest::prelude::*;

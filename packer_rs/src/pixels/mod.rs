@@ -8,6 +8,7 @@ pub mod floats;
 pub mod format;
 pub mod items;
 pub mod kernels;
+pub mod matrix;
 pub mod orient;
 pub mod patchify;
 pub mod picture;

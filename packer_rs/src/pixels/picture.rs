@@ -5,7 +5,7 @@
 
 use crate::failure::{Failure, Reason};
 use crate::pixels::kernels::{SLACK, blend, fast, over};
-use crate::pixels::rgb::Matrix;
+use crate::pixels::matrix::Matrix;
 use crate::slots::Crop;
 
 /// Buffers larger than this are given back after the image that needed them.

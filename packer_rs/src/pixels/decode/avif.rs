@@ -18,8 +18,9 @@ use libdav1d_sys as dav1d;
 use crate::failure::{Failure, Reason};
 use crate::pixels::items::{self, Picture};
 use crate::pixels::kernels::{self, fast};
+use crate::pixels::matrix::Matrix;
 use crate::pixels::picture::{Colours, Pixels, Plane, Wanted, check_size, room};
-use crate::pixels::rgb::{Matrix, rgb};
+use crate::pixels::rgb::rgb;
 
 /// Pixels; None where the file is for a helper.
 pub fn decode(bytes: &[u8], wanted: &Wanted, scratch: &mut Vec<u8>, out: &mut Pixels) -> Option<Result<(), Failure>> {

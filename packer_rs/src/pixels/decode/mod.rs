@@ -130,15 +130,10 @@ impl Decoder {
 
     /// What is plain, or Pillow in its place.
     fn avif(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
-        let mut plain = true;
-        let decoded = guarded(|| match avif::decode(bytes, wanted, &mut self.scratch, out) {
-            Some(decoded) => decoded,
-            None => {
-                plain = false;
-                Ok(())
-            }
-        });
-        if plain { decoded.and_then(|()| self.converted(bytes, wanted, out)) } else { self.foreign(bytes, wanted, out) }
+        match guarded(|| avif::decode(bytes, wanted, &mut self.scratch, out).transpose())? {
+            Some(()) => self.converted(bytes, wanted, out),
+            None => self.foreign(bytes, wanted, out),
+        }
     }
 
     fn foreign(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
@@ -153,6 +148,6 @@ impl Decoder {
 }
 
 /// Runs a decoder that may panic over damaged bytes.
-fn guarded(decode: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+fn guarded<T>(decode: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     caught(decode).unwrap_or_else(|said| Err(Failure::decode(Reason::Panic, said)))
 }

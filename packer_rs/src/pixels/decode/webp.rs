@@ -12,8 +12,8 @@ use libwebp_sys as webp;
 use webp::{VP8StatusCode as Status, WEBP_CSP_MODE as Mode, WebPDecBuffer__bindgen_ty_1 as Memory};
 
 use crate::failure::{Failure, Reason};
+use crate::pixels::matrix::Matrix;
 use crate::pixels::picture::{Colours, Pixels, Plane, Wanted, check_size, compose, room};
-use crate::pixels::rgb::Matrix;
 
 /// Whether the first bytes are of a WebP file.
 pub fn known(bytes: &[u8]) -> bool {

@@ -1,4 +1,4 @@
-//! The usual PNG file, quickly: 8 bits, grey or RGB with or without alpha, not interlaced, nothing odd about it. In: a whole
+//! The usual PNG file, quickly: 8 bits, RGB with or without alpha, not interlaced, nothing odd about it. In: a whole
 //! file. Out: the pixels that the crate `png` gives, or nothing for any other file, which goes to that crate from the start:
 //! it alone judges.
 //!
@@ -48,8 +48,8 @@ impl Plain {
         if self.inflate.zlib_decompress(found.data, rows).ok()? != rows.len() {
             return None;
         }
-        if channels % 2 == 1 {
-            out.whole(if channels == 1 { Colours::Grey } else { Colours::Rgb }, found.size);
+        if channels == 3 {
+            out.whole(Colours::Rgb, found.size);
             return undo(fast(), channels, line, rows, &mut out.data);
         }
         room(&mut self.rows, line * height);
@@ -79,7 +79,8 @@ fn find<'a>(bytes: &'a [u8], packed: &'a mut Vec<u8>) -> Option<Found<'a>> {
         rest = &behind[8 + length..];
         let (kind, body) = chunk.split_at(4);
         match kind {
-            b"IHDR" if header.is_none() => header = Some(body),
+            // Before sums are taken of all that follows.
+            b"IHDR" if header.is_none() => header = Some(usual(body)?),
             _ if header.is_none() => return None,
             b"IDAT" => {
                 match parts {
@@ -113,15 +114,19 @@ fn find<'a>(bytes: &'a [u8], packed: &'a mut Vec<u8>) -> Option<Found<'a>> {
             _ => return None,
         }
     }
-    let &[w3, w2, w1, w0, h3, h2, h1, h0, 8, colours, 0, 0, 0] = header? else { return None };
+    let (size, channels) = header?;
+    let data = if parts > 1 { packed.as_slice() } else { data };
+    (parts > 0).then_some(Found { size, channels, data })
+}
+
+/// Width, height and channels of a header; None where it is not of the usual kind.
+fn usual(header: &[u8]) -> Option<((u32, u32), usize)> {
+    let &[w3, w2, w1, w0, h3, h2, h1, h0, 8, colours, 0, 0, 0] = header else { return None };
     let channels = match colours {
-        0 => 1,
         2 => 3,
-        4 => 2,
         6 => 4,
         _ => return None,
     };
     let size = (u32::from_be_bytes([w3, w2, w1, w0]), u32::from_be_bytes([h3, h2, h1, h0]));
-    let data = if parts > 1 { packed.as_slice() } else { data };
-    (size.0 > 0 && size.1 > 0 && parts > 0).then_some(Found { size, channels, data })
+    (size.0 > 0 && size.1 > 0).then_some((size, channels))
 }

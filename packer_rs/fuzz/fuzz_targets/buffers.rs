@@ -1,5 +1,5 @@
-//! Any bytes as a WebP file: verdict and samples do not depend on what the buffers held before. With
-//! `CFLAGS=-fsanitize=address` libwebp itself is watched.
+//! Any bytes as a WebP or AVIF file: verdict and samples do not depend on what the buffers held before. With
+//! `CFLAGS=-fsanitize=address` libwebp and dav1d themselves are watched.
 #![no_main]
 
 use std::cell::RefCell;
@@ -19,13 +19,18 @@ thread_local! {
 }
 
 fn samples(pixels: &Pixels) -> Vec<u8> {
-    let (count, channels) = if matches!(pixels.colours, Colours::Yuv(_)) { (3, 1) } else { (1, 3) };
+    let (count, channels) = match pixels.colours {
+        Colours::Ycc | Colours::Yuv(_) => (3, 1),
+        Colours::Rgb => (1, 3),
+        Colours::Grey => (1, 1),
+    };
     let rows = pixels.planes[..count].iter().flat_map(|p| (0..p.height as usize).map(move |y| (p, y)));
     rows.flat_map(|(p, y)| pixels.data[p.start + y * p.stride..][..p.width as usize * channels].to_vec()).collect()
 }
 
 fuzz_target!(|data: &[u8]| {
-    if !data.starts_with(b"RIFF") || data.get(8..12) != Some(b"WEBP") {
+    let webp = data.starts_with(b"RIFF") && data.get(8..12) == Some(b"WEBP");
+    if !webp && data.get(4..8) != Some(b"ftyp") {
         return;
     }
     let Ok(header) = probe_header(&mut Window::new(data, 0, data.len() as u64, &mut Vec::new()), &Helpers::default())
