@@ -9,6 +9,7 @@
 pub mod foreign;
 
 mod avif;
+mod chroma;
 mod jpeg;
 mod oddities;
 mod others;
@@ -52,7 +53,7 @@ impl Decoder {
     /// Decoders that read JPEG as Pillow and torchvision do: all of its pixels as RGB, chroma smoothed, before anything is
     /// resized.
     pub fn exact(helpers: Arc<Helpers>) -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new(None, true)?, ..Self::new(helpers)? })
+        Ok(Self { jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()), true)?, ..Self::new(helpers)? })
     }
 
     /// Decoders to compare with: libjpeg-turbo decodes every JPEG file, the crate `png` every PNG file.
