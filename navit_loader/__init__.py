@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .deliver.remote import RemoteLoader
     from .index import build_index, open_index
     from .plan.packing import pack
+    from .plan.preprocessor import sizing
     from .render.encoded import EncodedBatch
     from .render.images import pack_images
     from .render.processor import ImageProcessor
@@ -31,6 +32,7 @@ __all__ = [
     "open_index",
     "pack",
     "pack_images",
+    "sizing",
 ]
 
 _HOME = {
@@ -46,6 +48,7 @@ _HOME = {
     "open_index": "index",
     "pack": "plan.packing",
     "pack_images": "render.images",
+    "sizing": "plan.preprocessor",
 }
 
 

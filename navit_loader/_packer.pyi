@@ -36,7 +36,7 @@ __all__ = [
     "remote_read",
     "render_floats",
     "render_images",
-    "smart_grids",
+    "smart_sizes",
     "spread",
     "storage",
     "storage_news",
@@ -200,10 +200,11 @@ def pack(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sequence and offset of each item; `navit_loader.pack` checks the arguments. Raises PackError."""
 
-def smart_grids(
+def smart_sizes(
     resolution_json: str, patch_size: int, height: NDArray[np.uint32], width: NDArray[np.uint32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of patches, 0 where the family refuses the image; see `navit_loader.plan.sizing`. Raises PlanError."""
+) -> tuple[NDArray[np.int64], list[tuple[int, str]]]:
+    """Height and width in pixels to resize to, rows and columns of patches, `[N, 4]`, all 0 where the family refuses the image;
+    which those are, and why. See `navit_loader.plan.sizing`. Raises PlanError."""
 
 @final
 class PlannedBatch:
@@ -477,12 +478,15 @@ Shape = tuple[int, int, int, int, int]
 """Of patches in a tensor: P, floats from one colour to the next (1 where a pixel's stand together) and from one line to the
 next, how often a patch stands there, and floats from one time to the next."""
 
+Scale = tuple[tuple[float, float, float], tuple[float, float, float], float]
+"""(less, over, times): a sample v of each colour becomes (v − less) ÷ over × times."""
+
 def spread(
     patches: NDArray[np.uint8],
     rows: NDArray[np.int64],
     places: NDArray[np.int64],
     shape: Shape,
-    values: NDArray[np.float32],
+    scale: Scale,
     out: NDArray[np.float32],
 ) -> None:
     """Writes patches that are rendered already into a tensor of floats.
@@ -492,7 +496,7 @@ def spread(
         rows: which of them.
         places: where in `out` each begins.
         shape: see `Shape`.
-        values: `[3, 256]`, what becomes of each sample.
+        scale: see `Scale`.
         out: flat.
 
     Raises:
@@ -506,7 +510,7 @@ def render_floats(
     starts: list[int],
     places: list[NDArray[np.int64]],
     shape: Shape,
-    values: NDArray[np.float32],
+    scale: Scale,
     render_json: str,
     out: NDArray[np.float32],
     helpers: Helpers | None = None,
@@ -520,7 +524,7 @@ def render_floats(
         columns: patches across.
         starts: where the part of each image in `out` begins, and where the last ends.
         places: where in that part each patch begins, row by row.
-        shape, values: as for `spread`.
+        shape, scale: as for `spread`.
         render_json: `RenderConfig.to_json()`.
         out: flat.
         helpers: see `probe_files`.

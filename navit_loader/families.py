@@ -104,11 +104,24 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def normalised(mean: Sequence[float], std: Sequence[float], factor: float = 1 / 255) -> Floats:
-    """What becomes of each sample: f32 `[3, 256]`, (v − mean/factor) ÷ (std/factor), to the bit as torchvision has it."""
-    scale = np.float32(1 / factor)
-    m, s = (np.asarray(v, np.float32)[:, None] * scale for v in (mean, std))
-    return np.ascontiguousarray((np.arange(256, dtype=np.float32) - m) / s)
+class Scale(NamedTuple):
+    """What becomes of a sample v of each colour: (v − `less`) ÷ `over` × `times`, in f32."""
+
+    less: Three
+    over: Three
+    times: float
+
+    @classmethod
+    def normalising(cls, mean: Sequence[float], std: Sequence[float], factor: float = 1 / 255) -> Scale:
+        """(v − mean/factor) ÷ (std/factor): to the bit as torchvision has it."""
+        one = np.float32(1 / factor)
+        less, over = ([float(np.float32(v) * one) for v in values] for values in (mean, std))
+        return cls((less[0], less[1], less[2]), (over[0], over[1], over[2]), 1.0)
+
+    @classmethod
+    def by(cls, factor: float) -> Scale:
+        """v × factor."""
+        return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), factor)
 
 
 class Layout:
@@ -120,6 +133,9 @@ class Layout:
         grids: i64 `[N, 2]`.
         tokens: i64 `[N]`, patches of each.
         room: patches an image is padded to.
+
+    Raises:
+        PlanError: an image has more.
     """
 
     def __init__(self, family: Family, patch: int, grids: Ints, tokens: Ints, room: int) -> None:
@@ -133,6 +149,11 @@ class Layout:
             self.shape: tuple[int, ...] = (int(tokens.sum()), *one)
             self.starts = np.concatenate([[0], np.cumsum(tokens)]) * self.floats
         elif family.form == "padded":
+            if (most := int(tokens.max())) > room:
+                n = int(tokens.argmax())
+                raise PlanError(
+                    f"images[{n}] has {most} patches, more than the {room} that are asked for; leave it out"
+                )
             self.shape = (count, room, *one)
             self.starts = np.arange(count + 1) * (room * self.floats)
         else:
@@ -208,16 +229,14 @@ def of_batch(
             'plan with [plan.resolution] kind = "smart"'
         )
     room = batch.max_seqlen - batch.prefix_tokens if room is None else room
-    if family.form == "padded" and (most := int(tokens.max())) > room:
-        raise PlanError(f"to_{name}: an image has {most} patches, more than the {room} that are asked for")
     layout = Layout(family, batch.patch_size, grids, tokens, room)
     firsts = np.cumsum(tokens) - tokens
     rank = None if family.whole else np.arange(len(rows)) - firsts[image]
     places = layout.starts[image] + layout.places(y, x, grids[image, 1], rank)
     pixels = layout.empty()
-    table = normalised(family.mean if mean is None else mean, family.std if std is None else std)
+    scale = Scale.normalising(family.mean if mean is None else mean, family.std if std is None else std)
     patches = np.ascontiguousarray(np.asarray(batch.patches)).reshape(-1)
-    _packer.spread(patches, rows, places, layout.strides, table, pixels.reshape(-1))
+    _packer.spread(patches, rows, places, layout.strides, scale, pixels.reshape(-1))
     found = layout.named(pixels, image, y, x)
     if name == "qwen_vl":
         found["cu_seqlens"] = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int32)

@@ -17,9 +17,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 transformers = pytest.importorskip("transformers")
 
-from navit_loader import ImageProcessor, LoaderConfig, PackedBatch, pack_images  # noqa: E402
+from navit_loader import ImageProcessor, LoaderConfig, PackedBatch, pack_images, sizing  # noqa: E402
 from navit_loader.errors import ConfigError, PlanError, RenderError  # noqa: E402
-from navit_loader.render.processor import CLASSES  # noqa: E402
+from navit_loader.plan.preprocessor import CLASSES  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs warn of their own deprecations.
 
@@ -44,11 +44,26 @@ def jpeg(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+MODULES = {
+    "Qwen2VL": "qwen2_vl",
+    "Glm4v": "glm4v",
+    "Glm46V": "glm46v",
+    "PaddleOCRVL": "paddleocr_vl",
+    "Siglip2": "siglip2",
+    "Lfm2Vl": "lfm2_vl",
+    "Pixtral": "pixtral",
+    "Kimi_K25": "kimi_k25",
+    "Gemma4": "gemma4",
+}
+WITHOUT_PIL = ("Lfm2Vl", "Kimi_K25")
+HAD = {"Lfm2VlImageProcessor": {"do_image_splitting": False}}
+"""Settings without which a family cuts tiles."""
+
+
 def theirs(kind: str, pil: bool = False, **settings: Any) -> Any:
     """The family's own."""
-    folder = {"Qwen2VL": "qwen2_vl", "Glm4v": "glm4v", "PaddleOCRVL": "paddleocr_vl", "Siglip2": "siglip2"}
-    folder |= {"Pixtral": "pixtral", "Kimi_K25": "kimi_k25", "Gemma4": "gemma4"}
-    name = folder[kind.removesuffix("ImageProcessor")]
+    name = MODULES[kind.removesuffix("ImageProcessor")]
+    settings = {**HAD.get(kind, {}), **settings}
     module = f"transformers.models.{name}.image_processing_{'pil_' if pil else ''}{name}"
     return getattr(importlib.import_module(module), kind + ("Pil" if pil else ""))(**settings)
 
@@ -66,9 +81,9 @@ def same(ours: Any, other: Any, scale: float) -> None:
 @pytest.mark.parametrize("pil", [False, True])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_processors_agree(kind: str, pil: bool) -> None:
-    if pil and kind.startswith("Kimi"):
+    if pil and kind.startswith(WITHOUT_PIL):
         pytest.skip("there is no Pillow form of it")
-    ours, other = ImageProcessor(kind), theirs(kind, pil)
+    ours, other = ImageProcessor(kind, **HAD.get(kind, {})), theirs(kind, pil)
     scale = float(np.mean(ours.image_std)) if ours.do_normalize else 1.0
     same(ours(PHOTOS), other(PHOTOS, return_tensors="pt"), scale)
     files = [jpeg(image) for image in PHOTOS]
@@ -80,7 +95,8 @@ def test_random_sizes_have_equal_grids() -> None:
     sizes = np.exp(rng.uniform(np.log(20), np.log(500), (25, 2))).astype(int)
     images = [Image.fromarray(np.full((h, w, 3), n, np.uint8)) for n, (h, w) in enumerate(sizes)]
     for kind in CLASSES:
-        ours, other = ImageProcessor(kind)(images), theirs(kind)(images, return_tensors="pt")
+        ours = ImageProcessor(kind, **HAD.get(kind, {}))(images)
+        other = theirs(kind)(images, return_tensors="pt")
         for key in set(other) - {"pixel_values"}:
             assert torch.equal(ours[key], other[key]), (kind, key)
 
@@ -109,7 +125,13 @@ def test_takes_what_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "kind"), [((10, 2400), "Qwen2VLImageProcessor"), ((2, 3000), "PixtralImageProcessor")]
+    ("size", "kind"),
+    [
+        ((10, 2400), "Qwen2VLImageProcessor"),
+        ((2, 3000), "PixtralImageProcessor"),
+        ((5, 1100), "PaddleOCRVLImageProcessor"),
+        ((5, 1100), "Glm4vImageProcessor"),
+    ],
 )
 def test_same_verdict(size: tuple[int, int], kind: str) -> None:
     bad = Image.new("RGB", size[::-1])
@@ -117,6 +139,65 @@ def test_same_verdict(size: tuple[int, int], kind: str) -> None:
         theirs(kind)([bad], return_tensors="pt")
     with pytest.raises(PlanError, match=r"^images\[1\] of \d+ × \d+ pixels: .*leave it out$"):
         ImageProcessor(kind)([PHOTOS[0], bad])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("Gemma4ImageProcessor", {"max_soft_tokens": 100}, "max_soft_tokens = 100 is none of"),
+        (
+            "Kimi_K25ImageProcessor",
+            {"size": {"max_height": 9, "max_width": 8}},
+            "max_height and max_width must be equal",
+        ),
+        ("PixtralImageProcessor", {"size": {"height": 64}}, "height and width must be equal"),
+        ("Qwen2VLImageProcessor", {"size": {"shortest_edge": 64}}, "size\\['longest_edge'\\] = None"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_both(kind: str, settings: Any, said: str) -> None:
+    with pytest.raises((ValueError, RuntimeError)):
+        theirs(kind, **settings)([PHOTOS[1]], return_tensors="pt")
+    with pytest.raises(ConfigError, match=said):
+        ImageProcessor(kind, **settings)
+
+
+PLANNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2VLImageProcessor": ("qwen_vl", {"min_pixels": 50_000, "max_pixels": 90_000}),
+    "Glm4vImageProcessor": ("glm4v", {"size": {"shortest_edge": 100_000, "longest_edge": 200_000}}),
+    "PaddleOCRVLImageProcessor": ("paddleocr_vl", {"size": {"shortest_edge": 60_000, "longest_edge": 90_000}}),
+    "Siglip2ImageProcessor": ("siglip2", {"max_num_patches": 100}),
+    "Lfm2VlImageProcessor": ("siglip2", {"max_image_tokens": 100}),
+    "PixtralImageProcessor": ("pixtral", {"size": {"longest_edge": 300}}),
+    "Kimi_K25ImageProcessor": ("kimi", {"max_patches": 300}),
+    "Gemma4ImageProcessor": ("gemma4", {"max_soft_tokens": 70}),
+}
+
+
+@pytest.mark.parametrize("kind", PLANNED)
+def test_a_plan_sized_from_a_folder_makes_the_processors_tensors(tmp_path: Path, kind: str) -> None:
+    name, settings = PLANNED[kind]
+    theirs(kind, **settings).save_pretrained(tmp_path)
+    plan = {**sizing(tmp_path), "sequence_length": 3000, "max_tokens": 1500}
+    batch = pack_images(PHOTOS, LoaderConfig.from_dict({"plan": plan}))
+    shown = [PHOTOS[i] for i in batch.image_ids[batch.status == 1]]
+    other, ours = theirs(kind, **settings)(shown, return_tensors="pt"), getattr(batch, f"to_{name}")()
+    for key in {"image_grid_thw", "spatial_shapes", "image_sizes", "num_soft_tokens_per_image"} & set(other):
+        assert torch.equal(ours[key], other[key]), key
+    if name in ("qwen_vl", "glm4v", "paddleocr_vl", "pixtral"):
+        assert (ours["pixel_values"] - other["pixel_values"]).abs().mean() < 0.02
+
+
+def test_sizing_of_a_folder(tmp_path: Path) -> None:
+    mistral = {"image_processor_type": "PixtralImageProcessor", "patch_size": 14, "size": {"longest_edge": 1540}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(mistral))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"spatial_merge_size": 2}))
+    rule = {"kind": "smart", "rule": "pixtral", "merge": 2, "max_side": 1540}
+    assert sizing(tmp_path) == {"patch_sizes": [14], "resolution": rule}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Lfm2VlImageProcessor"}))
+    with pytest.raises(ConfigError, match=r"preprocessor_config\.json': do_image_splitting = True is not done here"):
+        sizing(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no preprocessor_config\.json"):
+        sizing(tmp_path / "none")
 
 
 def test_refusals(tmp_path: Path) -> None:

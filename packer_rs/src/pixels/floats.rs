@@ -2,6 +2,7 @@
 //! tensor, normalised. Apart from `patchify`, whose patches stay bytes: foreign models disagree on where a colour, a row and
 //! a patch stand and how often, and all of that is in the `Form`.
 
+use crate::pixels::kernels::{Scale, fast, scaled};
 use crate::pixels::orient::Frame;
 use crate::pixels::patchify::Lines;
 use crate::pixels::picture::room;
@@ -20,8 +21,8 @@ pub struct Form {
     pub repeats: usize,
     /// Floats from one time to the next.
     pub repeat: usize,
-    /// What becomes of each sample: 256 floats a colour.
-    pub values: [[f32; 256]; 3],
+    /// What becomes of each sample.
+    pub scale: Scale,
 }
 
 impl Form {
@@ -34,28 +35,35 @@ impl Form {
         lines.checked_add(times)?.checked_add(colours)?.checked_add(line)
     }
 
-    /// A line of a patch, or what of it there is, at `at`.
-    fn line(&self, from: &[u8], at: usize, out: &mut [f32]) {
-        let [red, green, blue] = &self.values;
-        let (from, _) = from.as_chunks::<3>();
-        if self.colour == 1 {
-            let (to, _) = out[at..at + from.len() * 3].as_chunks_mut::<3>();
-            for (to, &[r, g, b]) in to.iter_mut().zip(from) {
-                *to = [red[usize::from(r)], green[usize::from(g)], blue[usize::from(b)]];
-            }
-        } else {
-            for (c, values) in self.values.iter().enumerate() {
-                let at = at + c * self.colour;
-                for (to, from) in out[at..at + from.len()].iter_mut().zip(from) {
-                    *to = values[usize::from(from[c])];
-                }
-            }
+    /// Pieces of P pixels, side by side in `pixels`, each to the place of `at`. `row` is scratch.
+    fn put(&self, pixels: &[u8], row: &mut Vec<f32>, at: impl Iterator<Item = usize> + Clone, out: &mut [f32]) {
+        row.resize(pixels.len(), 0.0);
+        let apart = self.colour != 1;
+        scaled(fast(), pixels, &self.scale, apart, row);
+        if !apart {
+            return self.copy(3 * self.patch, row, at, out);
         }
-        for n in 1..self.repeats {
-            for c in 0..if self.colour == 1 { 1 } else { 3 } {
-                let at = at + c * self.colour;
-                let length = from.len() * if self.colour == 1 { 3 } else { 1 };
-                out.copy_within(at..at + length, at + n * self.repeat);
+        for (c, row) in row.chunks_exact(pixels.len() / 3).enumerate() {
+            self.copy(self.patch, row, at.clone().map(|at| at + c * self.colour), out);
+        }
+    }
+
+    /// Pieces of `n` floats, each to its places. The usual lengths stand here, since copies of a known one are few moves.
+    fn copy(&self, n: usize, row: &[f32], at: impl Iterator<Item = usize>, out: &mut [f32]) {
+        match n {
+            14 => self.copy_of(14, row, at, out),
+            16 => self.copy_of(16, row, at, out),
+            42 => self.copy_of(42, row, at, out),
+            48 => self.copy_of(48, row, at, out),
+            n => self.copy_of(n, row, at, out),
+        }
+    }
+
+    #[inline(always)]
+    fn copy_of(&self, n: usize, row: &[f32], at: impl Iterator<Item = usize>, out: &mut [f32]) {
+        for (from, at) in row.chunks_exact(n).zip(at) {
+            for time in 0..self.repeats {
+                out[at + time * self.repeat..][..n].copy_from_slice(from);
             }
         }
     }
@@ -64,41 +72,47 @@ impl Form {
 /// Patches that are cut already: number `rows[n]` of them, P·P·3 bytes each, to `places[n]`.
 pub fn spread(patches: &[u8], rows: &[usize], places: &[usize], form: &Form, out: &mut [f32]) {
     let bytes = form.patch * form.patch * 3;
+    let mut line = Vec::new();
     for (&row, &place) in rows.iter().zip(places) {
-        for (y, line) in patches[row * bytes..][..bytes].chunks_exact(form.patch * 3).enumerate() {
-            form.line(line, place + y * form.down, out);
-        }
+        let lines = (0..form.patch).map(|y| place + y * form.down);
+        form.put(&patches[row * bytes..][..bytes], &mut line, lines, out);
     }
+}
+
+/// What `strew` needs between two images.
+#[derive(Default)]
+pub struct Scratch {
+    line: Vec<u8>,
+    row: Vec<f32>,
 }
 
 /// A small image as a grid of patches, `columns` wide, which begin at `places`; where it does not fill them, black.
 ///
-/// `line` is scratch, and so is `turned`.
+/// `turned` is scratch, too.
 pub fn strew(
     small: &Small,
     frame: Frame,
     columns: usize,
     places: &[usize],
     form: &Form,
-    (line, turned): (&mut Vec<u8>, &mut Vec<u8>),
+    (scratch, turned): (&mut Scratch, &mut Vec<u8>),
     out: &mut [f32],
 ) {
     let p = form.patch;
     let (width, height) = frame.swapped((small.width, small.height));
+    let Scratch { line, row } = scratch;
     room(line, columns * p * 3);
-    line[width * 3..columns * p * 3].fill(0);
+    let line = &mut line[..columns * p * 3];
+    line[width * 3..].fill(0);
     let mut lines = Lines::new(small, frame, width, turned);
-    for (row, places) in places.chunks_exact(columns).enumerate() {
+    for (y, places) in places.chunks_exact(columns).enumerate() {
         for i in 0..p {
-            let y = row * p + i;
-            if y < height {
-                lines.read(y, 0, &mut line[..width * 3]);
+            if y * p + i < height {
+                lines.read(y * p + i, 0, &mut line[..width * 3]);
             } else {
                 line[..width * 3].fill(0);
             }
-            for (from, &place) in line.chunks_exact(p * 3).zip(places) {
-                form.line(from, place + i * form.down, out);
-            }
+            form.put(line, row, places.iter().map(|&place| place + i * form.down), out);
         }
     }
 }

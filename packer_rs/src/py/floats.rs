@@ -1,10 +1,11 @@
 //! Python names of tensors for somebody else's model: `spread` of patches that are rendered already, `render_floats` of
 //! images. In: where each patch goes, and the form of a patch. Out: a float array that Python made, filled.
 
-use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
+use numpy::{PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::prelude::*;
 
 use crate::pixels::floats::{Form, spread as spread_patches};
+use crate::pixels::kernels::Scale;
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::bad;
@@ -14,16 +15,14 @@ use crate::render::{RenderSettings, Wholly, render_floats as render};
 /// Patch side; floats to the next colour and line; repeats, and floats from one to the next.
 type Shape = (usize, usize, usize, usize, usize);
 
-fn form((patch, colour, down, repeats, repeat): Shape, values: &PyReadonlyArray2<'_, f32>) -> PyResult<Form> {
-    let view = values.as_array();
-    if view.dim() != (3, 256) || !(1..=4096).contains(&patch) {
-        return Err(bad(format!("a form of patches of {patch} with values {:?}; it must be [3, 256]", view.dim())));
+/// Subtracted, divided by, multiplied by.
+type Scaling = ([f32; 3], [f32; 3], f32);
+
+fn form((patch, colour, down, repeats, repeat): Shape, (less, over, times): Scaling) -> PyResult<Form> {
+    if !(1..=4096).contains(&patch) {
+        return Err(bad(format!("patches of {patch} × {patch} pixels; a side must be between 1 and 4096")));
     }
-    let mut of = [[0.0; 256]; 3];
-    for ((c, v), value) in view.indexed_iter() {
-        of[c][v] = *value;
-    }
-    Ok(Form { patch, colour, down, repeats, repeat, values: of })
+    Ok(Form { patch, colour, down, repeats, repeat, scale: Scale { less, over, times } })
 }
 
 /// Places as the engine has them, each with its patch inside `room` floats.
@@ -42,10 +41,10 @@ fn spread(
     rows: PyReadonlyArray1<'_, i64>,
     places: PyReadonlyArray1<'_, i64>,
     shape: Shape,
-    values: PyReadonlyArray2<'_, f32>,
+    scale: Scaling,
     mut out: PyReadwriteArray1<'_, f32>,
 ) -> PyResult<()> {
-    let form = form(shape, &values)?;
+    let form = form(shape, scale)?;
     let (patches, out) = (patches.as_slice()?, out.as_slice_mut()?);
     let count = patches.len() / (form.patch * form.patch * 3);
     let row = |&row: &i64| usize::try_from(row).ok().filter(|&row| row < count);
@@ -58,7 +57,7 @@ fn spread(
 
 /// Renders whole images into `out`. Gives the number of each that failed, and why.
 #[pyfunction]
-#[pyo3(signature = (images, targets, columns, starts, places, shape, values, render_json, out, helpers = None, exact = false))]
+#[pyo3(signature = (images, targets, columns, starts, places, shape, scale, render_json, out, helpers = None, exact = false))]
 #[allow(clippy::too_many_arguments)]
 fn render_floats<'py>(
     py: Python<'py>,
@@ -68,13 +67,13 @@ fn render_floats<'py>(
     starts: Vec<usize>,
     places: Vec<PyReadonlyArray1<'py, i64>>,
     shape: Shape,
-    values: PyReadonlyArray2<'py, f32>,
+    scale: Scaling,
     render_json: &str,
     mut out: PyReadwriteArray1<'py, f32>,
     helpers: Option<&Bound<'py, Helpers>>,
     exact: bool,
 ) -> PyResult<Vec<(usize, String)>> {
-    let (helpers, form) = (given(helpers), form(shape, &values)?);
+    let (helpers, form) = (given(helpers), form(shape, scale)?);
     let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
     let images = Images::of(py, &images, &helpers)?;
     let count = images.kept.len();

@@ -4,33 +4,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::settings::RenderSettings;
-use super::worker::{Input, Worker};
+use super::worker::{Wholly, Worker};
 use crate::error::{Error, Kind, Result};
 use crate::failure::Failure;
 use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::floats::Form;
+use crate::pixels::resize::Resizer;
 use crate::sync::lock;
 
-/// One image and its part of the tensor.
-pub struct Wholly<'a> {
-    /// Where its pixels come from.
-    pub input: Input<'a>,
-    /// EXIF, 1 to 8.
-    pub orientation: u8,
-    /// Width and height after orientation.
-    pub size: (i32, i32),
-    /// Width and height to which it is resized.
-    pub target: (u32, u32),
-    /// Patches across.
-    pub columns: usize,
-    /// Where each patch begins in `out`, row by row; at least as many as the target touches.
-    pub places: &'a [usize],
-    /// Its floats.
-    pub out: &'a mut [f32],
-}
-
-/// Renders each image, on as many threads as the settings say; where `exact`, from the very pixels that others see. Gives the numbers of those that failed, in order.
+/// Renders each image, on as many threads as the settings say; where `exact`, from the very pixels that others see, and with
+/// their rounding. Gives the numbers of those that failed, in order.
 pub fn render_floats(
     images: Vec<Wholly<'_>>,
     form: &Form,
@@ -41,8 +25,11 @@ pub fn render_floats(
     let threads = settings.decoders().min(images.len());
     let (left, failures) = (Mutex::new(images.into_iter().enumerate()), Mutex::new(Vec::new()));
     let run = || -> std::result::Result<(), Failure> {
-        let decoder = if exact { Decoder::exact(helpers.clone()) } else { Decoder::new(helpers.clone()) };
-        let mut worker = Worker::with(decoder?);
+        let mut worker = if exact {
+            Worker::with(Decoder::exact(helpers.clone())?, Resizer::default().bytewise())
+        } else {
+            Worker::new(helpers.clone())?
+        };
         loop {
             let Some((n, mut image)) = lock(&left).next() else { return Ok(()) };
             if let Err(f) = worker.floats(&mut image, form, settings) {

@@ -34,9 +34,9 @@ mod ticket;
 mod worker;
 
 pub use engine::{Renderer, Stats};
-pub use foreign::{Wholly, render_floats};
+pub use foreign::render_floats;
 pub use in_place::render_in_place;
 pub use settings::{Profiles, RenderSettings};
 pub use shared::Rendered;
 pub use ticket::Ticket;
-pub use worker::Input;
+pub use worker::{Input, Wholly};

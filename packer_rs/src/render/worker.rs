@@ -11,7 +11,7 @@ use crate::fetch::Source;
 use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::decode::profile::Kind as Profile;
-use crate::pixels::floats::{Form, strew};
+use crate::pixels::floats::{Form, Scratch, strew};
 use crate::pixels::orient::Frame;
 use crate::pixels::patchify::patchify;
 use crate::pixels::picture::{Pixels, Wanted};
@@ -19,7 +19,6 @@ use crate::pixels::resize::{Resizer, Small};
 use crate::pixels::taps::Filter;
 use crate::plan::draw::kept_tokens;
 use crate::render::fill::FAILED;
-use crate::render::foreign::Wholly;
 use crate::render::place::{Place, Places};
 use crate::render::settings::{Damaged, Profiles, RenderSettings};
 use crate::slots::{Crop, PlannedImage};
@@ -50,6 +49,24 @@ pub enum Input<'a> {
     Rgb(&'a [u8]),
 }
 
+/// One whole image and its part of somebody else's tensor.
+pub struct Wholly<'a> {
+    /// Where its pixels come from.
+    pub input: Input<'a>,
+    /// EXIF, 1 to 8.
+    pub orientation: u8,
+    /// Width and height after orientation.
+    pub size: (i32, i32),
+    /// Width and height to which it is resized.
+    pub target: (u32, u32),
+    /// Patches across.
+    pub columns: usize,
+    /// Where each patch begins in `out`, row by row; at least as many as the target touches.
+    pub places: &'a [usize],
+    /// Its floats.
+    pub out: &'a mut [f32],
+}
+
 /// The tools and buffers of one thread.
 pub struct Worker {
     decoder: Decoder,
@@ -57,25 +74,25 @@ pub struct Worker {
     pixels: Pixels,
     small: Small,
     line: Vec<u8>,
-    row: Vec<u8>,
+    scratch: Scratch,
     tokens: Vec<u32>,
 }
 
 impl Worker {
     /// A worker whose `helpers` read what no decoder here does.
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
-        Ok(Self::with(Decoder::new(helpers)?))
+        Ok(Self::with(Decoder::new(helpers)?, Resizer::default()))
     }
 
-    /// A worker with these decoders.
-    pub(super) fn with(decoder: Decoder) -> Self {
+    /// A worker with these decoders and this resizer.
+    pub(super) fn with(decoder: Decoder, resizer: Resizer) -> Self {
         Self {
             decoder,
-            resizer: Resizer::default(),
+            resizer,
             pixels: Pixels::default(),
             small: Small::default(),
             line: Vec::new(),
-            row: Vec::new(),
+            scratch: Scratch::default(),
             tokens: Vec::new(),
         }
     }
@@ -192,7 +209,7 @@ impl Worker {
             let whole = Crop { top: 0, left: 0, height, width };
             let crop = self.pixels_of(wanted.input, frame, wanted.size, whole, target, settings)?;
             self.resizer.resize(&self.pixels, crop, target, settings.filter, &mut self.small);
-            let scratch = (&mut self.row, &mut self.line);
+            let scratch = (&mut self.scratch, &mut self.line);
             strew(&self.small, frame, wanted.columns, wanted.places, form, scratch, wanted.out);
             Ok(())
         }))
