@@ -16,6 +16,7 @@ __all__ = [
     "FORMAT_UNCHANGED",
     "Ahead",
     "Buffer",
+    "Floats",
     "Helpers",
     "Layout",
     "Pending",
@@ -34,7 +35,6 @@ __all__ = [
     "remote_list",
     "remote_meta",
     "remote_read",
-    "render_floats",
     "render_images",
     "smart_sizes",
     "spread",
@@ -474,19 +474,19 @@ def render_images(
 ) -> dict[str, Any]:
     """Renders one planned batch from bytes or u8 `[H, W, 3]` arrays; row r of the plan is image r."""
 
-Shape = tuple[int, int, int, int, int]
+_Shape = tuple[int, int, int, int, int]
 """Of patches in a tensor: P, floats from one colour to the next (1 where a pixel's stand together) and from one line to the
 next, how often a patch stands there, and floats from one time to the next."""
 
-Scale = tuple[tuple[float, float, float], tuple[float, float, float], float]
+_Scale = tuple[tuple[float, float, float], tuple[float, float, float], float]
 """(less, over, times): a sample v of each colour becomes (v − less) ÷ over × times."""
 
 def spread(
     patches: NDArray[np.uint8],
     rows: NDArray[np.int64],
     places: NDArray[np.int64],
-    shape: Shape,
-    scale: Scale,
+    shape: _Shape,
+    scale: _Scale,
     out: NDArray[np.float32],
 ) -> None:
     """Writes patches that are rendered already into a tensor of floats.
@@ -495,44 +495,52 @@ def spread(
         patches: P·P·3 bytes each, one after the other.
         rows: which of them.
         places: where in `out` each begins.
-        shape: see `Shape`.
-        scale: see `Scale`.
+        shape: see `_Shape`.
+        scale: see `_Scale`.
         out: flat.
 
     Raises:
         RenderError: a row or a place outside.
     """
 
-def render_floats(
-    images: list[Any],
-    targets: list[tuple[int, int]],
-    columns: list[int],
-    starts: list[int],
-    places: list[NDArray[np.int64]],
-    shape: Shape,
-    scale: Scale,
-    render_json: str,
-    out: NDArray[np.float32],
-    helpers: Helpers | None = None,
-    exact: bool = False,
-) -> list[tuple[int, str]]:
-    """Renders whole images, bytes or u8 `[H, W, 3]` arrays, into a tensor of floats.
+@final
+class Floats:
+    """Renders whole images into tensors of floats, and keeps its buffers from call to call.
 
     Args:
-        images: bytes or arrays.
-        targets: (height, width) of each; what its patches hold beyond is black.
-        columns: patches across.
-        starts: where the part of each image in `out` begins, and where the last ends.
-        places: where in that part each patch begins, row by row.
-        shape, scale: as for `spread`.
-        render_json: `RenderConfig.to_json()`.
-        out: flat.
         helpers: see `probe_files`.
-        exact: decode JPEG to RGB at its full size before it is resized, as Pillow and torchvision do.
-
-    Returns:
-        The number of each image that has no pixels, and why.
-
-    Raises:
-        RenderError: what is asked for does not fit.
+        exact: decode JPEG to RGB at its full size before it is resized, and round between the passes, as Pillow and
+            torchvision do.
     """
+
+    def __new__(cls, helpers: Helpers | None = None, exact: bool = False) -> Floats: ...
+    def render(
+        self,
+        images: list[Any],
+        targets: list[tuple[int, int]],
+        columns: list[int],
+        starts: list[int],
+        places: list[NDArray[np.int64]],
+        shape: _Shape,
+        scale: _Scale,
+        render_json: str,
+        out: NDArray[np.float32],
+    ) -> list[tuple[int, str]]:
+        """Renders images into `out`.
+
+        Args:
+            images: bytes, or u8 `[H, W, 3]` arrays.
+            targets: (height, width) of each; what its patches hold beyond is black.
+            columns: patches across.
+            starts: where the part of each image in `out` begins, and where the last ends.
+            places: where in that part each patch begins, row by row.
+            shape, scale: as for `spread`.
+            render_json: `RenderConfig.to_json()`.
+            out: flat.
+
+        Returns:
+            The number of each image that has no pixels, and why.
+
+        Raises:
+            RenderError: what is asked for does not fit.
+        """

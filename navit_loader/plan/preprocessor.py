@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError, reason
-from ..families import CLIP_MEAN, CLIP_STD, HALF
+from ..families import FAMILIES
 from .config import RULES, Resolution
 
 BILINEAR, BICUBIC = 2, 3
@@ -37,10 +37,13 @@ class Class(NamedTuple):
     rule: str
     settings: Mapping[str, Any]
 
+    def defaults(self) -> dict[str, Any]:
+        """All of them, with what holds in every processor and in every one of the family."""
+        of = FAMILIES[self.family]
+        return {**ALWAYS, "image_mean": of.mean, "image_std": of.std, **self.settings}
 
-_CLIP = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": BICUBIC}
-_HALF = {"image_mean": HALF, "image_std": HALF}
-_QWEN = {**_CLIP, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+
+_QWEN = {"resample": BICUBIC, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 _GLM = Class("glm4v", "glm", {**_QWEN, "size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}})
 
 CLASSES: Mapping[str, Class] = {
@@ -55,13 +58,12 @@ CLASSES: Mapping[str, Class] = {
         {**_QWEN, "temporal_patch_size": 1, "size": {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536}},
     ),
     "Siglip2ImageProcessor": Class(
-        "siglip2", "siglip2", {**_HALF, "resample": BILINEAR, "patch_size": 16, "max_num_patches": 256}
+        "siglip2", "siglip2", {"resample": BILINEAR, "patch_size": 16, "max_num_patches": 256}
     ),
     "Lfm2VlImageProcessor": Class(
         "siglip2",
         "lfm2",
         {
-            **_HALF,
             "resample": BILINEAR,
             "encoder_patch_size": 16,
             "downsample_factor": 2,
@@ -74,13 +76,12 @@ CLASSES: Mapping[str, Class] = {
     "PixtralImageProcessor": Class(
         "pixtral",
         "pixtral",
-        {**_CLIP, "patch_size": {"height": 16, "width": 16}, "size": {"longest_edge": 1024}},
+        {"resample": BICUBIC, "patch_size": {"height": 16, "width": 16}, "size": {"longest_edge": 1024}},
     ),
     "Kimi_K25ImageProcessor": Class(
         "kimi",
         "kimi",
         {
-            **_HALF,
             "resample": BICUBIC,
             "patch_size": 14,
             "merge_size": 2,
@@ -92,8 +93,6 @@ CLASSES: Mapping[str, Class] = {
         "gemma4",
         "gemma4",
         {
-            "image_mean": (0.0, 0.0, 0.0),
-            "image_std": (1.0, 1.0, 1.0),
             "do_normalize": False,
             "resample": BICUBIC,
             "patch_size": 16,
@@ -146,7 +145,7 @@ def sizing(folder: str | os.PathLike[str]) -> dict[str, Any]:
     kind, given, path = read(folder)
     try:
         of = named(kind)
-        had = checked({**ALWAYS, **of.settings}, given)
+        had = checked(of.defaults(), given)
         patch, merge = patch_of(had), 1
         if of.rule == "pixtral":
             merge = _table(Path(folder) / "processor_config.json").get("spatial_merge_size", 1)

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..config import RenderConfig
 from ..errors import ConfigError, PlanError, RenderError, needed
 from ..families import FAMILIES, Layout, Scale
 from ..foreign import helpers
-from ..plan.preprocessor import ALWAYS, FILTERS, checked, named, patch_of, read, resolution
+from ..plan.preprocessor import FILTERS, checked, named, patch_of, read, resolution
 from ..plan.sizing import sizes
 from .images import picture, picture_size
 
@@ -41,7 +42,7 @@ class ImageProcessor:
 
     def __init__(self, kind: str, *, render: RenderConfig | None = None, exact: bool = True, **settings: Any) -> None:
         self.of, self.render, self.exact = named(kind), render or RenderConfig(), exact
-        self.settings = self._checked({**ALWAYS, **self.of.settings}, settings)
+        self.settings = self._checked(self.of.defaults(), settings)
 
     @classmethod
     def from_pretrained(
@@ -72,6 +73,14 @@ class ImageProcessor:
         had = checked(base, settings)
         resolution(self.of.rule, had)
         return had
+
+    @cached_property
+    def _floats(self) -> _packer.Floats:
+        return _packer.Floats(helpers(), self.exact)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without buffers, for processes that load data."""
+        return {key: value for key, value in self.__dict__.items() if key != "_floats"}
 
     def __getattr__(self, name: str) -> Any:
         """A setting, such as `merge_size`, which transformers' processors of text and images ask for."""
@@ -132,7 +141,7 @@ class ImageProcessor:
         layout = Layout(family, patch, grids, tokens, room)
         at = [np.divmod(np.arange(n), w) for n, w in zip(tokens, grids[:, 1], strict=True)]
         pixels = layout.empty()
-        failed = _packer.render_floats(
+        failed = self._floats.render(
             given,
             [(h, w) for h, w in targets.tolist()],
             grids[:, 1].tolist(),
@@ -142,8 +151,6 @@ class ImageProcessor:
             _scale(had),
             replace(self.render, filter=FILTERS[had["resample"]]).to_json(),
             pixels.reshape(-1),
-            helpers(),
-            self.exact,
         )
         if failed:
             n, why = failed[0]

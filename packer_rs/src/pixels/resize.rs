@@ -10,7 +10,7 @@
 //! and torchvision do: rows first, to whole bytes, then columns.
 
 use crate::pixels::kernels::{ROWS, SLACK, across, down, down_bytes, fast, turn, widen};
-use crate::pixels::picture::{Colours, Pixels, Plane, room};
+use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, room};
 use crate::pixels::taps::{Axis, Filter, GROUP, Taps};
 use crate::slots::Crop;
 
@@ -139,6 +139,9 @@ impl Resizer {
                 let weights = &weights[..weights.len().min(rows - start)];
                 let from = &self.between[(n / height * rows + start) * stride..];
                 down_bytes(self.fast, from, stride, weights, width, &mut out[to..]);
+            }
+            if self.between.len() > KEEP_BYTES {
+                self.between = Vec::new();
             }
             return;
         }

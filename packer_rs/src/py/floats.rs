@@ -1,4 +1,4 @@
-//! Python names of tensors for somebody else's model: `spread` of patches that are rendered already, `render_floats` of
+//! Python names of tensors for somebody else's model: `spread` of patches that are rendered already, `Floats` of
 //! images. In: where each patch goes, and the form of a patch. Out: a float array that Python made, filled.
 
 use numpy::{PyReadonlyArray1, PyReadwriteArray1};
@@ -10,7 +10,7 @@ use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::bad;
 use crate::py::render::{Images, input};
-use crate::render::{RenderSettings, Wholly, render_floats as render};
+use crate::render::{Floats as Inner, RenderSettings, Wholly};
 
 /// Patch side; floats to the next colour and line; repeats, and floats from one to the next.
 type Shape = (usize, usize, usize, usize, usize);
@@ -55,64 +55,78 @@ fn spread(
     Ok(())
 }
 
-/// Renders whole images into `out`. Gives the number of each that failed, and why.
-#[pyfunction]
-#[pyo3(signature = (images, targets, columns, starts, places, shape, scale, render_json, out, helpers = None, exact = false))]
-#[allow(clippy::too_many_arguments)]
-fn render_floats<'py>(
-    py: Python<'py>,
-    images: Vec<Bound<'py, PyAny>>,
-    targets: Vec<(u32, u32)>,
-    columns: Vec<usize>,
-    starts: Vec<usize>,
-    places: Vec<PyReadonlyArray1<'py, i64>>,
-    shape: Shape,
-    scale: Scaling,
-    render_json: &str,
-    mut out: PyReadwriteArray1<'py, f32>,
-    helpers: Option<&Bound<'py, Helpers>>,
-    exact: bool,
-) -> PyResult<Vec<(usize, String)>> {
-    let (helpers, form) = (given(helpers), form(shape, scale)?);
-    let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
-    let images = Images::of(py, &images, &helpers)?;
-    let count = images.kept.len();
-    if [targets.len(), columns.len(), places.len()] != [count; 3] || starts.len() != count + 1 || starts[0] != 0 {
-        return Err(bad(format!("{count} images, but not as many targets, columns, places and parts of the tensor")));
+/// Renders whole images into tensors, and keeps its buffers from call to call.
+#[pyclass(frozen, module = "navit_loader._packer")]
+struct Floats {
+    inner: Inner,
+}
+
+#[pymethods]
+impl Floats {
+    #[new]
+    #[pyo3(signature = (helpers = None, exact = false))]
+    fn new(helpers: Option<&Bound<'_, Helpers>>, exact: bool) -> Self {
+        Self { inner: Inner::new(given(helpers), exact) }
     }
-    let mut left = out.as_slice_mut()?;
-    let (mut parts, mut at) = (Vec::new(), Vec::new());
-    for n in 0..count {
-        let length = starts[n + 1].checked_sub(starts[n]).filter(|&l| l <= left.len());
-        let (part, rest) = left.split_at_mut(length.ok_or_else(|| bad("parts of the tensor are not in order"))?);
-        left = rest;
-        let of = self::places(places[n].as_slice()?, &form, part.len())?;
-        let ((height, width), across) = (targets[n], columns[n]);
-        let (wide, high) = (across.saturating_mul(form.patch), of.len() / across.max(1) * form.patch);
-        if width == 0 || height == 0 || width as usize > wide || height as usize > high {
-            return Err(bad(format!("images[{n}] of {height} × {width} pixels is larger than its patches")));
+
+    /// Renders into `out`. Gives the number of each that failed, and why.
+    #[allow(clippy::too_many_arguments)]
+    fn render<'py>(
+        &self,
+        py: Python<'py>,
+        images: Vec<Bound<'py, PyAny>>,
+        targets: Vec<(u32, u32)>,
+        columns: Vec<usize>,
+        starts: Vec<usize>,
+        places: Vec<PyReadonlyArray1<'py, i64>>,
+        shape: Shape,
+        scale: Scaling,
+        render_json: &str,
+        mut out: PyReadwriteArray1<'py, f32>,
+    ) -> PyResult<Vec<(usize, String)>> {
+        let form = form(shape, scale)?;
+        let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
+        let images = Images::of(py, &images, &self.inner.helpers)?;
+        let count = images.kept.len();
+        if [targets.len(), columns.len(), places.len()] != [count; 3] || starts.len() != count + 1 || starts[0] != 0 {
+            return Err(bad(format!(
+                "{count} images, but not as many targets, columns, places and parts of the tensor"
+            )));
         }
-        parts.push(part);
-        at.push(of);
-    }
-    let failed = py.detach(|| {
-        let inputs = images.kept.iter().zip(&images.encoded).map(input);
-        let whole = inputs.zip(parts).zip(&at).enumerate().map(|(n, ((input, out), places))| Wholly {
-            input,
-            orientation: images.orientations[n],
-            size: (images.widths[n], images.heights[n]),
-            target: (targets[n].1, targets[n].0),
-            columns: columns[n],
-            places,
-            out,
+        let mut left = out.as_slice_mut()?;
+        let (mut parts, mut at) = (Vec::new(), Vec::new());
+        for n in 0..count {
+            let length = starts[n + 1].checked_sub(starts[n]).filter(|&l| l <= left.len());
+            let (part, rest) = left.split_at_mut(length.ok_or_else(|| bad("parts of the tensor are not in order"))?);
+            left = rest;
+            let of = self::places(places[n].as_slice()?, &form, part.len())?;
+            let ((height, width), across) = (targets[n], columns[n]);
+            let (wide, high) = (across.saturating_mul(form.patch), of.len() / across.max(1) * form.patch);
+            if width == 0 || height == 0 || width as usize > wide || height as usize > high {
+                return Err(bad(format!("images[{n}] of {height} × {width} pixels is larger than its patches")));
+            }
+            parts.push(part);
+            at.push(of);
+        }
+        let failed = py.detach(|| {
+            let inputs = images.kept.iter().zip(&images.encoded).map(input);
+            let whole = inputs.zip(parts).zip(&at).enumerate().map(|(n, ((input, out), places))| Wholly {
+                input,
+                orientation: images.orientations[n],
+                size: (images.widths[n], images.heights[n]),
+                target: (targets[n].1, targets[n].0),
+                columns: columns[n],
+                places,
+                out,
+            });
+            self.inner.render(whole.collect(), &form, &settings)
         });
-        render(whole.collect(), &form, &settings, &helpers, exact)
-    });
-    Ok(failed.map_err(to_py)?.into_iter().map(|(n, f)| (n, f.detail)).collect())
+        Ok(failed.map_err(to_py)?.into_iter().map(|(n, f)| (n, f.detail)).collect())
+    }
 }
 
 /// Adds this room's names to the extension module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(spread, m)?)?;
-    m.add_function(wrap_pyfunction!(render_floats, m)?)
+    m.add_class::<Floats>()
 }

@@ -34,7 +34,7 @@ mod ticket;
 mod worker;
 
 pub use engine::{Renderer, Stats};
-pub use foreign::render_floats;
+pub use foreign::Floats;
 pub use in_place::render_in_place;
 pub use settings::{Profiles, RenderSettings};
 pub use shared::Rendered;
