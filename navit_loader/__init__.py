@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from .deliver.remote import RemoteLoader
     from .index import build_index, open_index
     from .plan.packing import pack
+    from .plan.preprocessor import sizing
     from .render.encoded import EncodedBatch
     from .render.images import pack_images
+    from .render.processor import ImageProcessor
 
 __all__ = [
     "DevicePrefetcher",
     "EncodedBatch",
+    "ImageProcessor",
     "LoaderConfig",
     "PackedBatch",
     "PackedLoader",
@@ -29,11 +32,13 @@ __all__ = [
     "open_index",
     "pack",
     "pack_images",
+    "sizing",
 ]
 
 _HOME = {
     "DevicePrefetcher": "deliver.device",
     "EncodedBatch": "render.encoded",
+    "ImageProcessor": "render.processor",
     "LoaderConfig": "config",
     "PackedBatch": "batch",
     "PackedLoader": "deliver.local",
@@ -43,6 +48,7 @@ _HOME = {
     "open_index": "index",
     "pack": "plan.packing",
     "pack_images": "render.images",
+    "sizing": "plan.preprocessor",
 }
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "FORMAT_UNCHANGED",
     "Ahead",
     "Buffer",
+    "Floats",
     "Helpers",
     "Layout",
     "Pending",
@@ -36,7 +37,8 @@ __all__ = [
     "remote_meta",
     "remote_read",
     "render_images",
-    "smart_grids",
+    "smart_sizes",
+    "spread",
     "storage",
     "storage_news",
     "without_secrets",
@@ -222,10 +224,11 @@ def pack(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sequence and offset of each item; `navit_loader.pack` checks the arguments. Raises PackError."""
 
-def smart_grids(
+def smart_sizes(
     resolution_json: str, patch_size: int, height: NDArray[np.uint32], width: NDArray[np.uint32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of patches, 0 where the family refuses the image; see `navit_loader.plan.sizing`. Raises PlanError."""
+) -> tuple[NDArray[np.int64], list[tuple[int, str]]]:
+    """Height and width in pixels to resize to, rows and columns of patches, `[N, 4]`, all 0 where the family refuses the image;
+    which those are, and why. See `navit_loader.plan.sizing`. Raises PlanError."""
 
 @final
 class PlannedBatch:
@@ -494,3 +497,74 @@ def render_images(
     helpers: Helpers | None = None,
 ) -> dict[str, Any]:
     """Renders one planned batch from bytes or u8 `[H, W, 3]` arrays; row r of the plan is image r."""
+
+_Shape = tuple[int, int, int, int, int]
+"""Of patches in a tensor: P, floats from one colour to the next (1 where a pixel's stand together) and from one line to the
+next, how often a patch stands there, and floats from one time to the next."""
+
+_Scale = tuple[tuple[float, float, float], tuple[float, float, float], float]
+"""(less, over, times): a sample v of each colour becomes (v − less) ÷ over × times."""
+
+def spread(
+    patches: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    places: NDArray[np.int64],
+    shape: _Shape,
+    scale: _Scale,
+    out: NDArray[np.float32],
+) -> None:
+    """Writes patches that are rendered already into a tensor of floats.
+
+    Args:
+        patches: P·P·3 bytes each, one after the other.
+        rows: which of them.
+        places: where in `out` each begins.
+        shape: see `_Shape`.
+        scale: see `_Scale`.
+        out: flat.
+
+    Raises:
+        RenderError: a row or a place outside.
+    """
+
+@final
+class Floats:
+    """Renders whole images into tensors of floats, and keeps its buffers from call to call.
+
+    Args:
+        helpers: see `probe_files`.
+        exact: decode JPEG to RGB at its full size before it is resized, and round between the passes, as Pillow and
+            torchvision do.
+    """
+
+    def __new__(cls, helpers: Helpers | None = None, exact: bool = False) -> Floats: ...
+    def render(
+        self,
+        images: list[Any],
+        targets: list[tuple[int, int]],
+        columns: list[int],
+        starts: list[int],
+        places: list[NDArray[np.int64]],
+        shape: _Shape,
+        scale: _Scale,
+        render_json: str,
+        out: NDArray[np.float32],
+    ) -> list[tuple[int, str]]:
+        """Renders images into `out`.
+
+        Args:
+            images: bytes, or u8 `[H, W, 3]` arrays.
+            targets: (height, width) of each; what its patches hold beyond is black.
+            columns: patches across.
+            starts: where the part of each image in `out` begins, and where the last ends.
+            places: where in that part each patch begins, row by row.
+            shape, scale: as for `spread`.
+            render_json: `RenderConfig.to_json()`.
+            out: flat.
+
+        Returns:
+            The number of each image that has no pixels, and why.
+
+        Raises:
+            RenderError: what is asked for does not fit.
+        """

@@ -11,12 +11,14 @@ M tokens of one image at most · K label columns · Lt text tokens per sequence.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import needed
+from .families import of_batch
 
 if TYPE_CHECKING:
     import torch
@@ -160,6 +162,77 @@ class PackedBatch:
 
         teacher = None if self.teacher is None else View(**moved(self.teacher))
         return replace(self, **moved(self), teacher=teacher)
+
+    # What somebody else's model takes. Images that count alone, in the order of `image_ids[status == OK]`; a failed one is
+    # absent. Pixels are float32, normalised by the family's mean and deviation where no other is given, `[3]` each, of
+    # samples between 0 and 1. Raises as `families.of_batch` does.
+
+    def to_naflex(
+        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, max_seq_len: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As timm's NaFlex collator: `patches` `[N, T, P·P·3]`, `patch_coord` i64 `[N, T, 2]`, `patch_valid` bool `[N, T]`.
+
+        Args:
+            mean, std: of the model.
+            max_seq_len: T; None takes the most patches that the plan allows. Tokens may be dropped.
+        """
+        return of_batch(self, "naflex", mean, std, max_seq_len)
+
+    def to_siglip2(
+        self,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        max_num_patches: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """As SigLIP 2 and LFM2-VL without tiles: `pixel_values` `[N, T, P·P·3]`, `pixel_attention_mask` i32 `[N, T]`,
+        `spatial_shapes` i64 `[N, 2]`.
+
+        Args:
+            mean, std: of the model.
+            max_num_patches: T; None takes the most patches that the plan allows.
+        """
+        return of_batch(self, "siglip2", mean, std, max_num_patches)
+
+    def to_gemma4(self, *, max_patches: int | None = None) -> dict[str, torch.Tensor]:
+        """As Gemma 4: `pixel_values` `[N, T, P·P·3]`, `image_position_ids` i64 `[N, T, 2]` (x, y), −1 in padding, and
+        `num_soft_tokens_per_image` i64 `[N]`.
+
+        Args:
+            max_patches: T; None takes the most patches that the plan allows.
+        """
+        return of_batch(self, "gemma4", None, None, max_patches)
+
+    def to_qwen_vl(
+        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As Qwen2-VL, Qwen2.5-VL and, by their mean and deviation of ½, Qwen3-VL: `pixel_values` `[n, 3·2·P·P]`, blocks of
+        2 × 2 patches after each other, each patch twice; `image_grid_thw` i64 `[N, 3]`; `cu_seqlens` i32 `[N + 1]`."""
+        return of_batch(self, "qwen_vl", mean, std)
+
+    def to_glm4v(
+        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As GLM-4V: `pixel_values` `[n, 3·2·P·P]` in the order of `to_qwen_vl`, `image_grid_thw` i64 `[N, 3]`."""
+        return of_batch(self, "glm4v", mean, std)
+
+    def to_paddleocr_vl(
+        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As PaddleOCR-VL: `pixel_values` `[n, 3, P, P]`, row by row; `image_grid_thw` i64 `[N, 3]`."""
+        return of_batch(self, "paddleocr_vl", mean, std)
+
+    def to_kimi(
+        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As Kimi's MoonViT: `pixel_values` `[n, 3, P, P]`, row by row; `image_grid_thw` i64 `[N, 3]`."""
+        return of_batch(self, "kimi", mean, std)
+
+    def to_pixtral(
+        self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As Pixtral: whole images, `pixel_values` `[N, 3, H, W]`, 0 beyond each, and `image_sizes` i64 `[N, 2]` in pixels."""
+        return of_batch(self, "pixtral", mean, std)
 
 
 def _few_lines(head: str, part: View | PackedBatch) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from navit_loader import _packer
 from navit_loader.config import Crop, Drop, PlanConfig, Resolution, Teacher
 from navit_loader.errors import ConfigError, PlanError
-from navit_loader.plan.sizing import grids
+from navit_loader.plan.sizing import grids, sizes
 
 COUNT = int(os.environ.get("NAVIT_SIZES", 20_000))
 """Sizes per family; the goal is stated for 100,000."""
@@ -100,15 +100,15 @@ FAMILIES: dict[str, tuple[Own, int, Resolution]] = {
 }
 
 
-def sizes(n: int, seed: int) -> tuple[Any, Any]:
+def sides(n: int, seed: int) -> tuple[Any, Any]:
     """Of every order of magnitude, thin and tiny ones too, squares, and sides a pixel beside multiples of 14 and 16."""
     rng = np.random.default_rng(seed)
-    sides = np.exp(rng.uniform(0, np.log(20_000), (2, n))).astype(np.int64)
+    orders = np.exp(rng.uniform(0, np.log(20_000), (2, n))).astype(np.int64)
     usual = rng.integers(64, 4097, (2, n))
     beside = rng.choice([14, 16, 28, 32, 48], (2, n)) * rng.integers(1, 120, (2, n)) // rng.integers(1, 3, (2, n))
     beside += rng.integers(-1, 2, (2, n))
     kind = rng.integers(0, 4, n)
-    h, w = np.where(kind < 1, sides, np.where(kind < 3, usual, beside))
+    h, w = np.where(kind < 1, orders, np.where(kind < 3, usual, beside))
     return np.maximum(h, 1), np.maximum(np.where(rng.random(n) < 0.02, h, w), 1)
 
 
@@ -124,12 +124,31 @@ def family_grid(own: Own, h: int, w: int, p: int, r: Resolution) -> tuple[int, i
 @pytest.mark.parametrize("name", FAMILIES)
 def test_grids_are_the_familys_own(name: str) -> None:
     own, p, r = FAMILIES[name]
-    h, w = sizes(COUNT, len(name))
+    h, w = sides(COUNT, len(name))
     theirs = np.array([family_grid(own, a, b, p, r) for a, b in zip(h.tolist(), w.tolist(), strict=True)])
     ours = grids(r, p, h, w)
     different = np.flatnonzero((ours != theirs).any(1))
     assert not different.size, [(h[i], w[i], ours[i], theirs[i]) for i in different[:5]]
     assert (ours % r.merge == 0).all()
+
+
+def test_kimi_resizes_to_less_than_its_grid() -> None:
+    _, p, r = FAMILIES["kimi"]
+    smart = of("kimi_k25.image_processing_kimi_k25", "navit_resize")
+    h, w = sides(COUNT, 3)
+    found = sizes(r, p, h, w)
+    own = [
+        smart(a, b, p, r.merge, r.max_pixels // p**2, r.max_side // p)
+        for a, b in zip(h.tolist(), w.tolist(), strict=True)
+    ]
+    assert (found.pixels == [size for size, _ in own]).all()
+    assert (found.grids * p == [padded for _, padded in own]).all()
+
+
+def test_a_refused_image_is_named_with_its_reason() -> None:
+    found = sizes(QWEN, 14, [300, 10, 300], [300, 2001, 300])
+    assert found.refused == [(1, "one side is more than 200 times the other")]
+    assert (found.grids[1] == 0).all() and (found.grids[[0, 2]] > 0).all()
 
 
 @settings(max_examples=300, deadline=None)

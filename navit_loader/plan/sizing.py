@@ -1,12 +1,13 @@
-"""Grids by a family's own rule, for processors and tests: what `[plan.resolution] kind = "smart"` plans, without a plan.
+"""Sizes by a family's own rule, for processors and tests: what `[plan.resolution] kind = "smart"` plans, without a plan.
 
-In: `Resolution` of that kind, the patch size, heights and widths. Out: rows and columns of patches. Apart from `packing`, which
-knows lengths alone. The arithmetic is the plan's own (`packer_rs/src/plan/sizing.rs`).
+In: `Resolution` of that kind, the patch size, heights and widths. Out: pixels to resize to, and rows and columns of patches.
+Apart from `packing`, which knows lengths alone. The arithmetic is the plan's own (`packer_rs/src/plan/sizing.rs`).
 """
 
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,21 @@ from .. import _packer
 from ..errors import PlanError
 from .config import Resolution
 
+Ints = npt.NDArray[np.int64]
 
-def grids(
-    resolution: Resolution, patch_size: int, height: npt.ArrayLike, width: npt.ArrayLike
-) -> npt.NDArray[np.int64]:
-    """Rows and columns of patches of images of `height` × `width` pixels, i64 `[N, 2]`; 0 × 0 where the family's own processor
-    refuses an image.
+
+class Sizes(NamedTuple):
+    """What becomes of N images: heights and widths in pixels to which they are resized, i64 `[N, 2]`; rows and columns of
+    patches, i64 `[N, 2]`, which are more than that where a family pads; and the number of each image that the family's own
+    processor refuses, with its reason: such an image is 0 × 0."""
+
+    pixels: Ints
+    grids: Ints
+    refused: list[tuple[int, str]]
+
+
+def sizes(resolution: Resolution, patch_size: int, height: npt.ArrayLike, width: npt.ArrayLike) -> Sizes:
+    """What becomes of images of `height` × `width` pixels.
 
     Args:
         resolution: of kind `smart`.
@@ -38,7 +48,13 @@ def grids(
     h, w = _sides("height", height), _sides("width", width)
     if len(h) != len(w):
         raise PlanError(f"width has {len(w)} images, height has {len(h)}; they must be equal")
-    return np.stack(_packer.smart_grids(json.dumps(resolution.to_table()), patch_size, h, w), 1)
+    found, refused = _packer.smart_sizes(json.dumps(resolution.to_table()), patch_size, h, w)
+    return Sizes(found[:, :2], found[:, 2:], refused)
+
+
+def grids(resolution: Resolution, patch_size: int, height: npt.ArrayLike, width: npt.ArrayLike) -> Ints:
+    """Rows and columns of patches, as `sizes` gives them."""
+    return sizes(resolution, patch_size, height, width).grids
 
 
 def _sides(name: str, values: npt.ArrayLike) -> npt.NDArray[np.uint32]:

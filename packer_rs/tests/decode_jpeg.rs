@@ -55,6 +55,21 @@ fn seen(pixels: &Pixels) -> Vec<Shown> {
         .collect()
 }
 
+/// What is wanted of a file.
+fn wanted(size: (u32, u32), crop: Crop, target: (u32, u32)) -> Wanted {
+    Wanted {
+        size,
+        crop,
+        target,
+        dct_scaling: true,
+        background: [255; 3],
+        max_pixels: 1 << 20,
+        depth: Depth::Full,
+        keep_damaged: false,
+        convert: false,
+    }
+}
+
 impl Decoders {
     /// What all of them say of `data` at the scale 1/`shrink`.
     fn agree(&mut self, data: &[u8], size: (u32, u32), shrink: u32) -> Seen {
@@ -65,17 +80,7 @@ impl Decoders {
     fn agree_with(&mut self, data: &[u8], (width, height): (u32, u32), shrink: u32, keep_damaged: bool) -> Seen {
         let crop = Crop { top: 0, left: 0, height: height as i32, width: width as i32 };
         let target = ((width / shrink).max(1), (height / shrink).max(1));
-        let wanted = Wanted {
-            size: (width, height),
-            crop,
-            target,
-            dct_scaling: true,
-            background: [255; 3],
-            max_pixels: 1 << 20,
-            depth: Depth::Full,
-            keep_damaged,
-            convert: false,
-        };
+        let wanted = Wanted { keep_damaged, ..wanted((width, height), crop, target) };
         let outcomes: Vec<Seen> = (self.all.iter_mut().zip(&mut self.pixels))
             .map(|(decoder, pixels)| match decoder.decode(data, &wanted, pixels) {
                 Ok(()) => Ok(seen(pixels)),
@@ -89,6 +94,20 @@ impl Decoders {
         );
         outcomes.into_iter().next().expect("three of them")
     }
+}
+
+/// What `tj3Decompress8` makes of a file: R, G, B triples.
+fn whole(data: &[u8], (width, height): (usize, usize)) -> Vec<u8> {
+    let mut out = vec![0; width * height * 3];
+    // SAFETY: the file is valid for its length, and the buffer has room for all of its triples.
+    unsafe {
+        let handle = tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as i32);
+        let (bytes, size) = (data.as_ptr(), data.len() as _);
+        assert_eq!(tj::tj3DecompressHeader(handle, bytes, size), 0);
+        assert_eq!(tj::tj3Decompress8(handle, bytes, size, out.as_mut_ptr(), 0, tj::TJPF_TJPF_RGB), 0);
+        tj::tj3Destroy(handle);
+    }
+    out
 }
 
 prop_compose! {
@@ -193,6 +212,24 @@ fn odd(data: &[u8], which: u8) -> Vec<u8> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn exact_colours_are_those_that_libjpeg_shows(style in style()) {
+        let data = encode(&style);
+        let mut decoder = Decoder::exact(Arc::default()).unwrap_or_else(|e| panic!("{}", e.detail));
+        let (size, mut pixels) = ((style.width, style.height), Pixels::default());
+        let crop = Crop { top: 0, left: 0, height: size.1 as i32, width: size.0 as i32 };
+        let wanted = wanted((size.0 as u32, size.1 as u32), crop, (1, 1));
+        for _ in 0..2 {
+            prop_assert!(decoder.decode(&data, &wanted, &mut pixels).is_ok());
+            let [(_, _, scale, mut samples)] = <[Shown; 1]>::try_from(seen(&pixels)).expect("a plane");
+            prop_assert_eq!(scale, (1.0, 1.0));
+            if pixels.colours == Colours::Grey {
+                samples = samples.iter().flat_map(|&v| [v; 3]).collect();
+            }
+            prop_assert!(samples == whole(&data, size));
+        }
+    }
 
     #[test]
     fn plain_files_give_the_same_samples(style in style()) {

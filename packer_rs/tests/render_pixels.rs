@@ -1,7 +1,7 @@
 //! Kernels, weights and patches: the fast forms give the same bits as the plain ones; a flat image stays flat;
 //! orientation is a permutation of pixels.
 
-use navit_packer::pixels::kernels::{fast, over};
+use navit_packer::pixels::kernels::{Scale, fast, over, scaled};
 use navit_packer::pixels::matrix::Matrix;
 use navit_packer::pixels::orient::Frame;
 use navit_packer::pixels::patchify::patchify;
@@ -69,9 +69,14 @@ proptest! {
     #[test]
     fn fast_kernels_give_the_plain_ones_bits((pixels, crop, target, filter) in image()) {
         let (mut a, mut b) = (Small::default(), Small::default());
-        Resizer::default().resize(&pixels, crop, target, filter, &mut a);
-        Resizer::plain().resize(&pixels, crop, target, filter, &mut b);
-        prop_assert_eq!(shown(&a), shown(&b));
+        for (mut quick, mut plain) in [
+            (Resizer::default(), Resizer::plain()),
+            (Resizer::default().bytewise(), Resizer::plain().bytewise()),
+        ] {
+            quick.resize(&pixels, crop, target, filter, &mut a);
+            plain.resize(&pixels, crop, target, filter, &mut b);
+            prop_assert_eq!(shown(&a), shown(&b));
+        }
     }
 
     #[test]
@@ -88,8 +93,10 @@ proptest! {
     fn a_flat_image_stays_flat((pixels, crop, target, filter) in image(), value: u8) {
         let flat = Pixels { data: vec![value; pixels.data.len()], ..pixels };
         let mut small = Small::default();
-        Resizer::default().resize(&flat, crop, target, filter, &mut small);
-        prop_assert!(shown(&small).iter().all(|&v| v == value));
+        for mut resizer in [Resizer::default(), Resizer::default().bytewise()] {
+            resizer.resize(&flat, crop, target, filter, &mut small);
+            prop_assert!(shown(&small).iter().all(|&v| v == value));
+        }
     }
 
     #[test]
@@ -209,6 +216,26 @@ fn pixels_are_laid_over_the_background_alike() {
                     _ => {}
                 }
             }
+        }
+    }
+}
+
+/// Rows of every length: the fast form has the plain one's bits, and a float is what the formula says.
+#[test]
+fn samples_are_scaled_alike() {
+    let scale = Scale { less: [122.77, 116.75, 104.09], over: [68.5, 66.63, 70.32], times: 0.5 };
+    let triples: Vec<u8> = (0..3 * 256).map(|n| (n / 3 + n % 3 * 31) as u8).collect();
+    for pixels in (1..40).chain([256]) {
+        let mut rows = [0, 1, 2, 3].map(|_| vec![0.0; 3 * pixels]);
+        for (n, row) in rows.iter_mut().enumerate() {
+            scaled(n % 2 == 1 && fast(), &triples[..3 * pixels], &scale, n > 1, row);
+        }
+        let [plain, quick, apart, quick_apart] = rows;
+        assert_eq!((&plain, &apart), (&quick, &quick_apart));
+        for (n, (&got, &v)) in plain.iter().zip(&triples).enumerate() {
+            let (x, c) = (n / 3, n % 3);
+            assert_eq!(got, (f32::from(v) - scale.less[c]) / scale.over[c] * scale.times);
+            assert_eq!(got, apart[c * pixels + x]);
         }
     }
 }

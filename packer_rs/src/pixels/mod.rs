@@ -4,6 +4,7 @@
 //! May not know where bytes come from, which slot of which batch they are for, or how images were planned.
 
 pub mod decode;
+pub mod floats;
 pub mod format;
 pub mod items;
 pub mod kernels;

@@ -6,10 +6,11 @@
 //! included. Sixteen target rows at a time: first down the columns into a strip of as many rows, which stays in a near
 //! cache. The strip is then turned, so that the second pass, too, adds up whole vectors, one value of each row in them,
 //! with few instructions for few taps. RGB is taken apart in turning, so one form of that pass serves grey, Y, Cb, Cr
-//! and RGB. Values between the passes keep six bits after the point and are not clipped, unlike Pillow's.
+//! and RGB. Values between the passes keep six bits after the point and are not clipped. `Resizer::bytewise` does as Pillow
+//! and torchvision do: rows first, to whole bytes, then columns.
 
-use crate::pixels::kernels::{ROWS, SLACK, across, down, fast, turn};
-use crate::pixels::picture::{Colours, Pixels, Plane, room};
+use crate::pixels::kernels::{ROWS, SLACK, across, down, down_bytes, fast, turn, widen};
+use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Plane, room};
 use crate::pixels::taps::{Axis, Filter, GROUP, Taps};
 use crate::slots::Crop;
 
@@ -43,11 +44,15 @@ pub struct Resizer {
     /// Some rows between the two passes, and the same turned.
     strip: Vec<i16>,
     turned: Vec<i16>,
+    /// Whether rows go first, and what stands between the passes then.
+    bytewise: bool,
+    between: Vec<u8>,
 }
 
 impl Default for Resizer {
     fn default() -> Self {
-        Self { fast: fast(), taps: Default::default(), strip: Vec::new(), turned: Vec::new() }
+        let (strip, turned, between) = (Vec::new(), Vec::new(), Vec::new());
+        Self { fast: fast(), taps: Default::default(), strip, turned, bytewise: false, between }
     }
 }
 
@@ -55,6 +60,11 @@ impl Resizer {
     /// A resizer that uses the plain forms of the kernels, to compare with.
     pub fn plain() -> Self {
         Self { fast: false, ..Self::default() }
+    }
+
+    /// The same resizer, but one that rounds between the passes, as others do.
+    pub fn bytewise(self) -> Self {
+        Self { bytewise: true, ..self }
     }
 
     /// Resizes the crop of `pixels` to `width` × `height`.
@@ -108,6 +118,33 @@ impl Resizer {
         wide(&mut self.strip, ROWS * pitch);
         wide(&mut self.turned, ROWS * (len + horizontal.width * channels + SLACK));
         let data = &pixels.data[plane.start..];
+        if self.bytewise {
+            let (top, bottom) = vertical.span;
+            let rows = bottom - top;
+            room(&mut self.between, channels * rows * stride);
+            for y in (0..rows).step_by(ROWS) {
+                let count = ROWS.min(rows - y);
+                for (row, to) in (top + y..).zip(self.strip.chunks_exact_mut(pitch)).take(count) {
+                    widen(&data[row * plane.stride + skip..][..len], to);
+                }
+                turn(self.fast, &self.strip, pitch, last - first, channels, &mut self.turned);
+                for c in 0..channels {
+                    let to = &mut self.between[(c * rows + y) * stride..];
+                    across(self.fast, &self.turned, (channels, c), horizontal, first, (count, stride), to);
+                }
+            }
+            for (n, to) in (0..channels * height).map(|n| (n, n * stride)) {
+                let start = vertical.starts[n % height] as usize - top;
+                let weights = vertical.of(n % height);
+                let weights = &weights[..weights.len().min(rows - start)];
+                let from = &self.between[(n / height * rows + start) * stride..];
+                down_bytes(self.fast, from, stride, weights, width, &mut out[to..]);
+            }
+            if self.between.len() > KEEP_BYTES {
+                self.between = Vec::new();
+            }
+            return;
+        }
         for y in (0..height).step_by(ROWS) {
             let rows = ROWS.min(height - y);
             for (target, row) in (y..y + rows).zip(self.strip.chunks_exact_mut(pitch)) {

@@ -171,8 +171,8 @@ impl Draws {
     /// rounded down, as in Pix2Struct. A family's rule is followed to the letter; `refuses` says where it cannot be.
     pub fn grid(&self, drawn: &Drawn, p: u32, cap: u32) -> Grid {
         if let Some(sizing) = &self.sizing {
-            let found = sizing.grid(drawn.crop.height as u32, drawn.crop.width as u32, p);
-            return found.map_or(Grid::default(), |(h, w)| Grid { h: h as u16, w: w as u16 });
+            let found = sizing.target(drawn.crop.height as u32, drawn.crop.width as u32, p);
+            return found.map_or(Grid::default(), |t| Grid { h: t.grid.0 as u16, w: t.grid.1 as u16 });
         }
         let (ch, cw) = (f64::from(drawn.crop.height), f64::from(drawn.crop.width));
         let patch = f64::from(p);
@@ -202,15 +202,17 @@ impl Draws {
         let (sizing, c) = (self.sizing.as_ref()?, &self.config);
         let teacher = c.teacher.as_ref().map(|t| (t.patch_size, t.max_tokens - t.prefix_tokens, "teacher.max_tokens"));
         let own = c.patch_sizes.iter().map(|&p| (p, c.max_tokens - c.prefix_tokens, "max_tokens"));
-        own.chain(teacher).find_map(|(p, cap, key)| match sizing.grid(height as u32, width as u32, p) {
-            None => {
-                Some(format!("which plan.resolution.rule = '{}' refuses, as its processor does", sizing.rule.name()))
+        let grid = |p| sizing.target(height as u32, width as u32, p).map(|target| target.grid);
+        own.chain(teacher).find_map(|(p, cap, key)| match grid(p) {
+            Err(why) => {
+                let rule = sizing.rule.name();
+                Some(format!("which plan.resolution.rule = '{rule}' refuses, as its processor does: {why}"))
             }
-            Some((h, w)) if h.max(w) > c.max_grid => {
+            Ok((h, w)) if h.max(w) > c.max_grid => {
                 Some(format!("{h} × {w} patches, a side of more than plan.max_grid = {}", c.max_grid))
             }
-            Some((h, w)) if h * w > cap => Some(format!("{h} × {w} patches, more than plan.{key} has room for: {cap}")),
-            Some(_) => None,
+            Ok((h, w)) if h * w > cap => Some(format!("{h} × {w} patches, more than plan.{key} has room for: {cap}")),
+            Ok(_) => None,
         })
     }
 

@@ -1,9 +1,9 @@
 //! Target sizes by the rules of vision-language families' own processors, so that a plan and a processor agree on every
-//! grid. In: height and width of an image in pixels, the patch size, a rule and its bounds. Out: the grid in patches, or
-//! none where the family refuses the image. Apart from [`crate::plan::draw`], since nothing is drawn here, and since
-//! processors ask without a plan.
+//! grid. In: height and width of an image in pixels, the patch size, a rule and its bounds. Out: the size to which it is
+//! resized and the grid in patches, or why the family refuses the image. Apart from [`crate::plan::draw`], since nothing is
+//! drawn here, and since processors ask without a plan.
 //!
-//! | rule | families | sides | bounds | none where |
+//! | rule | families | sides | bounds | refused where |
 //! |---|---|---|---|---|
 //! | `qwen` | Qwen2-VL, Qwen2.5-VL, Qwen3-VL | nearest, half to even; down or up into the bounds | `min_pixels`, `max_pixels` | beyond 200 : 1 |
 //! | `glm` | GLM-4V, GLM-4.1V | as `qwen`, small images enlarged to one block first | as `qwen` | beyond 200 : 1 |
@@ -71,9 +71,18 @@ pub struct Sizing {
     pub max_side: u32,
 }
 
+/// What becomes of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Height and width in pixels to which it is resized; `kimi` pads them to whole blocks.
+    pub size: (u32, u32),
+    /// Rows and columns of patches.
+    pub grid: (u32, u32),
+}
+
 impl Sizing {
-    /// Rows and columns of patches of an image of `height` × `width` pixels; None where the family refuses it.
-    pub fn grid(&self, height: u32, width: u32, patch: u32) -> Option<(u32, u32)> {
+    /// The target of an image of `height` × `width` pixels, or why the family refuses it.
+    pub fn target(&self, height: u32, width: u32, patch: u32) -> Result<Target, &'static str> {
         let (h, w, p) = (f64::from(height), f64::from(width), f64::from(patch));
         let block = p * f64::from(self.merge);
         let (h, w) = match self.rule {
@@ -95,17 +104,21 @@ impl Sizing {
                 let (h, w) = if ratio > 1.0 { ((h / ratio).floor(), (w / ratio).floor()) } else { (h, w) };
                 ((h / block).ceil() * block, (w / block).ceil() * block)
             }
-            Rule::Kimi => self.padded(h, w, p, block),
+            Rule::Kimi => self.lowered(h, w, p),
             Rule::Gemma4 => self.within(h, w, p, block)?,
         };
-        (h >= p && w >= p).then_some(((h / p) as u32, (w / p) as u32))
+        if h < 1.0 || w < 1.0 {
+            return Err("a side would have no pixels left");
+        }
+        let patches = |side: f64| ((side / block).ceil() * block / p) as u32;
+        Ok(Target { size: (h as u32, w as u32), grid: (patches(h), patches(w)) })
     }
 
     /// Each side the nearest whole number of blocks; where the area leaves the bounds, both sides scaled and rounded
     /// inwards.
-    fn nearest(&self, h: f64, w: f64, block: f64, bounded: bool) -> Option<(f64, f64)> {
+    fn nearest(&self, h: f64, w: f64, block: f64, bounded: bool) -> Result<(f64, f64), &'static str> {
         if bounded && h.max(w) / h.min(w) > RATIO {
-            return None;
+            return Err("one side is more than 200 times the other");
         }
         let (least, most) = (self.min_pixels as f64, self.max_pixels as f64);
         let floor = if bounded { 0.0 } else { block };
@@ -114,13 +127,13 @@ impl Sizing {
         if near_h * near_w > most {
             let beta = (h * w / most).sqrt();
             let down = |side: f64| ((side / beta / block).floor() * block).max(block);
-            Some((down(h), down(w)))
+            Ok((down(h), down(w)))
         } else if near_h * near_w < least {
             let beta = (least / (h * w)).sqrt();
             let up = |side: f64| (side * beta / block).ceil() * block;
-            Some((up(h), up(w)))
+            Ok((up(h), up(w)))
         } else {
-            Some((near_h, near_w))
+            Ok((near_h, near_w))
         }
     }
 
@@ -140,18 +153,18 @@ impl Sizing {
         (patches(h, low) * p, patches(w, low) * p)
     }
 
-    /// Scaled down to both bounds; what is missing to whole blocks is added to the sides.
-    fn padded(&self, h: f64, w: f64, p: f64, block: f64) -> (f64, f64) {
+    /// Scaled down to both bounds.
+    fn lowered(&self, h: f64, w: f64, p: f64) -> (f64, f64) {
         let budget = (self.max_pixels as f64 / (p * p)).floor();
         let most = (f64::from(self.max_side) / p).floor() * p;
         let now = (h / p).floor().max(1.0) * (w / p).floor().max(1.0);
         let scale = (budget / now).sqrt().min(most / h).min(most / w).min(1.0);
-        let side = |side: f64| ((side * scale).floor().max(1.0).min(most) / block).ceil() * block;
+        let side = |side: f64| (side * scale).floor().max(1.0).min(most);
         (side(h), side(w))
     }
 
     /// The most whole blocks within the budget; a thin image is one block wide.
-    fn within(&self, h: f64, w: f64, p: f64, block: f64) -> Option<(f64, f64)> {
+    fn within(&self, h: f64, w: f64, p: f64, block: f64) -> Result<(f64, f64), &'static str> {
         let budget = (self.max_pixels as f64 / (p * p)).floor();
         let merge = f64::from(self.merge);
         let target = budget * p * p;
@@ -162,8 +175,8 @@ impl Sizing {
             (true, true) => (down_h, down_w),
             (false, true) => (block, ((w / h).floor() * block).min(longest)),
             (true, false) => (((h / w).floor() * block).min(longest), block),
-            (false, false) => return None,
+            (false, false) => return Err("both sides would be less than a block of patches"),
         };
-        (h * w <= target).then_some((h, w))
+        if h * w <= target { Ok((h, w)) } else { Err("it would have more patches than the budget") }
     }
 }

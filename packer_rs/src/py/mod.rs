@@ -9,6 +9,7 @@ mod batch;
 mod columns;
 mod encoded;
 mod errors;
+mod floats;
 mod foreign;
 mod given;
 mod layout;
@@ -38,5 +39,6 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     probe::register(m)?;
     render::register(m)?;
     encoded::register(m)?;
+    floats::register(m)?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use crate::columns::{Captions, Chunk, Column, Locations, StringColumn};
 use crate::fetch::window::Window;
 use crate::fetch::{Foreseen, Read, Source};
+use crate::pixels::decode::foreign::Helpers as Foreign;
 use crate::probe::probe_header;
 use crate::py::attend::{SLICE, attend, tell};
 use crate::py::batch::{Buffer, batch_fields, entries, to_dict};
@@ -174,6 +175,66 @@ impl Pending {
     }
 }
 
+/// Images in memory: their bytes or samples, kept alive, and what is known of each.
+#[derive(Default)]
+pub(super) struct Images {
+    pub kept: Vec<Chunk<u8>>,
+    pub encoded: Vec<bool>,
+    pub widths: Vec<i32>,
+    pub heights: Vec<i32>,
+    pub orientations: Vec<u8>,
+}
+
+impl Images {
+    /// From bytes, or H × W × 3 arrays of u8.
+    pub fn of(py: Python<'_>, images: &[Bound<'_, PyAny>], helpers: &Arc<Foreign>) -> PyResult<Self> {
+        let mut found = Self::default();
+        let mut window = Vec::new();
+        for (n, image) in images.iter().enumerate() {
+            if let Ok(bytes) = image.cast::<PyBytes>() {
+                let data = bytes.as_bytes();
+                let header = py
+                    .detach(|| probe_header(&mut Window::new(data, 0, data.len() as u64, &mut window), helpers))
+                    .map_err(|e| bad(format!("images[{n}] cannot be read: {e}")))?;
+                found.widths.push(header.width);
+                found.heights.push(header.height);
+                found.orientations.push(header.orientation);
+                found.encoded.push(true);
+                found.kept.push(chunk_of_bytes(bytes.clone()));
+            } else if let Ok(array) = image.cast::<PyArray3<u8>>() {
+                let &[h, w, 3] = array.shape() else {
+                    return Err(bad(format!(
+                        "images[{n}] has shape {:?}; it must be (height, width, 3)",
+                        array.shape()
+                    )));
+                };
+                if !array.is_c_contiguous() {
+                    return Err(bad(format!("images[{n}] is not contiguous; pass numpy.ascontiguousarray(image)")));
+                }
+                let size = |v: usize| i32::try_from(v).map_err(|_| bad(format!("images[{n}] is too large")));
+                found.widths.push(size(w)?);
+                found.heights.push(size(h)?);
+                found.orientations.push(1u8);
+                found.encoded.push(false);
+                let keep: Py<PyArray3<u8>> = array.clone().unbind();
+                // SAFETY: contiguous, kept by the chunk; the caller waits here, so nobody writes to it meanwhile.
+                found.kept.push(unsafe { Chunk::from_raw(array.data().cast_const(), h * w * 3, Arc::new(keep)) });
+            } else {
+                return Err(bad(format!(
+                    "images[{n}] is {}; it must be bytes or a numpy array of u8, height × width × 3",
+                    image.get_type().name()?
+                )));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// What the engine takes of one of them.
+pub(super) fn input<'a>((chunk, &encoded): (&'a Chunk<u8>, &bool)) -> Input<'a> {
+    if encoded { Input::Encoded(chunk.as_slice()) } else { Input::Rgb(chunk.as_slice()) }
+}
+
 /// Renders one planned batch from images in memory: encoded bytes, or H × W × 3 arrays of u8. Row r of the plan is
 /// image r.
 #[pyfunction]
@@ -189,42 +250,7 @@ fn render_images<'py>(
     let helpers = given(helpers);
     let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
     let limits = batch_limits(limits)?;
-    let mut kept: Vec<Chunk<u8>> = Vec::new();
-    let (mut encoded, mut widths, mut heights, mut orientations) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut window = Vec::new();
-    for (n, image) in images.iter().enumerate() {
-        if let Ok(bytes) = image.cast::<PyBytes>() {
-            let data = bytes.as_bytes();
-            let header = py
-                .detach(|| probe_header(&mut Window::new(data, 0, data.len() as u64, &mut window), &helpers))
-                .map_err(|e| bad(format!("images[{n}] cannot be read: {e}")))?;
-            widths.push(header.width);
-            heights.push(header.height);
-            orientations.push(header.orientation);
-            encoded.push(true);
-            kept.push(chunk_of_bytes(bytes.clone()));
-        } else if let Ok(array) = image.cast::<PyArray3<u8>>() {
-            let &[h, w, 3] = array.shape() else {
-                return Err(bad(format!("images[{n}] has shape {:?}; it must be (height, width, 3)", array.shape())));
-            };
-            if !array.is_c_contiguous() {
-                return Err(bad(format!("images[{n}] is not contiguous; pass numpy.ascontiguousarray(image)")));
-            }
-            let size = |v: usize| i32::try_from(v).map_err(|_| bad(format!("images[{n}] is too large")));
-            widths.push(size(w)?);
-            heights.push(size(h)?);
-            orientations.push(1u8);
-            encoded.push(false);
-            let keep: Py<PyArray3<u8>> = array.clone().unbind();
-            // SAFETY: contiguous, kept by the chunk; the caller waits here, so nobody writes to it meanwhile.
-            kept.push(unsafe { Chunk::from_raw(array.data().cast_const(), h * w * 3, Arc::new(keep)) });
-        } else {
-            return Err(bad(format!(
-                "images[{n}] is {}; it must be bytes or a numpy array of u8, height × width × 3",
-                image.get_type().name()?
-            )));
-        }
-    }
+    let Images { kept, encoded, widths, heights, orientations } = Images::of(py, &images, &helpers)?;
     let rows = widths.len();
     let locations = Locations {
         shard: Column::from_vec(vec![0; rows]),
@@ -241,11 +267,7 @@ fn render_images<'py>(
     let source = Source::new(Column::from_vec(widths), Column::from_vec(heights), locations, Captions::None);
     let plan = batch.inner.clone();
     let rendered = py.detach(|| {
-        let inputs: Vec<_> = kept
-            .iter()
-            .zip(&encoded)
-            .map(|(c, &e)| if e { Input::Encoded(c.as_slice()) } else { Input::Rgb(c.as_slice()) })
-            .collect();
+        let inputs: Vec<_> = kept.iter().zip(&encoded).map(input).collect();
         render_in_place(plan, &limits, source, &inputs, &settings, &helpers)
     });
     to_dict(py, rendered.map_err(to_py)?.0)

@@ -11,7 +11,8 @@
 //! `layout` says what a batch looks like, `place` where an image's values go in it. `fill` writes what needs no pixels,
 //! `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue` shares the images out,
 //! `engine` owns the threads and `threads` is what they do, `shared` is what all of them hold, a `ticket` is one batch
-//! as its consumer holds it; `in_place` renders one batch without any of that.
+//! as its consumer holds it; `in_place` renders one batch without any of that, and `foreign` the
+//! images of a tensor that is no batch of ours.
 
 pub mod field;
 pub mod layout;
@@ -21,6 +22,7 @@ pub mod memory;
 mod encoded;
 mod engine;
 mod fill;
+mod foreign;
 mod in_place;
 mod job;
 mod place;
@@ -32,8 +34,9 @@ mod ticket;
 mod worker;
 
 pub use engine::{Renderer, Stats};
+pub use foreign::Floats;
 pub use in_place::render_in_place;
 pub use settings::{Profiles, RenderSettings};
 pub use shared::Rendered;
 pub use ticket::Ticket;
-pub use worker::Input;
+pub use worker::{Input, Wholly};

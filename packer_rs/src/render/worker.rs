@@ -11,6 +11,7 @@ use crate::fetch::Source;
 use crate::pixels::decode::Decoder;
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::decode::profile::Kind as Profile;
+use crate::pixels::floats::{Form, Scratch, strew};
 use crate::pixels::orient::Frame;
 use crate::pixels::patchify::patchify;
 use crate::pixels::picture::{Pixels, Wanted};
@@ -48,6 +49,24 @@ pub enum Input<'a> {
     Rgb(&'a [u8]),
 }
 
+/// One whole image and its part of somebody else's tensor.
+pub struct Wholly<'a> {
+    /// Where its pixels come from.
+    pub input: Input<'a>,
+    /// EXIF, 1 to 8.
+    pub orientation: u8,
+    /// Width and height after orientation.
+    pub size: (i32, i32),
+    /// Width and height to which it is resized.
+    pub target: (u32, u32),
+    /// Patches across.
+    pub columns: usize,
+    /// Where each patch begins in `out`, row by row; at least as many as the target touches.
+    pub places: &'a [usize],
+    /// Its floats.
+    pub out: &'a mut [f32],
+}
+
 /// The tools and buffers of one thread.
 pub struct Worker {
     decoder: Decoder,
@@ -55,20 +74,27 @@ pub struct Worker {
     pixels: Pixels,
     small: Small,
     line: Vec<u8>,
+    scratch: Scratch,
     tokens: Vec<u32>,
 }
 
 impl Worker {
     /// A worker whose `helpers` read what no decoder here does.
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
-        Ok(Self {
-            decoder: Decoder::new(helpers)?,
-            resizer: Resizer::default(),
+        Ok(Self::with(Decoder::new(helpers)?, Resizer::default()))
+    }
+
+    /// A worker with these decoders and this resizer.
+    pub(super) fn with(decoder: Decoder, resizer: Resizer) -> Self {
+        Self {
+            decoder,
+            resizer,
             pixels: Pixels::default(),
             small: Small::default(),
             line: Vec::new(),
+            scratch: Scratch::default(),
             tokens: Vec::new(),
-        })
+        }
     }
 
     /// Whether the file rendered last has 16 bits a sample, of which it uses few.
@@ -123,8 +149,28 @@ impl Worker {
         let frame = Frame::new(if row < orientation.len() { orientation.get(row) } else { 1 });
         let oriented = (source.width.get(row), source.height.get(row));
         let from = Instant::now();
+        let mut target = (0, 0);
+        for place in places.views() {
+            let (w, h) = target_size(frame, place);
+            target = (target.0.max(w), target.1.max(h));
+        }
+        let crop = self.pixels_of(input, frame, oriented, image.crop, target, settings)?;
+        lap(&clocks.decode, from);
+        Ok((frame, crop))
+    }
+
+    /// Decodes an image of `oriented` width and height for a target in the stored frame. Returns its crop there.
+    fn pixels_of(
+        &mut self,
+        input: Input<'_>,
+        frame: Frame,
+        oriented: (i32, i32),
+        crop: Crop,
+        target: (u32, u32),
+        settings: &RenderSettings,
+    ) -> Result<Crop, Failure> {
         let size = frame.swapped((oriented.0 as u32, oriented.1 as u32));
-        let crop = frame.stored_crop(image.crop, oriented);
+        let crop = frame.stored_crop(crop, oriented);
         match input {
             Input::Rgb(rgb) => {
                 if rgb.len() as u64 != u64::from(size.0) * u64::from(size.1) * 3 {
@@ -133,11 +179,6 @@ impl Worker {
                 self.pixels.take_rgb(rgb, size);
             }
             Input::Encoded(bytes) => {
-                let mut target = (0, 0);
-                for place in places.views() {
-                    let (w, h) = target_size(frame, place);
-                    target = (target.0.max(w), target.1.max(h));
-                }
                 let wanted = Wanted {
                     size,
                     crop,
@@ -152,8 +193,29 @@ impl Worker {
                 self.decoder.decode(bytes, &wanted, &mut self.pixels)?;
             }
         }
-        lap(&clocks.decode, from);
-        Ok((frame, crop))
+        Ok(crop)
+    }
+
+    /// A whole image in the floats of a foreign tensor.
+    pub(super) fn floats(
+        &mut self,
+        wanted: &mut Wholly<'_>,
+        form: &Form,
+        settings: &RenderSettings,
+    ) -> Result<(), Failure> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let (frame, (width, height)) = (Frame::new(wanted.orientation), wanted.size);
+            let target = frame.swapped(wanted.target);
+            let whole = Crop { top: 0, left: 0, height, width };
+            let crop = self.pixels_of(wanted.input, frame, wanted.size, whole, target, settings)?;
+            self.resizer.resize(&self.pixels, crop, target, settings.filter, &mut self.small);
+            let scratch = (&mut self.scratch, &mut self.line);
+            strew(&self.small, frame, wanted.columns, wanted.places, form, scratch, wanted.out);
+            Ok(())
+        }))
+        .unwrap_or_else(|panic| Err(Failure::decode(Reason::Panic, said(&*panic))));
+        self.pixels.trim();
+        outcome
     }
 
     /// The decoded image in one view.

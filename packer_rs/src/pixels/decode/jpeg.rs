@@ -15,6 +15,7 @@ use std::ffi::CStr;
 use navit_jpeg::{Decoder as Plain, Header};
 use turbojpeg_sys as tj;
 
+use super::chroma::Chroma;
 use super::oddities;
 use super::scans::{Gap, Scans};
 use crate::failure::{Failure, Reason};
@@ -36,6 +37,8 @@ enum Pass {
 /// A decompressor of libjpeg-turbo, and our own decoder for the plain files.
 pub struct Jpeg {
     own: Option<Plain>,
+    /// What makes RGB of whole images, where that is asked for, as others do it before they resize.
+    whole: Option<Chroma>,
     handle: tj::tjhandle,
     /// Whether a file went through the handle.
     used: bool,
@@ -55,8 +58,10 @@ impl Drop for Jpeg {
 
 impl Jpeg {
     /// Without our `own` decoder libjpeg-turbo gets all files.
-    pub fn new(own: Option<Plain>) -> Result<Self, Failure> {
-        let mut jpeg = Self { own, handle: std::ptr::null_mut(), used: false, pass: Pass::None, scratch: Vec::new() };
+    pub fn new(own: Option<Plain>, whole: bool) -> Result<Self, Failure> {
+        let whole = whole.then(Chroma::default);
+        let mut jpeg =
+            Self { own, whole, handle: std::ptr::null_mut(), used: false, pass: Pass::None, scratch: Vec::new() };
         jpeg.renew()?;
         Ok(jpeg)
     }
@@ -94,8 +99,8 @@ impl Jpeg {
 
     pub fn decode(&mut self, bytes: &[u8], wanted: &Wanted, out: &mut Pixels) -> Result<(), Failure> {
         if let Some(own) = &mut self.own {
-            let shrink = if wanted.dct_scaling { scale(wanted) } else { 1 };
-            if plain(own, bytes, wanted, shrink as u32, out).is_some() {
+            let shrink = if wanted.dct_scaling && self.whole.is_none() { scale(wanted) } else { 1 };
+            if plain(own, bytes, wanted, shrink as u32, self.whole.as_mut(), out).is_some() {
                 return Ok(());
             }
         }
@@ -173,7 +178,7 @@ impl Jpeg {
             return Err(Failure::decode(Reason::Unsupported, "JPEG of more than 8 bits a sample"));
         }
         let lossless = self.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 1;
-        let denominator = if wanted.dct_scaling && !lossless { scale(wanted) } else { 1 };
+        let denominator = if wanted.dct_scaling && !lossless && self.whole.is_none() { scale(wanted) } else { 1 };
         // SAFETY: the handle is alive; libjpeg-turbo supports these factors.
         let code = unsafe { tj::tj3SetScalingFactor(self.handle, tj::tjscalingfactor { num: 1, denom: denominator }) };
         self.accept(code)?;
@@ -182,7 +187,7 @@ impl Jpeg {
         let samples = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
         match self.get(tj::TJPARAM_TJPARAM_COLORSPACE) as tj::TJCS {
             tj::TJCS_TJCS_GRAY => self.interleaved(bytes, scaled, denominator, tj::TJPF_TJPF_GRAY, out),
-            tj::TJCS_TJCS_YCbCr if !lossless && samples != tj::TJSAMP_TJSAMP_UNKNOWN => {
+            tj::TJCS_TJCS_YCbCr if self.whole.is_none() && !lossless && samples != tj::TJSAMP_TJSAMP_UNKNOWN => {
                 self.planes(bytes, scaled, denominator, samples, out)
             }
             tj::TJCS_TJCS_CMYK | tj::TJCS_TJCS_YCCK => {
@@ -314,7 +319,14 @@ impl Jpeg {
 }
 
 /// A plain file through our own decoder. None leaves `out` in any state, and the file to libjpeg-turbo.
-fn plain(own: &mut Plain, bytes: &[u8], wanted: &Wanted, shrink: u32, out: &mut Pixels) -> Option<()> {
+fn plain(
+    own: &mut Plain,
+    bytes: &[u8],
+    wanted: &Wanted,
+    shrink: u32,
+    whole: Option<&mut Chroma>,
+    out: &mut Pixels,
+) -> Option<()> {
     let header = Header::of(bytes)?;
     check_size(header.size, wanted).ok()?;
     let picture = own.decode(&header, shrink, &mut out.data)?;
@@ -325,7 +337,10 @@ fn plain(own: &mut Plain, bytes: &[u8], wanted: &Wanted, shrink: u32, out: &mut 
     out.colours = if picture.count == 1 { Colours::Grey } else { Colours::Ycc };
     // What kernels read behind the last plane.
     room(&mut out.data, picture.bytes);
-    Some(())
+    match whole {
+        Some(chroma) if picture.count == 3 => chroma.triples(out),
+        _ => Some(()),
+    }
 }
 
 /// The largest denominator among 1, 2, 4, 8 at which the crop keeps at least the target's pixels on both axes.

@@ -9,6 +9,7 @@
 pub mod foreign;
 
 mod avif;
+mod chroma;
 mod jpeg;
 pub(crate) mod jxl;
 mod lzw;
@@ -45,7 +46,7 @@ impl Decoder {
     /// Decoders with empty buffers; `helpers` read what they cannot.
     pub fn new(helpers: Arc<Helpers>) -> Result<Self, Failure> {
         Ok(Self {
-            jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()))?,
+            jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()), false)?,
             png: Some(png::Plain::default()),
             lzw: Some(lzw::Lzw::default()),
             jxl: jxl::Jxl::default(),
@@ -55,15 +56,21 @@ impl Decoder {
         })
     }
 
+    /// Decoders that read JPEG as Pillow and torchvision do: all of its pixels as RGB, chroma smoothed, before anything is
+    /// resized.
+    pub fn exact(helpers: Arc<Helpers>) -> Result<Self, Failure> {
+        Ok(Self { jpeg: jpeg::Jpeg::new(Some(navit_jpeg::Decoder::default()), true)?, ..Self::new(helpers)? })
+    }
+
     /// Decoders to compare with: libjpeg-turbo decodes every JPEG file, the crates `png` and `tiff` all of theirs.
     pub fn reference() -> Result<Self, Failure> {
-        Ok(Self { jpeg: jpeg::Jpeg::new(None)?, png: None, lzw: None, ..Self::new(Arc::default())? })
+        Ok(Self { jpeg: jpeg::Jpeg::new(None, false)?, png: None, lzw: None, ..Self::new(Arc::default())? })
     }
 
     /// Decoders to compare with: our own of JPEG files in its plain form.
     pub fn plain() -> Result<Self, Failure> {
         let own = navit_jpeg::Decoder::new(false);
-        Ok(Self { jpeg: jpeg::Jpeg::new(Some(own))?, ..Self::new(Arc::default())? })
+        Ok(Self { jpeg: jpeg::Jpeg::new(Some(own), false)?, ..Self::new(Arc::default())? })
     }
 
     /// Decodes `bytes` into `out`.
