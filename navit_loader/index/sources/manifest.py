@@ -20,7 +20,7 @@ from ...errors import IndexFileError
 from ..tokens import checked_caption
 from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
-from .labels import Labels, as_text, from_json, resolve_label
+from .labels import Labels, as_text, from_json, resolve_label, target_name
 from .rows import Job, KnownFiles, label_lists
 
 MANIFESTS = frozenset({".csv", ".jsonl", ".parquet"})
@@ -63,7 +63,7 @@ class ManifestSource:
         base = os.path.dirname(path)
         found: dict[str, _Entry] = {}
         columns = dict.fromkeys(pq.read_schema(path).names if path.lower().endswith(".parquet") else ())
-        image, label = called.image or "path", called.label or "label"
+        image, label = called.image or "path", called.labels
         for line, entry in _read(path, called):
             columns |= dict.fromkeys(entry)
             place = f"'{path}' line {line}"
@@ -72,13 +72,14 @@ class ManifestSource:
                 raise IndexFileError(f"{place}: '{image}' is {name!r}; give the path of an image file")
             try:
                 caption = checked_caption(entry.get(called.caption or "caption"))
+                said = target_name(entry.get(label)) if called.target else entry.get(label)
             except ValueError as e:
                 raise IndexFileError(f"{place}: {e}") from None
-            _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, entry.get(label), caption))
+            _add(found, os.path.normpath(os.path.join(base, name)), _Entry(place, said, caption))
         if not found:
             raise IndexFileError(f"'{path}' names no image")
         called.check(path, columns)
-        labels = Labels.of((entry.place, entry.label) for entry in found.values())
+        labels = Labels.of(((entry.place, entry.label) for entry in found.values()), targets=bool(called.target))
         if labels.doubt:
             raise IndexFileError(labels.doubt)
         if label not in columns and len(columns) > 1 + ((called.caption or "caption") in columns):
@@ -225,7 +226,7 @@ def _read_parquet(path: str, called: Columns) -> Iterator[tuple[int, dict[str, A
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         _need_path(path, names, called)
-        usual = (called.image or "path", called.label or "label", called.caption or "caption")
+        usual = (called.image or "path", called.labels, called.caption or "caption")
         wanted = [name for name in dict.fromkeys(usual) if name in names]
         number = 0
         for batch in file.iter_batches(columns=wanted):

@@ -22,7 +22,7 @@ from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
 from .columns import USUAL, Columns
-from .labels import Labels, as_text, resolve_label
+from .labels import Labels, as_text, resolve_label, target_name
 from .remote import RemoteFile, is_remote, stamp
 from .rows import Job, checked_classes, known_container, label_lists, make_rows
 
@@ -102,10 +102,11 @@ class ParquetSource:
         self.shard = path
         schema = pq.read_schema(readable(path))
         self._column = image_column(schema, columns.image) or ""
-        label, captions = columns.label or "label", [columns.caption] if columns.caption else ["caption", "text"]
+        label, captions = columns.labels, [columns.caption] if columns.caption else ["caption", "text"]
         self._label = label if label in schema.names else None
         self._caption = next((name for name in captions if name in schema.names), None)
-        self._classes = _features(schema, path, label)
+        self._targets = bool(columns.target)
+        self._classes = None if self._targets else _features(schema, path, label)
         self._notes: list[str] = []
         if self._label is None and len(schema.names) > 1 + (self._caption is not None):
             self._notes.append(
@@ -121,6 +122,8 @@ class ParquetSource:
         """
         if self._classes is not None or self._label is None:
             return self._classes
+        if self._targets:
+            return sorted({name for name in map(_target, self._read(self._label)) if isinstance(name, str)}) or None
         labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(self._read(self._label)))
         if labels.mixed and not given:
             raise IndexFileError(labels.mixed)
@@ -148,10 +151,14 @@ class ParquetSource:
         labels: list[list[int]] = [[]] * n
         captions: list[str | None] = [None] * n
         given = list(self._read(self._label)) if self._label else []
-        if doubt := Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(given)).doubt:
+        if self._targets:
+            given = [_target(value) for value in given]
+        elif doubt := Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(given)).doubt:
             raise IndexFileError(doubt)
         for i, label in enumerate(given):
             try:
+                if isinstance(label, ValueError):
+                    raise label
                 labels[i] = resolve_label(self._named(label), job.classes)
             except ValueError as e:
                 reasons.setdefault(i, str(e))
@@ -202,6 +209,14 @@ class ParquetSource:
             ) from None
         except (OSError, pa.ArrowException) as e:
             raise IndexFileError(f"'{self.shard}' cannot be read: {e}") from None
+
+
+def _target(value: Any) -> str | ValueError | None:
+    """`target_name`, or what it raises: the row is left out for it, not the file."""
+    try:
+        return target_name(value)
+    except ValueError as e:
+        return e
 
 
 def _is_binary(kind: pa.DataType) -> bool:
