@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             image_column=args.image_column,
             label_column=args.label_column,
             caption_column=args.caption_column,
+            target_column=args.target_column,
         )
     )
     say(f"use it: navit-model predict {args.output} IMAGE …")

@@ -30,6 +30,7 @@ from ..train.recipe import Given, recipe
 from ..train.run import train
 from ..train.settings import RunConfig, set_key
 from ..train.task import Row
+from ..world import half_of
 from .finetune import load, starting
 from .twins import find_twins
 
@@ -48,7 +49,7 @@ class Fit:
         changes: `section.key=value` texts.
         tokens: of one image at most; 0 chooses.
         held_out: share of each class that is scored and not learnt.
-        image_column, label_column, caption_column: see `build_index`.
+        image_column, label_column, caption_column, target_column: see `build_index`.
     """
 
     sources: tuple[str, ...]
@@ -60,6 +61,7 @@ class Fit:
     image_column: str = ""
     label_column: str = ""
     caption_column: str = ""
+    target_column: str = ""
 
 
 def fit(asked: Fit) -> list[Row]:
@@ -106,7 +108,9 @@ def _indexed(asked: Fit, out: Path, begun: Path) -> Index:
     path = out / "all.arrow"
     given = open_index(asked.sources[0]) if _is_index(asked.sources) else None
     if given is None:
-        columns = {key: getattr(asked, key) for key in ("image_column", "label_column", "caption_column")}
+        columns = {
+            key: getattr(asked, key) for key in ("image_column", "label_column", "caption_column", "target_column")
+        }
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
         say(f"{done.rows:,} images, {len(done.classes):,} classes")
         for note in done.notes:
@@ -125,7 +129,7 @@ def _indexed(asked: Fit, out: Path, begun: Path) -> Index:
         except (ValueError, LookupError, TypeError):
             raise ConfigError(f"'{begun}' is damaged; choose another folder with -o") from None
         for key, value in question.items():
-            if old.get(key) != value:
+            if old.get(key, "") != value:
                 raise ConfigError(
                     f"'{out}' was begun with {key} = {old.get(key)!r}, not {value!r}; give that, or another folder with -o"
                 )
@@ -151,7 +155,8 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     where = asked.sources[0]
     if not many:
         raise IndexFileError(
-            f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column"
+            f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column or "
+            "--target-column"
         )
     if many < FEWEST:
         raise IndexFileError(
@@ -160,6 +165,10 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     present = np.unique(labels[labels >= 0])
     if len(present) < 2:
         only = f"'{index.classes[present[0]]}'" if len(present) else "none"
+        if index.targets is not None:
+            raise IndexFileError(
+                f"all images of '{where}' have the number {only}; give others, or another --target-column"
+            )
         raise IndexFileError(
             f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder"
         )
@@ -181,7 +190,8 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
             f"{index.uri(int(first[odd[0]]))}")  # fmt: skip
     for path, keep in ((train_path, usable & ~held), (held_path, held)):
         write_subset(index, keep, path)
-    said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each class"
+    kind = "class" if index.targets is None else "range of the numbers"
+    said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each {kind}"
     return said + (f"; {double:,} twins are on their picture's side" if double else "")
 
 
@@ -210,7 +220,8 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
         steps=int(changed.get("train", {}).get("steps", 0)),
         pretrained=model is not None,
         sigmoid=bool(((labels >= 0).sum(1) != 1).any()),
-        bf16=gpu and torch.cuda.is_bf16_supported(),
+        numbers=part.targets is not None,
+        precision=half_of(torch.cuda.get_device_capability()) if gpu else "fp32",
     )
     found += [Choice("data.eval_index", str(held_path), why_held), *recipe(given)]
     found.append(Choice("train.out", str(out), "log, checkpoints, report.html"))

@@ -128,6 +128,10 @@ class Classification(Task):
         """A `Score` for each of `train.eval_tokens` on `data.eval_index`."""
         return [evaluate(module, **asked) for asked in self._asked()]
 
+    def score(self, row: Any) -> float:
+        """The accuracy."""
+        return float(row.accuracy)
+
     def table(self, rows: Sequence[Any]) -> str:
         """See `score_table`."""
         return score_table(rows)
