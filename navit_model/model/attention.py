@@ -6,7 +6,7 @@ to its own segment alone. What a backend needs besides (`Segments`) is made once
 | backend | where | how |
 |---|---|---|
 | `dense` | anywhere | one masked softmax over all T tokens: the oracle, and what can be traced on a CPU |
-| `segments` | CPU, and GPUs before Ampere | one call per length of segment; reads the offsets on the host |
+| `segments` | anywhere; `auto` takes it on CPUs and GPUs before Ampere | one call per length, which the host reads |
 | `torch_varlen` | CUDA from Ampere on, half precision, heads of 8, 16, … 256 channels | PyTorch's own kernel |
 | `flash_attn` | the same | flash-attn 3 on Hopper where it is installed, else 2 |
 
@@ -77,7 +77,8 @@ def choose(
         raise ModelError("float16 is not supported on a CPU; use float32 or bfloat16 there")
     if name == "auto":
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        name = automatic(capability, importlib.util.find_spec("flash_attn_interface") is not None)
+        hopper = capability == (9, 0)
+        name = automatic(capability, flash=hopper and importlib.util.find_spec("flash_attn_interface") is not None)
         if name == "segments":
             return name
     if name not in BACKENDS:
@@ -102,11 +103,11 @@ def automatic(capability: tuple[int, int] | None, flash: bool) -> Backend:
 
     Args:
         capability: compute capability of the GPU; None on a CPU. Kernels of packed attention begin with Ampere, (8, 0).
-        flash: whether flash-attn 3 is installed, which runs on Hopper alone.
+        flash: whether flash-attn 3 is installed and runs there: on Hopper alone.
     """
     if capability is None or capability < (8, 0):
         return "segments"
-    return "flash_attn" if flash and capability == (9, 0) else "torch_varlen"
+    return "flash_attn" if flash else "torch_varlen"
 
 
 def check_traceable(name: str, device: torch.device) -> None:

@@ -38,6 +38,9 @@ class TrainConfig:
         accumulate: batches of one rank per step.
         loss: `softmax` or `sigmoid` (the paper uses sigmoid on JFT), of classes or, if contrastive, of pairs (CLIP, SigLIP).
         label_smoothing: share of the target spread over all classes.
+        class_weights: what an image of a class counts in the loss (of sigmoids, what the decision for its class does), by class
+            name; others 1. `balanced`: as much as makes all classes count the same, and 1 in the mean over the images.
+            `plan.class_weights` shows images more often instead.
         learning_rate: peak of the schedule.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
         warmup: steps of the warm-up.
@@ -84,6 +87,7 @@ class TrainConfig:
     accumulate: int = 1
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
+    class_weights: dict[str, float] | Literal["balanced"] = field(default_factory=dict)
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
@@ -145,6 +149,11 @@ class TrainConfig:
         require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
         mixes = self.task in ("classification", "regression")
         require(mixes or not self.mix.on, "mix", self.mix, f"left out: {self.task} mixes no images")
+        learns_classes = self.task in ("classification", "distillation")
+        weights = self.class_weights
+        require(learns_classes or not weights, "class_weights", weights, f"left out: {self.task} learns no classes")
+        for name, weight in weights.items() if isinstance(weights, dict) else ():
+            require(0 < weight < float("inf"), f"class_weights.{name}", weight, "above 0 and finite")
         if self.task == "regression":
             require(self.loss == "softmax", "loss", self.loss, "left out: numbers have a loss of their own")
             require(not self.label_smoothing, "label_smoothing", self.label_smoothing, "0: numbers are not smoothed")

@@ -47,6 +47,7 @@ FIXED = (
     "task",
     "steps",
     "loss",
+    "class_weights",
     "learning_rate",
     "layer_decay",
     "freeze",
@@ -230,7 +231,7 @@ class Trainer:
             f"{', '.join(map(str, shape.patch_sizes or (shape.patch_size,)))}; on {world.device} ({device}){ranks}",
             f"{config.steps:,} steps of some {steps:,} an epoch; checkpoints, log and report in '{self.out}'",
         ]
-        if gpu and (line := _slower(torch.cuda.get_device_capability(world.device), config.precision)):
+        if gpu and (line := slower(torch.cuda.get_device_capability(world.device), config.precision)):
             lines.append(line)
         if self.step:
             lines.append(f"going on from step {self.step} of '{self.out}'")
@@ -457,7 +458,7 @@ class Trainer:
             self.world.meet()
 
 
-def _slower(capability: tuple[int, int], precision: str) -> str:
+def slower(capability: tuple[int, int], precision: str) -> str:
     """What a GPU before Ampere does without; empty for others."""
     if capability >= AMPERE:
         return ""

@@ -114,7 +114,9 @@ class Distillation(Classification):
         total, _ = distillation_loss(by_teacher, target, batch, kind=config.kind, temperature=config.temperature)
         if config.weight == 1:
             return total
-        labelled, _ = classification_loss(by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing)
+        labelled, _ = classification_loss(
+            by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing, weights=self._weights
+        )
         return labelled * (1 - config.weight) + total * config.weight
 
     def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
