@@ -84,7 +84,7 @@ def fit(asked: Fit) -> list[Row]:
     if out.exists() and not begun.exists() and (not out.is_dir() or set(os.listdir(out)) - {".fit.lock", *_OURS}):
         raise ConfigError(f"'{out}' holds something else already; choose another folder with -o")
     with hold(out, "fit"):
-        index = _indexed(asked, out, begun)
+        index = _indexed(asked, out, begun, settled=config.exists())
         if not config.exists():
             made = _choices(asked, changed, index, out)
             RunConfig.from_dict(nested(made))
@@ -103,8 +103,8 @@ _OURS = {"all.arrow", "all.arrow.building", "all.arrow.quarantine.jsonl"}
 """What a call that was stopped before `fit.json` leaves."""
 
 
-def _indexed(asked: Fit, out: Path, begun: Path) -> Index:
-    """The index of all images; where a call began before, only if all is as it was."""
+def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
+    """The index of all images; where an earlier call `settled` the configuration, only if all is as it was."""
     path = out / "all.arrow"
     given = open_index(asked.sources[0]) if _is_index(asked.sources) else None
     if given is None:
@@ -122,11 +122,11 @@ def _indexed(asked: Fit, out: Path, begun: Path) -> Index:
     question["sources"] = [source if "://" in source else os.path.abspath(source) for source in asked.sources]
     # Where they lie is no part of it, what they are is.
     content = [index.num_rows, index.plan_fingerprint, index.render_fingerprint]
-    if begun.exists():
+    if settled:
         try:
             before = json.loads(begun.read_text(encoding="utf-8"))
             old, then = before["asked"], before["content"]
-        except (ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             raise ConfigError(f"'{begun}' is damaged; choose another folder with -o") from None
         for key, value in question.items():
             if old.get(key, "") != value:
