@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from navit_loader import build_index, open_index
+from navit_loader import build_index, open_index, pack_images
 from navit_loader.cli import main as loader
 from navit_loader.errors import IndexFileError, NavitError
 from navit_loader.index.subset import split_rows
@@ -32,6 +33,8 @@ from navit_model.train.log import read_log
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
 from navit_model.train.trainer import Trainer
+from navit_model.use.frozen import planned
+from navit_model.use.onnx import inputs_of
 from navit_model.use.opened import open_model
 from navit_model.use.predict import predict
 from navit_model.world import World
@@ -189,6 +192,19 @@ def test_a_run_learns_numbers_and_says_them_in_their_own_unit(
     assert np.mean([abs(a - b) for a, b in there]) == pytest.approx(score["mae"], rel=1e-3)
     (one,) = predict(open_model(run, CPU), [folder / "000.png"], tokens=16)
     assert one.number == pytest.approx(float(rows[0]["number"]), rel=1e-5) and not one.classes
+
+
+def test_an_onnx_file_says_by_what_its_output_is_a_number(numbers: Path, run: Path, tmp_path: Path) -> None:
+    opened = open_model(run, CPU)
+    file = tmp_path / "m.onnx"
+    assert main(["export", str(run), "-o", str(file)]) == 0
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    meta = session.get_modelmeta().custom_metadata_map
+    assert meta["loss"] == "regression" and json.loads(meta["classes"]) == []
+    batch = pack_images([str(numbers / "train" / "000.png")], planned(opened))
+    (output,) = session.run(None, inputs_of(batch))
+    wanted = float(opened.numbers(batch)[batch.status == 1][0])
+    assert float(output[0, 0]) * float(meta["std"]) + float(meta["mean"]) == pytest.approx(wanted, abs=0.05)
 
 
 def test_a_picture_that_cannot_be_read_is_told_the_mean(numbers: Path, run: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from navit_loader import build_index
 from navit_model.cli import main
 from navit_model.train import checkpoint
 from navit_model.train.best import Best, after
@@ -27,6 +28,7 @@ from navit_model.train.settings import RunConfig
 from navit_model.use.opened import open_model
 
 sys.path.insert(0, str(Path(__file__).parent))
+from pairs_kit import write_pairs
 from shapes import table, write_index
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -124,13 +126,19 @@ def test_patience_ends_a_run_and_going_on_from_there_trains_no_more(
 
 def test_killed_at_random_moments_the_best_and_the_end_are_the_same(index: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    settings: dict[str, Any] = {"steps": 300, "eval_every": 3, "checkpoint_every": 7, "patience": 12, "keep": 2}
+    settings: dict[str, Any] = {
+        "steps": 300,
+        "eval_every": 3,
+        "checkpoint_every": 7,
+        "patience": 8,
+        "eval_tokens": [16],
+    }
     train(RunConfig.from_dict(run_of(index, whole, **settings)))
     (job := tmp_path / "jobs.json").write_text(json.dumps([{"table": run_of(index, killed, **settings)}]))
     moments = random.Random(1)
     for attempt in range(4):
         process = subprocess.Popen([sys.executable, str(SCRIPT), str(job)])
-        goal = max(scores(killed), default=0) + moments.randint(4, 12)
+        goal = max(scores(killed), default=0) + moments.randint(2, 8)
         writing = attempt % 2  # half of the times just while the best or another is being written
         while process.poll() is None:
             drafts = list((killed / "checkpoints").glob(".writing-*"))
@@ -151,12 +159,35 @@ def test_killed_at_random_moments_the_best_and_the_end_are_the_same(index: str, 
 
 
 def test_two_ranks_end_alike_and_keep_one_best(index: str, tmp_path: Path) -> None:
-    out = tmp_path / "two"
-    jobs = [{"table": run_of(index, out, 1, steps=200, eval_every=2, learning_rate=0.05, patience=3)}]
+    outs = {kind: tmp_path / kind for kind in ("ddp", "fsdp")}
+    settings: dict[str, Any] = {
+        "steps": 200,
+        "eval_every": 2,
+        "learning_rate": 0.05,
+        "patience": 3,
+        "eval_tokens": [16],
+    }
+    jobs = [{"table": run_of(index, out, 1, parallel=kind, **settings)} for kind, out in outs.items()]
     (job := tmp_path / "jobs.json").write_text(json.dumps(jobs))
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*line, str(SCRIPT), str(job)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    found = scores(out)
-    assert max(found) == first_best(found) + 6 < 200
+    for out in outs.values():
+        found = scores(out)
+        assert max(found) == first_best(found) + 6 < 200
+        assert [folder.name for folder in checkpoint.bests(out)] == [f"best-{first_best(found):08d}"]
+
+
+def test_of_pairs_the_best_is_that_of_both_recalls(tmp_path: Path) -> None:
+    build_index(write_pairs(tmp_path / "pairs", 24), tmp_path / "pairs.arrow")
+    out = tmp_path / "run"
+    given = run_of(str(tmp_path / "pairs.arrow"), out, task="contrastive", eval_every=2, learning_rate=0.1)
+    given["plan"] |= {"text_tokens": 128, "max_text_tokens": 24}
+    given |= {"text": {"width": 16, "depth": 1, "heads": 2}, "contrastive": {"width": 16}}
+    train(RunConfig.from_dict(given))
+    found = {
+        e["step"]: (e["image_to_text"]["1"] + e["text_to_image"]["1"]) / 2
+        for e in read_log(out)
+        if e["kind"] == "eval" and e["tokens"] == 16
+    }
     assert [folder.name for folder in checkpoint.bests(out)] == [f"best-{first_best(found):08d}"]
