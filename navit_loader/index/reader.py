@@ -116,7 +116,7 @@ class Index:
         """Which columns of tables its build was given by name, as JSON; empty for the usual ones."""
         return str(self._meta.get("navit.columns", ""))
 
-    @property
+    @cached_property
     def targets(self) -> npt.NDArray[np.float64] | None:
         """f64, the number that each label stands for; None where labels are classes."""
         if "navit.targets" not in self._meta:

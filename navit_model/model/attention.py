@@ -28,6 +28,8 @@ from torch import Tensor
 
 from navit_loader.errors import ModelError
 
+from ..world import AMPERE
+
 Backend = Literal["dense", "segments", "torch_varlen", "flash_attn"]
 BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn")
 HALF = (torch.float16, torch.bfloat16)
@@ -102,10 +104,10 @@ def automatic(capability: tuple[int, int] | None, flash: bool) -> Backend:
     """The backend of `auto`.
 
     Args:
-        capability: compute capability of the GPU; None on a CPU. Kernels of packed attention begin with Ampere, (8, 0).
+        capability: compute capability of the GPU; None on a CPU. Kernels of packed attention begin with Ampere.
         flash: whether flash-attn 3 is installed and runs there: on Hopper alone.
     """
-    if capability is None or capability < (8, 0):
+    if capability is None or capability < AMPERE:
         return "segments"
     return "flash_attn" if flash else "torch_varlen"
 

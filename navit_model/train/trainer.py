@@ -80,6 +80,8 @@ class Trainer:
     Attributes:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
         resume: a checkpoint to go on from was asked for, whether there was one or not.
+        best: the best evaluation so far, of a run that keeps its checkpoint.
+        scaler: of the loss, in float16.
     """
 
     def __init__(

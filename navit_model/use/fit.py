@@ -37,6 +37,9 @@ from .twins import find_twins
 FEWEST = 8
 """Labelled images; of fewer no score means anything."""
 
+UNEVEN = 5
+"""The largest class over the smallest, from which on that is said."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -213,6 +216,13 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
     keys = {choice.key: choice for choice in found}
     prefix = model.prefix_tokens if model else 0
     labels = np.concatenate(part.columns()["labels"]).reshape(-1, part.label_width)
+    counts = np.bincount(labels[labels >= 0], minlength=1)
+    most, fewest = counts.max(), counts[counts > 0].min(initial=counts.max())
+    if part.targets is None and most >= UNEVEN * fewest:
+        say(
+            f"the largest class has {most / fewest:.0f} times the images of the smallest; train.class_weights=balanced lets "
+            "all count alike"
+        )
     given = Given(
         images=part.num_rows,
         step_images=_step_images(found, changed, part),
