@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from navit_loader import build_index
 from navit_model.cli import main
-from navit_model.train import checkpoint
+from navit_model.train import checkpoint, report
 from navit_model.train.best import Best, after
 from navit_model.train.log import read_log
 from navit_model.train.run import train
@@ -191,3 +191,13 @@ def test_of_pairs_the_best_is_that_of_both_recalls(tmp_path: Path) -> None:
         if e["kind"] == "eval" and e["tokens"] == 16
     }
     assert [folder.name for folder in checkpoint.bests(out)] == [f"best-{first_best(found):08d}"]
+
+
+def test_a_step_that_was_scored_twice_stands_once_in_the_report(index: str, tmp_path: Path) -> None:
+    """As where a run is killed between the score and the best that it was: the log has it already, and it is made again."""
+    out = tmp_path / "run"
+    run = RunConfig.from_dict(run_of(index, out, steps=4, eval_every=2))
+    train(run)
+    lines = (out / "log.jsonl").read_text().splitlines()
+    (out / "log.jsonl").write_text("\n".join([*lines, *(line for line in lines if '"eval"' in line)]) + "\n")
+    assert report.write(out).read_text().count("<tr><td>navit, 16 tokens") == 1

@@ -62,7 +62,9 @@ def write(
     evals = [e for e in entries if e["kind"] == "eval"]
     # Of a run that keeps its best checkpoint, that one's: it is what is used.
     chosen = [e for e in entries if e["kind"] == "best"] or evals
-    last = scores or [e for e in evals if e["step"] == chosen[-1]["step"]]
+    # A step that was scored twice, since the run went on from there, counts once.
+    latest = {(e["tokens"], e.get("patch_size")): e for e in evals if e["step"] == chosen[-1]["step"]}
+    last = scores or [*latest.values()]
     name, best = _best(last)
     feed = _weighted(steps)
     tiles = [

@@ -193,8 +193,7 @@ class Labels:
                 elif isinstance(text, str):
                     found.names.add(text)
                     found.name = found.name or (place, _shown(text))
-        if found.names and all(map(_is_number, found.names)):
-            assert found.name is not None
+        if found.name is not None and _fractions(found.names):
             found.notes.append(
                 f"{found.name[0]}: label {found.name[1]} is one of numbers that are not all whole, each taken for the name of "
                 "a class; to predict numbers, name their column: --target-column"
@@ -235,9 +234,10 @@ class Labels:
         )
 
 
-def _is_number(name: str) -> bool:
+def _fractions(names: set[str]) -> bool:
+    """Whether all names are numbers, and not all whole."""
     try:
-        return target_name(name) is not None
+        return not all(float(name).is_integer() for name in names)
     except ValueError:
         return False
 
