@@ -33,7 +33,7 @@ __all__ = [
     "Teacher",
 ]
 
-OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "train")
+OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "regression", "train")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,10 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return convert(next(a for a in args if a is not type(None)), value, where)
+        some = [a for a in args if a is not type(None)]
+        # A table where one may stand.
+        table = isinstance(value, Mapping)
+        return convert(next((a for a in some if (get_origin(a) in (dict, Mapping)) == table), some[0]), value, where)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where} = {value!r} is not allowed; choose one of {', '.join(map(repr, args))}")

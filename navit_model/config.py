@@ -1,4 +1,4 @@
-"""Shapes of models, and what a run adds to them: `[model] [text] [contrastive] [distillation]` and `[train.augment]`.
+"""Shapes of models, and what a run adds: `[model] [text] [contrastive] [distillation] [regression]` and `[train.augment]`.
 
 In: TOML keys or keyword arguments. Out: frozen dataclasses that have checked themselves. Presets name the usual sizes.
 Apart, so that a configuration can be read, checked and converted without torch, and without building a model.
@@ -376,6 +376,24 @@ class DistillationConfig:
         check_types(self)
         require(0 < self.temperature < float("inf"), "temperature", self.temperature, "above 0 and finite")
         require(0 < self.weight <= 1, "weight", self.weight, "above 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionConfig:
+    """What a model's numbers mean, section `[regression]` of a configuration: it learns (number − mean) / std.
+
+    Attributes:
+        mean: subtracted of each number.
+        std: what the rest is divided by; 0 takes mean and standard deviation of the index's numbers.
+    """
+
+    mean: float = 0.0
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(abs(self.mean) < float("inf"), "mean", self.mean, "finite")
+        require(0 <= self.std < float("inf"), "std", self.std, "finite and at least 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,28 @@ PATIENCE = timedelta(hours=1)
 """The same where one rank may work alone for long: a checkpoint on a slow disk, the last images of an evaluation."""
 
 
+AMPERE = (8, 0)
+"""The first compute capability with bfloat16, and with kernels of packed attention."""
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the words of `train.precision`; the other, `fp32`, is without autocast."""
+
+
+def half_of(capability: tuple[int, int]) -> str:
+    """The half precision that a GPU of this compute capability is quick in: `bf16`, or `fp16` before Ampere."""
+    return "bf16" if capability >= AMPERE else "fp16"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """What a model is trained in; `train.precision`."""
+    return torch.autocast(device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES)
+
+
 def halved(device: torch.device) -> AbstractContextManager[Any]:
-    """Bfloat16 for a model that is used, not trained, on a GPU, whose packed attention kernels take nothing else."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """Half precision for a model that is used, not trained, on a GPU, whose packed attention kernels take nothing else."""
+    if device.type != "cuda":
+        return nullcontext()
+    return autocast(device, half_of(torch.cuda.get_device_capability(device)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,3 +150,15 @@ def test_what_is_suggested_is_a_configuration_that_plans_as_it_says(
     assert found["padding"] < 0.02 and found["closed_by_max_images"] == 0
     assert loader(["suggest", str(index), "--memory-mb", "-1"]) == 2
     assert "--memory-mb = -1" in capsys.readouterr().err
+
+
+def test_classes_of_uneven_size_are_told_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label, (name, count) in enumerate((("cat", 24), ("dog", 4))):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for i in range(count):
+            picture(100 * label + i).save(tmp_path / "in" / name / f"{i}.png")
+    words = ["fit", str(tmp_path / "in"), "-o", str(tmp_path / "run"), *SMALL, "train.steps=1"]
+    assert main([*words, "train.class_weights=balanced"]) == 0
+    assert re.search(r"largest class has \d+ times .* train\.class_weights=balanced", capsys.readouterr().out)
+    table = tomllib.loads((tmp_path / "run" / "fit.toml").read_text())
+    assert table["train"]["class_weights"] == "balanced"

@@ -49,6 +49,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "m.csv").write_text("path,label\n")
     (here / "gone.csv").write_text("path,label\nnowhere.png,1\n")
     (here / "odd.csv").write_text("file,kind\ndata/c0/0.png,1\n")
+    (here / "n.csv").write_text("path,y\ndata/c0/0.png,1.5\n")
     (here / "bad.jsonl").write_text('{"path": "data/c0/0.png"\n')
     (here / "deep.jsonl").write_text('{"path": ' + "[" * 5000 + "]" * 5000 + "}\n")
     (here / "not.parquet").write_bytes(b"PAR1 no")
@@ -94,6 +95,15 @@ COMMANDS: list[tuple[str, str]] = [
     ("index {}/data{{0..3}}.tar -o {}/n.arrow", "data0.tar"),
     ("index {}/data -o {}/readme.txt/n.arrow", "Not a directory"),
     ("index {}/data -o {}/cut.arrow --refresh", "cut.arrow"),
+    ("index {}/data -o {}/n.arrow --target-column y", "--target-column = 'y', but no source is a table"),
+    ("index {}/n.csv -o {}/n.arrow --target-column z", "its columns: path, y"),
+    (
+        "index {}/n.csv -o {}/n.arrow --target-column path",
+        "n.csv' line 2: target 'data/c0/0.png' is no number such as 3.25",
+    ),
+    ("index {}/n.csv -o {}/n.arrow --target-column y --classes {}/i.arrow", "leave --classes out"),
+    ("index {}/n.csv -o {}/n.arrow --target-column y --label-column y", "leave --label-column = 'y' out"),
+    ("index {}/n.csv -o {}/n.arrow --taget-column y", "did you mean '--target-column'"),
     ("info {}/nothing.arrow", "nothing.arrow"),
     ("info {}/empty", "empty"),
     ("info {}/readme.txt", "readme.txt"),
@@ -108,6 +118,12 @@ COMMANDS: list[tuple[str, str]] = [
     ("split {}/i.arrow --fraction 0.5 -o {}/a {}/a", "three different files"),
     ("split {}/i.arrow --fraction 0.5 -o {}/nothing/a {}/b", "nothing/a' cannot be written"),
     ("split {}/i.arrow -o {}/a {}/b", "--fraction"),
+    ("suggest {}/nothing.arrow", "nothing.arrow"),
+    ("suggest {}/data", "data"),
+    ("suggest {}/i.arrow --tokens 9999", "--tokens = 9999 is not allowed; it must be between 1 and 8192"),
+    ("suggest {}/i.arrow --tokens many", "invalid int value: 'many'"),
+    ("suggest {}/i.arrow --memory-mb -1", "--memory-mb = -1"),
+    ("suggest {}/i.arrow -o {}/x.toml", "-o"),
     ("plan {}/i.arrow {}/nothing.toml", "no configuration at"),
     ("plan {}/c.toml {}/i.arrow", "cannot be read as TOML"),
     ("plan {}/i.arrow {}/i.arrow", "cannot be read as TOML"),

@@ -55,6 +55,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = sorted((root / "images").rglob("*.png"))[:6]
     (root / "bare.jsonl").write_text("".join(json.dumps({"path": str(image)}) + "\n" for image in images))
     build_index(root / "bare.jsonl", root / "bare.arrow")
+    lines = [f"{image},cat,7,{n}.5" for n, image in enumerate(sorted((root / "images").rglob("*.png"))[:20])]
+    (root / "said.csv").write_text("\n".join(["path,kind,one,number", *lines]))
+    build_index(root / "said.csv", root / "number.arrow", target_column="number")
+    train(RunConfig.from_dict(table(str(root / "number.arrow"), root / "number", steps=1, task="regression")))
     for name in ("cut", "odd"):
         shutil.copytree(root / "saved", root / name)
     (root / "cut" / "model.safetensors").write_bytes((root / "saved" / "model.safetensors").read_bytes()[:500])
@@ -139,6 +143,55 @@ TRAIN: list[tuple[str, list[str], str]] = [
     ("a filter that leaves nothing", ["train", CONFIG, "plan.filter='width > 9999'"], "width > 9999"),
     ("a class that is none", ["train", CONFIG, "plan.class_weights={{zebra=2}}"], "zebra"),
     ("colours beyond", ["train", CONFIG, "train.augment={{layers=99}}"], "train.augment.layers = 99"),
+    ("patience without a best", ["train", CONFIG, "train.patience=3"], "train.patience = 3.*train.best = true"),
+    (
+        "patience without evaluations",
+        ["train", CONFIG, "data.eval_index={shapes.arrow}", "train.best=true", "train.patience=3"],
+        "train.patience = 3.*train.eval_every",
+    ),
+    ("a best that nothing scores", ["train", CONFIG, "train.best=true"], r"train\.best = True.*data\.eval_index"),
+    ("patience below", ["train", CONFIG, "train.patience=-1"], "train.patience = -1"),
+    ("float16 on a CPU", ["train", CONFIG, "train.precision=fp16"], "train.precision = 'fp16'.*CPU"),
+    ("a precision that is none", ["train", CONFIG, "train.precision=float16"], "'fp32', 'bf16', 'fp16'"),
+    (
+        "a class in the loss that is none",
+        ["train", CONFIG, "train.class_weights={{zebra=2}}"],
+        "train.class_weights.zebra",
+    ),
+    ("a weight of nothing", ["train", CONFIG, "train.class_weights={{class0=0}}"], "train.class_weights.class0 = 0"),
+    ("a word for weights", ["train", CONFIG, "train.class_weights=equal"], "train.class_weights = 'equal'.*'balanced'"),
+    (
+        "weights of numbers",
+        ["train", CONFIG, "train.task=regression", "train.class_weights=balanced"],
+        "train.class_weights",
+    ),
+    ("classes as numbers", ["train", CONFIG, "train.task=regression"], "class0.*no numbers.*--target-column"),
+    ("mixing pairs", ["train", CONFIG, "train.task=contrastive", "train.mix.mixup=0.2"], r"train\.mix"),
+    ("mixing beyond", ["train", CONFIG, "train.mix.cutmix=-1"], r"train\.mix\.cutmix = -1"),
+    ("a decay above", ["train", CONFIG, "train.layer_decay=1.5"], "train.layer_decay = 1.5"),
+    ("more frozen than there is", ["train", CONFIG, "train.freeze=9"], "train.freeze = 9"),
+    ("fit: nothing", ["fit", "{nothing}", "-o", "{fit}"], "nothing"),
+    ("fit: an empty folder", ["fit", "{empty}", "-o", "{fit}"], "no image in"),
+    ("fit: where nobody writes", ["fit", "{images}", "-o", "/proc/fit"], "/proc/fit"),
+    ("fit: into a file", ["fit", "{images}", "-o", "{file}"], "file"),
+    ("fit: into something else", ["fit", "{images}", "-o", "{images}"], "holds something else.*-o"),
+    ("fit: all held out", ["fit", "{images}", "-o", "{fit}", "--held-out", "1"], "--held-out = 1.0"),
+    ("fit: tokens", ["fit", "{images}", "-o", "{fit}", "--tokens", "-3"], "--tokens = -3"),
+    ("fit: a key that is none", ["fit", "{images}", "-o", "{fit}", "train.stepz=3"], "did you mean 'steps'"),
+    ("fit: no section", ["fit", "{images}", "-o", "{fit}", "steps=3"], "section.key=value"),
+    ("fit: no weights", ["fit", "{images}", "-o", "{fit}", "--from", "{nothing}"], "nothing"),
+    (
+        "fit: no such column",
+        ["fit", "{bare.jsonl}", "-o", "{fit}", "--label-column", "kind"],
+        "kind.*its columns: path",
+    ),
+    ("fit: no labels", ["fit", "{bare.jsonl}", "-o", "{fit}"], "has a label.*--label-column or --target-column"),
+    (
+        "fit: words as numbers",
+        ["fit", "{said.csv}", "-o", "{fit}", "--target-column", "kind"],
+        "said.csv' line 2: target 'cat'",
+    ),
+    ("fit: one number", ["fit", "{said.csv}", "-o", "{fit}", "--target-column", "one"], "have the number '7.0'"),
     ("a ledger in no folder", ["train", CONFIG, "render.ledger={nothing}/l.jsonl"], "render.ledger"),
     ("no weights", ["finetune", "{nothing}", CONFIG], "nothing"),
     ("weights of text", ["finetune", "{file}", CONFIG], "file"),
@@ -178,6 +231,8 @@ USE: list[tuple[str, list[str], str]] = [
     ("eval: corrupt pairs", ["eval", "{run}", "{shapes.arrow}", "--retrieval", "--corrupt"], "--corrupt"),
     ("eval: no pairs", ["eval", "{run}", "{shapes.arrow}", "--retrieval"], "no contrastive model"),
     ("eval: no names", ["eval", "{run}", "{shapes.arrow}", "--zero-shot"], "no contrastive model"),
+    ("eval: details of numbers", ["eval", "{number}", "{number.arrow}", "--details"], "--details.*predicts numbers"),
+    ("eval: numbers of classes", ["eval", "{number}", "{shapes.arrow}"], "shapes.arrow' has the classes"),
     ("eval: a GPU", ["eval", "{run}", "{shapes.arrow}", "--device", "cuda"], "cuda"),
     ("probe: no shot", ["probe", "{run}", "{shapes.arrow}", "{shapes.arrow}", "--shots", "0"], "--shots"),
     ("probe: no draw", ["probe", "{run}", "{shapes.arrow}", "{shapes.arrow}", "--draws", "0"], "--draws"),
@@ -195,6 +250,8 @@ USE: list[tuple[str, list[str], str]] = [
     ("predict: names", ["predict", "{run}", "{images}", "--labels", "a", "b"], "no contrastive model"),
     ("predict: no model", ["predict", "{images}", "{images}"], "images"),
     ("predict: patches", ["predict", "{run}", "{images}", "--patch-size", "7"], "7"),
+    ("export: no folder", ["export", "{run}", "-o", "{nothing}/m.onnx"], "--output.*make it first"),
+    ("export: no model", ["export", "{images}", "-o", "{empty}/m.onnx"], "images"),
     ("report: no run", ["report", "{empty}"], "log.jsonl"),
     ("report: nothing", ["report", "{nothing}"], "nothing"),
     ("report: no scores", ["report", "{run}", "{nothing.json}"], "nothing.json"),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from navit_loader import LoaderConfig, build_index, open_index, pack_images
 from navit_loader.batch import NO_CLASS, PackedBatch
-from navit_loader.errors import ConfigError
+from navit_loader.errors import ConfigError, ModelError
 from navit_model.evaluate.classification import judge
 from navit_model.losses.classification import classification_loss
+from navit_model.train import checkpoint
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
 from navit_model.train.tasks.classification import Classification
@@ -116,3 +117,36 @@ def test_other_classes_of_the_held_out_index_are_found_before_the_first_step(tmp
         train(RunConfig.from_dict(run))
     build_index(held, tmp_path / "held.arrow", classes=index)
     assert train(RunConfig.from_dict(run))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_an_image_of_weight_two_counts_as_the_same_image_twice(kind: Any) -> None:
+    batch = batch_of([[0], [1], [2], [1]]).to("cpu")
+    logits = torch.randn(*batch.status.shape, 3, generator=torch.Generator().manual_seed(0))
+    plain = classification_loss(logits, batch, kind=kind)[0]
+    one = classification_loss(logits, batch, kind=kind, weights=torch.tensor([1.0, 2.0, 1.0]))[0]
+    expected = torch.zeros(())
+    for b, e in np.argwhere(batch.image_ids.numpy() >= 0):
+        if batch.labels[b, e, 0] == 1:
+            said = logits[b, e]
+            expected += -said.log_softmax(-1)[1] if kind == "softmax" else -nn.functional.logsigmoid(said[1])
+    torch.testing.assert_close(one - plain, expected)
+
+
+def test_balanced_classes_count_the_same_and_one_in_the_mean(tmp_path: Path) -> None:
+    index = manifest(tmp_path, [[0]] * 6 + [[1]] * 2 + [[2]] * 4)
+    run = table(str(index), tmp_path / "run", steps=2, class_weights="balanced")
+    train(RunConfig.from_dict(run))
+    saved = checkpoint.open_checkpoint(tmp_path / "run").config
+    weights = saved.train.class_weights
+    assert isinstance(weights, dict)
+    assert [weights[name] * n for name, n in (("0", 6), ("1", 2), ("2", 4))] == pytest.approx([4, 4, 4])
+    run["train"]["steps"] = 3
+    with pytest.raises(ModelError, match=r"train\.steps = 2"):
+        train(RunConfig.from_dict(run), resume=True)
+    run["train"] |= {"steps": 2, "class_weights": {"1": 2.0}}
+    with pytest.raises(ModelError, match=r"train\.class_weights\."):
+        train(RunConfig.from_dict(run), resume=True)
+    run["train"]["class_weights"] = {"zebra": 2.0}
+    with pytest.raises(ConfigError, match=r"train\.class_weights\.zebra: the index has no class of that name"):
+        train(RunConfig.from_dict(run), resume=True)

@@ -67,10 +67,11 @@ class ProgressLine:
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
-    """`--image-column`, `--label-column`, `--caption-column`."""
-    for kind, usual in (("image", "path, or the images"), ("label", "label"), ("caption", "caption, or text")):
+    """`--image-column`, `--label-column`, `--caption-column`, `--target-column`."""
+    usual = {"image": "path, or the images", "label": "label", "caption": "caption, or text"}
+    for kind, what in {**usual, "target": "a number to predict, in the place of labels"}.items():
         parser.add_argument(
-            f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and other tables, for: {usual}"
+            f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and other tables, for: {what}"
         )
 
 

@@ -66,13 +66,19 @@ def run(args: argparse.Namespace) -> int:
             image_column=args.image_column,
             label_column=args.label_column,
             caption_column=args.caption_column,
+            target_column=args.target_column,
             refresh=args.refresh,
             strict=args.strict,
             threads=max(0, args.threads),
             progress=show,
         )
-    say(f"{done.path}: {done.rows:,} images, {len(done.classes):,} classes, {done.seconds:.1f} s")
-    _classes(done)
+    what = "different numbers" if args.target_column else "classes"
+    say(f"{done.path}: {done.rows:,} images, {len(done.classes):,} {what}, {done.seconds:.1f} s")
+    if args.target_column and done.classes:
+        numbers = sorted(map(float, done.classes))
+        say(f"  numbers from {numbers[0]:g} to {numbers[-1]:g}")
+    else:
+        _classes(done)
     if done.unlabelled:
         say(f"  {done.unlabelled:,} images have no label")
     if done.negatives:

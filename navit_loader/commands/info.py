@@ -67,12 +67,20 @@ def run(args: argparse.Namespace) -> int:
     negatives = int((labels == NO_CLASS).sum())
     none = f", known to be of no class: {negatives:,}" if negatives else ""
     several = f", up to {index.label_width} labels an image" if index.label_width > 1 else ""
-    say()
-    say(f"classes: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
-    for label in np.argsort(-given, kind="stable")[:SHOWN]:
-        say(f"  {given[label]:>12,}  {index.classes[label]}")
-    if len(given) > SHOWN:
-        say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
+    if index.targets is not None and given.any():
+        numbers = index.targets[labels[labels >= 0]]
+        counts, bins = np.histogram(numbers, 8)
+        _histogram("number to be predicted", bins.tolist(), counts)
+        say(
+            f"  {numbers.mean():g} in the mean, standard deviation {numbers.std():g}; images without one: {unlabelled:,}"
+        )
+    else:
+        say()
+        say(f"classes: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
+        for label in np.argsort(-given, kind="stable")[:SHOWN]:
+            say(f"  {given[label]:>12,}  {index.classes[label]}")
+        if len(given) > SHOWN:
+            say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
     quarantine = index.quarantine()
     say()
     say(f"quarantine: {len(quarantine):,}")

@@ -20,6 +20,7 @@ from ..errors import IndexFileError
 from .reader import Index, open_index
 from .sources import open_sources
 from .sources.columns import Columns
+from .sources.labels import is_target
 from .sources.remote import is_remote
 from .sources.rows import HIDDEN, Job, Source, checked_classes, need_utf8
 from .tokens import load_tokenizer
@@ -91,6 +92,7 @@ def build_index(
     image_column: str = "",
     label_column: str = "",
     caption_column: str = "",
+    target_column: str = "",
     refresh: bool = False,
     strict: bool = False,
     threads: int = 0,
@@ -112,6 +114,8 @@ def build_index(
             column of images.
         label_column: what holds the labels; by default `label`.
         caption_column: what holds the captions; by default `caption`, and beside images `text`.
+        target_column: what holds a number to be predicted, in the place of labels: each is a class with the number as its name,
+            and `Index.targets` gives the numbers.
         refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
         strict: refuse to write an index where anything but hidden files is broken or left out.
         threads: probing threads; 0 means one per core that this process may use.
@@ -130,13 +134,20 @@ def build_index(
     for one in given:
         if not isinstance(one, str | os.PathLike):
             raise IndexFileError(f"source {one!r} is of type {type(one).__name__}; give paths or URLs")
-    columns = Columns(image_column, label_column, caption_column)
+    columns = Columns(image_column, label_column, caption_column, target_column)
+    if target_column and (label_column or classes is not None):
+        other = f"--label-column = '{label_column}'" if label_column else "--classes"
+        raise IndexFileError(f"--target-column = '{target_column}' stands in the place of labels; leave {other} out")
     opened = open_sources(given, columns)
     old = open_index(path) if refresh and os.path.exists(path) else None
     for source in opened:
         need_utf8(source.shard, "the path")
     tokens = load_tokenizer(tokenizer)
     table = _class_table(opened, classes)
+    if target_column and (none := next((name for name in table or () if not is_target(name)), None)) is not None:
+        raise IndexFileError(
+            f"class '{none}' is no number; with --target-column each source must be a table that has the column"
+        )
     local = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]
     root = os.path.commonpath(local) if local else os.path.dirname(path)
     called = json.dumps(columns.given) if columns else ""
@@ -177,7 +188,7 @@ def build_index(
         if strict and (message := _left_out(job, found.broken, journal)):
             journal.remove()
             raise IndexFileError(message)
-        write_index(path, journal.batches, found, root, table, tokens.facts, called)
+        write_index(path, journal.batches, found, root, table, tokens.facts, called, targets=bool(target_column))
         journal.remove()
     names = open_index(path).classes
     return IndexSummary(

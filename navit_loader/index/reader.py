@@ -33,6 +33,7 @@ from .checks import (
     schema_fault,
     shape_fault,
 )
+from .sources.labels import is_target
 from .sources.remote import is_remote
 from .sources.rows import ROWS, single_labels
 from .tokens import TokenFacts
@@ -114,6 +115,15 @@ class Index:
     def columns_given(self) -> str:
         """Which columns of tables its build was given by name, as JSON; empty for the usual ones."""
         return str(self._meta.get("navit.columns", ""))
+
+    @cached_property
+    def targets(self) -> npt.NDArray[np.float64] | None:
+        """f64, the number that each label stands for; None where labels are classes."""
+        if "navit.targets" not in self._meta:
+            return None
+        if not all(map(is_target, self.classes)):
+            self._damaged("a class is no number")
+        return np.array([float(name) for name in self.classes])
 
     def reopened(self) -> Index:
         """The index that stands at this path now: itself, unless the file was replaced since it was opened.

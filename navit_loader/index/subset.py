@@ -20,7 +20,7 @@ from .write import survey, write_index
 
 
 def split_rows(index: Index, fraction: float, seed: int) -> np.ndarray[Any, Any]:
-    """Draws a share of every class (of the first label, where an image has several).
+    """Draws a share of every class (of the first label, where an image has several), or of every range of numbers.
 
     A row's draw depends on the seed and its name alone, so images that are added later move few others. Every class
     gives its share rounded down or up, such that the total is the fraction of all rows, to the nearest image.
@@ -41,8 +41,7 @@ def split_rows(index: Index, fraction: float, seed: int) -> np.ndarray[Any, Any]
     index.check()
     table = index.table()
     keys = np.fromiter((_draw(seed, name.as_py()) for name in table["name"]), np.uint64, index.num_rows)
-    columns = index.columns()
-    labels = np.concatenate(columns["labels"]).reshape(-1, index.label_width)[:, 0]
+    labels = _strata(index)
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * fraction
     taken = np.floor(exact).astype(np.int64)
@@ -79,7 +78,7 @@ def split_groups(
     """
     names = index.table()["name"]
     keys = np.fromiter((_draw(seed, name.as_py()) for name in names), np.uint64, index.num_rows)
-    labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)[:, 0]
+    labels = _strata(index)
     drawn, kept = np.zeros(index.num_rows, bool), np.zeros(index.num_rows, bool)
     order = np.argsort(groups, kind="stable")
     first, last = (np.searchsorted(groups[order], groups, side) for side in ("left", "right"))
@@ -89,7 +88,7 @@ def split_groups(
     for label in present[np.argsort(counts, kind="stable")]:
         rows = np.flatnonzero((labels == label) & usable)
         if len(np.unique(groups[rows])) < 2:
-            alone.append(index.classes[label] if label >= 0 else "of no class")
+            alone.append("of no class" if label < 0 else index.classes[label] if index.targets is None else "a range")
             continue
         wanted, have = max(1, round(len(rows) * fraction)), int(drawn[rows].sum())
         for row in rows[np.argsort(keys[rows], kind="stable")]:
@@ -132,7 +131,21 @@ def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.Path
 
     path = os.path.abspath(os.fspath(output))
     found = survey(batches, index.root, index.classes, index.tokens)
-    write_index(path, batches, found, index.root, index.classes, index.tokens)
+    write_index(path, batches, found, index.root, index.classes, index.tokens, targets=index.targets is not None)
+
+
+def _strata(index: Index) -> np.ndarray[Any, Any]:
+    """i64 `[num_rows]`: of what each row is one: its first label, or the sixteenth (of a small set, a larger part) of the
+    numbers that its own is in; −1 for none."""
+    labels: np.ndarray[Any, Any] = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)[:, 0]
+    if index.targets is None:
+        return labels
+    rows = np.flatnonzero(labels >= 0)
+    ordered = rows[np.argsort(index.targets[labels[rows]], kind="stable")]
+    parts = max(1, min(16, len(rows) // 16))
+    found = np.full(len(labels), -1, np.int64)
+    found[ordered] = np.arange(len(rows)) * parts // max(1, len(rows))
+    return found
 
 
 def _draw(seed: int, name: str) -> int:

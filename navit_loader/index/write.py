@@ -178,6 +178,8 @@ def write_index(
     classes: list[str] | None,
     tokens: TokenFacts,
     columns: str = "",
+    *,
+    targets: bool = False,
 ) -> None:
     """The second pass: writes the index, then the quarantine, then puts both in place.
 
@@ -189,6 +191,7 @@ def write_index(
         classes: see `survey`.
         tokens: see `survey`.
         columns: which columns of tables were asked for by name, so that a refresh knows whether they are the same.
+        targets: the classes are numbers to be predicted.
     """
     folder = os.path.dirname(os.path.abspath(output))
     beneath = os.path.commonpath([folder, root]) == folder
@@ -210,6 +213,8 @@ def write_index(
     }
     if columns:
         metadata["navit.columns"] = columns
+    if targets:
+        metadata["navit.targets"] = "1"
     names = [relative(shard, root) for shard in found.shards]
     metadata[CHECK] = metadata_checksum(metadata, names)
     schema = _schema(found, ids=tokens.hash != BYTES).with_metadata(metadata)

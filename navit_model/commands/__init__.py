@@ -10,12 +10,21 @@ from navit_loader.errors import ConfigError
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """`MODEL`, `--device` and `--raw`."""
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a run's folder, one of its checkpoints, or a saved model"
-    )
+    """`MODEL`, `--last`, `--raw` and `--device`."""
+    add_weights(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--raw", action="store_true", help="the last weights in place of their moving average")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """`MODEL`, `--last` and `--raw`."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a run's folder (its best checkpoint where train.best keeps one, else the newest), a checkpoint, or a saved model",
+    )
+    parser.add_argument("--last", action="store_true", help="the newest checkpoint, though the best is kept")
+    parser.add_argument("--raw", action="store_true", help="the weights in place of their moving average")
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_ending(args.output)
     check_output("--output", args.output)
-    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
+    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw, last=args.last)
     with ProgressLine("embedding") as line:
         failed = export(
             opened,

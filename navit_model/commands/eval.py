@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
         require(kind in KINDS, "--corrupt", kind, f"one or several of {', '.join(KINDS)}")
     world = World.join(args.device)
     try:
-        opened = open_model(args.model, world.device, raw=args.raw)
-        texts, found = (_pairs if args.retrieval else _labels)(args, opened, world)
+        opened = open_model(args.model, world.device, raw=args.raw, last=args.last)
+        scored = _numbers if opened.regresses else _pairs if args.retrieval else _labels
+        texts, found = scored(args, opened, world)
     finally:
         world.leave()
     if world.rank == 0:
@@ -179,6 +180,32 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
         )
         texts += [f"patch {one['patch_size']}, {robustness_text(one)}" for one in found["corruptions"]]
     return [score_table(scores), *texts], found
+
+
+def _numbers(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
+    """Errors of a regression at each patch size and budget."""
+    from ..evaluate.regression import evaluate_regression, regression_table
+
+    for option in ("cascade", "corrupt", "details", "group_by", "plot", "retrieval", "zero_shot"):
+        value = getattr(args, option)
+        name = f"--{option.replace('_', '-')}"
+        require(value is None or value is False, name, value, "left out for a model that predicts numbers")
+    unit = opened.run.regression
+    scores = [
+        evaluate_regression(
+            opened.model,
+            args.index,
+            opened.run.loader,
+            mean=unit.mean,
+            std=unit.std,
+            tokens=tokens,
+            patch_size=patch_size,
+            world=world,
+        )
+        for patch_size in args.patch_size or opened.patch_sizes
+        for tokens in args.tokens or [None]
+    ]
+    return [regression_table(scores)], {"scores": [score.to_dict() for score in scores]}
 
 
 def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from navit_loader.shown import say
 
-from . import add_patch_size, check_output
+from . import add_patch_size, add_weights, check_output
 
 
 def add(subparsers: Any) -> None:
@@ -19,11 +19,8 @@ def add(subparsers: Any) -> None:
         description="Writes the classifier as an ONNX file that takes any number of images of any size, and compares its "
         "answers with the model's over 50 grids before the file takes its name. Needs the extra 'onnx'.",
     )
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a run's folder, one of its checkpoints, or a saved model"
-    )
+    add_weights(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="the file to write")
-    parser.add_argument("--raw", action="store_true", help="the last weights in place of their moving average")
     add_patch_size(parser)
     parser.set_defaults(run=run)
 
@@ -39,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from ..use.opened import open_model
     from ..world import World
 
-    opened = open_model(args.model, World.alone("cpu").device, raw=args.raw)
+    opened = open_model(args.model, World.alone("cpu").device, raw=args.raw, last=args.last)
     apart = export_onnx(opened, args.output, args.patch_size)
     size = args.output.stat().st_size
-    say(f"{args.output}: {size / 1e6:,.1f} MB, {len(opened.classes)} classes; logits within {apart:.1e} of the model's")
+    what = "one number" if opened.regresses else f"{len(opened.classes)} classes"
+    say(f"{args.output}: {size / 1e6:,.1f} MB, {what}; logits within {apart:.1e} of the model's")
     return 0

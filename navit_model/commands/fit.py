@@ -18,7 +18,10 @@ def add(subparsers: Any) -> None:
         "reason in RUN/fit.toml. Started again, it goes on where it was.",
     )
     parser.add_argument(
-        "source", metavar="FOLDER", help="one folder per class, a manifest, tar, Parquet, URL, or an index"
+        "source",
+        metavar="FOLDER",
+        help="one folder per class, a manifest, tar, zip, Parquet, what Hugging Face, MDS, LitData or COCO wrote, a URL, or an "
+        "index",
     )
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
     parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             image_column=args.image_column,
             label_column=args.label_column,
             caption_column=args.caption_column,
+            target_column=args.target_column,
         )
     )
     say(f"use it: navit-model predict {args.output} IMAGE …")

@@ -1,4 +1,4 @@
-"""`navit-model predict MODEL IMAGES…`: the likeliest classes of image files."""
+"""`navit-model predict MODEL IMAGES…`: the likeliest classes of image files, or their numbers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "predict",
-        help="the likeliest classes of image files",
-        description="Prints the likeliest classes of each file. Files that are no images, and "
-        "folders that hold none, are named on stderr, status 1.",
+        help="the likeliest classes of image files, or their numbers",
+        description="Prints the likeliest classes of each file, or the number that a regression predicts. Files that are no "
+        "images, and folders that hold none, are named on stderr, status 1.",
     )
     add_model(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders to look through")
@@ -32,7 +32,9 @@ def add(subparsers: Any) -> None:
     add_budget(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line for each image")
-    form.add_argument("--csv", action="store_true", help="a table: path, then class and probability of each of the top")
+    form.add_argument(
+        "--csv", action="store_true", help="a table: path, then class and probability of each of the top, or the number"
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     from ..world import World
 
     require(args.top >= 1, "--top", args.top, "at least 1")
-    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
+    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw, last=args.last)
     if args.labels:
         opened = opened.with_classes(args.labels, args.template, args.tokenizer)
-    if args.csv:
+    if args.csv and opened.regresses:
+        say(_row("path", "number"))
+    elif args.csv:
         names = (
             f"{name}_{n + 1}" for n in range(min(args.top, len(opened.classes))) for name in ("class", "probability")
         )
@@ -63,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
             bad += 1
             say(f"navit-model predict: '{prediction.path}': {prediction.error}", sys.stderr)
         elif args.json:
-            say(json.dumps({"path": str(prediction.path), "classes": dict(prediction.classes)}))
+            told = {"classes": dict(prediction.classes)} if prediction.number is None else {"number": prediction.number}
+            say(json.dumps({"path": str(prediction.path), **told}))
+        elif prediction.number is not None:
+            number = f"{prediction.number:.6g}"
+            say(_row(str(prediction.path), number) if args.csv else f"{prediction.path}: {number}")
         elif args.csv:
             say(
                 _row(

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     require(args.seed >= 0, "--seed", args.seed, "at least 0")
     require(args.draws >= 1, "--draws", args.draws, "at least 1")
     check_output("--json", args.json)
-    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw)
+    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw, last=args.last)
     found = []
     for shots in args.shots:
         shot = probe(

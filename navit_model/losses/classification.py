@@ -33,6 +33,7 @@ def classification_loss(
     kind: Literal["softmax", "sigmoid"] = "softmax",
     label_smoothing: float = 0.0,
     mixed: tuple[Tensor, Tensor] | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each image, summed.
 
@@ -44,6 +45,7 @@ def classification_loss(
         label_smoothing: share of the target that is spread over all classes.
         mixed: of images that were mixed with others of their sequence (mixup, cutmix): i64 `[B, E]`, the slot of the other,
             whose labels have the rest of the loss, and f32 `[B, E]`, the share of the image's own.
+        weights: f32 `[classes]`: what an image of each class counts; of sigmoids, the decision of one that is of the class.
 
     Returns:
         The sum over images with status `OK` and a label, and their number; both scalars on the device.
@@ -63,13 +65,14 @@ def classification_loss(
         """The loss of each image against labels `[B, E, K]`."""
         if kind == "softmax":
             target = labels[..., 0].masked_fill(~counts, 0)
-            return F.cross_entropy(
+            found = F.cross_entropy(
                 logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=label_smoothing
             ).view_as(counts)
+            return found if weights is None else found * weights[target]
         known = (labels >= 0).to(logits.dtype)
         hot = torch.zeros_like(logits).scatter_reduce(-1, labels.clamp(min=0), known, "amax")
         hot = hot * (1 - label_smoothing) + label_smoothing / classes
-        return F.binary_cross_entropy_with_logits(logits, hot, reduction="none").sum(-1)
+        return F.binary_cross_entropy_with_logits(logits, hot, reduction="none", pos_weight=weights).sum(-1)
 
     each = against(batch.labels)
     if mixed is not None:

@@ -6,8 +6,8 @@ to its own segment alone. What a backend needs besides (`Segments`) is made once
 | backend | where | how |
 |---|---|---|
 | `dense` | anywhere | one masked softmax over all T tokens: the oracle, and what can be traced on a CPU |
-| `segments` | CPU | one call per length of segment; reads the offsets on the host |
-| `torch_varlen` | CUDA, half precision, heads of 8, 16, … 256 channels | PyTorch's own kernel |
+| `segments` | anywhere; `auto` takes it on CPUs and GPUs before Ampere | one call per length, which the host reads |
+| `torch_varlen` | CUDA from Ampere on, half precision, heads of 8, 16, … 256 channels | PyTorch's own kernel |
 | `flash_attn` | the same | flash-attn 3 on Hopper where it is installed, else 2 |
 
 Shapes: T = B·L tokens · S segments · H heads · K = D/H channels of a head.
@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from navit_loader.errors import ModelError
+
+from ..world import AMPERE
 
 Backend = Literal["dense", "segments", "torch_varlen", "flash_attn"]
 BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn")
@@ -76,10 +78,11 @@ def choose(
     if device.type == "cpu" and dtype == torch.float16:
         raise ModelError("float16 is not supported on a CPU; use float32 or bfloat16 there")
     if name == "auto":
-        if device.type != "cuda":
-            return "segments"
-        hopper = torch.cuda.get_device_capability(device) == (9, 0)
-        name = "flash_attn" if hopper and importlib.util.find_spec("flash_attn_interface") else "torch_varlen"
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        hopper = capability == (9, 0)
+        name = automatic(capability, flash=hopper and importlib.util.find_spec("flash_attn_interface") is not None)
+        if name == "segments":
+            return name
     if name not in BACKENDS:
         raise ModelError(f"attention = {name!r} is not known; choose 'auto' or one of {', '.join(BACKENDS)}")
     if name in ("torch_varlen", "flash_attn"):
@@ -95,6 +98,18 @@ def choose(
         for causal in (False, True):
             _kernel(name, causal)
     return name
+
+
+def automatic(capability: tuple[int, int] | None, flash: bool) -> Backend:
+    """The backend of `auto`.
+
+    Args:
+        capability: compute capability of the GPU; None on a CPU. Kernels of packed attention begin with Ampere.
+        flash: whether flash-attn 3 is installed and runs there: on Hopper alone.
+    """
+    if capability is None or capability < AMPERE:
+        return "segments"
+    return "flash_attn" if flash else "torch_varlen"
 
 
 def check_traceable(name: str, device: torch.device) -> None:

@@ -129,14 +129,15 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         copy(value, weights[name])
 
 
-def find(path: str | Path, *, moments: bool = True) -> Checkpoint | None:
+def find(path: str | Path, *, moments: bool = True, best: bool = False) -> Checkpoint | None:
     """The checkpoint at `path`: a checkpoint's folder, or the newest whole one of a run's folder. None where there is none.
 
-    A damaged one is named in a warning where an older one takes its place.
+    A damaged one is named in a warning where another takes its place.
 
     Args:
         path: where to look.
         moments: whether the optimiser's are needed too; without them they are not read.
+        best: rather the best of a run that keeps it (`train.best`) than the newest.
 
     Raises:
         ModelError: what is there was written by another version or is damaged.
@@ -145,7 +146,7 @@ def find(path: str | Path, *, moments: bool = True) -> Checkpoint | None:
     if (path / "state.json").exists() or (path / SUMS).exists():
         return _open(path, moments)
     damage: ModelError | None = None
-    for folder in reversed(steps(path)):
+    for folder in reversed([*steps(path), *(bests(path) if best else ())]):
         try:
             found = _open(folder, moments)
         except ModelError as e:
@@ -162,6 +163,21 @@ def find(path: str | Path, *, moments: bool = True) -> Checkpoint | None:
 def steps(out: Path) -> list[Path]:
     """The folders of a run's checkpoints, in the order of their steps."""
     return sorted(f for f in (out / "checkpoints").glob("step-*") if f.name[5:].isdigit())
+
+
+def bests(out: Path) -> list[Path]:
+    """The folder of a run's best checkpoint; two, the newer last, where a run was killed while one took the other's place."""
+    return sorted(f for f in (out / "checkpoints").glob("best-*") if f.name[5:].isdigit())
+
+
+def best_of(out: Path) -> Checkpoint | None:
+    """The best checkpoint of a run, without its moments. None where there is none, or a damaged one, which a warning names."""
+    for folder in reversed(bests(out)):
+        try:
+            return _open(folder, moments=False)
+        except ModelError as e:
+            log.warning("%s; the next evaluation takes the place of what was best", e)
+    return None
 
 
 def _open(path: Path, moments: bool) -> Checkpoint:
@@ -238,13 +254,14 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """As `find`, for a model that is used: the optimiser's moments are not looked at, and a missing checkpoint is an error.
+def open_checkpoint(path: str | Path, *, last: bool = False) -> Checkpoint:
+    """As `find`, for a model that is used: the best of a run that keeps it, or with `last` the newest all the same. The
+    optimiser's moments are not looked at, and a missing checkpoint is an error.
 
     Raises:
         ModelError: there is no checkpoint at `path`.
     """
-    found = find(path, moments=False)
+    found = find(path, moments=False, best=not last)
     if found is None:
         raise ModelError(f"no checkpoint at '{path}'; give a run's folder or one of its checkpoints/step-* folders")
     return found
@@ -339,7 +356,38 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
     return target
 
 
-def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: int) -> None:
+def keep_best(out: Path, step: int) -> None:
+    """Keeps a saved step as the best, in place of the one before. As long as the step's own folder lies there, both are the
+    same files on disk.
+
+    Raises:
+        ModelError: the disk is full or not writable; the best before is untouched.
+    """
+    folder = out / "checkpoints"
+    target, draft = folder / f"best-{step:08d}", folder / f".writing-best-{step:08d}"
+    try:
+        draft.mkdir()
+        for file in (folder / f"step-{step:08d}").iterdir():
+            try:
+                os.link(file, draft / file.name)
+            except OSError:  # not every file system has links
+                shutil.copyfile(file, draft / file.name)
+                _sync(draft / file.name)
+        _sync(draft)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        _sync(folder)
+    except OSError as e:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ModelError(
+            f"step {step} could not be kept as '{target}': {e}; the best before it is whole; make room and go on with --resume"
+        ) from None
+    for old in bests(out):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: int, best: bool = False) -> None:
     """Whether the checkpoints that a run is going to write have room.
 
     Args:
@@ -348,6 +396,7 @@ def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: in
         average: whether a moving average is saved too.
         saves: how many are still to come.
         keep: how many are kept; one more lies there while it is written.
+        best: whether the best is kept beside them.
 
     Raises:
         ConfigError: they have not; says how much is missing.
@@ -355,7 +404,7 @@ def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: in
     size = sum(v.numel() * v.element_size() * (2 if average else 1) for v in module.state_dict().values())
     size += sum(2 * p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     there = len(steps(out))
-    count = max(1, min(keep + 1, there + saves) - there)
+    count = max(1, min(keep + 1, there + saves) - there) + (best and not bests(out))
     folder = out / "checkpoints"
     free = shutil.disk_usage(folder if folder.is_dir() else out).free
     if saves and free < size * count:

@@ -22,7 +22,8 @@ class Given:
         steps: asked for; 0 chooses.
         pretrained: weights are there to start from.
         sigmoid: images have several labels, or none as a fact.
-        bf16: the device computes in bfloat16.
+        numbers: numbers are to be predicted, in the place of classes.
+        precision: what the device is quickest in.
     """
 
     images: int
@@ -31,7 +32,8 @@ class Given:
     steps: int
     pretrained: bool
     sigmoid: bool
-    bf16: bool
+    numbers: bool
+    precision: str
 
 
 def recipe(given: Given) -> list[Choice]:
@@ -53,19 +55,17 @@ def recipe(given: Given) -> list[Choice]:
         ),
         Choice("train.weight_decay", 0.05, "usual for AdamW"),
         Choice("train.head_weight_decay", 0.05, "the paper's 3.0 is for hundreds of millions of images"),
-        Choice("train.loss", "sigmoid" if given.sigmoid else "softmax", _loss(given.sigmoid)),
-        Choice("train.label_smoothing", 0.1, "labels of people are not all right"),
-        Choice("train.mix.mixup", 0.2 if old else 0.8, "images blended within a sequence, more so from nothing"),
-        Choice("train.mix.cutmix", 1.0, "parts of one image in another"),
-        Choice("train.mix.probability", 0.5 if old else 0.8, "of an image to be mixed"),
+        *_target(given),
         Choice("train.ema", round(min(0.9999, max(0.5, 1 - 20 / steps)), 4), "an average over the last twentieth"),
         Choice("train.eval_every", often, "ten times in all"),
         Choice("train.checkpoint_every", often, "as often; navit-model fit goes on from the last"),
+        Choice("train.best", True, "weights of the best evaluation are kept, and used"),
+        Choice("train.patience", 5, "half of the evaluations without a better score, and the run ends"),
         Choice("train.log_every", max(1, min(20, often)), "lines of the log"),
         Choice("train.eval_tokens", _budgets(given.tokens), "a quarter, half and all of the tokens of an image"),
     ]
-    if given.bf16:
-        found.append(Choice("train.precision", "bf16", "the device has it"))
+    if given.precision != "fp32":
+        found.append(Choice("train.precision", given.precision, "the device has it"))
     if old:
         return [*found, Choice("train.layer_decay", 0.75, "what lies near the pixels needs the least change")]
     width, depth, heads, why = next(shape for most, shape in _SHAPES if n < most)
@@ -84,8 +84,18 @@ _SHAPES = (
 )
 
 
-def _loss(sigmoid: bool) -> str:
-    return "images have several labels, or none as a fact" if sigmoid else "one label an image"
+def _target(given: Given) -> list[Choice]:
+    """What is learnt of an image."""
+    if given.numbers:
+        return [Choice("train.task", "regression", "labels are numbers to be predicted")]
+    old, why = given.pretrained, "images have several labels, or none as a fact"
+    return [
+        Choice("train.loss", *(("sigmoid", why) if given.sigmoid else ("softmax", "one label an image"))),
+        Choice("train.label_smoothing", 0.1, "labels of people are not all right"),
+        Choice("train.mix.mixup", 0.2 if old else 0.8, "images blended within a sequence, more so from nothing"),
+        Choice("train.mix.cutmix", 1.0, "parts of one image in another"),
+        Choice("train.mix.probability", 0.5 if old else 0.8, "of an image to be mixed"),
+    ]
 
 
 def _budgets(tokens: int) -> list[int]:

@@ -65,7 +65,11 @@ def write(
     if not steps:
         raise ModelError(f"'{out / 'log.jsonl'}' is missing or empty; give the folder of a run (its train.out)")
     evals = [e for e in entries if e["kind"] == "eval"]
-    last = scores or ([e for e in evals if e["step"] == evals[-1]["step"]] if evals else [])
+    # Of a run that keeps its best checkpoint, that one's: it is what is used.
+    chosen = [e for e in entries if e["kind"] == "best"] or evals
+    # A step that was scored twice, since the run went on from there, counts once.
+    latest = {(e["tokens"], e.get("patch_size")): e for e in evals if e["step"] == chosen[-1]["step"]}
+    last = scores or [*latest.values()]
     name, best = _best(last)
     feed = _weighted(steps)
     tiles = [
@@ -117,15 +121,16 @@ def check_drawing() -> None:
 
 
 def _share(score: Mapping[str, Any]) -> float:
-    """What is drawn of a score: accuracy, or the mean of both recalls at 1."""
-    if "accuracy" in score:
-        return float(score["accuracy"])
+    """What is drawn of a score: accuracy, R², or the mean of both recalls at 1."""
+    if found := {"accuracy", "r2"} & score.keys():
+        return float(score[found.pop()])
     return float(score["image_to_text"]["1"] + score["text_to_image"]["1"]) / 2
 
 
 def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
     """The name of what `_share` draws, and the best of it."""
-    name = "R@1, mean of both ways" if scores and "accuracy" not in scores[0] else "accuracy"
+    first = scores[0] if scores else {"accuracy": 0}
+    name = "R²" if "r2" in first else "accuracy" if "accuracy" in first else "R@1, mean of both ways"
     return name, max(map(_share, scores), default=None)
 
 
@@ -142,6 +147,8 @@ def _card(title: str, body: str) -> str:
 
 
 def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
+    if "r2" in scores[0]:
+        return _regression_table(scores)
     if "accuracy" not in scores[0]:
         return _retrieval_table(scores)
     rows = "".join(
@@ -154,6 +161,16 @@ def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) 
         for name, accuracy in baselines.items()
     )
     head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "ECE", "images", "failed", "images/s"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _regression_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    rows = "".join(
+        f"<tr><td>{e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['r2']:.4f}</td>"
+        f"<td>{e['mae']:.4g}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td><td>{e['images_per_s']:,.0f}</td></tr>"
+        for e in scores
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("", "R²", "mean absolute error", "images", "failed", "images/s"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

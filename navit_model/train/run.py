@@ -51,7 +51,7 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
     # One process of a run holds its folder: the first.
     first = int(os.environ.get("RANK", "0")) == 0
     with hold(out) if first else nullcontext():
-        if not resume and (steps := checkpoint.steps(out)):
+        if not resume and (steps := checkpoint.steps(out) or checkpoint.bests(out)):
             raise ConfigError(
                 f"train.out = '{out}' already holds step {int(steps[-1].name[5:])} of a run; pass --resume to go on, "
                 "or choose another folder with train.out=PATH"

@@ -16,7 +16,15 @@ from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, parse, read_toml, require
 
-from ..config import AugmentConfig, ContrastiveConfig, DistillationConfig, MixConfig, NaViTConfig, TextConfig
+from ..config import (
+    AugmentConfig,
+    ContrastiveConfig,
+    DistillationConfig,
+    MixConfig,
+    NaViTConfig,
+    RegressionConfig,
+    TextConfig,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,9 @@ class TrainConfig:
         accumulate: batches of one rank per step.
         loss: `softmax` or `sigmoid` (the paper uses sigmoid on JFT), of classes or, if contrastive, of pairs (CLIP, SigLIP).
         label_smoothing: share of the target spread over all classes.
+        class_weights: what an image of a class counts in the loss (of sigmoids, what the decision for its class does), by class
+            name; others 1. `balanced`: as much as makes all classes count the same, and 1 in the mean over the images.
+            `plan.class_weights` shows images more often instead.
         learning_rate: peak of the schedule.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
         warmup: steps of the warm-up.
@@ -44,7 +55,7 @@ class TrainConfig:
         betas: of AdamW.
         clip: largest norm of the gradient; 0 leaves it alone.
         ema: decay of the weights' moving average per step; 0 keeps none. Where kept, it is what is evaluated.
-        precision: `fp32`, or `bf16` for autocast.
+        precision: `fp32`, or autocast in `bf16` or, on a GPU, in `fp16` with the loss scaled: for those before Ampere.
         compile: compile the image tower (`NaViT.compile`).
         parallel: how several ranks share the model: `ddp` keeps all of it on each, `fsdp` spreads weights, gradients and
             moments over them (FSDP2, `fully_shard`).
@@ -63,16 +74,20 @@ class TrainConfig:
         eval_tokens: token budgets at which the held-out index is evaluated; empty takes `plan.max_tokens`.
         checkpoint_every: steps between checkpoints; 0 saves at the end alone.
         keep: checkpoints to keep.
+        best: keep the checkpoint of the best evaluation too, in `checkpoints/best-*`: of the highest accuracy (contrastive:
+            mean recall at 1 of both ways; regression: R²) at the largest of `eval_tokens`. It is what is used of the run later.
+        patience: evaluations without a better score after which the run ends; 0 runs to the last step.
         allow_render_change: take up a checkpoint although pixels are now made otherwise (another `render_id`), such as by
             another decoder.
     """
 
-    task: Literal["classification", "contrastive", "distillation"] = "classification"
+    task: Literal["classification", "contrastive", "distillation", "regression"] = "classification"
     out: str = "runs/navit"
     steps: int = 10_000
     accumulate: int = 1
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
+    class_weights: dict[str, float] | Literal["balanced"] = field(default_factory=dict)
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
@@ -85,7 +100,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     ema: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -101,6 +116,8 @@ class TrainConfig:
     eval_tokens: tuple[int, ...] = ()
     checkpoint_every: int = 1000
     keep: int = 2
+    best: bool = False
+    patience: int = 0
     allow_render_change: bool = False
 
     def __post_init__(self) -> None:
@@ -109,17 +126,37 @@ class TrainConfig:
         for key in ("steps", "accumulate", "log_every", "keep"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        for key in ("freeze", "warmup", "timescale", "cooldown", "eval_every", "checkpoint_every", "threads", "seed"):
+        counts = (
+            "freeze",
+            "warmup",
+            "timescale",
+            "cooldown",
+            "eval_every",
+            "checkpoint_every",
+            "patience",
+            "threads",
+            "seed",
+        )
+        for key in counts:
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        able = not self.patience or (self.best and self.eval_every > 0)
+        require(able, "patience", self.patience, "0 without train.best = true and train.eval_every, which it counts by")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "at least 0 and below 1")
         require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
         for key in ("weight_decay", "head_weight_decay", "clip", "peak_tflops"):
             require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
         require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values, at least 0 and below 1")
         require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
-        require(
-            self.task == "classification" or not self.mix.on, "mix", self.mix, f"left out: {self.task} mixes no images"
-        )
+        mixes = self.task in ("classification", "regression")
+        require(mixes or not self.mix.on, "mix", self.mix, f"left out: {self.task} mixes no images")
+        learns_classes = self.task in ("classification", "distillation")
+        weights = self.class_weights
+        require(learns_classes or not weights, "class_weights", weights, f"left out: {self.task} learns no classes")
+        for name, weight in weights.items() if isinstance(weights, dict) else ():
+            require(0 < weight < float("inf"), f"class_weights.{name}", weight, "above 0 and finite")
+        if self.task == "regression":
+            require(self.loss == "softmax", "loss", self.loss, "left out: numbers have a loss of their own")
+            require(not self.label_smoothing, "label_smoothing", self.label_smoothing, "0: numbers are not smoothed")
         require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
 
 
@@ -128,6 +165,7 @@ SECTIONS: dict[str, type[Any]] = {
     "text": TextConfig,
     "contrastive": ContrastiveConfig,
     "distillation": DistillationConfig,
+    "regression": RegressionConfig,
     "train": TrainConfig,
 }
 """The sections beside the loader's."""
@@ -142,7 +180,12 @@ class RunConfig:
     text: TextConfig = field(default_factory=TextConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        scored = self.loader.data.eval_index or not self.train.best
+        require(bool(scored), "train.best", True, "false where data.eval_index is left out, since nothing is scored")
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunConfig:

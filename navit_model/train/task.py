@@ -28,7 +28,11 @@ OpenImageModel = Callable[[str], tuple[NaViT, list[str]]]
 
 
 class Row(Protocol):
-    """One line of an evaluation."""
+    """One line of an evaluation, at one token budget."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image at most."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `log.jsonl`, JSON files and the report."""
@@ -133,6 +137,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, module: nn.Module) -> list[Row]:
         """Scores of the module, in evaluation mode; every rank calls it. Empty without held-out data."""
+
+    @abstractmethod
+    def score(self, row: Any) -> float:
+        """What is to be high in a row of `evaluate`: by it the best of several evaluations is chosen."""
 
     @abstractmethod
     def table(self, rows: Sequence[Any]) -> str:

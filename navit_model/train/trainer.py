@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from torch import Tensor, nn
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError, StateError, said
 from navit_loader.picture import packed_svg
+from navit_loader.schema import require
 from navit_loader.shown import tell
 
 from ..model.navit import NaViT
 from ..weights.saved import fill
-from ..world import TIMEOUT, World
+from ..world import AMPERE, TIMEOUT, World, autocast
 from . import checkpoint, report
+from .best import Best, after
 from .feed import Feed, Loader, with_plan_of
 from .flops import peak_tflops
 from .log import RunLog
@@ -44,6 +47,7 @@ FIXED = (
     "task",
     "steps",
     "loss",
+    "class_weights",
     "learning_rate",
     "layer_decay",
     "freeze",
@@ -76,6 +80,8 @@ class Trainer:
     Attributes:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
         resume: a checkpoint to go on from was asked for, whether there was one or not.
+        best: the best evaluation so far, of a run that keeps its checkpoint.
+        scaler: of the loss, in float16.
     """
 
     def __init__(
@@ -86,6 +92,8 @@ class Trainer:
         start: checkpoint.Checkpoint | None,
         begin: NaViT | None = None,
     ) -> None:
+        half = run.train.precision != "fp16" or world.device.type == "cuda"
+        require(half, "train.precision", "fp16", "'fp32' or 'bf16' on a CPU, which cannot train in float16")
         self.loader, self.world, self.classes = loader, world, list(loader.classes)
         kind = task_of(run)
         self.run_config = run = kind.prepare(with_plan_of(run, loader), loader)
@@ -106,9 +114,12 @@ class Trainer:
         if spread:
             shard(self.module, world, compiled=run.train.compile)
         self.optimizer = adamw(self.module, run.train)
+        # Without fp16 it leaves losses and gradients as they are.
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=run.train.precision == "fp16")
         self.average = Average(self.module, run.train.ema) if run.train.ema else None
         self.step = self.images = self.tokens = 0
         self.flops = 0.0
+        self.best: Best | None = None
         if start is not None:
             self._take_up(start)
         # Once: evaluation has a module of its own.
@@ -133,7 +144,7 @@ class Trainer:
         saved = start.config
         # A daemon's plan is its own; its plan_id is compared below.
         local = () if self.run_config.loader.data.endpoints or saved.loader.data.endpoints else ("plan",)
-        for section in ("model", "text", "contrastive", "distillation", "train", *local):
+        for section in ("model", "text", "contrastive", "distillation", "regression", "train", *local):
             before, now = (c.to_dict()[section] for c in (saved, self.run_config))
             for key in FIXED if section == "train" else before:
                 if (found := _difference(f"{section}.{key}", before[key], now[key])) is not None:
@@ -147,6 +158,8 @@ class Trainer:
                 f"'{start.path}' was trained on other classes than the loader now gives; index the same folder"
             )
         start.restore(self.module, self.average, self.optimizer)
+        if self.scaler.is_enabled() and "scaler" in start.state:
+            self.scaler.load_state_dict(start.state["scaler"])
         other = self.run_config.train.allow_render_change
         state = start.state["loader"]
         try:
@@ -158,6 +171,11 @@ class Trainer:
             raise StateError(f"'{start.path}': {e}{flag}") from None
         self.step, self.images, self.tokens = start.step, start.state["images"], start.state["tokens"]
         self.flops = start.state["flops"]
+        kept = checkpoint.best_of(self.out) if self.run_config.train.best else None
+        if kept is not None and "best" in kept.state:
+            # The run may have gone beyond the checkpoint that it now goes on from.
+            known = start.state.get("best", {})
+            self.best = Best(**(known if known.get("step") == kept.step else kept.state["best"]))
 
     def run(self) -> list[Row]:
         """Runs to the last step; see `train`."""
@@ -166,7 +184,7 @@ class Trainer:
             report.check_drawing()
             self.out.mkdir(parents=True, exist_ok=True)
             saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
-            checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep)
+            checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep, config.best)
         log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
         for line in self._banner() if self.world.rank == 0 else ():
             log.say(line)
@@ -190,6 +208,11 @@ class Trainer:
                     raise
             if scores:
                 log.say(self.task.table(scores))
+            if self.best is not None:
+                log.say(
+                    f"step {self.best.step} scored best, and is what predict, eval and export take: "
+                    f"'{self.out}/checkpoints/best-{self.best.step:08d}'"
+                )
             if self.world.rank == 0:
                 log.say(f"report: {report.write(self.out)}")
         finally:
@@ -210,6 +233,8 @@ class Trainer:
             f"{', '.join(map(str, shape.patch_sizes or (shape.patch_size,)))}; on {world.device} ({device}){ranks}",
             f"{config.steps:,} steps of some {steps:,} an epoch; checkpoints, log and report in '{self.out}'",
         ]
+        if gpu and (line := slower(torch.cuda.get_device_capability(world.device), config.precision)):
+            lines.append(line)
         if self.step:
             lines.append(f"going on from step {self.step} of '{self.out}'")
         elif self.resume:
@@ -218,23 +243,47 @@ class Trainer:
 
     def _steps(self, feed: Feed, log: RunLog, scores: list[Row]) -> None:
         config = self.run_config.train
-        if self.step == config.steps:
+        if config.best:
+            # What a run was stopped in that goes on here.
+            if self.step and self._due(config.eval_every) and (self.best is None or self.best.evaluated < self.step):
+                self._judge(log, scores)
+        elif self.step == config.steps:
             scores[:] = self._evaluate(log)
-        while self.step < config.steps:
+        while self.step < config.steps and not self._waited_enough():
             group = self._take(feed, log)
             if self.step == 0 and self.world.rank == 0 and feed.last is not None:
                 (self.out / "packed.svg").write_text(packed_svg(feed.last, self.classes), encoding="utf-8")
             self._one(group)
             self._behind = feed.state_dict()
             self.step += 1
-            last = self.step == config.steps
-            if self.step % config.log_every == 0 or last:
+            if self._due(config.log_every):
                 self._report(log)
-            if last or (config.checkpoint_every and self.step % config.checkpoint_every == 0):
+            judged = self._due(config.eval_every)
+            # A checkpoint of a run that keeps its best one knows its own score; elsewhere weights are safe before all else.
+            if judged and config.best:
+                self._judge(log, scores)
+            if self._due(config.checkpoint_every):
                 self._save(log)
-            if last or (config.eval_every and self.step % config.eval_every == 0):
+            if judged and not config.best:
                 scores[:] = self._evaluate(log)
+            if judged:
                 self._meter.start = time.perf_counter()
+        if self.step < config.steps:
+            log.say(
+                f"{config.patience} evaluations without a better score (train.patience): the run ends at step {self.step} of "
+                f"{config.steps}"
+            )
+            self._save(log)
+        if config.best and not scores and (kept := checkpoint.best_of(self.out)) is not None:
+            scores[:] = self._scored(kept.module().to(self.world.device))
+
+    def _due(self, every: int) -> bool:
+        """Whether what is done every so many steps is done now; at the last step everything is."""
+        return self.step == self.run_config.train.steps or bool(every and self.step % every == 0)
+
+    def _waited_enough(self) -> bool:
+        patience = self.run_config.train.patience
+        return bool(patience) and self.best is not None and self.best.waited >= patience
 
     def _take(self, feed: Feed, log: RunLog) -> list[PackedBatch]:
         """The batches of the next step. Where a rank has none, or was told to stop, all save and stop here."""
@@ -289,11 +338,16 @@ class Trainer:
             with self._exchange(i + 1 == len(group)):
                 loss = self._loss(self.task.augment(batch))
                 # DDP averages the gradients over the ranks; times their number, that is the sum.
-                (loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * (world.size / count)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), config.clip or float("inf")))
+        if self.scaler.is_enabled():
+            # Where a gradient overflows, the step is left out and the scale halved.
+            norm = norm.where(norm.isfinite(), 0.0)
         self._torn = True
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.module)
@@ -310,8 +364,7 @@ class Trainer:
 
     def _loss(self, batch: PackedBatch) -> Tensor:
         """Sum of the losses of the batch's images."""
-        config = self.run_config.train
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(self.world.device, self.run_config.train.precision):
             outputs = self.forward(batch)
         return self.task.loss(outputs, batch)
 
@@ -343,11 +396,11 @@ class Trainer:
         self.tokens += values.pop("tokens")
         self.flops += values.pop("flops")
 
-    def _save(self, log: RunLog) -> None:
-        """Saves where something is unsaved; every rank calls it. Only after its loss was found finite."""
+    def _save(self, log: RunLog, anew: bool = False) -> None:
+        """Saves where something is unsaved, or `anew`; every rank calls it. Only after its loss was found finite."""
         if self._meter.seen:
             self._report(log)
-        if self.step != self._saved:
+        if anew or self.step != self._saved:
             self._write()
             self.world.meet()
 
@@ -365,6 +418,10 @@ class Trainer:
                 "flops": self.flops,
                 "average_updates": self.average.updates if self.average is not None else 0,
             }
+            if self.scaler.is_enabled():
+                state["scaler"] = self.scaler.state_dict()
+            if self.best is not None:
+                state["best"] = asdict(self.best)
             checkpoint.save(self.out, self.step, files, state, self.run_config.train.keep)
         self._saved = self.step
 
@@ -374,14 +431,44 @@ class Trainer:
         # A copy: neither the mode nor the place of what is trained changes.
         module = type(self.task).build(self.run_config).to(self.world.device)
         module.load_state_dict({name: whole(value) for name, value in weights.items()})
-        alone = self.world.size == 1 or self.run_config.train.parallel == "ddp"
-        # Parts of the weights lie on all ranks: then an evaluation is seen to its end, since saving takes them all.
-        with self._signals.at_once() if alone else nullcontext():
-            rows = self.task.evaluate(module.eval())
+        rows = self._scored(module)
         for row in rows:
             log.write("eval", self.step, **row.to_dict())
             log.say(f"step {self.step}: {row}")
         return rows
+
+    def _scored(self, module: nn.Module) -> list[Row]:
+        alone = self.world.size == 1 or self.run_config.train.parallel == "ddp"
+        # Parts of the weights lie on all ranks: then an evaluation is seen to its end, since saving takes them all.
+        with self._signals.at_once() if alone else nullcontext():
+            return self.task.evaluate(module.eval())
+
+    def _judge(self, log: RunLog, scores: list[Row]) -> None:
+        """Evaluates; where no step was better, keeps this one as the best, and its scores."""
+        rows = self._evaluate(log)
+        row = max(rows, key=lambda row: row.tokens)
+        # The figure of the first rank, so that all decide alike.
+        mine = self.task.score(row) if self.world.rank == 0 else 0.0
+        score = float(self.world.sum(torch.tensor(mine, dtype=torch.float64, device=self.world.device)))
+        self.best = after(self.best, self.step, row.tokens, score)
+        if self.best.step == self.step:
+            scores[:] = rows
+            log.write("best", self.step, tokens=row.tokens, score=score)
+            self._save(log, anew=True)
+            if self.world.rank == 0:
+                checkpoint.keep_best(self.out, self.step)
+            self.world.meet()
+
+
+def slower(capability: tuple[int, int], precision: str) -> str:
+    """What a GPU before Ampere does without; empty for others."""
+    if capability >= AMPERE:
+        return ""
+    advice = "" if precision == "fp16" else f"; '{precision}' is slow there: train.precision = 'fp16' is the quick one"
+    return (
+        f"this GPU (compute capability {capability[0]}.{capability[1]}) is from before Ampere, and has no kernel of packed "
+        f"attention: model.attention = 'auto' takes 'segments', one call per length of image{advice}"
+    )
 
 
 def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:

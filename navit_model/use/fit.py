@@ -30,11 +30,15 @@ from ..train.recipe import Given, recipe
 from ..train.run import train
 from ..train.settings import RunConfig, set_key
 from ..train.task import Row
+from ..world import half_of
 from .finetune import load, starting
 from .twins import find_twins
 
 FEWEST = 8
 """Labelled images; of fewer no score means anything."""
+
+UNEVEN = 5
+"""The largest class over the smallest, from which on that is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,13 @@ class Fit:
     """What is asked for.
 
     Attributes:
-        sources: a folder, manifests, tars, Parquet; or one index.
+        sources: what `build_index` takes; or one index.
         out: folder of the run.
         weights: what to start from; empty starts from nothing.
         changes: `section.key=value` texts.
         tokens: of one image at most; 0 chooses.
         held_out: share of each class that is scored and not learnt.
-        image_column, label_column, caption_column: see `build_index`.
+        image_column, label_column, caption_column, target_column: see `build_index`.
     """
 
     sources: tuple[str, ...]
@@ -60,6 +64,7 @@ class Fit:
     image_column: str = ""
     label_column: str = ""
     caption_column: str = ""
+    target_column: str = ""
 
 
 def fit(asked: Fit) -> list[Row]:
@@ -82,7 +87,7 @@ def fit(asked: Fit) -> list[Row]:
     if out.exists() and not begun.exists() and (not out.is_dir() or set(os.listdir(out)) - {".fit.lock", *_OURS}):
         raise ConfigError(f"'{out}' holds something else already; choose another folder with -o")
     with hold(out, "fit"):
-        index = _indexed(asked, out, begun)
+        index = _indexed(asked, out, begun, settled=config.exists())
         if not config.exists():
             made = _choices(asked, changed, index, out)
             RunConfig.from_dict(nested(made))
@@ -101,12 +106,14 @@ _OURS = {"all.arrow", "all.arrow.building", "all.arrow.quarantine.jsonl"}
 """What a call that was stopped before `fit.json` leaves."""
 
 
-def _indexed(asked: Fit, out: Path, begun: Path) -> Index:
-    """The index of all images; where a call began before, only if all is as it was."""
+def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
+    """The index of all images; where an earlier call `settled` the configuration, only if all is as it was."""
     path = out / "all.arrow"
     given = open_index(asked.sources[0]) if _is_index(asked.sources) else None
     if given is None:
-        columns = {key: getattr(asked, key) for key in ("image_column", "label_column", "caption_column")}
+        columns = {
+            key: getattr(asked, key) for key in ("image_column", "label_column", "caption_column", "target_column")
+        }
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
         say(f"{done.rows:,} images, {len(done.classes):,} classes")
         for note in done.notes:
@@ -118,14 +125,14 @@ def _indexed(asked: Fit, out: Path, begun: Path) -> Index:
     question["sources"] = [source if "://" in source else os.path.abspath(source) for source in asked.sources]
     # Where they lie is no part of it, what they are is.
     content = [index.num_rows, index.plan_fingerprint, index.render_fingerprint]
-    if begun.exists():
+    if settled:
         try:
             before = json.loads(begun.read_text(encoding="utf-8"))
             old, then = before["asked"], before["content"]
-        except (ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             raise ConfigError(f"'{begun}' is damaged; choose another folder with -o") from None
         for key, value in question.items():
-            if old.get(key) != value:
+            if old.get(key, "") != value:
                 raise ConfigError(
                     f"'{out}' was begun with {key} = {old.get(key)!r}, not {value!r}; give that, or another folder with -o"
                 )
@@ -151,7 +158,8 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     where = asked.sources[0]
     if not many:
         raise IndexFileError(
-            f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column"
+            f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column or "
+            "--target-column"
         )
     if many < FEWEST:
         raise IndexFileError(
@@ -160,6 +168,10 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     present = np.unique(labels[labels >= 0])
     if len(present) < 2:
         only = f"'{index.classes[present[0]]}'" if len(present) else "none"
+        if index.targets is not None:
+            raise IndexFileError(
+                f"all images of '{where}' have the number {only}; give others, or another --target-column"
+            )
         raise IndexFileError(
             f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder"
         )
@@ -181,7 +193,8 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
             f"{index.uri(int(first[odd[0]]))}")  # fmt: skip
     for path, keep in ((train_path, usable & ~held), (held_path, held)):
         write_subset(index, keep, path)
-    said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each class"
+    kind = "class" if index.targets is None else "range of the numbers"
+    said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each {kind}"
     return said + (f"; {double:,} twins are on their picture's side" if double else "")
 
 
@@ -203,6 +216,13 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
     keys = {choice.key: choice for choice in found}
     prefix = model.prefix_tokens if model else 0
     labels = np.concatenate(part.columns()["labels"]).reshape(-1, part.label_width)
+    counts = np.bincount(labels[labels >= 0], minlength=1)
+    most, fewest = counts.max(), counts[counts > 0].min(initial=counts.max())
+    if part.targets is None and most >= UNEVEN * fewest:
+        say(
+            f"the largest class has {most / fewest:.0f} times the images of the smallest; train.class_weights=balanced lets "
+            "all count alike"
+        )
     given = Given(
         images=part.num_rows,
         step_images=_step_images(found, changed, part),
@@ -210,7 +230,8 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
         steps=int(changed.get("train", {}).get("steps", 0)),
         pretrained=model is not None,
         sigmoid=bool(((labels >= 0).sum(1) != 1).any()),
-        bf16=gpu and torch.cuda.is_bf16_supported(),
+        numbers=part.targets is not None,
+        precision=half_of(torch.cuda.get_device_capability()) if gpu else "fp32",
     )
     found += [Choice("data.eval_index", str(held_path), why_held), *recipe(given)]
     found.append(Choice("train.out", str(out), "log, checkpoints, report.html"))

@@ -29,6 +29,7 @@ from navit_loader.render.images import pack_images, picture, picture_size
 from ..config import NaViTConfig
 from ..model.check import TABLES
 from ..model.navit import NaViT
+from ..world import halved
 
 ROOM = 16384
 """Tokens that are packed and run at once; a portion is one image at least."""
@@ -97,7 +98,7 @@ def _outputs(model: NaViT, images: Sequence[Any], tokens: int | None, normalized
     model.eval()
     try:
         for first, batch in _portions(model.config, images, tokens, normalized):
-            with torch.autocast("cuda", torch.bfloat16) if halves else nullcontext():
+            with halved(weight.device) if halves else nullcontext():
                 sent = batch.to(weight.device)
                 out = model.forward_head(model.forward_features(sent), sent, pre_logits)
             ok = batch.status == OK

@@ -82,7 +82,7 @@ def export_onnx(opened: OpenedModel, path: Path, patch_size: int | None = None) 
     """Writes a model's classifier as ONNX, and compares it with the model over images of 50 grids in calls of 1 to 8.
 
     The file's metadata hold the names of the classes (JSON), P, and the loss, which says whether its logits are for a softmax
-    or for sigmoids.
+    or for sigmoids. With `regression` there is one output a number, `output · std + mean` of the metadata.
 
     Args:
         opened: on the CPU, with a classifier of its own.
@@ -133,6 +133,9 @@ def export_onnx(opened: OpenedModel, path: Path, patch_size: int | None = None) 
             raise ModelError(f"'{opened.path}' cannot be written as ONNX: {said(e)[0]}") from None
         graph = onnx.load(str(file))
         meta = {"classes": json.dumps(opened.classes), "patch_size": str(patch_size), "loss": opened.run.train.loss}
+        if opened.regresses:
+            unit = opened.run.regression
+            meta |= {"classes": "[]", "loss": "regression", "mean": repr(unit.mean), "std": repr(unit.std)}
         onnx.helper.set_model_props(graph, meta)
         onnx.save(graph, str(file))
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

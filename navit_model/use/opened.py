@@ -18,6 +18,7 @@ from navit_loader.config import LoaderConfig, PlanConfig
 from navit_loader.errors import ModelError
 
 from ..config import NaViTConfig
+from ..evaluate.regression import predict_numbers
 from ..model.check import TABLES
 from ..model.navit import NaViT
 from ..model.towers import TwoTowers
@@ -75,6 +76,17 @@ class OpenedModel:
         with halved(self.device):
             return task_of(self.run).embed(self.module, batch.to(self.device)).float()
 
+    @property
+    def regresses(self) -> bool:
+        """Whether it predicts a number, in the place of classes."""
+        return self.run.train.task == "regression"
+
+    @torch.inference_mode()
+    def numbers(self, batch: PackedBatch) -> Tensor:
+        """The number of each image (f64 `[B, E]`) of a model that `regresses`; void where its status is not `OK`."""
+        unit = self.run.regression
+        return predict_numbers(self.model, batch, self.device, unit.mean, unit.std)
+
     @torch.inference_mode()
     def chances(self, batch: PackedBatch) -> Tensor:
         """Class probabilities, f32 `[B, E, classes]`; rows whose status is not `OK` mean nothing.
@@ -82,6 +94,8 @@ class OpenedModel:
         Raises:
             ModelError: there is no classifier.
         """
+        if self.regresses:
+            raise ModelError(f"'{self.path}' predicts a number, and has no classes")
         if self.classifier is None:
             raise ModelError(
                 f"'{self.path}' has no classifier; for a contrastive model give names of classes (--labels)"
@@ -103,13 +117,14 @@ class OpenedModel:
         return replace(self, classes=list(names), classifier=zero_shot)
 
 
-def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> OpenedModel:
+def open_model(path: str | Path, device: torch.device, *, raw: bool = False, last: bool = False) -> OpenedModel:
     """Opens what a training run or `save_pretrained` left.
 
     Args:
         path: a run's folder, one of its checkpoints, or a saved model's folder.
         device: where to put it.
-        raw: take the last weights where a moving average was kept.
+        raw: take the weights themselves where a moving average was kept.
+        last: take the newest checkpoint of a run that keeps its best one too.
 
     Raises:
         ModelError: there is no model, or it is damaged.
@@ -121,7 +136,7 @@ def open_model(path: str | Path, device: torch.device, *, raw: bool = False) -> 
         run = RunConfig(loader=LoaderConfig(plan=plan_for(model.config)), model=model.config)
         names = [str(n) for n in range(model.config.classes)]
         return OpenedModel(path, run, model, model, names, model if names else None)
-    saved = open_checkpoint(path)
+    saved = open_checkpoint(path, last=last)
     module = saved.module(average=not raw).to(device)
     _check_finite(module, saved.path)
     model = task_of(saved.config).image_model(module)

@@ -1,7 +1,7 @@
-"""The likeliest classes of image files.
+"""The likeliest classes of image files, or their number.
 
-In: a model, files and folders. Out: for each file its classes with their probabilities, or why there are none. A file is
-read, packed with its neighbours, and forgotten, so memory does not grow with their number.
+In: a model, files and folders. Out: for each file its classes with their probabilities or, of a regression, its number; or
+why there is none. A file is read, packed with its neighbours, and forgotten, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class Prediction:
     Attributes:
         path: the file.
         classes: names and probabilities, likeliest first.
-        error: why there are none; empty where there are.
+        number: of a model that predicts one.
+        error: why there is neither; empty where there is.
     """
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
+    number: float | None = None
     error: str = ""
 
 
@@ -50,7 +52,7 @@ def predict(
     """Predictions for files, in the order given; folders are gone through by name, their images by the suffixes of an index.
 
     Args:
-        opened: a model with a classifier.
+        opened: a model with a classifier, or a regression.
         paths: files and folders.
         top: classes of each answer at most.
         tokens: budget of one image; None takes the training cap and never scales up.
@@ -96,14 +98,16 @@ def _predictions(
     if pictures:
         good = list(pictures)
         batch = pack_images(list(pictures.values()), config)
-        chances = opened.chances(batch).cpu().numpy()
-        if np.isnan(chances[batch.status == OK]).any():
+        answers = (opened.numbers if opened.regresses else opened.chances)(batch).cpu().numpy()
+        if np.isnan(answers[batch.status == OK]).any():
             raise ModelError(f"'{opened.path}' has no answer (NaN); its weights ran away or are damaged")
         for b, e in np.argwhere(batch.image_ids >= 0):
             n = good[int(batch.image_ids[b, e])]
-            if batch.status[b, e] == OK:
-                best = np.argsort(-chances[b, e], kind="stable")[:top]
-                named = tuple((opened.classes[c], float(chances[b, e, c])) for c in best)
+            if batch.status[b, e] == OK and opened.regresses:
+                predictions[n] = Prediction(files[n][0], number=float(answers[b, e]))
+            elif batch.status[b, e] == OK:
+                best = np.argsort(-answers[b, e], kind="stable")[:top]
+                named = tuple((opened.classes[c], float(answers[b, e, c])) for c in best)
                 predictions[n] = Prediction(files[n][0], named)
             else:
                 predictions[n] = Prediction(files[n][0], error="its pixels cannot be decoded")

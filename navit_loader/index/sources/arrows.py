@@ -119,9 +119,9 @@ def members(data_set: str, path: str, whole: pa.Buffer, part: pa.Buffer, columns
             "again by a version of datasets that embeds files (2.0 or later), or name the files in a manifest"
         )
     reasons = {int(i): "the row holds no bytes" for i in np.flatnonzero(~there)}
-    classes = features(schema, path, columns.label or "label")
+    classes = None if columns.target else features(schema, path, columns.labels)
     names = row_names(leaf, len(offset))
-    return Members(names, offset, length, reasons, labels, captions, classes, notes=notes)
+    return Members(names, offset, length, reasons, labels, captions, classes, notes=notes, targets=bool(columns.target))
 
 
 def _values(batches: list[pa.RecordBatch], name: str | None) -> list[Any] | None:

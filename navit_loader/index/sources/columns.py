@@ -20,11 +20,18 @@ class Columns:
         image: the images, or paths of them.
         label: their labels.
         caption: their captions.
+        target: numbers to be predicted, in the place of labels.
     """
 
     image: str = ""
     label: str = ""
     caption: str = ""
+    target: str = ""
+
+    @property
+    def labels(self) -> str:
+        """The column that says what an image is."""
+        return self.target or self.label or "label"
 
     def __bool__(self) -> bool:
         """Whether any is named."""
@@ -33,7 +40,7 @@ class Columns:
     @property
     def given(self) -> list[tuple[str, str]]:
         """Option and name of each that is named."""
-        pairs = (("image", self.image), ("label", self.label), ("caption", self.caption))
+        pairs = (("image", self.image), ("label", self.label), ("caption", self.caption), ("target", self.target))
         return [(f"--{kind}-column", name) for kind, name in pairs if name]
 
     def check(self, path: str, there: Iterable[str]) -> None:
@@ -57,7 +64,7 @@ class Columns:
         """
         self.check(path, there)
         captions = [self.caption] if self.caption else ["caption", "text"]
-        label = (self.label or "label") if (self.label or "label") in there else None
+        label = self.labels if self.labels in there else None
         caption = next((name for name in captions if name in there), None)
         notes = []
         if label is None and len(there) > 1 + (caption is not None):

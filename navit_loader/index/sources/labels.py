@@ -6,15 +6,20 @@ be told. Apart from the sources, so that none has a rule of its own.
 A whole number is a class number. A text is a name, unless every text of its file is a whole number as people write them, such
 as `7` or `7.0`: then they are numbers; `007` is no such number. White space around a text is no part of it. A blank is no
 label, an empty list says that the image is of no class, and a list that may be a one-hot vector is refused.
+
+Numbers to be predicted (`--target-column`) are labels whose names they are: an image has the class `3.25`, and whoever learns
+numbers reads the name. So an index, a batch and the wire hold them as they hold classes.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from ...batch import NO_CLASS
@@ -31,6 +36,43 @@ def number_of(value: Any) -> int | None:
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     return None
+
+
+def target_name(value: Any) -> str | None:
+    """The name of the class that stands for a number to be predicted: the shortest text of this float64. None for a blank, and
+    for NaN, which tables have for one.
+
+    Raises:
+        ValueError: it is no number, or not finite.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str) or "_" in str(value):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"target {_shown(value)} is no number such as 3.25") from None
+    if math.isinf(number):
+        raise ValueError(f"target {_shown(value)} is not finite")
+    return None if math.isnan(number) else repr(number + 0.0)  # and −0 is 0
+
+
+def target_names(values: Iterable[Any]) -> Iterator[str | ValueError | None]:
+    """`target_name` of each, or what it raises: a row is left out for it, not its file."""
+    for value in values:
+        try:
+            yield target_name(value)
+        except ValueError as e:
+            yield e
+
+
+def is_target(name: str) -> bool:
+    """Whether a class name is one that `target_name` gives."""
+    try:
+        return target_name(name) == name
+    except ValueError:
+        return False
 
 
 def resolve_label(value: Any, classes: Mapping[str, int] | None) -> list[int]:
@@ -57,6 +99,10 @@ def resolve_label(value: Any, classes: Mapping[str, int] | None) -> list[int]:
         if classes is not None and name in classes:
             return [classes[name]]
     number = number_of(value)
+    if number is None and isinstance(value, float):
+        raise ValueError(
+            f"label {value} is not a number of a class, which is whole; to predict numbers, name their column: --target-column"
+        )
     if number is None:
         hint = (
             "is in no class table"
@@ -127,9 +173,12 @@ class Labels:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, labels: Iterable[tuple[str, Any]]) -> Labels:
-        """Looks at all labels of one file, each with its place."""
+    def of(cls, labels: Iterable[tuple[str, Any]], *, targets: bool = False) -> Labels:
+        """Looks at all labels of one file, each with its place; `targets`: names of numbers, from `target_name`."""
         found, numeral, numerals = cls(), None, set[str]()
+        if targets:
+            named = [(place, label) for place, label in labels if label is not None]
+            return cls({label for _, label in named}, named[0] if named else None)
         pairs, reversed_pair = True, ""
         for place, label in labels:
             if isinstance(label, list | tuple) and label:
@@ -153,6 +202,11 @@ class Labels:
                 elif isinstance(text, str):
                     found.names.add(text)
                     found.name = found.name or (place, _shown(text))
+        if found.name is not None and _fractions(found.names):
+            found.notes.append(
+                f"{found.name[0]}: label {found.name[1]} is one of numbers that are not all whole, each taken for the name of "
+                "a class; to predict numbers, name their column: --target-column"
+            )
         if found.names and numeral:
             found.names |= numerals
             found.notes.append(
@@ -187,6 +241,14 @@ class Labels:
             f"{at}: label {name} is a name, but {where} has the number {number}, and nothing says which class that is; write "
             "names alone or numbers alone, or give the class table with --classes"
         )
+
+
+def _fractions(names: set[str]) -> bool:
+    """Whether all names are numbers, and not all whole."""
+    try:
+        return not all(float(name).is_integer() for name in names)
+    except ValueError:
+        return False
 
 
 def _flat(label: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from ...errors import IndexFileError
 from ..tokens import checked_caption
 from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
-from .labels import Labels, resolve_label
+from .labels import Labels, resolve_label, target_name
 from .lines import USUAL_NAMES, column_names, read_lines
 from .rows import Job, KnownFiles, label_lists
 
@@ -63,7 +63,7 @@ class ManifestSource:
         columns = dict.fromkeys(column_names(path) if path.lower().endswith(".parquet") else ())
         image, label, caption_name = (
             called.image or usual.image,
-            called.label or usual.label,
+            called.target or called.label or usual.label,
             called.caption or usual.caption,
         )
         notes: list[str] = []
@@ -75,13 +75,14 @@ class ManifestSource:
                 raise IndexFileError(f"{place}: '{image}' is {name!r}; give the path of an image file")
             try:
                 caption = checked_caption(entry.get(caption_name))
+                said = target_name(entry.get(label)) if called.target else entry.get(label)
             except ValueError as e:
                 raise IndexFileError(f"{place}: {e}") from None
-            add(found, os.path.normpath(os.path.join(base, name)), Entry(place, entry.get(label), caption))
+            add(found, os.path.normpath(os.path.join(base, name)), Entry(place, said, caption))
         if not found:
             raise IndexFileError(f"'{path}' names no image")
         called.check(path, columns)
-        labels = Labels.of((entry.place, entry.label) for entry in found.values())
+        labels = Labels.of(((entry.place, entry.label) for entry in found.values()), targets=bool(called.target))
         if labels.doubt:
             raise IndexFileError(labels.doubt)
         labels.notes += notes

@@ -21,7 +21,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from .columns import USUAL, Columns
-from .labels import Labels, as_text
+from .labels import Labels, as_text, target_names
 from .remote import RemoteFile, is_remote, stamp
 from .rows import Job, checked_classes, known_container, make_rows
 from .spans import annotate, row_names
@@ -105,7 +105,8 @@ class ParquetSource:
         schema = pq.read_schema(readable(path))
         self._column = image_column(schema, columns.image) or ""
         self._label, self._caption, self._notes = columns.annotations(path, schema.names)
-        self._classes = features(schema, path, columns.label or "label")
+        self._targets = bool(columns.target)
+        self._classes = None if self._targets else features(schema, path, columns.labels)
 
     def prepare(self, given: bool) -> list[str] | None:
         """The class names of the schema's metadata, or those in use; None where labels are numbers.
@@ -115,6 +116,8 @@ class ParquetSource:
         """
         if self._classes is not None or self._label is None:
             return self._classes
+        if self._targets:
+            return sorted({name for name in target_names(self._read(self._label)) if isinstance(name, str)}) or None
         labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(self._read(self._label)))
         if labels.mixed and not given:
             raise IndexFileError(labels.mixed)
@@ -141,7 +144,7 @@ class ParquetSource:
             )
         labels = self._read(self._label) if self._label else None
         captions = self._read(self._caption) if self._caption else None
-        columns |= annotate(self.shard, n, labels, captions, self._classes, job, reasons)
+        columns |= annotate(self.shard, n, labels, captions, self._classes, job, reasons, targets=self._targets)
         columns["container_length"] = np.full(n, columns["container_length"], np.int64)
         columns["mtime_ns"] = np.full(n, mtime_ns, np.int64)
         names = pa.array(row_names(self._column, n), pa.large_utf8())

@@ -122,7 +122,9 @@ def members(
         raise IndexFileError(f"'{path}' is no shard of this data set, or a damaged or shortened one: {e}") from None
     k = list(names).index(image)
     rows = row_names(image, len(offset))
-    return Members(rows, offset[:, k], length[:, k], labels=labels, captions=captions, notes=notes)
+    return Members(
+        rows, offset[:, k], length[:, k], labels=labels, captions=captions, notes=notes, targets=bool(columns.target)
+    )
 
 
 def _reader(path: str, name: str, kind: str) -> Callable[[bytes], Any]:

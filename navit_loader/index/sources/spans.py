@@ -18,7 +18,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
-from .labels import Labels, resolve_label
+from .labels import Labels, resolve_label, target_names
 from .remote import stamp
 from .rows import Job, known_container, label_lists, make_rows
 
@@ -37,6 +37,7 @@ class Members:
         classes: the container's own class table, of which numbers among the labels are; None where it has none.
         left_out: what no row stands for: reason, example, how many.
         notes: what may surprise.
+        targets: whether labels are numbers to be predicted.
     """
 
     names: Sequence[str]
@@ -48,6 +49,7 @@ class Members:
     classes: list[str] | None = None
     left_out: list[tuple[str, str, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    targets: bool = False
 
 
 class SpanSource:
@@ -74,6 +76,8 @@ class SpanSource:
         self._members = found = self._read()
         if found.classes is not None or found.labels is None:
             return found.classes or []
+        if found.targets:
+            return sorted({name for name in target_names(found.labels) if isinstance(name, str)}) or None
         labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(found.labels))
         if labels.mixed and not given:
             raise IndexFileError(labels.mixed)
@@ -98,7 +102,9 @@ class SpanSource:
         }
         reasons = dict(columns["errors"]) | found.reasons
         n = len(found.names)
-        columns |= annotate(self.shard, n, found.labels, found.captions, found.classes, job, reasons)
+        columns |= annotate(
+            self.shard, n, found.labels, found.captions, found.classes, job, reasons, targets=found.targets
+        )
         columns["container_length"] = np.full(n, columns["container_length"], np.int64)
         columns["mtime_ns"] = np.full(n, mtime_ns, np.int64)
         yield 1.0, make_rows(self.shard, pa.array(found.names, pa.large_utf8()), columns, reasons)
@@ -118,6 +124,8 @@ def annotate(
     classes: Sequence[str] | None,
     job: Job,
     reasons: dict[int, str],
+    *,
+    targets: bool = False,
 ) -> dict[str, Any]:
     """The columns of labels and captions of a container's n rows; what is wrong with a row goes into `reasons`.
 
@@ -129,17 +137,20 @@ def annotate(
         classes: the class table that numbers among the labels are of, if the container has one of its own.
         job: the class table of the index, and its tokenizer.
         reasons: row → why it is broken.
+        targets: whether labels are numbers to be predicted.
 
     Raises:
         IndexFileError: the labels cannot be told.
     """
-    given = list(labels or ())
-    if doubt := Labels.of((f"'{shard}' row {row}", label) for row, label in enumerate(given)).doubt:
+    given = list(target_names(labels or ()) if targets else labels or ())
+    if not targets and (doubt := Labels.of((f"'{shard}' row {row}", label) for row, label in enumerate(given)).doubt):
         raise IndexFileError(doubt)
     numbers: list[list[int]] = [[]] * n
     texts: list[str | None] = [None] * n
     for i, label in enumerate(given):
         try:
+            if isinstance(label, ValueError):
+                raise label
             numbers[i] = resolve_label(_named(label, classes, job), job.classes)
         except ValueError as e:
             reasons.setdefault(i, str(e))

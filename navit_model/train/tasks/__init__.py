@@ -7,11 +7,13 @@ from ..task import Task
 from .classification import Classification
 from .contrastive import Contrastive
 from .distillation import Distillation
+from .regression import Regression
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "contrastive": Contrastive,
     "distillation": Distillation,
+    "regression": Regression,
 }
 """By the words of `train.task`."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from navit_loader import PackedLoader, open_index
@@ -20,14 +21,22 @@ from navit_loader.errors import ConfigError, ModelError
 from ...evaluate.classification import evaluate, held_out, other_classes, score_table
 from ...losses.classification import classification_loss, learnt
 from ...model.navit import NaViT
+from ...world import World
 from ..feed import Loader
 from ..mix import Mixing, mix, mixing
 from ..settings import RunConfig
-from ..task import Row, Task
+from ..task import OpenImageModel, Row, Task
 
 
 class Classification(Task):
     """See the file's first lines; the module is a `NaViT` with a classifier."""
+
+    def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_image_model: OpenImageModel) -> None:
+        super().__init__(run, classes, world, open_image_model)
+        given = run.train.class_weights
+        # `prepare` left a table.
+        table = given if isinstance(given, dict) else {}
+        self._weights = torch.tensor([table.get(name, 1.0) for name in classes], device=world.device) if table else None
 
     @classmethod
     def prepare(cls, run: RunConfig, loader: Loader) -> RunConfig:
@@ -43,7 +52,12 @@ class Classification(Task):
         if data.eval_index and (held := open_index(data.eval_index).classes) != list(loader.classes):
             train = data.index or next((source.index for source in data.mixture), "")
             raise ConfigError(other_classes(data.eval_index, held, loader.classes, train))
-        return replace(run, model=replace(run.model, classes=classes))
+        weights = run.train.class_weights
+        if weights == "balanced":
+            weights = _balanced(loader)
+        elif unknown := [name for name in weights if name not in loader.classes]:
+            raise ConfigError(f"train.class_weights.{unknown[0]}: the index has no class of that name")
+        return replace(run, model=replace(run.model, classes=classes), train=replace(run.train, class_weights=weights))
 
     @classmethod
     def build(cls, run: RunConfig) -> NaViT:
@@ -109,6 +123,7 @@ class Classification(Task):
             kind=config.loss,
             label_smoothing=config.label_smoothing,
             mixed=None if mixed is None else (mixed.partner, mixed.share),
+            weights=self._weights,
         )
         return total
 
@@ -128,6 +143,23 @@ class Classification(Task):
         """A `Score` for each of `train.eval_tokens` on `data.eval_index`."""
         return [evaluate(module, **asked) for asked in self._asked()]
 
+    def score(self, row: Any) -> float:
+        """The accuracy."""
+        return float(row.accuracy)
+
     def table(self, rows: Sequence[Any]) -> str:
         """See `score_table`."""
         return score_table(rows)
+
+
+def _balanced(loader: Loader) -> dict[str, float]:
+    """For each class that images have, all labels over classes times its own: 1 in the mean over the labels."""
+    if not isinstance(loader, PackedLoader):
+        raise ConfigError(
+            "train.class_weights = 'balanced' needs data.index, since daemons do not tell how many images a class has; give a "
+            "table of weights"
+        )
+    labels = np.concatenate([part for index in loader.engine.indexes for part in index.columns()["labels"]])
+    counts = np.bincount(labels[labels >= 0], minlength=len(loader.classes))
+    share = counts.sum() / max(1, int((counts > 0).sum()))
+    return {name: float(share / n) for name, n in zip(loader.classes, counts, strict=True) if n}

@@ -18,7 +18,7 @@ from ...losses.classification import classification_loss
 from ...losses.distillation import distillation_loss
 from ...model.check import check_batch
 from ...model.navit import NaViT
-from ...world import World
+from ...world import World, autocast
 from ..begin import take_over
 from ..feed import Loader
 from ..flops import batch_flops
@@ -109,12 +109,14 @@ class Distillation(Classification):
         """(1 − w) of the loss against labels and w of that against the teacher, summed over the images."""
         train, config = self.run.train, self.run.distillation
         by_label, by_teacher = outputs
-        with torch.no_grad(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+        with torch.no_grad(), autocast(self.world.device, train.precision):
             target = self.teacher(batch.teacher)
         total, _ = distillation_loss(by_teacher, target, batch, kind=config.kind, temperature=config.temperature)
         if config.weight == 1:
             return total
-        labelled, _ = classification_loss(by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing)
+        labelled, _ = classification_loss(
+            by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing, weights=self._weights
+        )
         return labelled * (1 - config.weight) + total * config.weight
 
     def flops(self, module: nn.Module, batch: PackedBatch) -> Tensor:
