@@ -20,8 +20,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "source",
         metavar="FOLDER",
-        help="one folder per class, a manifest, tar, zip, Parquet, what Hugging Face, MDS, LitData or COCO wrote, a URL, or an "
-        "index",
+        help="one folder per class, a manifest, tar, zip, Parquet, what Hugging Face, MDS, LitData or COCO wrote, a URL, or "
+        "an index",
     )
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
     parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")

@@ -6,8 +6,8 @@ use std::io::Read;
 use flate2::bufread::ZlibDecoder;
 
 use super::open::io_reason;
-use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::failure::caught;
+use crate::fetch::window::{ReadAt, Unread, Window};
 use crate::pixels::decode::foreign::Helpers;
 use crate::pixels::decode::jxl;
 use crate::pixels::format::{Format, is_jxl};

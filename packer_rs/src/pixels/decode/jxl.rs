@@ -101,8 +101,11 @@ fn decoded(
         true => JxlDataFormat::U16 { endianness: Endianness::native(), bit_depth: 16 },
         false => JxlDataFormat::U8 { bit_depth: 8 },
     };
-    let format =
-        JxlPixelFormat { color_type: colour, color_data_format: Some(samples), extra_channel_format: vec![None; others] };
+    let format = JxlPixelFormat {
+        color_type: colour,
+        color_data_format: Some(samples),
+        extra_channel_format: vec![None; others],
+    };
     decoder.set_pixel_format(format).map_err(failure)?;
     let (line, height) = (wanted.size.0 as usize * channels * samples.bytes_per_sample(), wanted.size.1 as usize);
     let tight = !deep && channels % 2 == 1;

@@ -55,8 +55,8 @@ impl Lzw {
         if formats.is_some_and(|formats| formats.iter().any(|&format| format != 1)) {
             return None;
         }
-        for (tag, usual) in [(Tag::FillOrder, 1), (Tag::PlanarConfiguration, 1), (Tag::ExtraSamples, 0)] {
-            if number(tag)?.is_some_and(|found| found != usual) {
+        for tag in [Tag::FillOrder, Tag::PlanarConfiguration] {
+            if number(tag)?.is_some_and(|found| found != 1) {
                 return None;
             }
         }
@@ -65,9 +65,11 @@ impl Lzw {
             Some(2) => true,
             _ => return None,
         };
-        let (colours, channels) = match (colours, number(Tag::PhotometricInterpretation)?) {
-            (ColorType::Gray(8), Some(1)) => (Colours::Grey, 1),
-            (ColorType::RGB(8), Some(2)) => (Colours::Rgb, 3),
+        // Of a fourth sample that means nothing the crate says RGB too.
+        let written = (number(Tag::PhotometricInterpretation)?, number(Tag::SamplesPerPixel)?.unwrap_or(1));
+        let (colours, channels) = match (colours, written) {
+            (ColorType::Gray(8), (Some(1), 1)) => (Colours::Grey, 1),
+            (ColorType::RGB(8), (Some(2), 3)) => (Colours::Rgb, 3),
             _ => return None,
         };
         let (line, height) = (size.0 as usize * channels, size.1 as usize);
