@@ -514,3 +514,18 @@ def test_files_of_the_real_libraries(folder: Path, tmp_path: Path) -> None:
         )
         assert batches(tmp_path / "x.arrow") == batches(folder), source
         os.remove(tmp_path / "x.arrow")
+
+
+@pytest.mark.parametrize(("kind", "column"), [("mds", "number"), ("saved", "label")])
+def test_numbers_to_be_predicted_are_read_where_they_lie(kind: str, column: str, tmp_path: Path) -> None:
+    build_index(SPANS[kind](tmp_path, FILES), tmp_path / "x.arrow", target_column=column)
+    index = open_index(tmp_path / "x.arrow")
+    assert index.targets is not None
+    numbers = {name: float(n) for n, name in enumerate(sorted({class_of(name) for name in FILES}))}
+    meant = [7.0 if kind == "mds" else numbers[class_of(name)] for name in FILES]
+    assert index.targets[index.table()["label"].to_numpy()].tolist() == meant
+
+
+def test_a_text_is_no_number_to_be_predicted(tmp_path: Path) -> None:
+    with pytest.raises(IndexFileError, match=r"target 'c0' is no number"):
+        build_index(SPANS["mds"](tmp_path, FILES), tmp_path / "x.arrow", target_column="label", strict=True)

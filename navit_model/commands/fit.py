@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from navit_loader.commands import add_columns
+
+from . import eval as evaluation
 
 
 def add(subparsers: Any) -> None:
@@ -14,7 +17,8 @@ def add(subparsers: Any) -> None:
         "fit",
         help="from a folder of images to a trained and scored model",
         description="Indexes the images, holds a share of each class out (equal and nearly equal pictures stay on one side), "
-        "chooses sizes and a recipe, trains, scores over token budgets and writes report.html. Each choice stands with its "
+        "chooses sizes and a recipe, trains, scores over token budgets and writes scores.json "
+        "and report.html, with the worst classes and mistakes. Each choice stands with its "
         "reason in RUN/fit.toml. Started again, it goes on where it was.",
     )
     parser.add_argument(
@@ -46,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
     from navit_loader.shown import say
 
+    from ..evaluate.classification import Score
     from ..use.fit import Fit, fit
 
-    fit(
+    done = fit(
         Fit(
             sources=(args.source,),
             out=args.output,
@@ -62,5 +67,28 @@ def run(args: argparse.Namespace) -> int:
             target_column=args.target_column,
         )
     )
+    if done and isinstance(done[-1], Score):
+        _details(Path(args.output))
     say(f"use it: navit-model predict {args.output} IMAGE …")
     return 0
+
+
+def _details(out: Path) -> None:
+    """What a person asks next, of the best step: which classes, how sure, which images."""
+    from ..train import report
+    from ..train.settings import RunConfig
+
+    parser = argparse.ArgumentParser()
+    evaluation.add(parser.add_subparsers())
+    device = RunConfig.from_toml(out / "fit.toml").train.device
+    line = [
+        "eval",
+        str(out),
+        str(out / "heldout.arrow"),
+        "--details",
+        f"--json={out / 'scores.json'}",
+        f"--device={device}",
+    ]
+    asked = parser.parse_args(line)
+    asked.run(asked)
+    report.write(out, evaluated=[out / "scores.json"])
