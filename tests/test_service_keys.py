@@ -101,7 +101,7 @@ def test_a_name_is_taken_over_by_the_same_key_alone(keys: Path, tmp_path: Path) 
     config = make_config(tmp_path / "data", count=40)
     with Daemon(config, args=("--keys", str(keys / "server"))) as daemon, ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
-        for who, ended in (("alice", 0), ("bob", 0), ("alice", 1)):
+        for joined, (who, ended) in enumerate((("alice", 0), ("bob", 0), ("alice", 1)), start=1):
             peer = stack.enter_context(context.socket(zmq.DEALER))
             peer.setsockopt(zmq.LINGER, 0)
             peer.setsockopt(zmq.RCVTIMEO, 5000)
@@ -111,6 +111,8 @@ def test_a_name_is_taken_over_by_the_same_key_alone(keys: Path, tmp_path: Path) 
             while (reply := protocol.decode_reply(peer.recv())).kind == "beat":
                 pass
             assert reply.kind == "hello"
+            while sum("joined" in line for line in daemon.log) < joined:
+                time.sleep(0.01)  # the log is read by a thread; who came back has left before it joins
             assert sum("client='trainer' left: came back" in line for line in daemon.log) == ended
 
 
@@ -124,7 +126,7 @@ def test_a_client_whose_name_is_taken_over_loses_no_batch(keys: Path, tmp_path: 
             RemoteLoader([daemon.endpoint], keys=keys / "alice", shared=False, deadline_s=60, timeout_s=20)
         )
         while not (said := [line for line in daemon.log if "joined" in line]):
-            time.sleep(0.01)  # the log is read by a thread
+            time.sleep(0.01)
         name = said[0].split("client='")[1].split("'")[0]
         found = []
         for batch in loader:

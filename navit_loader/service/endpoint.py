@@ -26,9 +26,10 @@ log = logging.getLogger("navit_loader.client")
 
 # Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
-_BACKOFF_S = (0.05, 1.0)
-# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up.
-_SHAKE_S = 1.0
+_BACKOFF_S = (0.05, 0.5)
+# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first is
+# given 1 s, later ones ten times what the last one took; each that comes to nothing doubles that.
+_SHAKE_S = (0.25, 1.0)
 _NOBLOCK = int(zmq.NOBLOCK)
 
 
@@ -101,7 +102,8 @@ class Endpoint:
         self.borrowed: Borrowed | None = None
         self.in_flight: dict[int, Want] = {}
         self._terms = terms
-        self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S
+        self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S[1]
+        self._called = 0.0
         self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -142,6 +144,7 @@ class Endpoint:
             dealer.setsockopt(zmq.IPV6, 1)
         if terms.keys is not None:
             terms.keys.apply(dealer)
+        self._called = time.monotonic()
         self._monitor = dealer.get_monitor_socket(_EVENTS)
         self._socket = dealer
         terms.poller.register(dealer, zmq.POLLIN)
@@ -163,7 +166,8 @@ class Endpoint:
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why = True, "connected, but it answers no request"
-        self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S
+        self._backoff = _BACKOFF_S[0]
+        self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._called))
 
     def send(self, request: Request, **now: Any) -> None:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
