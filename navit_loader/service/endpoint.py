@@ -27,8 +27,8 @@ log = logging.getLogger("navit_loader.client")
 # Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 0.5)
-# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first is
-# given 1 s, later ones ten times what the last one took; each that comes to nothing doubles that.
+# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first
+# is given 1 s, later ones ten times what the last one took; each that comes to nothing doubles that.
 _SHAKE_S = (0.25, 1.0)
 _NOBLOCK = int(zmq.NOBLOCK)
 
