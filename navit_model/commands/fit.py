@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     if done and isinstance(done[-1], Score):
-        _details(Path(args.output))
+        if find_spec("sklearn"):
+            _details(Path(args.output))
+        else:
+            say(
+                f"scores by class: pip install scikit-learn, then navit-model eval {args.output} {args.output}/heldout.arrow --details"
+            )
     say(f"use it: navit-model predict {args.output} IMAGE …")
     return 0
 
