@@ -72,9 +72,8 @@ def run(args: argparse.Namespace) -> int:
         if find_spec("sklearn"):
             _details(Path(args.output))
         else:
-            say(
-                f"scores by class: pip install scikit-learn, then navit-model eval {args.output} {args.output}/heldout.arrow --details"
-            )
+            held = f"{args.output}/heldout.arrow"
+            say(f"scores by class: pip install scikit-learn, then navit-model eval {args.output} {held} --details")
     say(f"use it: navit-model predict {args.output} IMAGE …")
     return 0
 
