@@ -28,7 +28,7 @@ log = logging.getLogger("navit_loader.client")
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 0.5)
 # A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first
-# is given 1 s, later ones ten times what the last one took; each that comes to nothing doubles that.
+# is given 1 s, later ones ten times what the last one took; each that comes to nothing within it doubles that.
 _SHAKE_S = (0.25, 1.0)
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -103,7 +103,7 @@ class Endpoint:
         self.in_flight: dict[int, Want] = {}
         self._terms = terms
         self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S[1]
-        self._called = 0.0
+        self._began = 0.0
         self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -144,7 +144,7 @@ class Endpoint:
             dealer.setsockopt(zmq.IPV6, 1)
         if terms.keys is not None:
             terms.keys.apply(dealer)
-        self._called = time.monotonic()
+        self._began = time.monotonic()
         self._monitor = dealer.get_monitor_socket(_EVENTS)
         self._socket = dealer
         terms.poller.register(dealer, zmq.POLLIN)
@@ -167,7 +167,7 @@ class Endpoint:
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why = True, "connected, but it answers no request"
         self._backoff = _BACKOFF_S[0]
-        self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._called))
+        self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._began))
 
     def send(self, request: Request, **now: Any) -> None:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
@@ -209,7 +209,9 @@ class Endpoint:
         Raises:
             ServiceError: the daemon speaks another version of the protocol.
         """
-        if self._socket in ready:
+        if not (self.ready or self.draining) and self._monitor is not None and self._monitor in ready:
+            self._watch()  # when it connected, which comes before its hello
+        if self._socket is not None and self._socket in ready:
             while self._socket is not None:
                 try:
                     frame = self._socket.recv(_NOBLOCK, copy=False)
@@ -282,7 +284,7 @@ class Endpoint:
             except zmq.Again:
                 return
             if event == zmq.EVENT_CONNECTED:
-                self.why = "connected, but it says nothing"
+                self.why, self._began = "connected, but it says nothing", time.monotonic()
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._shook = True
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -290,7 +292,8 @@ class Endpoint:
             elif self._shook:
                 self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
             else:
-                self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
+                if time.monotonic() - self._began >= self._shake_s:  # and not hung up on
+                    self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
                 keys = "does it serve with other keys, or with none?"
                 if self._terms.keys is None:
                     keys = "if it demands keys, give keys=FOLDER (data.remote.keys)"
