@@ -529,3 +529,73 @@ def test_numbers_to_be_predicted_are_read_where_they_lie(kind: str, column: str,
 def test_a_text_is_no_number_to_be_predicted(tmp_path: Path) -> None:
     with pytest.raises(IndexFileError, match=r"target 'c0' is no number"):
         build_index(SPANS["mds"](tmp_path, FILES), tmp_path / "x.arrow", target_column="label", strict=True)
+
+
+def test_a_coco_file_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "x", FILES)
+    whole = json.loads(path.read_text())
+    for change, said in (
+        ({"images": [*whole["images"], whole["images"][0]]}, "two images have the id 100"),
+        (
+            {"annotations": [{"id": 1, "image_id": 0, "category_id": 10}]},
+            "an annotation is of image 0, which it does not list",
+        ),
+    ):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(IndexFileError, match=said):
+            build_index(path, tmp_path / "x.arrow")
+
+
+def test_numbers_that_no_machine_holds_are_one_line(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", FILES, big=True)
+    with zipfile.ZipFile(path, "a") as out:
+        out.filelist[0].file_size = out.filelist[1].header_offset = (1 << 63) + 5
+        out._didModify = True  # type: ignore[attr-defined]
+    index = build_index(path, tmp_path / "x.arrow")
+    assert (index.rows, index.broken) == (len(FILES) - 2, 2)
+    about = write_mds(tmp_path / "mds", FILES) / "index.json"
+    for size in ("Infinity", 2**70, 1.5):
+        about.write_text(about.read_text().replace("[null, null, 8]", f"[null, null, {size}]"))
+        with pytest.raises(IndexFileError, match="no index of MDS shards, or a damaged one"):
+            build_index(tmp_path / "mds", tmp_path / "x.arrow")
+        write_mds(tmp_path / "mds", FILES)
+
+
+def test_a_data_set_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
+    other = write_mds(tmp_path / "other", FILES)
+    for name in (str(other / "shard.00000.mds"), "../other/shard.00000.mds"):
+        about = write_mds(tmp_path / "mds", FILES) / "index.json"
+        about.write_text(about.read_text().replace("shard.00000.mds", name))
+        with pytest.raises(IndexFileError, match="which is not in it"):
+            build_index(tmp_path / "mds", tmp_path / "x.arrow")
+
+
+def test_folders_that_only_look_like_data_sets_are_folders(tmp_path: Path) -> None:
+    write_tree(tmp_path / "x", FILES)
+    (tmp_path / "x/state.json").write_text('{"window": [3, 4]}')
+    (tmp_path / "x/index.json").write_text('{"chunks": [], "config": {}}')
+    (tmp_path / "x/chunk-0-0.bin").write_bytes(b"")
+    assert build_index(tmp_path / "x", tmp_path / "x.arrow").rows == len(FILES)
+    for splits in ("null", "[]", '["."]', '["../x"]'):
+        (tmp_path / "x/dataset_dict.json").write_text(f'{{"splits": {splits}}}')
+        with pytest.raises(IndexFileError, match="names no splits"):
+            build_index(tmp_path / "x", tmp_path / "x.arrow")
+
+
+def test_litdata_of_older_writers_counts_its_items_alone(tmp_path: Path) -> None:
+    folder = write_litdata(tmp_path / "x", FILES)
+    about = json.loads((folder / "index.json").read_text())
+    for chunk in about["chunks"]:
+        chunk["chunk_bytes"] -= 4 * (chunk["chunk_size"] + 2)
+    (folder / "index.json").write_text(json.dumps(about))
+    assert build_index(folder, tmp_path / "x.arrow").rows == len(FILES)
+
+
+def test_shards_without_a_label_stand_beside_those_with_names(tmp_path: Path) -> None:
+    write_tree(tmp_path / "x", FILES)
+    names = list(FILES)
+    for part, label in (("a", "cat"), ("b", "")):
+        rows = names[::2] if part == "a" else names[1::2]
+        (tmp_path / f"x/{part}.csv").write_text("path,label\n" + "".join(f"{name},{label}\n" for name in rows))
+    build_index([tmp_path / "x/a.csv", tmp_path / "x/b.csv"], tmp_path / "x.arrow")
+    assert open_index(tmp_path / "x.arrow").classes == ["cat"]

@@ -164,3 +164,8 @@ def test_classes_of_uneven_size_are_told_what_to_do(tmp_path: Path, capsys: pyte
     assert re.search(r"largest class has \d+ times .* train\.class_weights=balanced", capsys.readouterr().out)
     table = tomllib.loads((tmp_path / "run" / "fit.toml").read_text())
     assert table["train"]["class_weights"] == "balanced"
+
+
+def test_the_folder_of_a_run_is_named_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(folder), "-o", str(tmp_path / "run"), *SMALL, f"train.out={tmp_path}/elsewhere"]) == 2
+    assert "name the folder with -o" in capsys.readouterr().err

@@ -271,13 +271,14 @@ class Connection:
         self._dispatch(now)
         for endpoint in self._endpoints:
             endpoint.flush()
-        due = [until, *(e.retry for e in self._endpoints if not e.connected)]
+        due = [until, *(e.retry if not e.connected else e.gives_up for e in self._endpoints)]
         due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
         due += [w.doubted + self._deadline_s for w in self._wants if w.doubt and not w.settled]
         wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
         ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
         for endpoint in self._endpoints:
             self._take(endpoint, ready)
+            endpoint.give_up()
         self._dispatch(time.monotonic())
         for endpoint in self._endpoints:
             endpoint.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ log = logging.getLogger("navit_loader.client")
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 0.5)
 # A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first
-# is given 1 s, later ones ten times what the last one took; each that comes to nothing within it doubles that.
+# is given 1 s, later ones ten times what the last one took; each that is given up doubles that.
 _SHAKE_S = (0.25, 1.0)
 _NOBLOCK = int(zmq.NOBLOCK)
 
@@ -63,7 +64,8 @@ class Terms:
         plan: name of the plan at the daemons; empty for their first.
         keys: CURVE keys, where the daemons demand them.
         memory: bytes of one frame at most.
-        handshake_s: seconds that connecting, and then the handshake, may take; the first tries of a handshake get fewer.
+        handshake_s: seconds that connecting, and then the handshake, may take; the first tries of a handshake get fewer
+            (`Endpoint.give_up`).
         heartbeat_s: seconds between heartbeats.
         shared: whether it can take shared memory.
     """
@@ -103,7 +105,8 @@ class Endpoint:
         self.in_flight: dict[int, Want] = {}
         self._terms = terms
         self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S[1]
-        self._began = 0.0
+        # When it was seen to be connected, when its events were looked at last, and when before it connected.
+        self._met = self._looked = self._before = 0.0
         self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -131,7 +134,7 @@ class Endpoint:
             zmq.RCVHWM: 0,  # bounded by what was asked for
             zmq.SNDHWM: protocol.MAX_IN_FLIGHT + 64,
             zmq.CONNECT_TIMEOUT: int(terms.handshake_s * 1000),
-            zmq.HANDSHAKE_IVL: int(min(self._shake_s, terms.handshake_s) * 1000),
+            zmq.HANDSHAKE_IVL: int(terms.handshake_s * 1000),
             zmq.RECONNECT_IVL: 50,
             zmq.RECONNECT_IVL_MAX: 1000,
             zmq.HEARTBEAT_IVL: int(terms.heartbeat_s * 1000),
@@ -144,7 +147,7 @@ class Endpoint:
             dealer.setsockopt(zmq.IPV6, 1)
         if terms.keys is not None:
             terms.keys.apply(dealer)
-        self._began = time.monotonic()
+        self._met, self._looked = 0.0, time.monotonic()
         self._monitor = dealer.get_monitor_socket(_EVENTS)
         self._socket = dealer
         terms.poller.register(dealer, zmq.POLLIN)
@@ -165,9 +168,7 @@ class Endpoint:
             with contextlib.suppress(OSError):
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
-        self.ready, self.why = True, "connected, but it answers no request"
-        self._backoff = _BACKOFF_S[0]
-        self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._began))
+        self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
 
     def send(self, request: Request, **now: Any) -> None:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
@@ -209,9 +210,7 @@ class Endpoint:
         Raises:
             ServiceError: the daemon speaks another version of the protocol.
         """
-        if not (self.ready or self.draining) and self._monitor is not None and self._monitor in ready:
-            self._watch()  # when it connected, which comes before its hello
-        if self._socket is not None and self._socket in ready:
+        if self._socket in ready:
             while self._socket is not None:
                 try:
                     frame = self._socket.recv(_NOBLOCK, copy=False)
@@ -229,6 +228,7 @@ class Endpoint:
         # What the daemon sent before it went is taken first.
         if self._monitor is not None and self._monitor in ready:
             self._watch()
+        self._looked = time.monotonic()
 
     def _through_borrowed(self) -> Iterator[tuple[Reply, list[Any]]]:
         while self.borrowed is not None:
@@ -277,6 +277,24 @@ class Endpoint:
             want.asked.pop(id, None)
         self.in_flight.clear()
 
+    @property
+    def gives_up(self) -> float:
+        """When a handshake that goes on is given up; infinity where none does."""
+        waits = self._socket is not None and self._met and not self._shook
+        return self._met + min(self._shake_s, self._terms.handshake_s) if waits else math.inf
+
+    def give_up(self) -> None:
+        """Ends a handshake that has taken too long, once all that has come is looked at; the next may take twice as long."""
+        if time.monotonic() >= self.gives_up:
+            self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
+            self._came_to_nothing()
+
+    def _came_to_nothing(self) -> None:
+        keys = "does it serve with other keys, or with none?"
+        if self._terms.keys is None:
+            keys = "if it demands keys, give keys=FOLDER (data.remote.keys)"
+        self.hang_up(f"the handshake came to nothing; {keys}")
+
     def _watch(self) -> None:
         while self._monitor is not None:
             try:
@@ -284,17 +302,14 @@ class Endpoint:
             except zmq.Again:
                 return
             if event == zmq.EVENT_CONNECTED:
-                self.why, self._began = "connected, but it says nothing", time.monotonic()
+                self.why, self._met = "connected, but it says nothing", time.monotonic()
+                self._before = self._looked  # it connected after that
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._shook = True
+                self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._before))
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
             elif self._shook:
                 self.hang_up("the connection broke" if self.ready else "it hung up before its hello")
             else:
-                if time.monotonic() - self._began >= self._shake_s:  # and not hung up on
-                    self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
-                keys = "does it serve with other keys, or with none?"
-                if self._terms.keys is None:
-                    keys = "if it demands keys, give keys=FOLDER (data.remote.keys)"
-                self.hang_up(f"the handshake came to nothing; {keys}")
+                self._came_to_nothing()

@@ -11,6 +11,9 @@ from navit_loader.commands import add_columns
 
 from . import eval as evaluation
 
+CHANCES = 2**26
+"""Images times classes at most for which scores by class are made unasked: 256 MiB of probabilities."""
+
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
@@ -49,6 +52,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
+    from navit_loader import open_index
     from navit_loader.shown import say
 
     from ..evaluate.classification import Score
@@ -69,11 +73,13 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     if done and isinstance(done[-1], Score):
-        if find_spec("sklearn"):
+        held = f"{args.output}/heldout.arrow"
+        index = open_index(held)
+        if find_spec("sklearn") and index.num_rows * len(index.classes) <= CHANCES:
             _details(Path(args.output))
         else:
-            held = f"{args.output}/heldout.arrow"
-            say(f"scores by class: pip install scikit-learn, then navit-model eval {args.output} {held} --details")
+            need = "" if find_spec("sklearn") else "pip install scikit-learn, then "
+            say(f"scores by class: {need}navit-model eval {args.output} {held} --details")
     say(f"use it: navit-model predict {args.output} IMAGE …")
     return 0
 

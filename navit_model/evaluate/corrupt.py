@@ -1,7 +1,7 @@
 """Damage as cameras, transmission and light do it, in five strengths: what a model's robustness is measured by.
 
 In: an image's pixels, a kind, a strength. Out: the same image, corrupted. A pure function of its arguments: noise is keyed by
-(seed, row), so it does not depend on batches, threads or ranks, and is the same field at each strength.
+its row, so it does not depend on batches, threads or ranks, and is the same field at each strength.
 
 Kinds and constants follow ImageNet-C (Hendrycks & Dietterich 2019, arXiv 1903.12261, section 3), whose images have 224 × 224
 pixels. So the blur is in shares of that side here: a picture of another size is blurred as it would be at that one.
@@ -34,7 +34,7 @@ is added to the value of HSV; the share of the distance to the mean colour that 
 STRENGTHS = 5
 
 
-def corrupt(pixels: Pixels, kind: str, strength: int, *, row: int, seed: int = 0) -> Pixels:
+def corrupt(pixels: Pixels, kind: str, strength: int, *, row: int) -> Pixels:
     """The image, corrupted.
 
     Args:
@@ -42,7 +42,6 @@ def corrupt(pixels: Pixels, kind: str, strength: int, *, row: int, seed: int = 0
         kind: of `KINDS`.
         strength: 1 to 5; 0 leaves the image as it is.
         row: of the image in its index.
-        seed: of the noise.
     """
     if strength == 0:
         return pixels
@@ -56,7 +55,7 @@ def corrupt(pixels: Pixels, kind: str, strength: int, *, row: int, seed: int = 0
         return np.asarray(Image.open(file))
     values = pixels.astype(np.float32)
     if kind == "noise":
-        key = np.random.Philox(key=np.array([seed, row], np.uint64))
+        key = np.random.Philox(key=np.array([0, row], np.uint64))
         values += np.random.Generator(key).standard_normal(pixels.shape, np.float32) * np.float32(255 * amount)
     elif kind == "contrast":
         mean = values.mean((0, 1))

@@ -51,7 +51,7 @@ def _of_softmax(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict
     read = chances.any(1)
     guess = np.where(read, chances.argmax(1), -1)
     near = read & (_ranks(chances, labels).min(1) < 5)
-    truth = np.where((labels == guess[:, None]).any(1), guess, labels[:, 0])
+    truth = np.where(read & (labels == guess[:, None]).any(1), guess, labels[:, 0])
     # An absent class has no recall, one never guessed no precision: 0, as no image speaks for the model.
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
         truth, guess, labels=every, zero_division=0.0

@@ -135,7 +135,7 @@ def _from_csv(file: str, column: str, index: Index) -> tuple[str, npt.NDArray[An
             raise ModelError(f"--group-by = '{file}' line {line}: not as many fields as the header has")
         if (found := row_of(row[at])) is None:
             continue
-        if values[found] not in (None, row[mine]):
+        if values[found] not in (None, row[mine].strip()):
             raise ModelError(f"--group-by = '{file}' line {line}: '{row[at]}' stands twice, in different groups")
         values[found] = row[mine].strip()
         named += 1

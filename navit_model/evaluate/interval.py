@@ -15,12 +15,12 @@ DRAWS = 1000
 """Resamplings of the images behind an interval."""
 
 
-def means(values: npt.ArrayLike, draws: int = DRAWS, seed: int = 0) -> npt.NDArray[np.float64]:
-    """Means of the values over images drawn anew, f64 `[draws]`. Values are few, such as right and wrong: then a draw of the
+def means(values: npt.ArrayLike, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Means of the values over images drawn anew, f64 `[DRAWS]`. Values are few, such as right and wrong: then a draw of the
     images is a draw of how many have which."""
     distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
     total = counts.sum()
-    return np.asarray(np.random.default_rng(seed).multinomial(total, counts / total, draws) @ distinct / total)
+    return np.asarray(np.random.default_rng(seed).multinomial(total, counts / total, DRAWS) @ distinct / total)
 
 
 def between(drawn: npt.NDArray[Any]) -> list[float]:

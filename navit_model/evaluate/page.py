@@ -61,13 +61,13 @@ def evaluations(paths: Sequence[Path]) -> str:
     found = [read_scores(path) for path in paths]
     names = [Path(str(one["index"])).name for one in found]
     names = [name if names.count(name) == 1 else path.stem for name, path in zip(names, paths, strict=True)]
-    page = [_side_by_side(names, found)] if len(found) > 1 else []
+    page = []
     for path, name, one in zip(paths, names, found, strict=True):
         try:
             page.append(_sections(name, one))
         except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise ModelError(f"'{path}' is not as navit-model eval --json wrote it ({e!r}); evaluate anew") from None
-    return "".join(page)
+    return "".join(([_side_by_side(names, found)] if len(found) > 1 else []) + page)
 
 
 def card(title: str, body: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from navit_loader import PackedLoader, RemoteLoader
@@ -21,6 +22,7 @@ from navit_loader.config import PlanConfig, Teacher
 from navit_loader.deliver.boundary import Agree
 from navit_loader.errors import ConfigError, NavitError
 from navit_loader.plan import identity
+from navit_loader.plan.selection import rows_where
 
 from ..world import World
 from .settings import RunConfig
@@ -79,6 +81,19 @@ def _in_process(run: RunConfig, world: World, agree: Agree) -> PackedLoader:
         device=str(world.device),
         agree=agree,
     )
+
+
+def learnt_labels(loader: PackedLoader) -> np.ndarray[Any, Any]:
+    """i64 `[images, K]`: labels of the rows that `plan.filter` leaves, −1 where there are fewer; K is the widest index's."""
+    config, indexes = loader.config, loader.engine.indexes
+    width = max(index.label_width for index in indexes)
+    found = []
+    for index in indexes:
+        labels = np.concatenate(index.columns()["labels"]).reshape(index.num_rows, -1)
+        if config.plan.filter:
+            labels = labels[rows_where(config.plan.filter, index)]
+        found.append(np.pad(labels, ((0, 0), (0, width - labels.shape[1])), constant_values=-1))
+    return np.concatenate(found)
 
 
 def with_plan_of(run: RunConfig, loader: Loader) -> RunConfig:

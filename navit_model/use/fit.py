@@ -82,6 +82,8 @@ def fit(asked: Fit) -> list[Row]:
     changed: dict[str, Any] = {}
     for text in asked.changes:
         set_key(changed, text)
+    if "out" in changed.get("train", {}):
+        raise ConfigError(f"train.out = {changed['train']['out']!r} is not allowed here; name the folder with -o")
     out = Path(os.path.abspath(asked.out))
     begun, config = out / "fit.json", out / "fit.toml"
     if out.exists() and not begun.exists() and (not out.is_dir() or set(os.listdir(out)) - {".fit.lock", *_OURS}):
@@ -115,7 +117,8 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
             key: getattr(asked, key) for key in ("image_column", "label_column", "caption_column", "target_column")
         }
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
-        say(f"{done.rows:,} images, {len(done.classes):,} classes")
+        what = "different numbers" if asked.target_column else "classes"
+        say(f"{done.rows:,} images, {len(done.classes):,} {what}")
         for note in done.notes:
             say(f"  {note}")
         if done.broken:

@@ -29,7 +29,10 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
     """
     splits = _json(os.path.join(path, "dataset_dict.json"))
     if splits is not None:
-        names = [str(name) for name in splits.get("splits", [])]
+        found = splits.get("splits")
+        names = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+        if not names or any(os.path.basename(name) != name or name in ("", ".", "..") for name in names):
+            raise IndexFileError(f"'{path}': its dataset_dict.json names no splits; save it again with save_to_disk")
         if len(names) == 1:
             return open_folder(os.path.join(path, names[0]), columns)
         raise IndexFileError(
@@ -37,7 +40,7 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
             + " or ".join(os.path.join(path, name) for name in names)
         )
     state = _json(os.path.join(path, "state.json"))
-    if state is None:
+    if state is None or not {"_data_files", "_indices_data_files"} & state.keys():
         return None
     if state.get("_indices_data_files"):
         raise IndexFileError(
@@ -45,7 +48,7 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
             f"load_from_disk('{path}').flatten_indices().save_to_disk(…)"
         )
     try:
-        files = [os.path.join(path, os.fspath(each["filename"])) for each in state["_data_files"]]
+        files = [os.path.join(path, os.path.basename(each["filename"])) for each in state["_data_files"]]
     except (KeyError, TypeError):
         files = []
     if not files:
@@ -108,7 +111,7 @@ def members(data_set: str, path: str, whole: pa.Buffer, part: pa.Buffer, columns
             raise ValueError(f"it has no column of images; its columns: {', '.join(schema.names) or 'none'}")
         places = [_places(batch.column(leaf.removesuffix(".bytes")), whole) for batch in batches]
         labels, captions = (_values(batches, name) for name in (label, caption))
-    except (ValueError, pa.ArrowException) as e:
+    except (KeyError, ValueError, pa.ArrowException) as e:
         raise IndexFileError(f"'{path}' cannot be indexed: {e}") from None
     if not places:
         raise IndexFileError(f"'{path}' has no rows")

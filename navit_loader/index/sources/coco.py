@@ -8,6 +8,7 @@ are not taken yet, which a note says.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 from ...errors import IndexFileError
@@ -71,6 +72,9 @@ def _source(path: str, said: dict[str, Any]) -> ManifestSource:
     base = _base(path, [str(image["file_name"]) for image in said["images"]])
     labelled = bool(categories) and isinstance(said.get("annotations"), list)
     entries: dict[str, Entry] = {}
+    ids = [image["id"] for image in said["images"]]
+    if twice := [one for one, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"two images have the id {twice[0]!r}; files that were put together need other ids")
     for image in said["images"]:
         place = f"'{path}' image {image['id']}"
         if "\0" in image["file_name"]:
@@ -78,7 +82,7 @@ def _source(path: str, said: dict[str, Any]) -> ManifestSource:
         label = sorted(named.pop(image["id"], ())) if labelled else None
         entry = Entry(place, label, checked_caption(captions.pop(image["id"], None)))
         add(entries, os.path.normpath(os.path.join(base, image["file_name"])), entry)
-    if unknown := next(iter(named or captions), None):
+    for unknown in (*named, *captions):
         raise ValueError(f"an annotation is of image {unknown}, which it does not list")
     names = set(categories.values())
     labels = Labels(names, (f"'{path}'", repr(min(names))) if names else None)

@@ -33,7 +33,7 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
     about = os.path.join(path, "index.json")
     said = read_index(path)
     chunks, config = said.get("chunks"), said.get("config")
-    if not isinstance(chunks, list) or not isinstance(config, dict):
+    if not isinstance(chunks, list) or not chunks or not isinstance(config, dict):
         return None
     for key in ("compression", "encryption"):
         if config.get(key):
@@ -48,7 +48,13 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
         names = _names(json.loads(config["data_spec"])[1])
         if len(names) != len(kinds):
             raise ValueError(f"{len(names)} fields of {len(kinds)} kinds")
-        files = [checked_file(path, chunk["filename"], chunk["chunk_bytes"]) for chunk in chunks]
+        # Older writers count the items alone, without the table before them.
+        files = [
+            checked_file(
+                path, chunk["filename"], (chunk["chunk_bytes"], chunk["chunk_bytes"] + 4 * (chunk["chunk_size"] + 2))
+            )
+            for chunk in chunks
+        ]
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as e:
         raise IndexFileError(
             f"'{about}' is no index of LitData chunks, or a damaged one ({e!r}); fetch it again"

@@ -131,7 +131,7 @@ class ManifestSource:
         """
         if not given and self.labels.mixed:
             raise IndexFileError(self.labels.mixed)
-        return sorted(self.labels.names) or None
+        return sorted(self.labels.names) or (None if self.labels.number else [])
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the files named; see `Source.scan`.

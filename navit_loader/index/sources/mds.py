@@ -50,9 +50,11 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
                     f"'{one}' is compressed, and cannot be read in place; unpack all beside it: {how} {every}"
                 )
             image = image_field(path, names, kinds, ("jpeg", "png"), columns, _REMEDY)
-            if len(fixed) != len(names) or not all(size is None or int(size) > 0 for size in fixed):
+            if len(fixed) != len(names) or not all(
+                size is None or (isinstance(size, int) and 0 < size < 1 << 32) for size in fixed
+            ):
                 raise ValueError(f"sizes {fixed}")
-            file = checked_file(path, raw["basename"], raw["bytes"])
+            file = checked_file(path, raw["basename"], (raw["bytes"],))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise IndexFileError(
                 f"'{about}' is no index of MDS shards, or a damaged one ({e!r}); fetch it again"

@@ -117,12 +117,12 @@ class ParquetSource:
         if self._classes is not None or self._label is None:
             return self._classes
         if self._targets:
-            return sorted({name for name in target_names(self._read(self._label)) if isinstance(name, str)}) or None
+            return sorted({name for name in target_names(self._read(self._label)) if isinstance(name, str)})
         labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(self._read(self._label)))
         if labels.mixed and not given:
             raise IndexFileError(labels.mixed)
         self._notes += labels.notes
-        return sorted(labels.names) or None
+        return sorted(labels.names) or (None if labels.number else [])
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Reads the column of images page by page; see `Source.scan`. A file known unchanged is not read."""

@@ -173,19 +173,21 @@ def _fields(data: mmap.mmap, fixed: Sequence[int | None]) -> tuple[np.ndarray[An
     return offset, length
 
 
-def checked_file(folder: str, name: Any, size: Any) -> str:
-    """The path of a shard, which has the bytes that `index.json` says.
+def checked_file(folder: str, name: Any, sizes: Sequence[Any]) -> str:
+    """The path of a shard in the folder, which has as many bytes as `index.json` says, or as one of several readings of it.
 
     Raises:
         IndexFileError: it is missing, or shorter or longer.
     """
     path = os.path.join(folder, str(name))
+    if os.path.relpath(path, folder).startswith(os.pardir) or os.path.isabs(str(name)):
+        raise IndexFileError(f"'{folder}': its index.json names '{name}', which is not in it; fetch it again")
     try:
         found = os.path.getsize(path)
     except OSError as e:
         raise IndexFileError(
             f"'{path}', which index.json names, cannot be read: {e.strerror}; fetch it again"
         ) from None
-    if found != size:
-        raise IndexFileError(f"'{path}' has {found:,} bytes where index.json says {size}; fetch it again")
+    if found not in sizes:
+        raise IndexFileError(f"'{path}' has {found:,} bytes where index.json says {sizes[0]}; fetch it again")
     return path

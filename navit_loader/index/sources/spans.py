@@ -77,12 +77,12 @@ class SpanSource:
         if found.classes is not None or found.labels is None:
             return found.classes or []
         if found.targets:
-            return sorted({name for name in target_names(found.labels) if isinstance(name, str)}) or None
+            return sorted({name for name in target_names(found.labels) if isinstance(name, str)})
         labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(found.labels))
         if labels.mixed and not given:
             raise IndexFileError(labels.mixed)
         found.notes += labels.notes
-        return sorted(labels.names) or None
+        return sorted(labels.names) or (None if labels.number else [])
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the members where they lie; see `Source.scan`. A container known unchanged is not probed."""

@@ -69,7 +69,10 @@ def _members(path: str) -> Members:
             mark, name_bytes, extra_bytes = _LOCAL.unpack(head) if len(head) == _LOCAL.size else (b"", 0, 0)
             if mark != b"PK\3\4":
                 reasons[i] = f"the zip has no member at byte {at}, where its directory says that one is; fetch it again"
+                continue
             offset[i] = at + _LOCAL.size + name_bytes + extra_bytes
+            if images[name].file_size >= 1 << 62:
+                reasons[i] = f"the zip's directory claims {images[name].file_size:,} bytes; fetch it again"
     length = np.array([0 if i in reasons else images[name].file_size for i, name in enumerate(names)], np.int64)
     left_out = [(kind_of(end), first, count) for end, (count, first) in others.items()]
     left_out += [(AGAIN, names[0], again)] if again else []

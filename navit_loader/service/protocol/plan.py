@@ -118,7 +118,7 @@ class PlanInfo:
         view_rules = {
             "sequence_length": (1, MAX_LENGTH),
             "max_tokens": (1, MAX_LENGTH),
-            "prefix_tokens": (0, 32766),
+            "prefix_tokens": (0, 32767),
             "patch_size": (0, 512),
         }
 

@@ -22,7 +22,7 @@ from ...evaluate.classification import evaluate, held_out, other_classes, score_
 from ...losses.classification import classification_loss, learnt
 from ...model.navit import NaViT
 from ...world import World
-from ..feed import Loader
+from ..feed import Loader, learnt_labels
 from ..mix import Mixing, mix, mixing
 from ..settings import RunConfig
 from ..task import OpenImageModel, Row, Task
@@ -54,7 +54,7 @@ class Classification(Task):
             raise ConfigError(other_classes(data.eval_index, held, loader.classes, train))
         weights = run.train.class_weights
         if weights == "balanced":
-            weights = _balanced(loader)
+            weights = _balanced(loader, run.train.loss == "sigmoid")
         elif unknown := [name for name in weights if name not in loader.classes]:
             raise ConfigError(f"train.class_weights.{unknown[0]}: the index has no class of that name")
         return replace(run, model=replace(run.model, classes=classes), train=replace(run.train, class_weights=weights))
@@ -152,14 +152,15 @@ class Classification(Task):
         return score_table(rows)
 
 
-def _balanced(loader: Loader) -> dict[str, float]:
+def _balanced(loader: Loader, sigmoid: bool) -> dict[str, float]:
     """For each class that images have, all labels over classes times its own: 1 in the mean over the labels."""
     if not isinstance(loader, PackedLoader):
         raise ConfigError(
             "train.class_weights = 'balanced' needs data.index, since daemons do not tell how many images a class has; give a "
             "table of weights"
         )
-    labels = np.concatenate([part for index in loader.engine.indexes for part in index.columns()["labels"]])
+    # Softmax learns the first label alone.
+    labels = learnt_labels(loader)[:, : None if sigmoid else 1]
     counts = np.bincount(labels[labels >= 0], minlength=len(loader.classes))
     share = counts.sum() / max(1, int((counts > 0).sum()))
     return {name: float(share / n) for name, n in zip(loader.classes, counts, strict=True) if n}

@@ -21,7 +21,7 @@ from navit_loader.errors import ConfigError
 from ...evaluate.regression import evaluate_regression, held_out_numbers, regression_table
 from ...losses.regression import numbers_of, regression_loss
 from ...world import World
-from ..feed import Loader
+from ..feed import Loader, learnt_labels
 from ..settings import RunConfig
 from ..task import OpenImageModel, Row
 from .classification import Classification
@@ -47,7 +47,7 @@ class Regression(Classification):
         unit = run.regression
         if not unit.std:
             if isinstance(loader, PackedLoader):
-                labels = np.concatenate([part for index in loader.engine.indexes for part in index.columns()["labels"]])
+                labels = learnt_labels(loader)
                 numbers = numbers[labels[labels >= 0]]
             if len(np.unique(numbers)) < 2:
                 raise ConfigError(

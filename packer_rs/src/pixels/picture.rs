@@ -134,6 +134,9 @@ pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) {
     }
 }
 
+/// A longer side is refused: rows between two passes of a resize take 200 bytes for each of its pixels.
+const LONGEST_SIDE: u32 = 1 << 20;
+
 /// Refuses what the header claims, before anything is allocated for it.
 pub(crate) fn check_size(found: (u32, u32), wanted: &Wanted) -> Result<(), Failure> {
     let (width, height) = found;
@@ -143,6 +146,10 @@ pub(crate) fn check_size(found: (u32, u32), wanted: &Wanted) -> Result<(), Failu
             Reason::TooLarge,
             format!("{width} × {height} pixels, more than render.max_pixels = {}", wanted.max_pixels),
         ));
+    }
+    if width.max(height) > LONGEST_SIDE {
+        let detail = format!("{width} × {height} pixels, at most {LONGEST_SIDE} on a side are read");
+        return Err(Failure::decode(Reason::TooLarge, detail));
     }
     if found != wanted.size {
         let (w, h) = wanted.size;

@@ -87,6 +87,9 @@ impl Resizer {
             let to = &mut out.data[c * stride * height..];
             self.plane(pixels, plane, usize::from(c > 0), crop, (width, height, stride), filter, to);
         }
+        if self.between.len() + 2 * (self.strip.len() + self.turned.len()) > KEEP_BYTES {
+            (self.strip, self.turned, self.between) = (Vec::new(), Vec::new(), Vec::new());
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -139,9 +142,6 @@ impl Resizer {
                 let weights = &weights[..weights.len().min(rows - start)];
                 let from = &self.between[(n / height * rows + start) * stride..];
                 down_bytes(self.fast, from, stride, weights, width, &mut out[to..]);
-            }
-            if self.between.len() > KEEP_BYTES {
-                self.between = Vec::new();
             }
             return;
         }

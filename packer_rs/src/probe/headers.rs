@@ -136,6 +136,9 @@ fn foreign<R: ReadAt + ?Sized>(w: &mut Window<'_, R>, helpers: &Helpers) -> Foun
     Ok((reply.size.0, reply.size.1, reply.orientation))
 }
 
+/// A header of JPEG XL with its profile, and what may stand before it, are looked for in so much of a file.
+const JXL_BYTES: u64 = 1 << 26;
+
 /// Its header is packed, and a profile in it has any length: more of the file is looked at until it is whole.
 fn jxl<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
     let mut some = 4096;
@@ -145,6 +148,7 @@ fn jxl<R: ReadAt + ?Sized>(w: &mut Window<'_, R>) -> Found {
         match caught(|| jxl::header(bytes)).unwrap_or_else(Err).map_err(Stop::Reason)? {
             Some(found) => return Ok(found),
             None if length == w.len() => return Err(Unread::Short.into()),
+            None if some >= JXL_BYTES => return Err("no header in 64 MiB".into()),
             None => some *= 4,
         }
     }

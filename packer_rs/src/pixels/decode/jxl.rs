@@ -5,19 +5,21 @@
 //! The crate is safe Rust but for its vectors, takes no more samples than it is allowed, and keeps its buffers.
 
 use jxl::api::{
-    AlphaMode, Endianness, Event, ExtraChannel, JxlBasicInfo, JxlColorProfile, JxlColorType, JxlDataFormat, JxlDecoder,
-    JxlDecoderOptions, JxlOutputBuffer, JxlPixelFormat, ProfileLevel,
+    AlphaMode, Endianness, Event, ExtraChannel, JxlBasicInfo, JxlBitDepth, JxlColorProfile, JxlColorType,
+    JxlDataFormat, JxlDecoder, JxlDecoderOptions, JxlOutputBuffer, JxlPixelFormat, ProfileLevel,
 };
 use jxl::error::Error;
 
 use crate::failure::{Failure, Reason};
 use crate::pixels::decode::profile::{Kind, kind};
-use crate::pixels::picture::{Colours, KEEP_BYTES, Pixels, Wanted, check_size, compose, narrow, room};
+use crate::pixels::picture::{Colours, Depth, KEEP_BYTES, Pixels, Wanted, check_size, compose, narrow, room};
 
 /// Channels of a pixel at most: colours, ink or alpha, and one more.
 const CHANNELS: u64 = 5;
+/// Hidden frames may be larger than the image: four times, or so many pixels.
+const FRAME: u64 = 1 << 22;
 
-/// What is kept from file to file: the decoder for images of up to so many samples.
+/// What is kept from file to file: the decoder for frames of up to so many samples.
 #[derive(Default)]
 pub struct Jxl(Option<(u64, JxlDecoder)>);
 
@@ -30,7 +32,8 @@ impl Jxl {
         scratch: &mut Vec<u8>,
         out: &mut Pixels,
     ) -> Result<Option<Kind>, Failure> {
-        let most = wanted.max_pixels.saturating_mul(CHANNELS);
+        let pixels = u64::from(wanted.size.0) * u64::from(wanted.size.1);
+        let most = pixels.saturating_mul(4).max(FRAME).next_power_of_two().saturating_mul(CHANNELS);
         let (_, mut decoder) = match self.0.take() {
             Some(kept) if kept.0 == most => kept,
             _ => (most, JxlDecoder::new(options(most))),
@@ -38,7 +41,7 @@ impl Jxl {
         decoder.reset();
         let profile = decoded(&mut decoder, bytes, wanted, scratch, out)?;
         // After a failure, or a large image, another decoder begins.
-        if u64::from(wanted.size.0) * u64::from(wanted.size.1) * 16 < KEEP_BYTES as u64 {
+        if pixels * 16 < KEEP_BYTES as u64 {
             self.0 = Some((most, decoder));
         }
         Ok(profile)
@@ -95,6 +98,8 @@ fn decoded(
         (false, true) => (JxlColorType::Rgba, 4),
     };
     let deep = info.bit_depth.bits_per_sample() > 8;
+    // Fewer bits and fractions say what is white, and the decoder heeds it.
+    let depth = if info.bit_depth == (JxlBitDepth::Int { bits_per_sample: 16 }) { wanted.depth } else { Depth::Full };
     let others = info.extra_channels.len();
     let kind = other_than_srgb(info, profile);
     let samples = match deep {
@@ -124,7 +129,7 @@ fn decoded(
         buffer.copy_within(start..start + line * height, 0);
     }
     if deep {
-        narrow(scratch, line * height / 2, channels, wanted.depth, u16::from_ne_bytes, out);
+        narrow(scratch, line * height / 2, channels, depth, u16::from_ne_bytes, out);
     }
     if !tight {
         compose(scratch, channels, wanted, out);
