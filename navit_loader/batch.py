@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import needed
-from .families import of_batch
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +175,7 @@ class PackedBatch:
             mean, std: of the model.
             max_seq_len: T; None takes the most patches that the plan allows. Tokens may be dropped.
         """
-        return of_batch(self, "naflex", mean, std, max_seq_len)
+        return _as(self, "naflex", mean, std, max_seq_len)
 
     def to_siglip2(
         self,
@@ -192,7 +191,7 @@ class PackedBatch:
             mean, std: of the model.
             max_num_patches: T; None takes the most patches that the plan allows.
         """
-        return of_batch(self, "siglip2", mean, std, max_num_patches)
+        return _as(self, "siglip2", mean, std, max_num_patches)
 
     def to_gemma4(self, *, max_patches: int | None = None) -> dict[str, torch.Tensor]:
         """As Gemma 4: `pixel_values` `[N, T, P·P·3]`, `image_position_ids` i64 `[N, T, 2]` (x, y), −1 in padding, and
@@ -201,38 +200,45 @@ class PackedBatch:
         Args:
             max_patches: T; None takes the most patches that the plan allows.
         """
-        return of_batch(self, "gemma4", None, None, max_patches)
+        return _as(self, "gemma4", None, None, max_patches)
 
     def to_qwen_vl(
         self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> dict[str, torch.Tensor]:
         """As Qwen2-VL, Qwen2.5-VL and, by their mean and deviation of ½, Qwen3-VL: `pixel_values` `[n, 3·2·P·P]`, blocks of
         2 × 2 patches after each other, each patch twice; `image_grid_thw` i64 `[N, 3]`; `cu_seqlens` i32 `[N + 1]`."""
-        return of_batch(self, "qwen_vl", mean, std)
+        return _as(self, "qwen_vl", mean, std)
 
     def to_glm4v(
         self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> dict[str, torch.Tensor]:
         """As GLM-4V: `pixel_values` `[n, 3·2·P·P]` in the order of `to_qwen_vl`, `image_grid_thw` i64 `[N, 3]`."""
-        return of_batch(self, "glm4v", mean, std)
+        return _as(self, "glm4v", mean, std)
 
     def to_paddleocr_vl(
         self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> dict[str, torch.Tensor]:
         """As PaddleOCR-VL: `pixel_values` `[n, 3, P, P]`, row by row; `image_grid_thw` i64 `[N, 3]`."""
-        return of_batch(self, "paddleocr_vl", mean, std)
+        return _as(self, "paddleocr_vl", mean, std)
 
     def to_kimi(
         self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> dict[str, torch.Tensor]:
         """As Kimi's MoonViT: `pixel_values` `[n, 3, P, P]`, row by row; `image_grid_thw` i64 `[N, 3]`."""
-        return of_batch(self, "kimi", mean, std)
+        return _as(self, "kimi", mean, std)
 
     def to_pixtral(
         self, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> dict[str, torch.Tensor]:
         """As Pixtral: whole images, `pixel_values` `[N, 3, H, W]`, 0 beyond each, and `image_sizes` i64 `[N, 2]` in pixels."""
-        return of_batch(self, "pixtral", mean, std)
+        return _as(self, "pixtral", mean, std)
+
+
+def _as(batch: PackedBatch, family: str, *settings: Any) -> dict[str, torch.Tensor]:
+    # Here, since a model needs batches, and other people's models their own.
+    from .families import of_batch
+
+    return of_batch(batch, family, *settings)
 
 
 def _few_lines(head: str, part: View | PackedBatch) -> str:

@@ -16,7 +16,7 @@ from .test_sources import cli
 PNG, JPEG = encode("PNG", 9, 7), encode("JPEG", 8, 8)
 OTHERS = (
     "a/clip.mp4",
-    "a/new.jxl",
+    "a/new.psd",
     "a/drawing.svg",
     "a/photo.tga",
     "a/photo.jpg.1",
@@ -37,9 +37,9 @@ def test_other_files_are_counted_by_kind_and_named(tmp_path: Path, kind: str) ->
     done = build_index(source, tmp_path / "x.arrow")
     assert (done.rows, done.ignored) == (1, len(OTHERS) + 2)
     found = {reason.split()[-1].strip("'."): count for reason, (count, _) in done.left_out.items()}
-    assert found == {"mp4": 2, "jxl": 1, "svg": 1, "tga": 1, "1": 1, "jpg": 1, "gz": 1, "hidden": 2}
+    assert found == {"mp4": 2, "psd": 1, "svg": 1, "tga": 1, "1": 1, "jpg": 1, "gz": 1, "hidden": 2}
     shown = cli("index", source, "-o", tmp_path / "x.arrow").stdout
-    assert "10 files left out" in shown and "2 of kind '.mp4'; such as" in shown and "a/new.jxl" in shown
+    assert "10 files left out" in shown and "2 of kind '.mp4'; such as" in shown and "a/new.psd" in shown
     refused = cli("index", source, "-o", tmp_path / "y.arrow", "--strict")
     assert refused.returncode == 2 and "would be left out, such as" in refused.stderr
     assert not any(path.name.startswith("y.arrow") for path in tmp_path.iterdir())
@@ -110,7 +110,7 @@ def test_the_last_of_several_members_of_one_name_counts(tmp_path: Path) -> None:
 
 def test_what_is_no_source_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
-    write_tree(tmp_path / "saved", {"state.json": b"{}", "data-00000-of-00001.arrow": b""})
+    write_tree(tmp_path / "saved", {"state.json": b'{"_data_files": []}', "data-00000-of-00001.arrow": b""})
     for source, words in (
         (tmp_path / "x.tar.gz", "compressed tar.* decompress it first"),
         (tmp_path / "saved", "its state.json names no data files; save it again"),
