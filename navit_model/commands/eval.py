@@ -186,10 +186,7 @@ def _numbers(args: argparse.Namespace, opened: OpenedModel, world: World) -> tup
     """Errors of a regression at each patch size and budget."""
     from ..evaluate.regression import evaluate_regression, regression_table
 
-    for option in ("cascade", "corrupt", "details", "group_by", "plot", "retrieval", "zero_shot"):
-        value = getattr(args, option)
-        name = f"--{option.replace('_', '-')}"
-        require(value is None or value is False, name, value, "left out for a model that predicts numbers")
+    _left_out(args, (*_OF_CLASSES, "retrieval", "zero_shot"), "for a model that predicts numbers")
     unit = opened.run.regression
     scores = [
         evaluate_regression(
@@ -213,9 +210,7 @@ def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple
     from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
     from ..model.towers import TwoTowers
 
-    for option in ("cascade", "details", "group_by", "corrupt", "plot"):
-        value = getattr(args, option)
-        require(value in (None, False), f"--{option.replace('_', '-')}", value, "left out with --retrieval")
+    _left_out(args, _OF_CLASSES, "with --retrieval")
     if not isinstance(opened.module, TwoTowers):
         raise ModelError(f"'{opened.path}' is no contrastive model (train.task = '{opened.run.train.task}')")
     scores = [
@@ -226,6 +221,17 @@ def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple
         for tokens in args.tokens or [None]
     ]
     return [retrieval_table(scores)], {"scores": [score.to_dict() for score in scores]}
+
+
+_OF_CLASSES = ("cascade", "corrupt", "details", "group_by", "plot")
+"""Options that are of classes alone."""
+
+
+def _left_out(args: argparse.Namespace, options: Sequence[str], where: str) -> None:
+    """Refuses options that mean nothing there."""
+    for option in options:
+        value = getattr(args, option)
+        require(value is None or value is False, f"--{option.replace('_', '-')}", value, f"left out {where}")
 
 
 def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:

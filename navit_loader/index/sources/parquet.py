@@ -21,10 +21,10 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from .columns import USUAL, Columns
-from .labels import Labels, as_text, target_names
+from .labels import as_text
 from .remote import RemoteFile, is_remote, stamp
 from .rows import Job, checked_classes, known_container, make_rows
-from .spans import annotate, row_names
+from .spans import annotate, names_of, row_names
 
 LIKELY = ("image", "img", "jpg", "png", "webp", "jpeg", "bytes")
 """Names of image columns, the likeliest first, where a file has several binary ones."""
@@ -116,13 +116,7 @@ class ParquetSource:
         """
         if self._classes is not None or self._label is None:
             return self._classes
-        if self._targets:
-            return sorted({name for name in target_names(self._read(self._label)) if isinstance(name, str)})
-        labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(self._read(self._label)))
-        if labels.mixed and not given:
-            raise IndexFileError(labels.mixed)
-        self._notes += labels.notes
-        return sorted(labels.names) or (None if labels.number else [])
+        return names_of(self.shard, self._read(self._label), given, self._notes, targets=self._targets)
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Reads the column of images page by page; see `Source.scan`. A file known unchanged is not read."""

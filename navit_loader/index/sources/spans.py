@@ -76,13 +76,7 @@ class SpanSource:
         self._members = found = self._read()
         if found.classes is not None or found.labels is None:
             return found.classes or []
-        if found.targets:
-            return sorted({name for name in target_names(found.labels) if isinstance(name, str)})
-        labels = Labels.of((f"'{self.shard}' row {row}", label) for row, label in enumerate(found.labels))
-        if labels.mixed and not given:
-            raise IndexFileError(labels.mixed)
-        found.notes += labels.notes
-        return sorted(labels.names) or (None if labels.number else [])
+        return names_of(self.shard, found.labels, given, found.notes, targets=found.targets)
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the members where they lie; see `Source.scan`. A container known unchanged is not probed."""
@@ -108,6 +102,30 @@ class SpanSource:
         columns["container_length"] = np.full(n, columns["container_length"], np.int64)
         columns["mtime_ns"] = np.full(n, mtime_ns, np.int64)
         yield 1.0, make_rows(self.shard, pa.array(found.names, pa.large_utf8()), columns, reasons)
+
+
+def names_of(
+    shard: str, labels: Iterable[Any], given: bool, notes: list[str], *, targets: bool = False
+) -> list[str] | None:
+    """The class names in use among the labels of a container's rows; None where labels are numbers.
+
+    Args:
+        shard: the container.
+        labels: of each row, as they are written.
+        given: whether there is a class table.
+        notes: takes what may surprise.
+        targets: whether labels are numbers to be predicted.
+
+    Raises:
+        IndexFileError: names and numbers are mixed, and no class table is given.
+    """
+    if targets:
+        return sorted({name for name in target_names(labels) if isinstance(name, str)})
+    found = Labels.of((f"'{shard}' row {row}", label) for row, label in enumerate(labels))
+    if found.mixed and not given:
+        raise IndexFileError(found.mixed)
+    notes += found.notes
+    return sorted(found.names) or (None if found.number else [])
 
 
 def row_names(column: str, n: int) -> list[str]:
