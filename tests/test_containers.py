@@ -599,3 +599,10 @@ def test_shards_without_a_label_stand_beside_those_with_names(tmp_path: Path) ->
         (tmp_path / f"x/{part}.csv").write_text("path,label\n" + "".join(f"{name},{label}\n" for name in rows))
     build_index([tmp_path / "x/a.csv", tmp_path / "x/b.csv"], tmp_path / "x.arrow")
     assert open_index(tmp_path / "x.arrow").classes == ["cat"]
+
+
+def test_a_column_whose_name_is_no_text_is_one_line(tmp_path: Path) -> None:
+    folder = write_saved(tmp_path / "x", FILES)
+    for file in folder.glob("*.arrow"):
+        file.write_bytes(file.read_bytes().replace(b"label\0", b"\x80abel\0"))
+    refused(folder, "is no Arrow file, or a damaged or shortened one: .*utf-8")

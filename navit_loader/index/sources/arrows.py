@@ -100,15 +100,16 @@ def members(data_set: str, path: str, whole: pa.Buffer, part: pa.Buffer, columns
         else:
             batches = list(reader := pa.ipc.open_stream(part))
         schema = reader.schema
+        called = schema.names  # which are read as text here
     except (OSError, pa.ArrowException, ValueError) as e:
         raise IndexFileError(f"'{path}' is no Arrow file, or a damaged or shortened one: {e}") from None
     if b"navit.rows" in (schema.metadata or {}):
         raise IndexFileError(f"'{path}' is an index already")
-    label, caption, notes = columns.annotations(data_set, schema.names)
+    label, caption, notes = columns.annotations(data_set, called)
     try:
         leaf = image_column(schema, columns.image)
         if leaf is None:
-            raise ValueError(f"it has no column of images; its columns: {', '.join(schema.names) or 'none'}")
+            raise ValueError(f"it has no column of images; its columns: {', '.join(called) or 'none'}")
         places = [_places(batch.column(leaf.removesuffix(".bytes")), whole) for batch in batches]
         labels, captions = (_values(batches, name) for name in (label, caption))
     except (KeyError, ValueError, pa.ArrowException) as e:
