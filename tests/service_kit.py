@@ -289,6 +289,7 @@ class Proxy:
         hold: while set, connections stay open and nothing passes: a partition.
         hold_after: so many bytes of the daemon pass until `hold` is set; None for never.
         delay: seconds that bytes are on their way, in each direction; they do not wait for one another.
+        rate: bytes a second that each direction of each connection passes; 0 for all.
         cuts: connections that were cut or reset.
         flipped: bits that were flipped.
     """
@@ -302,6 +303,8 @@ class Proxy:
         self.hold = threading.Event()
         self.hold_after: int | None = None
         self.delay = 0.0
+        self.rate = 0
+        self._deaf: set[socket.socket] = set()
         self.cuts = self.flipped = 0
         self._rng = random.Random(seed)
         self._damage: deque[tuple[bool, float]] = deque()  # to what passes next: whether a bit, seconds until a reset
@@ -322,6 +325,11 @@ class Proxy:
     def reset(self) -> None:
         """Resets the connection through which something passes next."""
         self._damage.append((False, 0.0))
+
+    def swallow(self) -> None:
+        """What the connections of this moment say from now on goes nowhere, and they stay open, as where the length of a frame
+        is damaged; new ones work."""
+        self._deaf = set(self._pairs)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -369,6 +377,8 @@ class Proxy:
     def _read(self, s: socket.socket) -> None:
         data = s.recv(65536)
         way, due = self._ways[self._pairs[s]], time.monotonic() + self.delay
+        if s in self._deaf and data:
+            return
         if self._damage and data:
             data = self._damaged(s, data)
         way.append((due, data[: self._budget.get(s)]))
@@ -407,11 +417,15 @@ class Proxy:
             self._drop(s)
             return False
         counted = self.hold_after is not None and self._pairs[s] in self._far
-        sent = s.send(data[: self.hold_after] if counted else data)
+        most = max(1, self.rate // 50) if self.rate else None
+        sent = s.send(data[: self.hold_after] if counted else data[:most])
+        if most is not None:
+            due = time.monotonic() + sent / self.rate
+        way[0] = (due, data[sent:])
         if sent == len(data):
             way.popleft()
-        else:
-            way[0] = (due, data[sent:])
+            if way and most is not None:
+                way[0] = (max(due, way[0][0]), way[0][1])
         if counted and self.hold_after is not None:
             self.hold_after -= sent
             if self.hold_after <= 0:

@@ -126,9 +126,37 @@ def test_a_daemon_that_is_stopped_for_longer_than_its_heartbeats(
     assert stops == 3
 
 
+def test_a_connection_that_swallows_everything_is_made_anew(
+    config: Path, expected: list[list[tuple[Any, ...]]]
+) -> None:
+    """Three heartbeats would be a minute: it is asked whether it is there long before."""
+    swallowed = 0
+    with Daemon(config) as daemon, Proxy(daemon.endpoint) as proxy:
+        addresses = [proxy.endpoint]
+        with RemoteLoader(addresses, shared=False, heartbeat_s=20, deadline_s=0.4, timeout_s=15) as loader:
+            found = []
+            for batch in loader:
+                found.append(digest(batch))
+                if len(found) % 4 == 2:
+                    proxy.swallow()
+                    swallowed += 1
+        assert found == expected[0]
+        assert swallowed > 2
+        assert sum("joined" in line for line in daemon.log) > swallowed // 2
+
+
+def test_a_batch_that_takes_long_on_its_way_is_no_silence(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
+    with Daemon(config) as daemon, Proxy(daemon.endpoint) as proxy:
+        proxy.rate = 100_000
+        with RemoteLoader([proxy.endpoint], shared=False, prefetch=2, deadline_s=0.2, timeout_s=30) as loader:
+            assert [digest(batch) for batch in loader] == expected[0]
+            assert loader._connection.starved_s > 2  # so that there was time to take it for silence
+        assert sum("joined" in line for line in daemon.log) == 1
+
+
 def test_past_its_deadline_a_batch_is_asked_for_elsewhere(config: Path, expected: list[list[tuple[Any, ...]]]) -> None:
     with Daemon(config) as slow, Daemon(config) as good:
-        # Heartbeats every minute: only the deadline can notice.
+        # Heartbeats every minute: only the deadline, and a silence as long, can notice.
         addresses = [slow.endpoint, good.endpoint]
         with RemoteLoader(addresses, heartbeat_s=60, deadline_s=0.3, timeout_s=30, prefetch=6) as loader:
             batches = iter(loader)

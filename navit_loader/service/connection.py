@@ -102,6 +102,7 @@ class Connection:
             memory=max(memory, protocol.MAX_REPLY),
             handshake_s=max(0.001, min(_HANDSHAKE_S, connect_timeout_s / 2)),  # so that there is time for another
             heartbeat_s=heartbeat_s,
+            silence_s=min(heartbeat_s, deadline_s),
             shared=shared and SUPPORTED,
         )
         self._endpoints = [Endpoint(a, terms) for a in dict.fromkeys(addresses)]
@@ -271,14 +272,14 @@ class Connection:
         self._dispatch(now)
         for endpoint in self._endpoints:
             endpoint.flush()
-        due = [until, *(e.retry if not e.connected else e.gives_up for e in self._endpoints)]
+        due = [until, *(e.due for e in self._endpoints)]
         due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
         due += [w.doubted + self._deadline_s for w in self._wants if w.doubt and not w.settled]
         wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
         ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
         for endpoint in self._endpoints:
             self._take(endpoint, ready)
-            endpoint.give_up()
+            endpoint.look_after()
         self._dispatch(time.monotonic())
         for endpoint in self._endpoints:
             endpoint.flush()
@@ -296,25 +297,17 @@ class Connection:
                 self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
             elif want.asked:
                 want.since = now  # nobody else to ask: look again a deadline later
-                for endpoint in set(want.asked.values()):
-                    self._probe(endpoint, want.request.epoch)
-
-    def _probe(self, endpoint: Endpoint, epoch: int) -> None:
-        """Asks for no blocks at all: a daemon that has forgotten this client, and so all that it was asked for, says so."""
-        id, self._next_id = self._next_id, self._next_id + 1
-        endpoint.send(protocol.GetLayout(id, plan_id=self.info.plan_id, epoch=epoch))
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
-        settled: dict[str, Any] = {"id": id}
+        settled: dict[str, Any] = {}
         if isinstance(want.request, protocol.GetBatch | protocol.GetEncoded):
             settled["starved_us"], self._starved_us = min(self._starved_us, protocol.WIDE), 0
         if isinstance(want.request, protocol.GetBatch):
             settled["slots"] = endpoint.freed()
         want.asked[id] = endpoint
         want.since = now
-        endpoint.in_flight[id] = want
-        endpoint.send(want.request, **settled)
+        endpoint.ask(id, want, **settled)
 
     # --- answers ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +33,11 @@ _BACKOFF_S = (0.05, 0.5)
 # A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first
 # is given 1 s, later ones ten times what the last one took; each that is given up doubles that.
 _SHAKE_S = (0.25, 1.0)
+# Where `Terms.silence_s` has passed without a word, an answer to "are you there?" may take half as long again. Each time that
+# it does not come doubles that, to ten times `silence_s`; the words that come take it back.
+_PATIENCE = (0.5, 10.0)
+_TRICKLE = 4096  # bytes in that time, and less: heartbeats, and no large frame on its way
+_TCP_INFO, _RECEIVED = 136, 128  # linux/tcp.h: bytes of it, and where `tcpi_bytes_received` stands
 _NOBLOCK = int(zmq.NOBLOCK)
 
 
@@ -67,6 +74,7 @@ class Terms:
         handshake_s: seconds that connecting, and then the handshake, may take; the first tries of a handshake get fewer
             (`Endpoint.give_up`).
         heartbeat_s: seconds between heartbeats.
+        silence_s: after so many without a word, while something is asked for, an endpoint is asked whether it is there.
         shared: whether it can take shared memory.
     """
 
@@ -78,6 +86,7 @@ class Terms:
     memory: int
     handshake_s: float
     heartbeat_s: float
+    silence_s: float
     shared: bool
 
 
@@ -107,6 +116,12 @@ class Endpoint:
         self._backoff, self._shake_s = _BACKOFF_S[0], _SHAKE_S[1]
         # When it was seen to be connected, when its events were looked at last, and when before it connected.
         self._met = self._looked = self._before = 0.0
+        # When it said something last or had something to say from, when it was asked whether it is there (0: it was not),
+        # what had come till then, and how long that may take.
+        self._heard = self._probed = 0.0
+        self._came: int | None = 0
+        self._patience_s = _PATIENCE[0] * terms.silence_s
+        self._descriptor = -1
         self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -148,6 +163,7 @@ class Endpoint:
         if terms.keys is not None:
             terms.keys.apply(dealer)
         self._met, self._looked = 0.0, time.monotonic()
+        self._probed, self._descriptor = 0.0, -1
         self._monitor = dealer.get_monitor_socket(_EVENTS)
         self._socket = dealer
         terms.poller.register(dealer, zmq.POLLIN)
@@ -169,6 +185,13 @@ class Endpoint:
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+
+    def ask(self, id: int, want: Want, **now: Any) -> None:
+        """Asks for a want, with the values of `now` as the request's own."""
+        if not self.in_flight:
+            self._heard = time.monotonic()
+        self.in_flight[id] = want
+        self.send(want.request, id=id, **now)
 
     def send(self, request: Request, **now: Any) -> None:
         """Puts a request where `flush` takes it, with the values of `now` as its own."""
@@ -222,6 +245,7 @@ class Endpoint:
                     frames.append(frame)
                 if (reply := self._decode(raw)) is None:
                     return
+                self._hear()
                 yield reply, frames
         if self.borrowed is not None and self.borrowed.fileno() in ready:
             yield from self._through_borrowed()
@@ -239,7 +263,19 @@ class Endpoint:
                 return
             if raw is None or (reply := self._decode(raw)) is None:
                 return
+            self._hear()
             yield reply, []
+
+    def _hear(self) -> None:
+        """It has said something."""
+        self._heard = now = time.monotonic()
+        silence_s = self._terms.silence_s
+        took = now - self._probed
+        if not self._probed:
+            self._patience_s = max(0.9 * self._patience_s, _PATIENCE[0] * silence_s)
+        elif took < self._patience_s:  # else nobody looked meanwhile
+            self._patience_s = min(max(4 * took, self._patience_s), _PATIENCE[1] * silence_s)
+        self._probed = 0.0
 
     def _decode(self, raw: bytes) -> Reply | None:
         try:
@@ -278,16 +314,52 @@ class Endpoint:
         self.in_flight.clear()
 
     @property
-    def gives_up(self) -> float:
-        """When a handshake that goes on is given up; infinity where none does."""
-        waits = self._socket is not None and self._met and not self._shook
-        return self._met + min(self._shake_s, self._terms.handshake_s) if waits else math.inf
+    def due(self) -> float:
+        """When it is to be looked after, if it says nothing before; infinity where nothing is waited for."""
+        if self._socket is None:
+            return self.retry
+        if not self._shook:
+            return self._met + min(self._shake_s, self._terms.handshake_s) if self._met else math.inf
+        if self._probed:
+            return self._probed + self._patience_s
+        return self._heard + self._terms.silence_s if self.in_flight or not (self.ready or self.draining) else math.inf
 
-    def give_up(self) -> None:
-        """Ends a handshake that has taken too long, once all that has come is looked at; the next may take twice as long."""
-        if time.monotonic() >= self.gives_up:
+    def look_after(self) -> None:
+        """Ends what has taken too long, once all that has come is looked at: a handshake, or a silence. ZeroMQ's own heartbeats
+        see less and later: where one damaged bit is a length, all that follows is swallowed."""
+        now = time.monotonic()
+        if self._socket is None or now < self.due:
+            return
+        if not self._shook:
             self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
             self._came_to_nothing()
+            return
+        came = self._received()
+        if not self._probed or came is None or self._came is None or came > self._came + _TRICKLE:
+            if not self._probed and self.in_flight:
+                request = next(iter(self.in_flight.values())).request
+                self.send(GetLayout(plan_id=request.plan_id, epoch=request.epoch))
+                self.flush()
+            self._probed, self._came = now, came
+            return
+        self._patience_s = min(2 * self._patience_s, _PATIENCE[1] * self._terms.silence_s)
+        self.hang_up("it says nothing")
+
+    def _received(self) -> int | None:
+        """Bytes that have come through the connection; None where the system does not tell."""
+        if self.address.startswith("ipc:"):
+            return 0  # whole messages within one host: none is long on its way
+        try:
+            there = socket.socket(fileno=self._descriptor)
+        except OSError:
+            return None  # it is closed, of which an event tells
+        try:
+            info = there.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
+            return int(struct.unpack_from("=Q", info, _RECEIVED)[0])
+        except (AttributeError, OSError, struct.error):
+            return None
+        finally:
+            there.detach()  # ZeroMQ's
 
     def _came_to_nothing(self) -> None:
         keys = "does it serve with other keys, or with none?"
@@ -298,14 +370,16 @@ class Endpoint:
     def _watch(self) -> None:
         while self._monitor is not None:
             try:
-                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+                told = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             except zmq.Again:
                 return
+            event = told["event"]
             if event == zmq.EVENT_CONNECTED:
                 self.why, self._met = "connected, but it says nothing", time.monotonic()
+                self._descriptor = told["value"]
                 self._before = self._looked  # it connected after that
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._shook = True
+                self._shook, self._heard = True, time.monotonic()
                 self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._before))
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")

@@ -242,6 +242,8 @@ class Server:
                 self._refuse(peer, request.id, "draining", why)
             case _ if self._absent:
                 self._refuse(peer, request.id, "busy", _not_ready(self._absent))
+            case protocol.GetLayout(count=0):  # whether this daemon lives and knows the client
+                self._send(peer, protocol.LayoutReply(request.id), [b""])
             case _ if session.asked >= protocol.MAX_IN_FLIGHT:
                 why = f"{session.asked} requests are outstanding; wait for their answers"
                 self._refuse(peer, request.id, "busy", why)
