@@ -274,7 +274,10 @@ class Connection:
             endpoint.flush()
         due = [until, *(e.due for e in self._endpoints)]
         due += [w.since + self._deadline_s for w in self._wants if w.asked and not w.settled]
-        due += [w.doubted + self._deadline_s for w in self._wants if w.doubt and not w.settled]
+        doubts = [w.doubted for w in self._wants if w.doubt and not w.settled]
+        due += [doubted + self._deadline_s for doubted in doubts]
+        back = (min(e.lost, doubted) + self._back_s for e in self._endpoints if not e.ready for doubted in doubts)
+        due += [at for at in back if at > now]
         wait = max(0.0, min(min(due) - now, 1.0)) if until else 0.0
         ready = dict(self._poller.poll(int(wait * 1000) + (1 if wait else 0)))
         for endpoint in self._endpoints:
@@ -399,7 +402,8 @@ class Connection:
         """Whether another endpoint was asked about a doubted answer, or can be asked soon."""
         if now >= want.doubted + self._deadline_s:
             return False
-        soon = (e for e in self._endpoints if e.ready or now < e.lost + self._back_s)
+        # One that comes and goes is not waited for anew each time.
+        soon = (e for e in self._endpoints if e.ready or now < min(e.lost, want.doubted) + self._back_s)
         return bool(want.asked) or any(self._may_answer(e, want, now) for e in soon)
 
     def _take_first(self, want: Want, now: float) -> None:

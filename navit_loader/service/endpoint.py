@@ -30,8 +30,8 @@ log = logging.getLogger("navit_loader.client")
 # Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 0.5)
-# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first
-# is given 1 s, later ones ten times what the last one took; each that is given up doubles that.
+# From a connection to the daemon's hello it takes milliseconds, or seconds over a long way: one damaged bit there is silence
+# until it is given up. The first is given 1 s, later ones ten times what the last one took; each that is given up doubles that.
 _SHAKE_S = (0.25, 1.0)
 # Where `Terms.silence_s` has passed without a word, an answer to "are you there?" may take half as long again. Each time that
 # it does not come doubles that, to ten times `silence_s`; the words that come take it back.
@@ -98,7 +98,7 @@ class Endpoint:
         ready: true from the daemon's hello on, until it says that it is `draining`.
         draining: it is asked for nothing new, and what it still sends is taken.
         retry: when to connect again.
-        lost: when it was ready last; in the beginning, when it was made.
+        lost: when it was ready last, or before a silence; in the beginning, when it was made.
         why: the state of the connection in words.
         before: why the connection before this one ended, until this one has given something.
         borrowed: its shared memory, where it is on this host.
@@ -185,6 +185,7 @@ class Endpoint:
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+        self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._before))
 
     def ask(self, id: int, want: Want, **now: Any) -> None:
         """Asks for a want, with the values of `now` as the request's own."""
@@ -318,11 +319,11 @@ class Endpoint:
         """When it is to be looked after, if it says nothing before; infinity where nothing is waited for."""
         if self._socket is None:
             return self.retry
-        if not self._shook:
+        if not (self.ready or self.draining):
             return self._met + min(self._shake_s, self._terms.handshake_s) if self._met else math.inf
         if self._probed:
             return self._probed + self._patience_s
-        return self._heard + self._terms.silence_s if self.in_flight or not (self.ready or self.draining) else math.inf
+        return self._heard + self._terms.silence_s if self.in_flight else math.inf
 
     def look_after(self) -> None:
         """Ends what has taken too long, once all that has come is looked at: a handshake, or a silence. ZeroMQ's own heartbeats
@@ -330,9 +331,12 @@ class Endpoint:
         now = time.monotonic()
         if self._socket is None or now < self.due:
             return
-        if not self._shook:
+        if not (self.ready or self.draining):
             self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
-            self._came_to_nothing()
+            if self._shook:
+                self.hang_up("connected, but it says nothing")
+            else:
+                self._came_to_nothing()
             return
         came = self._received()
         if not self._probed or came is None or self._came is None or came > self._came + _TRICKLE:
@@ -343,7 +347,9 @@ class Endpoint:
             self._probed, self._came = now, came
             return
         self._patience_s = min(2 * self._patience_s, _PATIENCE[1] * self._terms.silence_s)
+        heard = self._heard
         self.hang_up("it says nothing")
+        self.lost = heard
 
     def _received(self) -> int | None:
         """Bytes that have come through the connection; None where the system does not tell."""
@@ -379,8 +385,7 @@ class Endpoint:
                 self._descriptor = told["value"]
                 self._before = self._looked  # it connected after that
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._shook, self._heard = True, time.monotonic()
-                self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._before))
+                self._shook = True
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
             elif self._shook:
