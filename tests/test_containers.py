@@ -218,7 +218,7 @@ def test_what_else_is_in_a_zip_is_counted(tmp_path: Path) -> None:
     png = encode("PNG", 9, 7)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as out, warnings.catch_warnings(action="ignore"):
         out.mkdir("cat")
-        for name in ("cat/1.png", "cat/notes.txt", "__MACOSX/cat/._1.png", "cat/1.png", "./dog/2.png", "top.png"):
+        for name in ("cat/1.png", "cat/notes.txt", "__MACOSX/cat/._1.png", "./dog/2.png", "top.png", "top.png"):
             out.writestr(name, png)
     done = build_index(tmp_path / "x.zip", tmp_path / "x.arrow")
     assert {reason: count for reason, (count, _) in done.left_out.items()} == {
@@ -226,6 +226,7 @@ def test_what_else_is_in_a_zip_is_counted(tmp_path: Path) -> None:
         "hidden": 1,
         "that stand again behind themselves in the zip, where the last counts": 1,
     }
+    assert [name for reason, (_, name) in done.left_out.items() if "again" in reason] == [f"{tmp_path}/x.zip#top.png"]
     index = open_index(done.path)
     assert index.classes == ["cat", "dog"] and index.table()["label"].to_pylist() == [1, 0, -1]
     # Classes are those of a table given, never the numbers that their names may be.

@@ -34,6 +34,20 @@ def again(score: Callable[[np.ndarray], float], images: int, draws: int = 600) -
     return np.quantile([score(rng.integers(0, images, images)) for _ in range(draws)], (0.025, 0.975))
 
 
+def test_of_very_many_classes_the_most_confused_pairs_alone_are_kept() -> None:
+    names = [f"c{n}" for n in range(1001)]
+    chances, labels = np.zeros((30, 1001)), np.arange(30)[:, None] // 10
+    chances[np.arange(30), 1000 - np.arange(30) // 15] = 1
+    found = details(answers(chances, labels), names, sigmoid=False)
+    assert "confusion" not in found
+    assert [tuple(pair) for pair in found["confused"]] == [
+        ("c2", "c999", 10, 1.0),
+        ("c0", "c1000", 9, 1.0),
+        ("c1", "c999", 5, 0.5),
+        ("c1", "c1000", 5, 0.5),
+    ]
+
+
 def test_one_class_an_image() -> None:
     rng = np.random.default_rng(3)
     chances, labels = rng.dirichlet(np.ones(7), 300), rng.integers(0, 6, (300, 1))

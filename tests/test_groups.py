@@ -20,7 +20,7 @@ from navit_loader import build_index, open_index
 from navit_loader.errors import ModelError
 from navit_model.cli import main
 from navit_model.evaluate.cascade import Answers
-from navit_model.evaluate.confusion import MOST_CLASSES, confused_pairs, confusion_svg
+from navit_model.evaluate.confusion import MOST_CLASSES, confused_pairs, confusion_svg, pairs_of
 from navit_model.evaluate.groups import Groups, by_group, read_groups
 from navit_model.train import report
 from navit_model.train.run import train
@@ -186,7 +186,9 @@ def test_a_confusion_matrix_shows_every_image_once(classes: int) -> None:
     for own, said, n in drawn:
         found[int(own), int(said)] = int(n)
     assert np.array_equal(found, counts)
-    pairs = confused_pairs(names, counts.tolist())
+    pairs = pairs_of(names, counts.tolist())
+    labels, answers = (at.repeat(counts.flatten()) for at in np.divmod(np.arange(classes**2), classes))
+    assert confused_pairs(names, labels, answers) == pairs
     assert sum(pair[2] for pair in pairs) == counts.sum() - np.trace(counts)
 
 

@@ -20,6 +20,9 @@ from .chart import BLUE, RED
 MOST_CLASSES = 100
 """Classes that a matrix is drawn of."""
 
+KEPT_CLASSES = 1000
+"""Classes that all counts are kept of; of more the most confused pairs alone."""
+
 WRITTEN = 16
 """Classes up to which counts stand in the cells."""
 
@@ -28,15 +31,32 @@ CELL = (10, 44)
 
 WIDTH = 720
 
+PAIRS = 12
+"""Most confused pairs that are shown."""
 
-def confused_pairs(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int, float]]:
-    """Label, answer, images, and their share of the label's; the most images first."""
-    table = np.array(counts)
-    totals = table.sum(1)
-    np.fill_diagonal(table, 0)
-    pairs = np.argwhere(table > 0)
-    found = [(names[i], names[j], int(table[i, j]), float(table[i, j] / totals[i])) for i, j in pairs]
+
+Pair = tuple[str, str, int, float]
+"""Label, answer, images, and their share of the label's."""
+
+
+def confused_pairs(names: Sequence[str], labels: npt.NDArray[Any], answers: npt.NDArray[Any]) -> list[Pair]:
+    """Labels and other answers, i64 `[N]`, as pairs; the most images first."""
+    totals = np.bincount(labels, minlength=len(names))
+    cells, counts = np.unique(labels * len(names) + answers, return_counts=True)
+    found = [
+        (names[i], names[j], int(n), float(n / totals[i]))
+        for i, j, n in zip(*np.divmod(cells, len(names)), counts, strict=True)
+        if i != j
+    ]
     return sorted(found, key=lambda pair: (-pair[2], -pair[3]))
+
+
+def pairs_of(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[Pair]:
+    """The same of a matrix."""
+    table = np.array(counts)
+    labels, answers = np.nonzero(table)
+    times = table[labels, answers]
+    return confused_pairs(names, labels.repeat(times), answers.repeat(times))
 
 
 def confusion_svg(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:

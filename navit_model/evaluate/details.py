@@ -15,6 +15,7 @@ import numpy.typing as npt
 from navit_loader.errors import ModelError
 
 from .cascade import Answers
+from .confusion import KEPT_CLASSES, PAIRS, confused_pairs
 from .interval import DRAWS, around, between, interval
 from .tally import BINS
 
@@ -81,8 +82,16 @@ def _of_softmax(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict
             {"class": name, "images": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
             for name, n, p, r, f in zip(classes, support, precision, recall, f1, strict=True)
         ],
-        "confusion": metrics.confusion_matrix(truth[read], guess[read], labels=every).tolist() if read.any() else [],
+        **_confusion(classes, truth[read], guess[read]),
     }
+
+
+def _confusion(classes: Sequence[str], truth: Floats, guess: Floats) -> dict[str, Any]:
+    """How often each class was taken for each other: all counts, or of very many classes the most confused pairs."""
+    if len(classes) > KEPT_CLASSES:
+        return {"confused": confused_pairs(classes, truth, guess)[:PAIRS]}
+    every = np.arange(len(classes))
+    return {"confusion": metrics.confusion_matrix(truth, guess, labels=every).tolist() if len(truth) else []}
 
 
 def _of_sigmoids(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from navit_loader.errors import ModelError, reason
 from navit_loader.shown import shown
 
 from .chart import BLUE, COLOURS, GREEN, GREY, RED, Chart
-from .confusion import MOST_CLASSES, WRITTEN, confused_pairs, confusion_svg
+from .confusion import MOST_CLASSES, PAIRS, WRITTEN, Pair, confusion_svg, pairs_of
 
 STYLE = """
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
@@ -28,7 +28,6 @@ figcaption{font-size:12px;line-height:1.35;margin-top:4px;overflow-wrap:anywhere
 CLASSES = 20
 """Rows of the table by class: those that are served worst."""
 
-PAIRS = 12
 """Rows of the table of confused classes."""
 
 Rows = Sequence[Sequence[str]]
@@ -128,9 +127,10 @@ def _sections(name: str, found: Mapping[str, Any]) -> str:
     if "details" in found:
         page.append(card(f"Scores and intervals of 95 %: {_text(name)}", _overview(scores, found["details"])))
         closer = found["details"][best]
-        if closer.get("confusion"):
+        if closer.get("confusion") or "confused" in closer:
             names = [row["class"] for row in closer["classes"]]
-            page.append(card(f"What is taken for what: {at}", _confusion(names, closer["confusion"])))
+            confused = closer["confused"] if "confused" in closer else pairs_of(names, closer["confusion"])
+            page.append(card(f"What is taken for what: {at}", _confusion(names, closer.get("confusion", ()), confused)))
         pair = card(f"Calibration: {at}", _reliability(closer["reliability"], scores[best]["ece"]))
         if closer["classes"]:
             pair += card(f"Classes served worst: {at}", _classes(closer["classes"]))
@@ -166,9 +166,8 @@ def _overview(scores: Sequence[Mapping[str, Any]], closer: Sequence[Mapping[str,
     return table(["", *(LABELS[key] for key in keys), "ECE"], rows)
 
 
-def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    pairs = confused_pairs(names, counts)[:PAIRS]
-    rows = [[f"{own} → {said}", f"{n:,}", f"{share:.1%}"] for own, said, n, share in pairs]
+def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> str:
+    rows = [[f"{own} → {said}", f"{n:,}", f"{share:.1%}"] for own, said, n, share in pairs[:PAIRS]]
     said = (
         table(["label → answer", "images", "of the label's"], rows) if rows else "<p>No image is taken for another.</p>"
     )

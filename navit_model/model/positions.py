@@ -169,7 +169,7 @@ def turned(places_T2: Tensor, speeds_2HK: Tensor) -> tuple[Tensor, Tensor]:
 def rotate(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns channel pairs (i, i + K/2) of queries or keys `[T, H, K]`, in float32."""
     a, b = x_THK.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x_THK.dtype)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos)], -1).to(x_THK.dtype)
 
 
 def sinusoids(size: int, width: int, steps: int) -> Tensor:

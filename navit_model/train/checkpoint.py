@@ -324,7 +324,7 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
     """
     folder = out / "checkpoints"
     target = folder / f"step-{step:08d}"
-    draft = folder / f".writing-{step:08d}"
+    draft, before = folder / f".writing-{step:08d}", folder / f".writing-{step:08d}-before"
     # Weights that no gradient has reached, such as those of a frozen tower: that others have no moments is an error.
     unmoved = sorted(files["model"].keys() - _owners(files.get("optimizer", {})))
     state = {**state, "version": VERSION, "step": step, "unmoved": unmoved, "sums": True}
@@ -341,9 +341,11 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
         for file in draft.iterdir():
             _sync(file)
         _sync(draft)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # moved away in no time, so that whoever is killed here loses no step
+            target.rename(before)
         draft.rename(target)
         _sync(folder)
+        shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(draft, ignore_errors=True)
         raise ModelError(

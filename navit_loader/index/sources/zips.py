@@ -40,7 +40,7 @@ def _members(path: str) -> Members:
         raise IndexFileError(f"'{path}' is the last part of several; join them: zip -s 0 '{path}' --out whole.zip")
     images: dict[str, zipfile.ZipInfo] = {}
     others: dict[bytes, tuple[int, str]] = {}
-    again = 0
+    again: list[str] = []
     try:
         with zipfile.ZipFile(path) as file:
             for entry in file.infolist():
@@ -48,7 +48,7 @@ def _members(path: str) -> Members:
                     continue
                 end = _end(_path(entry))
                 if end.decode() in IMAGE_SUFFIXES:
-                    again += entry.filename in images
+                    again += [entry.filename] if entry.filename in images else []
                     images[entry.filename] = entry
                 else:
                     count, first = others.get(end, (0, entry.filename))
@@ -75,7 +75,7 @@ def _members(path: str) -> Members:
                 reasons[i] = f"the zip's directory claims {images[name].file_size:,} bytes; fetch it again"
     length = np.array([0 if i in reasons else images[name].file_size for i, name in enumerate(names)], np.int64)
     left_out = [(kind_of(end), first, count) for end, (count, first) in others.items()]
-    left_out += [(AGAIN, names[0], again)] if again else []
+    left_out += [(AGAIN, again[0], len(again))] if again else []
     found = Members(names, offset, length, reasons, left_out=left_out)
     paths = [_path(images[name]) for name in names]
     wrapped = _wrapped(paths)
