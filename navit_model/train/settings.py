@@ -65,7 +65,7 @@ class TrainConfig:
             measured at the start.
         threads: torch's CPU threads; 0 leaves torch's choice.
         seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.
-        augment: colour operations on the device; see `AugmentConfig`.
+        augment: colour operations and random erasing on the device; see `AugmentConfig`.
         mix: mixup and cutmix between the images of a sequence; see `MixConfig`.
         log_every: steps between lines of the log.
         tensorboard: write TensorBoard's event files to `OUT/tensorboard` too.

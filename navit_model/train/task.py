@@ -19,6 +19,7 @@ from navit_loader.batch import PackedBatch
 from ..model.navit import NaViT
 from ..world import World
 from .augment import augment
+from .erase import erase
 from .feed import Loader
 from .flops import batch_flops, frozen_flops
 from .settings import RunConfig
@@ -102,7 +103,8 @@ class Task(ABC):
 
     def augment(self, batch: PackedBatch) -> PackedBatch:
         """The batch (on the device) as it is learnt from, with `[train.augment]` done to it."""
-        return augment(batch, self.run.train.augment, self.run.train.seed)
+        config, seed = self.run.train.augment, self.run.train.seed
+        return erase(augment(batch, config, seed), config.erase, seed)
 
     @abstractmethod
     def count(self, batch: PackedBatch) -> Tensor:
