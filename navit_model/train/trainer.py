@@ -1,8 +1,9 @@
 """The training loop, the same for every task.
 
 In: a run, a loader, the ranks, perhaps a checkpoint. Out: a trained module, its log and checkpoints. The loss is normalised
-by the number of images of the whole step, over ranks and accumulation, since packed batches hold different counts of them.
-A resumed run gives the same losses, bit for bit on a CPU: all that changes from step to step is in the checkpoint.
+by the number of images of the whole step, or by the sum of their weights, over ranks and accumulation, since packed batches
+hold different counts of them. A resumed run gives the same losses, bit for bit on a CPU: all that changes from step to step
+is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from .shard import hold_back, shard, whole
 from .stop import Signals, Stopped
 from .task import Row
 from .tasks import task_of
+from .worth import Worth
 
 FIXED = (
     "task",
@@ -100,6 +102,7 @@ class Trainer:
         self.out = Path(run.train.out)
         torch.manual_seed(run.train.seed)
         self.task = kind(run, self.classes, world, checkpoint.open_image_model)
+        self.task.worth = Worth.of(loader, world.device, run.train.task, kind.weighs)
         self.module = kind.build(run).to(world.device)
         if start is None:
             kind.begin(run, self.module, checkpoint.open_image_model)
@@ -190,6 +193,8 @@ class Trainer:
             log.say(line)
         for note in self.task.notes(self.loader):
             log.say(note)
+        if self.task.worth is not None:
+            log.say(str(self.task.worth))
         if (passes := self.run_config.loader.plan.passes) > 1:
             log.say(f"an epoch is {passes} passes over the images: plan.passes = {passes}, for `navit-loader plan` too")
         if config.decode != "cpu":
@@ -332,7 +337,11 @@ class Trainer:
         # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
         torch.manual_seed(_key(config.seed, self.step, world.rank))
         mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
-        count = world.sum(mine.clone()).clamp(min=1)
+        worth = mine
+        if self.task.worth is not None:
+            worth = torch.stack([self.task.weigh(batch) for batch in group]).sum().float()
+        count = world.sum(worth.clone())
+        count = count.where(count > 0, 1.0)
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(group):
             with self._exchange(i + 1 == len(group)):
@@ -353,7 +362,7 @@ class Trainer:
             self.average.update(self.module)
         self._torn = False
         flops = torch.stack([self.task.flops(self.module, batch) for batch in group]).sum()
-        self._meter.add(self.step, rate, total, count, norm, mine, flops, group)
+        self._meter.add(self.step, rate, total, count, norm, mine, worth, flops, group)
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients go over the ranks with the last of the accumulated batches alone."""
