@@ -26,6 +26,7 @@ from ..model.navit import NaViT
 from ..weights import tensors
 from ..weights.saved import check_fit
 from .optim import Average
+from .optim import moments as moments_of
 from .settings import RunConfig
 from .shard import copy, like, whole
 from .tasks import task_of
@@ -102,11 +103,12 @@ class Checkpoint:
         parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         # Where it was not noted, what has no moments is taken for what had none.
         noted = self.state.get("unmoved", parameters.keys() - _owners(moments))
+        kept = moments_of(optimizer)
         wanted = {
             f"{name}/{key}": torch.zeros(()) if key == "step" else parameter
             for name, parameter in parameters.items()
             if name not in noted
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            for key in kept[parameter]
         }
         check_fit(wanted, moments, f"the optimiser of '{self.path}'")
         for place, value in moments.items():

@@ -42,6 +42,7 @@ class TrainConfig:
             name; others 1. `balanced`: as much as makes all classes count the same, and 1 in the mean over the images.
             `plan.class_weights` shows images more often instead.
         learning_rate: peak of the schedule.
+        optimiser: `adamw`, or `muon`: Muon for the matrices of the blocks, AdamW for all else, at the same rate and decay.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
         warmup: steps of the warm-up.
         timescale: steps behind the warm-up in which `rsqrt` falls by √2; 0 takes the warm-up's (big_vision: 10,000).
@@ -89,6 +90,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     class_weights: dict[str, float] | Literal["balanced"] = field(default_factory=dict)
     learning_rate: float = 1e-3
+    optimiser: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
     timescale: int = 0

@@ -36,7 +36,7 @@ from .feed import Feed, Loader, with_plan_of
 from .flops import peak_tflops
 from .log import RunLog
 from .meter import Meter
-from .optim import Average, adamw, freeze
+from .optim import Average, freeze, optimiser
 from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
@@ -51,6 +51,7 @@ FIXED = (
     "loss",
     "class_weights",
     "learning_rate",
+    "optimiser",
     "layer_decay",
     "freeze",
     "schedule",
@@ -116,7 +117,7 @@ class Trainer:
         spread = run.train.parallel == "fsdp" and world.size > 1
         if spread:
             shard(self.module, world, compiled=run.train.compile)
-        self.optimizer = adamw(self.module, run.train)
+        self.optimizer = optimiser(self.module, run.train)
         # Without fp16 it leaves losses and gradients as they are.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=run.train.precision == "fp16")
         self.average = Average(self.module, run.train.ema) if run.train.ema else None
