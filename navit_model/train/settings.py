@@ -69,7 +69,9 @@ class TrainConfig:
         augment: colour operations and random erasing on the device; see `AugmentConfig`.
         mix: mixup and cutmix between the images of a sequence; see `MixConfig`.
         log_every: steps between lines of the log.
-        tensorboard: write TensorBoard's event files to `OUT/tensorboard` too.
+        tensorboard: write TensorBoard's event files to `OUT/tensorboard` too (extra `tensorboard`).
+        wandb: show the log's scalars at Weights & Biases too (extra `wandb`); its environment variables say where.
+        mlflow: the same in MLflow (extra `mlflow`).
         peak_tflops: what one device could do at most, for MFU; 0 takes the known bfloat16 peak of its GPU, or shows no MFU.
         eval_every: steps between evaluations; 0 evaluates at the end alone.
         eval_tokens: token budgets at which the held-out index is evaluated; empty takes `plan.max_tokens`.
@@ -113,6 +115,8 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     log_every: int = 20
     tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
     peak_tflops: float = 0.0
     eval_every: int = 0
     eval_tokens: tuple[int, ...] = ()
@@ -160,6 +164,11 @@ class TrainConfig:
             require(self.loss == "softmax", "loss", self.loss, "left out: numbers have a loss of their own")
             require(not self.label_smoothing, "label_smoothing", self.label_smoothing, "0: numbers are not smoothed")
         require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
+
+    @property
+    def boards(self) -> list[str]:
+        """The boards that take the log's scalars."""
+        return [kind for kind in ("tensorboard", "wandb", "mlflow") if getattr(self, kind)]
 
 
 SECTIONS: dict[str, type[Any]] = {

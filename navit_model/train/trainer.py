@@ -32,6 +32,7 @@ from ..weights.saved import fill
 from ..world import AMPERE, TIMEOUT, World, autocast
 from . import checkpoint, report
 from .best import Best, after
+from .boards import open_boards
 from .feed import Feed, Loader, with_plan_of
 from .flops import peak_tflops
 from .log import RunLog
@@ -189,7 +190,9 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
             checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep, config.best)
-        log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
+        first = self.world.rank == 0
+        boards = open_boards(config.boards, self.out, self.step, self.run_config.to_dict()) if first else ()
+        log = RunLog(self.out, config.steps, self.step, first, boards=boards)
         for line in self._banner() if self.world.rank == 0 else ():
             log.say(line)
         for note in self.task.notes(self.loader):
@@ -203,6 +206,8 @@ class Trainer:
             log.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
         scores: list[Row] = []
         feed = Feed(self.loader, self.world.device, self.task.check)
+        # What was opened until now took no time of the first step's.
+        self._meter.start = time.perf_counter()
         try:
             with self._signals:
                 try:
