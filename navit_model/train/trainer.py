@@ -188,7 +188,10 @@ class Trainer:
         if self.world.rank == 0:
             report.check_drawing()
             self.out.mkdir(parents=True, exist_ok=True)
-            saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
+            left = config.steps - self.step
+            saves = -(-left // (config.checkpoint_every or config.steps))
+            if config.best:
+                saves += -(-left // (config.eval_every or config.steps))
             checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep, config.best)
         first = self.world.rank == 0
         boards = open_boards(config.boards, self.out, self.step, self.run_config.to_dict()) if first else ()
