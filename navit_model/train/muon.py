@@ -9,7 +9,8 @@ brought near 1, by five Newton-Schulz steps. Its size is that of Moonlight (arXi
 0.2·√(longer side), an update has the root mean square of AdamW's, so learning rate and decay of AdamW carry over.
 
 Matrices that lie in one weight are brought there each by itself (`parts`: three of queries, keys and values, two of a gated
-MLP). Together they would share one set of singular values, and the ones with small gradients get almost no update.
+MLP). Together they would share one set of singular values, and those with small gradients get almost no update: after 60
+steps of a model of four blocks, whose values had 50 times the gradient of its queries, a tenth of the values' update.
 """
 
 from __future__ import annotations
