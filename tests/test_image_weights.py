@@ -22,6 +22,7 @@ from navit_loader.cli import main as loader
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError, IndexFileError, StateError
 from navit_loader.index.subset import write_subset
+from navit_model.cli import main as model
 from navit_model.losses.classification import classification_loss
 from navit_model.losses.distillation import distillation_loss
 from navit_model.losses.regression import regression_loss
@@ -33,9 +34,11 @@ from navit_model.train.worth import Worth
 
 from .container_kit import write_mds, write_saved
 from .packed import packed
+from .ranks import work
 from .service_kit import Daemon
 from .shapes import table, write_index, write_toml
 from .source_kit import encode, write_tree
+from .test_train_ranks import torchrun
 
 NAMES = ["0.png", "1.png", "2.png", "3.png"]
 WEIGHTS = [0.25, 1, 0, 3]
@@ -238,6 +241,31 @@ def test_the_loss_is_divided_by_the_sum_of_the_weights(shapes: Path, tmp_path: P
     # And the count of images is of images.
     seen = [[e["images_seen"] for e in read_log(tmp_path / name) if e["kind"] == "train"] for name in ("one", "plain")]
     assert seen[0] == seen[1]
+
+
+def test_two_ranks_divide_by_the_weights_of_both(shapes: Path, tmp_path: Path) -> None:
+    index = weighted(shapes, "ranks", some)
+    changes: dict[str, Any] = {"steps": 6, "ema": 0.9, "augment": {"erase": 0.5}, "mix": {"cutmix": 1.0}}
+    work(table(index, tmp_path / "one", 4, **changes))
+    torchrun(2, [{"table": table(index, tmp_path / "two", 2, **changes)}], tmp_path)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    assert len(losses(tmp_path / "one")) == 6
+
+
+def test_fit_takes_the_column_to_both_of_its_parts(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weighted(shapes, "fitted", lambda kind: some(kind) + 0.25)
+    out = tmp_path / "run"
+    assert (
+        model(["fit", str(shapes / "fitted.jsonl"), "-o", str(out), "--weight-column", "trust", "train.steps=2"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "an image counts from 0.25 to 2.25 in a loss" in said
+    assert "images count by their weights in the index: from 0.25 to 2.25" in said
+    for part in ("train", "heldout"):
+        weights = open_index(out / f"{part}.arrow").weights
+        assert weights is not None and set(weights.tolist()) == {0.25, 0.75, 2.25}
 
 
 def test_balanced_classes_count_the_same_with_their_weights(shapes: Path, tmp_path: Path) -> None:
