@@ -29,7 +29,7 @@ from navit_model.losses.classification import classification_loss
 from navit_model.train.feed import open_loader
 from navit_model.train.log import read_log
 from navit_model.train.meter import Meter
-from navit_model.train.optim import Average, adamw
+from navit_model.train.optim import Average, optimiser
 from navit_model.train.run import train
 from navit_model.train.schedule import learning_rate
 from navit_model.train.settings import RunConfig
@@ -62,7 +62,7 @@ def overhead(run: Path, rounds: int) -> tuple[float, float]:
         trainer = Trainer(config, loader, world, None)
         batches = [batch.to("cpu") for batch in itertools.islice(loader, BATCHES)]
         bare = type(trainer.task).build(trainer.run_config).train()
-        optimizer, average = adamw(bare, config.train), Average(bare, config.train.ema)
+        optimizer, average = optimiser(bare, config.train), Average(bare, config.train.ema)
 
         def ours() -> None:
             trainer._meter = Meter(world.device)

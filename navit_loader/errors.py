@@ -62,13 +62,16 @@ class ExtraError(NavitError, ImportError):
 EXTRAS = {
     "huggingface_hub": "model",
     "matplotlib": "model",
+    "mlflow": "mlflow",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "safetensors": "model",
     "scipy": "model",
+    "tensorboard": "tensorboard",
     "tokenizers": "captions",
     "torch": "model",
+    "wandb": "wandb",
 }
 """Packages that are not always installed, by the names they are imported by, and the extra that brings each."""
 
@@ -80,7 +83,11 @@ def needed(package: str) -> Any:
         ExtraError: it is not there.
     """
     try:
-        return import_module(package)
+        found = import_module(package)
+        # Any folder of that name, such as the one that wandb writes, is a package too, of nothing.
+        if getattr(found, "__file__", None) is None:
+            raise ModuleNotFoundError(f"No module named '{package}'", name=package)
+        return found
     except ModuleNotFoundError as e:
         raise ExtraError.of(e) or e from None
 

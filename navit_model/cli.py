@@ -16,7 +16,7 @@ from navit_loader.shown import Arguments, escape_outputs, status_of, tell
 
 from .train.stop import Stopped
 
-COMMANDS = ("fit", "train", "finetune", "eval", "probe", "embed", "predict", "export", "report")
+COMMANDS = ("fit", "train", "finetune", "eval", "probe", "embed", "predict", "export", "report", "doctor")
 """Modules of `navit_model.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 
 

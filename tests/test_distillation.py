@@ -169,3 +169,11 @@ def test_bad_input_is_named(teacher: tuple[Path, Path], tmp_path: Path) -> None:
     other = run(index, tmp_path, one, plan=plan, distillation={"teacher": str(path)})
     with pytest.raises(ModelError, match=r"in the teacher's view .* patches of 8 pixels, the model takes 4"):
         train(other)
+
+
+def test_class_weights_that_nothing_reads_are_refused() -> None:
+    given = {"train": {"task": "distillation", "class_weights": {"cat": 2.0}}, "distillation": {"weight": 0.5}}
+    assert RunConfig.from_dict(given).train.class_weights
+    del given["distillation"]
+    with pytest.raises(ConfigError, match=r"train\.class_weights = .*left out where distillation\.weight = 1"):
+        RunConfig.from_dict(given)

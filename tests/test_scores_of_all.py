@@ -77,6 +77,34 @@ def test_checkpoints_without_room_are_told_before_the_first_step(root: Path, tmp
         checkpoint.check_room(tmp_path, module, True, saves=10, keep=2)
     checkpoint.check_room(tmp_path, NaViT(NaViTConfig(width=8, depth=1, heads=1)), True, saves=10, keep=2)
 
+    def wanted(saves: int, best: bool) -> str:
+        with pytest.raises(ConfigError) as e:
+            checkpoint.check_room(tmp_path, module, True, saves, 2, best)
+        return str(e.value).partition(", but ")[2].partition(" of ")[0]
+
+    # The best shares its step's files while that step lies there, and lies there alone afterwards.
+    assert [wanted(saves, True) for saves in (1, 2, 4, 10)] == [f"{n} checkpoints" for n in (1, 2, 4, 4)]
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best-00000004").mkdir()
+    assert (wanted(10, False), wanted(10, True)) == ("2 checkpoints", "3 checkpoints")
+    (tmp_path / "checkpoints" / "step-00000004").rmdir()
+    assert wanted(10, True) == "3 checkpoints"
+
+
+def test_saves_of_better_evaluations_need_room_too(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One checkpoint in all is asked for, and each of ten evaluations may save one."""
+    given = table(
+        str(root / "shapes.arrow"), tmp_path / "run", steps=10, eval_every=1, checkpoint_every=0, best=True, keep=3
+    )
+    given["data"]["eval_index"] = str(root / "shapes.arrow")
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10))
+    with pytest.raises(ConfigError, match="but 5 checkpoints of"):
+        train(RunConfig.from_dict(given))
+    given["train"]["best"] = False
+    with pytest.raises(ConfigError, match="but 1 checkpoints of"):
+        train(RunConfig.from_dict(given))
+
 
 def test_a_disk_that_fills_under_embed_is_one_line_and_the_work_goes_on_later(root: Path, tmp_path: Path) -> None:
     given = table(str(root / "shapes.arrow"), tmp_path / "run", steps=1)

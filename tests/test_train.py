@@ -29,7 +29,7 @@ from navit_model.train import checkpoint
 from navit_model.train.feed import open_loader
 from navit_model.train.lock import hold
 from navit_model.train.log import read_log
-from navit_model.train.optim import adamw
+from navit_model.train.optim import optimiser
 from navit_model.train.run import train
 from navit_model.train.schedule import learning_rate
 from navit_model.train.settings import RunConfig, TrainConfig
@@ -210,7 +210,7 @@ def test_what_is_decayed(index: str, tmp_path: Path) -> None:
     run = config(index, tmp_path, weight_decay=0.25, head_weight_decay=0.5)
     net = NaViT(replace(run.model, classes=2, registers=1, pool="map"))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    rates = {names[id(p)]: g["weight_decay"] for g in adamw(net, run.train).param_groups for p in g["params"]}
+    rates = {names[id(p)]: g["weight_decay"] for g in optimiser(net, run.train).param_groups for p in g["params"]}
     assert rates.keys() == set(names.values())
     for name, parameter in net.named_parameters():
         assert rates[name] == (0.0 if parameter.ndim < 2 else 0.5 if name == "head.weight" else 0.25), name
@@ -222,13 +222,13 @@ def test_each_layer_has_its_rate(index: str, tmp_path: Path) -> None:
     run = config(index, tmp_path, layer_decay=0.5)
     net = NaViT(replace(run.model, depth=2, classes=2, registers=1, pool="map"))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    found = {names[id(p)]: g["scale"] for g in adamw(net, run.train).param_groups for p in g["params"]}
+    found = {names[id(p)]: g["scale"] for g in optimiser(net, run.train).param_groups for p in g["params"]}
     assert found.keys() == set(names.values())
     for name, scale in found.items():
         top, block = name.split(".")[:2] if "." in name else (name, "")
         wanted = 0.5 ** (2 - int(block)) if top == "blocks" else 1.0 if top in ("norm", "pool", "head") else 0.125
         assert scale == wanted, name
-    assert {g["scale"] for g in adamw(net, replace(run.train, layer_decay=1.0)).param_groups} == {1.0}
+    assert {g["scale"] for g in optimiser(net, replace(run.train, layer_decay=1.0)).param_groups} == {1.0}
 
 
 def test_what_is_frozen_stays_and_the_rest_learns(index: str, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_epochs_stay_where_they_are_given_or_matter(index: str, tmp_path: Path) 
         made(index, tmp_path, long, {"virtual_epoch": 90}),
         made(index, tmp_path, long, {"passes": 3}),
         made(index, tmp_path, long, augment={"layers": 1}),
+        made(index, tmp_path, long, augment={"erase": 0.5}),
     ):
         assert with_passes(stays, ALONE, None) == stays
     run = made(index, tmp_path, long)

@@ -67,9 +67,10 @@ class ProgressLine:
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
-    """`--image-column`, `--label-column`, `--caption-column`, `--target-column`."""
+    """`--image-column`, `--label-column`, `--caption-column`, `--target-column`, `--weight-column`."""
     usual = {"image": "path, or the images", "label": "label", "caption": "caption, or text"}
-    for kind, what in {**usual, "target": "a number to predict, in the place of labels"}.items():
+    more = {"target": "a number to predict, in the place of labels", "weight": "what an image counts in the loss"}
+    for kind, what in {**usual, **more}.items():
         parser.add_argument(
             f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and other tables, for: {what}"
         )

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             label_column=args.label_column,
             caption_column=args.caption_column,
             target_column=args.target_column,
+            weight_column=args.weight_column,
             refresh=args.refresh,
             strict=args.strict,
             threads=max(0, args.threads),

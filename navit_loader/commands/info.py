@@ -56,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         say(
             f"  captions: {int((tokens > 0).sum()):,}, {tokens.mean():.1f} tokens in the mean, {tokens.max():,} at most"
         )
+    if (weights := index.weights) is not None:
+        mean = weights.mean(dtype=np.float64)
+        say(f"  weights in a loss: from {weights.min():g} to {weights.max():g}, {mean:.4g} in the mean")
     side = np.sqrt(width.astype(np.float64) * height)
     edges = [0.0, *(2.0**k for k in range(4, 14)), np.inf]
     _histogram("side (square root of the area, pixels)", edges, np.histogram(side, edges)[0])

@@ -93,6 +93,7 @@ def build_index(
     label_column: str = "",
     caption_column: str = "",
     target_column: str = "",
+    weight_column: str = "",
     refresh: bool = False,
     strict: bool = False,
     threads: int = 0,
@@ -116,6 +117,7 @@ def build_index(
         caption_column: what holds the captions; by default `caption`, and beside images `text`.
         target_column: what holds a number to be predicted, in the place of labels: each is a class with the number as its name,
             and `Index.targets` gives the numbers.
+        weight_column: what holds how much an image counts in a loss, 0 or more; where no source has the column, 1.
         refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
         strict: refuse to write an index where anything but hidden files is broken or left out.
         threads: probing threads; 0 means one per core that this process may use.
@@ -134,7 +136,7 @@ def build_index(
     for one in given:
         if not isinstance(one, str | os.PathLike):
             raise IndexFileError(f"source {one!r} is of type {type(one).__name__}; give paths or URLs")
-    columns = Columns(image_column, label_column, caption_column, target_column)
+    columns = Columns(image_column, label_column, caption_column, target_column, weight_column)
     if target_column and (label_column or classes is not None):
         other = f"--label-column = '{label_column}'" if label_column else "--classes"
         raise IndexFileError(f"--target-column = '{target_column}' stands in the place of labels; leave {other} out")
@@ -185,6 +187,16 @@ def build_index(
             message = _nothing([source.shard for source in opened], journal)
             journal.remove()
             raise IndexFileError(message)
+        if weight_column:
+            least, most, total = found.weights
+            if not most:
+                journal.remove()
+                raise IndexFileError(
+                    f"--weight-column = '{weight_column}': all weights are 0, so that no image would be learnt"
+                )
+            job.notes.append(
+                f"an image counts from {least:g} to {most:g} in a loss, {total / found.rows:.4g} in the mean"
+            )
         if strict and (message := _left_out(job, found.broken, journal)):
             journal.remove()
             raise IndexFileError(message)

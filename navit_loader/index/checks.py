@@ -30,9 +30,10 @@ _NUMBERS = {
     "height": pa.int32(),
     "orientation": pa.uint8(),
     "caption_tokens": pa.int32(),
+    "weight": pa.float32(),
     "mtime_ns": pa.int64(),
 }
-_OPTIONAL = {"container_length", "check", "caption", "caption_tokens", "caption_ids"}
+_OPTIONAL = {"container_length", "check", "caption", "caption_tokens", "caption_ids", "weight"}
 _ALLOWED = {
     "width": (1, 2**31 - 1),
     "height": (1, 2**31 - 1),
@@ -41,6 +42,7 @@ _ALLOWED = {
     "container_length": (0, 2**62),
     "orientation": (1, 8),
     "caption_tokens": (0, 2**31 - 1),
+    "weight": (0, np.finfo(np.float32).max),
 }
 
 
@@ -119,7 +121,7 @@ def row_fault(batch: pa.RecordBatch, first: int, classes: int) -> str:
     for name, (low, high) in _ALLOWED.items():
         if name in batch.schema.names:
             values = numbers(batch[name])
-            if (wrong := np.flatnonzero((values < low) | (values > high))).size:
+            if (wrong := np.flatnonzero(~((values >= low) & (values <= high)))).size:
                 return f"row {first + wrong[0]} has {name} {values[wrong[0]]}"
     width = label_width(batch.schema)
     labels = numbers(batch["label"] if width == 1 else batch["label"].flatten())
@@ -136,8 +138,8 @@ def label_width(schema: pa.Schema) -> int:
 
 
 def numbers(column: pa.Array) -> Any:
-    """A column of integers as numpy, over the same memory. `to_numpy` would load pandas, which takes a second."""
-    dtype = np.dtype(str(column.type))
+    """A column of numbers as numpy, over the same memory. `to_numpy` would load pandas, which takes a second."""
+    dtype = np.dtype(np.float32 if column.type == pa.float32() else str(column.type))
     if not len(column):
         return np.zeros(0, dtype)
     values = np.frombuffer(column.buffers()[1], dtype, column.offset + len(column))

@@ -247,6 +247,25 @@ class Index:
         """Widths and heights, oriented, a part of the index at a time."""
         return ((numbers(batch["width"]), numbers(batch["height"])) for batch in self._batches)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether images count differently in a loss."""
+        return "weight" in self._schema.names
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """f32 `[num_rows]`, what each image counts in a loss (`--weight-column`); None where all count 1.
+
+        Raises:
+            IndexFileError: the file is damaged.
+        """
+        if not self.weighted:
+            return None
+        found = np.concatenate([numbers(batch["weight"]) for batch in self._batches])
+        if (wrong := np.flatnonzero(~((found >= 0) & (found < np.inf)))).size:
+            self._damaged(f"row {wrong[0]} has weight {found[wrong[0]]}")
+        return found
+
     def captions_beyond(self, most: int) -> int:
         """How many captions have more than `most` tokens, and are cut where that is what one may have."""
         return sum(int((tokens > most).sum()) for tokens in self.columns()["caption_tokens"])
@@ -305,6 +324,7 @@ class Index:
                 values.setdefault("check", pa.array(np.zeros(n, np.uint32)))
                 values.setdefault("caption", pa.nulls(n, pa.large_utf8()))
                 values.setdefault("caption_tokens", pa.array(np.zeros(n, np.int32)))
+                values.setdefault("weight", pa.array(np.ones(n, np.float32)))
                 ids = values.get("caption_ids")
                 values["caption_ids"] = (
                     pa.nulls(n, pa.list_(pa.int32())) if ids is None else ids.cast(pa.list_(pa.int32()))

@@ -51,6 +51,8 @@ class Survey:
         label_width: K, labels of an image at most.
         max_label: the highest label, −1 without any.
         captions: whether any good image has a caption.
+        weighted: whether any good image counts otherwise than 1.
+        weights: the least and the greatest weight of the good images, and their sum.
         containers: whether any good image is a member of a container.
         formats: codes of the formats of good images.
         shards: absolute shards with good images, in order.
@@ -66,6 +68,8 @@ class Survey:
     label_width: int = 1
     max_label: int = -1
     captions: bool = False
+    weighted: bool = False
+    weights: tuple[float, float, float] = (np.inf, 0.0, 0.0)
     containers: bool = False
     formats: set[int] = field(default_factory=set)
     shards: list[str] = field(default_factory=list)
@@ -111,6 +115,18 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
         found.broken += len(batch) - len(good)
         if not len(good):
             continue
+        weights = good["weight"].to_numpy()
+        if len(odd := np.flatnonzero(weights != 1)):
+            found.weighted = True
+            # Those of 1 are left out: with an index without weights none is in the hash.
+            plan.add("weighted", odd + found.rows)
+            plan.add("weights", weights[odd])
+        least, most, total = found.weights
+        found.weights = (
+            min(least, float(weights.min())),
+            max(most, float(weights.max())),
+            total + float(weights.sum(dtype=np.float64)),
+        )
         found.rows += len(good)
         shard = batch["shard"].dictionary[0].as_py()
         if not found.shards or found.shards[-1] != shard:
@@ -280,6 +296,7 @@ def _schema(found: Survey, ids: bool) -> pa.Schema:
         ("format", pa.dictionary(pa.int8(), pa.utf8())),
         ("label", pa.int64() if k == 1 else pa.list_(pa.int64(), k)),
         *(captions if found.captions else []),
+        *([("weight", pa.float32())] if found.weighted else []),
         ("mtime_ns", pa.int64()),
     ]
     return pa.schema([pa.field(name, kind, nullable=name == "caption") for name, kind in fields])

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             label_column=args.label_column,
             caption_column=args.caption_column,
             target_column=args.target_column,
+            weight_column=args.weight_column,
         )
     )
     if done and isinstance(done[-1], Score):

@@ -34,6 +34,7 @@ def classification_loss(
     label_smoothing: float = 0.0,
     mixed: tuple[Tensor, Tensor] | None = None,
     weights: Tensor | None = None,
+    image_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each image, summed.
 
@@ -46,9 +47,12 @@ def classification_loss(
         mixed: of images that were mixed with others of their sequence (mixup, cutmix): i64 `[B, E]`, the slot of the other,
             whose labels have the rest of the loss, and f32 `[B, E]`, the share of the image's own.
         weights: f32 `[classes]`: what an image of each class counts; of sigmoids, the decision of one that is of the class.
+        image_weights: f32 `[B, E]`: what each image counts. One that is mixed counts for its own labels by its own weight, for
+            the other's by the other's.
 
     Returns:
-        The sum over images with status `OK` and a label, and their number; both scalars on the device.
+        The sum over images with status `OK` and a label, and their number, or the sum of their weights; both scalars on the
+        device.
 
     Raises:
         ModelError: a label beyond the classes, where the batch lies on the host; `Classification.check` looks at every
@@ -74,9 +78,22 @@ def classification_loss(
         hot = hot * (1 - label_smoothing) + label_smoothing / classes
         return F.binary_cross_entropy_with_logits(logits, hot, reduction="none", pos_weight=weights).sum(-1)
 
-    each = against(batch.labels)
+    each = weighed(against(batch.labels), image_weights)
     if mixed is not None:
         partner, share = mixed
         theirs = batch.labels.gather(1, partner[..., None].expand_as(batch.labels))
-        each = share * each + (1 - share) * against(theirs)
-    return torch.where(counts, each, 0.0).sum(), counts.sum()
+        beside = None if image_weights is None else image_weights.gather(1, partner)
+        each = share * each + (1 - share) * weighed(against(theirs), beside)
+    return summed(each, counts, image_weights)
+
+
+def weighed(each: Tensor, image_weights: Tensor | None) -> Tensor:
+    """Losses `[B, E]` times what each image counts, where that is given."""
+    return each if image_weights is None else each * image_weights
+
+
+def summed(each: Tensor, counts: Tensor, image_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sum of the losses `[B, E]` that count (bool `[B, E]`), weighed already, and the number of these images or the sum of
+    their weights."""
+    count = counts.sum() if image_weights is None else image_weights.where(counts, 0.0).sum()
+    return torch.where(counts, each, 0.0).sum(), count

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ModelError
+
+from .classification import summed, weighed
 
 
 def distillation_loss(
@@ -23,6 +24,7 @@ def distillation_loss(
     *,
     kind: Literal["soft", "hard"] = "soft",
     temperature: float = 1.0,
+    image_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How far the student is from its teacher, summed over images.
 
@@ -35,9 +37,10 @@ def distillation_loss(
         batch: on the same device.
         kind: `soft` or `hard`.
         temperature: τ, of `soft` alone.
+        image_weights: f32 `[B, E]`: what each image counts.
 
     Returns:
-        The sum over images with status `OK`, and their number; both scalars on the device.
+        The sum over images with status `OK`, and their number, or the sum of their weights; both scalars on the device.
 
     Raises:
         ModelError: the teacher has another number of classes.
@@ -55,4 +58,4 @@ def distillation_loss(
         each = F.kl_div(given, target, reduction="none", log_target=True).sum(-1) * temperature**2
     else:
         each = F.cross_entropy(student.flatten(0, 1), teacher.argmax(-1).flatten(), reduction="none").view_as(counts)
-    return torch.where(counts, each, 0.0).sum(), counts.sum()
+    return summed(weighed(each, image_weights), counts, image_weights)

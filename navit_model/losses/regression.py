@@ -16,7 +16,7 @@ from torch import Tensor
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError
 
-from .classification import learnt
+from .classification import learnt, summed, weighed
 
 
 def numbers_of(classes: Sequence[str], where: str) -> Tensor:
@@ -36,7 +36,12 @@ def numbers_of(classes: Sequence[str], where: str) -> Tensor:
 
 
 def regression_loss(
-    outputs: Tensor, batch: PackedBatch, numbers: Tensor, *, mixed: tuple[Tensor, Tensor] | None = None
+    outputs: Tensor,
+    batch: PackedBatch,
+    numbers: Tensor,
+    *,
+    mixed: tuple[Tensor, Tensor] | None = None,
+    image_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Huber's loss of each image, summed: squares up to one unit, so that few odd numbers do not lead.
 
@@ -45,11 +50,13 @@ def regression_loss(
         batch: on the same device.
         numbers: f32 `[classes]`, what each label stands for, in the units of the outputs.
         mixed: see `classification_loss`; an image's number is mixed as its pixels are.
+        image_weights: f32 `[B, E]`: what each image counts, mixed as well.
     """
     counts = learnt(batch, "softmax")
-    wanted = numbers[batch.labels[..., 0].clamp(min=0)]
+    wanted, worth = numbers[batch.labels[..., 0].clamp(min=0)], image_weights
     if mixed is not None:
         partner, share = mixed
         wanted = torch.lerp(wanted.gather(1, partner), wanted, share)
+        worth = worth if worth is None else torch.lerp(worth.gather(1, partner), worth, share)
     each = F.huber_loss(outputs[..., 0].float().masked_fill(~counts, 0.0), wanted, reduction="none")
-    return torch.where(counts, each, 0.0).sum(), counts.sum()
+    return summed(weighed(each, worth), counts, image_weights)

@@ -26,6 +26,9 @@ OPERATIONS = ("brightness", "contrast", "colour", "invert", "solarise", "solaris
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey of a pixel (ITU-R BT.601)."""
 
+LAYERS = 16
+"""Operations of an image at most."""
+
 
 @torch.no_grad()
 def augment(batch: PackedBatch, config: AugmentConfig, seed: int) -> PackedBatch:
@@ -38,8 +41,7 @@ def augment(batch: PackedBatch, config: AugmentConfig, seed: int) -> PackedBatch
     """
     if config.layers == 0:
         return batch
-    key = hashed(torch.full_like(batch.image_ids, seed), batch.epoch)
-    key = hashed(hashed(key, batch.source_ids.long()), batch.image_ids)
+    key = keys_of(batch, seed)
     teacher = batch.teacher
     if teacher is not None:
         teacher = replace(teacher, patches=_changed(teacher, key, config))
@@ -77,6 +79,12 @@ def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig) ->
         pixels = torch.where(step > 1, (pixels / step).floor() * step, pixels).clamp(0, 255)
     changed = pixels.round().to(torch.uint8).flatten(-2)
     return torch.where(is_patch[..., None], changed, view.patches)
+
+
+def keys_of(batch: PackedBatch, seed: int) -> Tensor:
+    """i64 `[B, E]`: what an image's draws follow from. Words below `LAYERS` are operations here; others have those beyond."""
+    key = hashed(torch.full_like(batch.image_ids, seed), batch.epoch)
+    return hashed(hashed(key, batch.source_ids.long()), batch.image_ids)
 
 
 def patches_of(view: PackedBatch | View) -> tuple[Tensor, Tensor]:

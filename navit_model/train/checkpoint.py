@@ -26,6 +26,7 @@ from ..model.navit import NaViT
 from ..weights import tensors
 from ..weights.saved import check_fit
 from .optim import Average
+from .optim import moments as moments_of
 from .settings import RunConfig
 from .shard import copy, like, whole
 from .tasks import task_of
@@ -102,11 +103,12 @@ class Checkpoint:
         parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         # Where it was not noted, what has no moments is taken for what had none.
         noted = self.state.get("unmoved", parameters.keys() - _owners(moments))
+        kept = moments_of(optimizer)
         wanted = {
             f"{name}/{key}": torch.zeros(()) if key == "step" else parameter
             for name, parameter in parameters.items()
             if name not in noted
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            for key in kept[parameter]
         }
         check_fit(wanted, moments, f"the optimiser of '{self.path}'")
         for place, value in moments.items():
@@ -396,17 +398,17 @@ def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: in
         out: the run's folder.
         module: what is trained.
         average: whether a moving average is saved too.
-        saves: how many are still to come.
+        saves: how many are still to come, those of evaluations that may be better among them.
         keep: how many are kept; one more lies there while it is written.
-        best: whether the best is kept beside them.
+        best: whether the best is kept beside them, which shares its files with its step's while that lies there.
 
     Raises:
         ConfigError: they have not; says how much is missing.
     """
     size = sum(v.numel() * v.element_size() * (2 if average else 1) for v in module.state_dict().values())
     size += sum(2 * p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    there = len(steps(out))
-    count = max(1, min(keep + 1, there + saves) - there) + (best and not bests(out))
+    there = len({folder.name[5:] for folder in (*steps(out), *bests(out))})
+    count = max(1, min(keep + 1 + best, there + saves) - there)
     folder = out / "checkpoints"
     free = shutil.disk_usage(folder if folder.is_dir() else out).free
     if saves and free < size * count:

@@ -21,6 +21,7 @@ from navit_loader.batch import PackedBatch, View
 from navit_loader.config import PlanConfig, Teacher
 from navit_loader.deliver.boundary import Agree
 from navit_loader.errors import ConfigError, NavitError
+from navit_loader.index import Index
 from navit_loader.plan import identity
 from navit_loader.plan.selection import rows_where
 
@@ -85,15 +86,27 @@ def _in_process(run: RunConfig, world: World, agree: Agree) -> PackedLoader:
 
 def learnt_labels(loader: PackedLoader) -> np.ndarray[Any, Any]:
     """i64 `[images, K]`: labels of the rows that `plan.filter` leaves, −1 where there are fewer; K is the widest index's."""
-    config, indexes = loader.config, loader.engine.indexes
+    indexes = loader.engine.indexes
     width = max(index.label_width for index in indexes)
     found = []
     for index in indexes:
-        labels = np.concatenate(index.columns()["labels"]).reshape(index.num_rows, -1)
-        if config.plan.filter:
-            labels = labels[rows_where(config.plan.filter, index)]
+        labels = np.concatenate(index.columns()["labels"]).reshape(index.num_rows, -1)[_learnt(loader, index)]
         found.append(np.pad(labels, ((0, 0), (0, width - labels.shape[1])), constant_values=-1))
     return np.concatenate(found)
+
+
+def learnt_weights(loader: PackedLoader) -> np.ndarray[Any, Any]:
+    """f32 `[images]`: what each row that `plan.filter` leaves counts in the loss; 1 where its index has no weights."""
+    found = []
+    for index in loader.engine.indexes:
+        weights = index.weights
+        found.append((np.ones(index.num_rows, np.float32) if weights is None else weights)[_learnt(loader, index)])
+    return np.concatenate(found)
+
+
+def _learnt(loader: PackedLoader, index: Index) -> Any:
+    """The rows of an index that `plan.filter` leaves."""
+    return rows_where(loader.config.plan.filter, index) if loader.config.plan.filter else slice(None)
 
 
 def with_plan_of(run: RunConfig, loader: Loader) -> RunConfig:

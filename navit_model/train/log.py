@@ -1,7 +1,8 @@
 """What a run says while it goes: a progress bar for people, JSON lines for programs.
 
 In: plain values, once every `train.log_every` steps. Out: one live line on a terminal (one plain line every few seconds
-elsewhere), `OUT/log.jsonl`, and TensorBoard's files where asked for. Apart from the loop, so that the loop holds no formatting.
+elsewhere), `OUT/log.jsonl`, and other people's boards where asked for (`boards`). Apart from the loop, so that the loop
+holds no formatting.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from navit_loader.errors import ConfigError
+from navit_loader.errors import said
 from navit_loader.shown import hush, shown
+
+from .boards import Board
 
 PLAIN_LINE_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -52,17 +55,14 @@ class RunLog:
         steps: optimiser steps in all.
         start: steps already done; later entries of an earlier attempt are taken out of the log.
         speak: False on ranks other than 0.
-        tensorboard: write `OUT/tensorboard` too.
-
-    Raises:
-        ConfigError: TensorBoard is asked for and not installed.
+        boards: take the scalars too.
     """
 
-    def __init__(self, out: Path, steps: int, start: int, speak: bool = True, *, tensorboard: bool = False) -> None:
+    def __init__(self, out: Path, steps: int, start: int, speak: bool = True, *, boards: Sequence[Board] = ()) -> None:
         self.steps, self.speak = steps, speak
         self._said = 0.0
         self._begun, self._start = time.monotonic(), start
-        self._board = _board(out, start) if tensorboard and speak else None
+        self._boards = list(boards)
         if not speak:
             return
         out.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,18 @@ class RunLog:
         """Adds one entry to the log."""
         if self.speak:
             self._log.write((json.dumps({"kind": kind, "step": step, **values}) + "\n").encode())
-        if self._board is not None:
-            budget = f"{values['tokens']}/" if kind == "eval" and "tokens" in values else ""
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._board.add_scalar(f"{kind}/{budget}{name}", value, step)
+        budget = f"{values['tokens']}/" if kind == "eval" and "tokens" in values else ""
+        scalars = {
+            f"{kind}/{budget}{name}": float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for board in list(self._boards if scalars else ()):
+            try:
+                board.add(step, scalars)
+            except Exception as e:  # what a board raises ends no run
+                self._boards.remove(board)
+                self.say(f"{_name(board)} takes no more ({said(e)[0]}); the run goes on without it")
 
     def progress(self, step: int, **values: float) -> None:
         """Logs a training entry and shows it.
@@ -134,8 +141,13 @@ class RunLog:
 
     def close(self) -> None:
         """Ends the bar and the log; harmless when called twice."""
-        if self._board is not None:
-            self._board.close()
+        ended = sys.exc_info()[1]
+        while self._boards:
+            board = self._boards.pop()
+            try:
+                board.close(ended)
+            except Exception as e:
+                self.say(f"{_name(board)} could not be closed: {said(e)[0]}")
         if self.speak:
             try:
                 self._bar.stop()
@@ -144,18 +156,11 @@ class RunLog:
             self._log.close()
 
 
+def _name(board: Board) -> str:
+    return type(board).__name__.strip("_")
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, as in 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def _board(out: Path, start: int) -> Any:
-    """A writer of event files; what an earlier attempt wrote behind `start` is hidden."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "train.tensorboard = true needs the package 'tensorboard'; install it, or set train.tensorboard = false"
-        ) from None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)

@@ -24,8 +24,8 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.start = time.perf_counter()
         self.waited, self.slots, self.seen = 0.0, 0, 0
-        # sums over this rank: loss, images, tokens, operations
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        # sums over this rank: loss, images, their weights, tokens, operations
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
         self.norm = torch.zeros((), device=device)
         self.losses: list[tuple[int, Tensor]] = []
         self.identities: dict[int, list[tuple[int, int]]] = {}
@@ -40,6 +40,7 @@ class Meter:
         count: Tensor,
         norm: Tensor,
         images: Tensor,
+        worth: Tensor,
         flops: Tensor,
         group: Sequence[PackedBatch],
     ) -> None:
@@ -49,9 +50,10 @@ class Meter:
             step: its number, from 0.
             rate: its learning rate.
             total: sum of this rank's losses.
-            count: images with a loss, of all ranks.
+            count: what the images with a loss count together, of all ranks.
             norm: norm of the gradient.
             images: images with a loss, of this rank.
+            worth: what they count: their number, or the sum of their weights.
             flops: operations that this rank's images took.
             group: its batches, on the device.
         """
@@ -59,7 +61,7 @@ class Meter:
         self.rate, self.norm = rate, norm
         self.losses.append((step, total / count))
         tokens = torch.stack([(batch.segment_ids >= 0).sum() for batch in group]).sum()
-        self.sums += torch.stack([total.double(), images.double(), tokens.double(), flops.double()])
+        self.sums += torch.stack([value.double() for value in (total, images, worth, tokens, flops)])
         self.identities[step] = [(batch.epoch, batch.sequence) for batch in group]
         self.slots += sum(batch.segment_ids.shape[0] * batch.segment_ids.shape[1] for batch in group)
 
@@ -69,7 +71,7 @@ class Meter:
         `tflops` is 10¹² operations a second of one rank, padding not counted.
         """
         seconds = time.perf_counter() - self.start
-        total, images, tokens, flops = world.sum(self.sums).tolist()
+        total, images, worth, tokens, flops = world.sum(self.sums).tolist()
         steps, values = zip(*self.losses, strict=True)
         finite = torch.isfinite(world.sum(torch.stack(values))).tolist()
         self.bad_step = next((s for s, ok in zip(steps, finite, strict=True) if not ok), None)
@@ -79,7 +81,7 @@ class Meter:
             "images": int(images),
             "tokens": int(tokens),
             "flops": flops,
-            "loss": total / max(images, 1),
+            "loss": total / (worth or 1),
             "learning_rate": self.rate,
             "grad_norm": float(self.norm),
             "images_per_s": images / seconds,
@@ -92,5 +94,5 @@ class Meter:
     def alone(self, ranks: int) -> dict[str, Any]:
         """The counts as this rank can tell them by itself: its own times the number of ranks; `bad_step` of its own losses."""
         self.bad_step = next((s for s, loss in self.losses if not bool(torch.isfinite(loss))), self.bad_step)
-        _, images, tokens, flops = (self.sums * ranks).tolist()
+        _, images, _, tokens, flops = (self.sums * ranks).tolist()
         return {"images": int(images), "tokens": int(tokens), "flops": flops}

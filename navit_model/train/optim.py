@@ -1,4 +1,4 @@
-"""AdamW with the paper's two weight decays, and a moving average of the weights.
+"""AdamW with the paper's two weight decays, perhaps Muon beside it, and a moving average of the weights.
 
 In: a model and `[train]`. Out: an optimiser whose groups carry their decay and their share of the rate, what is frozen, and
 `Average`. Apart from the loop, since which parameter belongs to which group is a decision of the recipe.
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from navit_loader.schema import require
 
+from ..model.encoder import Block, GatedMLP
 from ..model.navit import NaViT
 from ..model.text import TextTower
+from .muon import Muon
 from .settings import TrainConfig
 
 HEAD = "head"
@@ -22,29 +24,49 @@ EMBEDDING = ("patch_embed", "positions", "rotation", "prefix", "tokens", "places
 """Parts of a tower before its blocks: the first of its layers."""
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over matrices of the body, matrices of the head, and all that is no matrix, undecayed; these for each layer where
-    `train.layer_decay` gives it a rate of its own: `scale` of a group, times which the schedule's is taken.
+def optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """The optimiser of `train.optimiser`: AdamW over matrices of the body, matrices of the head, and all that is no matrix,
+    undecayed; these for each layer where `train.layer_decay` gives it a rate of its own: `scale` of a group, times which the
+    schedule's is taken.
 
     Scales of norms, biases and lone vectors are not decayed. Position tables, prefix tokens, queries of pooling and the
-    patch embedding are matrices and are.
+    patch embedding are matrices and are. With `muon` the matrices of the blocks are Muon's, with the decay of the body.
     """
     decays = {"body": config.weight_decay, "head": config.head_weight_decay, "rest": 0.0}
     below = _layers_behind(model) if config.layer_decay < 1 else {}
-    groups: dict[tuple[int, str], list[Tensor]] = {}
+    parts = _matrices(model) if config.optimiser == "muon" else {}
+    found: dict[tuple[int, str, int], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = "rest" if parameter.ndim < 2 else "head" if HEAD in name.split(".") else "body"
-            groups.setdefault((below.get(name, 0), kind), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[key], "weight_decay": decays[key[1]], "scale": config.layer_decay ** key[0]}
-            for key in sorted(groups)
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
+            found.setdefault((below.get(name, 0), kind, parts.get(parameter, 0)), []).append(parameter)
+    groups = [
+        {"params": found[key], "weight_decay": decays[key[1]], "scale": config.layer_decay ** key[0], "parts": key[2]}
+        for key in sorted(found)
+    ]
+    if config.optimiser == "muon":
+        return Muon(groups, lr=config.learning_rate, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:
+    """What the optimiser keeps of each of its parameters, once it has moved."""
+    return {
+        parameter: ("momentum_buffer",) if group["parts"] else ("step", "exp_avg", "exp_avg_sq")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def _matrices(model: nn.Module) -> dict[Tensor, int]:
+    """The matrices of all blocks, and how many lie above each other in each."""
+    found: dict[Tensor, int] = {}
+    for block in model.modules():
+        if isinstance(block, Block):
+            gated = isinstance(block.mlp, GatedMLP)
+            weights = {block.qkv: 3, block.out: 1, block.mlp.up: 2 if gated else 1, block.mlp.down: 1}
+            found |= {linear.weight: parts for linear, parts in weights.items()}
+    return found
 
 
 def freeze(model: NaViT, layers: int) -> None:

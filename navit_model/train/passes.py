@@ -31,7 +31,7 @@ def with_passes(run: RunConfig, world: World, saved: RunConfig | None) -> RunCon
     """
     data, plan = run.loader.data, run.loader.plan
     given = plan.passes > 1 or plan.virtual_epoch or not (data.index or data.mixture)
-    if given or data.endpoints or data.refresh or data.remainder == "drop" or run.train.augment.layers:
+    if given or data.endpoints or data.refresh or data.remainder == "drop" or run.train.augment.on:
         return run
     passes = 1 if saved is None else saved.loader.plan.passes
     if saved is None:

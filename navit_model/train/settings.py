@@ -42,6 +42,7 @@ class TrainConfig:
             name; others 1. `balanced`: as much as makes all classes count the same, and 1 in the mean over the images.
             `plan.class_weights` shows images more often instead.
         learning_rate: peak of the schedule.
+        optimiser: `adamw`, or `muon`: Muon for the matrices of the blocks, AdamW for all else, at the same rate and decay.
         schedule: `cosine`, `rsqrt` (reciprocal square root, as the paper) or `constant`, after a linear warm-up.
         warmup: steps of the warm-up.
         timescale: steps behind the warm-up in which `rsqrt` falls by √2; 0 takes the warm-up's (big_vision: 10,000).
@@ -65,10 +66,12 @@ class TrainConfig:
             measured at the start.
         threads: torch's CPU threads; 0 leaves torch's choice.
         seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.
-        augment: colour operations on the device; see `AugmentConfig`.
+        augment: colour operations and random erasing on the device; see `AugmentConfig`.
         mix: mixup and cutmix between the images of a sequence; see `MixConfig`.
         log_every: steps between lines of the log.
-        tensorboard: write TensorBoard's event files to `OUT/tensorboard` too.
+        tensorboard: write TensorBoard's event files to `OUT/tensorboard` too (extra `tensorboard`).
+        wandb: show the log's scalars at Weights & Biases too (extra `wandb`); its environment variables say where.
+        mlflow: the same in MLflow (extra `mlflow`).
         peak_tflops: what one device could do at most, for MFU; 0 takes the known bfloat16 peak of its GPU, or shows no MFU.
         eval_every: steps between evaluations; 0 evaluates at the end alone.
         eval_tokens: token budgets at which the held-out index is evaluated; empty takes `plan.max_tokens`.
@@ -89,6 +92,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     class_weights: dict[str, float] | Literal["balanced"] = field(default_factory=dict)
     learning_rate: float = 1e-3
+    optimiser: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
     timescale: int = 0
@@ -111,6 +115,8 @@ class TrainConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     log_every: int = 20
     tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
     peak_tflops: float = 0.0
     eval_every: int = 0
     eval_tokens: tuple[int, ...] = ()
@@ -159,6 +165,11 @@ class TrainConfig:
             require(not self.label_smoothing, "label_smoothing", self.label_smoothing, "0: numbers are not smoothed")
         require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
 
+    @property
+    def boards(self) -> list[str]:
+        """The boards that take the log's scalars."""
+        return [kind for kind in ("tensorboard", "wandb", "mlflow") if getattr(self, kind)]
+
 
 SECTIONS: dict[str, type[Any]] = {
     "model": NaViTConfig,
@@ -186,6 +197,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         scored = self.loader.data.eval_index or not self.train.best
         require(bool(scored), "train.best", True, "false where data.eval_index is left out, since nothing is scored")
+        train = self.train
+        taught = train.task == "distillation" and self.distillation.weight == 1
+        without = "left out where distillation.weight = 1, since no label is learnt there"
+        require(not (taught and train.class_weights), "train.class_weights", train.class_weights, without)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunConfig:

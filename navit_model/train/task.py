@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -19,9 +19,11 @@ from navit_loader.batch import PackedBatch
 from ..model.navit import NaViT
 from ..world import World
 from .augment import augment
+from .erase import erase
 from .feed import Loader
 from .flops import batch_flops, frozen_flops
 from .settings import RunConfig
+from .worth import Worth
 
 OpenImageModel = Callable[[str], tuple[NaViT, list[str]]]
 """A run's folder or checkpoint → its image model, in evaluation mode on the CPU, and the names of its classes."""
@@ -51,7 +53,14 @@ class Task(ABC):
         classes: names of the classes, in the order of the logits; empty where the index has none.
         world: the ranks. What a task keeps beside the module, such as a frozen teacher, lives on `world.device`.
         open_image_model: for such a teacher.
+
+    Attributes:
+        weighs: whether `loss` and `weigh` know weights of images; a run of any other task refuses an index that has them.
+        worth: these weights, where an index has some; the trainer sets it.
     """
+
+    weighs: ClassVar[bool] = False
+    worth: Worth | None = None
 
     def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_image_model: OpenImageModel) -> None:
         self.run, self.classes, self.world = run, list(classes), world
@@ -102,15 +111,20 @@ class Task(ABC):
 
     def augment(self, batch: PackedBatch) -> PackedBatch:
         """The batch (on the device) as it is learnt from, with `[train.augment]` done to it."""
-        return augment(batch, self.run.train.augment, self.run.train.seed)
+        config, seed = self.run.train.augment, self.run.train.seed
+        return erase(augment(batch, config, seed), config.erase, seed)
 
     @abstractmethod
     def count(self, batch: PackedBatch) -> Tensor:
         """Images of the batch that have a loss; a scalar on the batch's device. No host value is read."""
 
+    def weigh(self, batch: PackedBatch) -> Tensor:
+        """What these images count together, by which the sum of their losses is divided: their number, but for weights."""
+        return self.count(batch)
+
     @abstractmethod
     def loss(self, outputs: Any, batch: PackedBatch) -> Tensor:
-        """This rank's part of the *sum* of the losses, a scalar; the trainer divides by the count of all ranks.
+        """This rank's part of the *sum* of the losses, a scalar; the trainer divides by what `weigh` gives on all ranks.
 
         Args:
             outputs: what the module's `forward` gave, perhaps in bfloat16.

@@ -1,8 +1,9 @@
 """The training loop, the same for every task.
 
 In: a run, a loader, the ranks, perhaps a checkpoint. Out: a trained module, its log and checkpoints. The loss is normalised
-by the number of images of the whole step, over ranks and accumulation, since packed batches hold different counts of them.
-A resumed run gives the same losses, bit for bit on a CPU: all that changes from step to step is in the checkpoint.
+by the number of images of the whole step, or by the sum of their weights, over ranks and accumulation, since packed batches
+hold different counts of them. A resumed run gives the same losses, bit for bit on a CPU: all that changes from step to step
+is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from ..weights.saved import fill
 from ..world import AMPERE, TIMEOUT, World, autocast
 from . import checkpoint, report
 from .best import Best, after
+from .boards import open_boards
 from .feed import Feed, Loader, with_plan_of
 from .flops import peak_tflops
 from .log import RunLog
 from .meter import Meter
-from .optim import Average, adamw, freeze
+from .optim import Average, freeze, optimiser
 from .schedule import learning_rate
 from .settings import RunConfig
 from .shard import hold_back, shard, whole
 from .stop import Signals, Stopped
 from .task import Row
 from .tasks import task_of
+from .worth import Worth
 
 FIXED = (
     "task",
@@ -49,6 +52,7 @@ FIXED = (
     "loss",
     "class_weights",
     "learning_rate",
+    "optimiser",
     "layer_decay",
     "freeze",
     "schedule",
@@ -100,6 +104,7 @@ class Trainer:
         self.out = Path(run.train.out)
         torch.manual_seed(run.train.seed)
         self.task = kind(run, self.classes, world, checkpoint.open_image_model)
+        self.task.worth = Worth.of(loader, world.device, run.train.task, kind.weighs)
         self.module = kind.build(run).to(world.device)
         if start is None:
             kind.begin(run, self.module, checkpoint.open_image_model)
@@ -113,7 +118,7 @@ class Trainer:
         spread = run.train.parallel == "fsdp" and world.size > 1
         if spread:
             shard(self.module, world, compiled=run.train.compile)
-        self.optimizer = adamw(self.module, run.train)
+        self.optimizer = optimiser(self.module, run.train)
         # Without fp16 it leaves losses and gradients as they are.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=run.train.precision == "fp16")
         self.average = Average(self.module, run.train.ema) if run.train.ema else None
@@ -183,13 +188,20 @@ class Trainer:
         if self.world.rank == 0:
             report.check_drawing()
             self.out.mkdir(parents=True, exist_ok=True)
-            saves = -(-(config.steps - self.step) // (config.checkpoint_every or config.steps))
+            left = config.steps - self.step
+            saves = -(-left // (config.checkpoint_every or config.steps))
+            if config.best:
+                saves += -(-left // (config.eval_every or config.steps))
             checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep, config.best)
-        log = RunLog(self.out, config.steps, self.step, self.world.rank == 0, tensorboard=config.tensorboard)
+        first = self.world.rank == 0
+        boards = open_boards(config.boards, self.out, self.step, self.run_config.to_dict()) if first else ()
+        log = RunLog(self.out, config.steps, self.step, first, boards=boards)
         for line in self._banner() if self.world.rank == 0 else ():
             log.say(line)
         for note in self.task.notes(self.loader):
             log.say(note)
+        if self.task.worth is not None:
+            log.say(str(self.task.worth))
         if (passes := self.run_config.loader.plan.passes) > 1:
             log.say(f"an epoch is {passes} passes over the images: plan.passes = {passes}, for `navit-loader plan` too")
         if config.decode != "cpu":
@@ -197,6 +209,8 @@ class Trainer:
             log.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
         scores: list[Row] = []
         feed = Feed(self.loader, self.world.device, self.task.check)
+        # What was opened until now took no time of the first step's.
+        self._meter.start = time.perf_counter()
         try:
             with self._signals:
                 try:
@@ -332,7 +346,11 @@ class Trainer:
         # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
         torch.manual_seed(_key(config.seed, self.step, world.rank))
         mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
-        count = world.sum(mine.clone()).clamp(min=1)
+        worth = mine
+        if self.task.worth is not None:
+            worth = torch.stack([self.task.weigh(batch) for batch in group]).sum().float()
+        count = world.sum(worth.clone())
+        count = count.where(count > 0, 1.0)
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(group):
             with self._exchange(i + 1 == len(group)):
@@ -353,7 +371,7 @@ class Trainer:
             self.average.update(self.module)
         self._torn = False
         flops = torch.stack([self.task.flops(self.module, batch) for batch in group]).sum()
-        self._meter.add(self.step, rate, total, count, norm, mine, flops, group)
+        self._meter.add(self.step, rate, total, count, norm, mine, worth, flops, group)
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients go over the ranks with the last of the accumulated batches alone."""

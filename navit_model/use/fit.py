@@ -52,7 +52,7 @@ class Fit:
         changes: `section.key=value` texts.
         tokens: of one image at most; 0 chooses.
         held_out: share of each class that is scored and not learnt.
-        image_column, label_column, caption_column, target_column: see `build_index`.
+        image_column, label_column, caption_column, target_column, weight_column: see `build_index`.
     """
 
     sources: tuple[str, ...]
@@ -65,6 +65,7 @@ class Fit:
     label_column: str = ""
     caption_column: str = ""
     target_column: str = ""
+    weight_column: str = ""
 
 
 def fit(asked: Fit) -> list[Row]:
@@ -113,9 +114,8 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
     path = out / "all.arrow"
     given = open_index(asked.sources[0]) if _is_index(asked.sources) else None
     if given is None:
-        columns = {
-            key: getattr(asked, key) for key in ("image_column", "label_column", "caption_column", "target_column")
-        }
+        kinds = ("image", "label", "caption", "target", "weight")
+        columns = {key: getattr(asked, key) for key in (f"{kind}_column" for kind in kinds)}
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
         what = "different numbers" if asked.target_column else "classes"
         say(f"{done.rows:,} images, {len(done.classes):,} {what}")

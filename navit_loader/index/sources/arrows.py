@@ -111,7 +111,7 @@ def members(data_set: str, path: str, whole: pa.Buffer, part: pa.Buffer, columns
         if leaf is None:
             raise ValueError(f"it has no column of images; its columns: {', '.join(called) or 'none'}")
         places = [_places(batch.column(leaf.removesuffix(".bytes")), whole) for batch in batches]
-        labels, captions = (_values(batches, name) for name in (label, caption))
+        labels, captions, weights = (_values(batches, name) for name in (label, caption, columns.weight or None))
     except (KeyError, ValueError, pa.ArrowException) as e:
         raise IndexFileError(f"'{path}' cannot be indexed: {e}") from None
     if not places:
@@ -125,7 +125,9 @@ def members(data_set: str, path: str, whole: pa.Buffer, part: pa.Buffer, columns
     reasons = {int(i): "the row holds no bytes" for i in np.flatnonzero(~there)}
     classes = None if columns.target else features(schema, path, columns.labels)
     names = row_names(leaf, len(offset))
-    return Members(names, offset, length, reasons, labels, captions, classes, notes=notes, targets=bool(columns.target))
+    return Members(
+        names, offset, length, reasons, labels, captions, weights, classes, notes=notes, targets=bool(columns.target)
+    )
 
 
 def _values(batches: list[pa.RecordBatch], name: str | None) -> list[Any] | None:

@@ -1,4 +1,4 @@
-"""Which columns of a table hold images, labels and captions, where they are not called so.
+"""Which columns of a table hold images, labels, captions and weights, where they are not called so.
 
 In: names that a person gives. Out: the column to read, or one error that lists those there are. Apart from the sources, since
 manifests and containers with images are tables alike.
@@ -21,12 +21,14 @@ class Columns:
         label: their labels.
         caption: their captions.
         target: numbers to be predicted, in the place of labels.
+        weight: what images count in a loss; no column is usual.
     """
 
     image: str = ""
     label: str = ""
     caption: str = ""
     target: str = ""
+    weight: str = ""
 
     @property
     def labels(self) -> str:
@@ -40,8 +42,8 @@ class Columns:
     @property
     def given(self) -> list[tuple[str, str]]:
         """Option and name of each that is named."""
-        pairs = (("image", self.image), ("label", self.label), ("caption", self.caption), ("target", self.target))
-        return [(f"--{kind}-column", name) for kind, name in pairs if name]
+        kinds = ("image", "label", "caption", "target", "weight")
+        return [(f"--{kind}-column", name) for kind in kinds if (name := getattr(self, kind))]
 
     def check(self, path: str, there: Iterable[str]) -> None:
         """Refuses a name that a table has not.

@@ -26,6 +26,7 @@ from ...batch import NO_CLASS
 
 _NUMBER = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
 _DEEPEST = 64  # of JSON; a label is a list at most
+_LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
 
 
 def number_of(value: Any) -> int | None:
@@ -65,6 +66,23 @@ def target_names(values: Iterable[Any]) -> Iterator[str | ValueError | None]:
             yield target_name(value)
         except ValueError as e:
             yield e
+
+
+def weight_of(value: Any) -> float:
+    """What an image counts in a loss, of a column of weights: 0 or more. A blank one is none, and not 1 in silence.
+
+    Raises:
+        ValueError: it is no such number.
+    """
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str) or "_" in str(value):
+            raise ValueError
+        weight = float(value)
+    except (ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight <= _LARGEST:
+        raise ValueError(f"weight {_shown(value)} is not allowed; give a number of 0 or more, such as 1 or 0.25")
+    return weight + 0.0  # and −0 is 0
 
 
 def is_target(name: str) -> bool:

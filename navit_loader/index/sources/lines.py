@@ -150,7 +150,9 @@ def _read_parquet(path: str, called: Columns, names: Columns) -> Iterator[tuple[
     with pq.ParquetFile(path) as file:
         there = file.schema_arrow.names
         _need_path(path, there, called, names)
-        wanted = [name for name in dict.fromkeys((names.image, names.label, names.caption)) if name in there]
+        wanted = [
+            name for name in dict.fromkeys((names.image, names.label, names.caption, names.weight)) if name in there
+        ]
         number = 0
         for batch in file.iter_batches(columns=wanted):
             for entry in batch.to_pylist():

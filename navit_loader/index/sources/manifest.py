@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ...errors import IndexFileError
 from ..tokens import checked_caption
 from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
-from .labels import Labels, resolve_label, target_name
+from .labels import Labels, resolve_label, target_name, weight_of
 from .lines import USUAL_NAMES, column_names, read_lines
 from .rows import Job, KnownFiles, label_lists
 
@@ -30,6 +31,7 @@ class Entry:
     place: str
     label: Any
     caption: str | None
+    weight: float = 1.0
 
 
 class ManifestSource:
@@ -67,7 +69,8 @@ class ManifestSource:
             called.caption or usual.caption,
         )
         notes: list[str] = []
-        for line, entry in read_lines(path, called, Columns(image, label, caption_name), notes):
+        unweighted = ""
+        for line, entry in read_lines(path, called, Columns(image, label, caption_name, weight=called.weight), notes):
             columns |= dict.fromkeys(entry)
             place = f"'{path}' line {line}"
             name = entry.get(image)
@@ -76,12 +79,17 @@ class ManifestSource:
             try:
                 caption = checked_caption(entry.get(caption_name))
                 said = target_name(entry.get(label)) if called.target else entry.get(label)
+                weight = weight_of(entry[called.weight]) if called.weight in entry else 1.0
             except ValueError as e:
                 raise IndexFileError(f"{place}: {e}") from None
-            add(found, os.path.normpath(os.path.join(base, name)), Entry(place, said, caption))
+            if called.weight not in entry:
+                unweighted = unweighted or place
+            add(found, os.path.normpath(os.path.join(base, name)), Entry(place, said, caption, weight))
         if not found:
             raise IndexFileError(f"'{path}' names no image")
         called.check(path, columns)
+        if called.weight and unweighted:
+            raise IndexFileError(f"{unweighted}: no '{called.weight}'; give each image a weight, such as 1")
         labels = Labels.of(((entry.place, entry.label) for entry in found.values()), targets=bool(called.target))
         if labels.doubt:
             raise IndexFileError(labels.doubt)
@@ -151,7 +159,8 @@ class ManifestSource:
                 except ValueError as e:
                     raise IndexFileError(f"{entry.place}: {e}") from None
             captions = [entry.caption for _, entry in self._rows[part]]
-            columns = {"labels": label_lists(labels), "caption": captions, **job.tokenize(captions)}
+            weights = np.array([entry.weight for _, entry in self._rows[part]], np.float32)
+            columns = {"labels": label_lists(labels), "caption": captions, "weight": weights, **job.tokenize(captions)}
             yield part.stop / len(names), probe_part(self.shard, names[part], part, columns, known, job)
 
 

@@ -105,7 +105,7 @@ class ParquetSource:
         schema = pq.read_schema(readable(path))
         self._column = image_column(schema, columns.image) or ""
         self._label, self._caption, self._notes = columns.annotations(path, schema.names)
-        self._targets = bool(columns.target)
+        self._weight, self._targets = columns.weight, bool(columns.target)
         self._classes = None if self._targets else features(schema, path, columns.labels)
 
     def prepare(self, given: bool) -> list[str] | None:
@@ -136,9 +136,12 @@ class ParquetSource:
                 f"'{self.shard}': the rows of column '{self._column.removesuffix('.bytes')}' hold paths and no bytes; write it "
                 "with embed_external_files, or name the files in a manifest with a column 'path'"
             )
-        labels = self._read(self._label) if self._label else None
-        captions = self._read(self._caption) if self._caption else None
-        columns |= annotate(self.shard, n, labels, captions, self._classes, job, reasons, targets=self._targets)
+        labels, captions, weights = (
+            self._read(name) if name else None for name in (self._label, self._caption, self._weight)
+        )
+        columns |= annotate(
+            self.shard, n, labels, captions, weights, self._classes, job, reasons, targets=self._targets
+        )
         columns["container_length"] = np.full(n, columns["container_length"], np.int64)
         columns["mtime_ns"] = np.full(n, mtime_ns, np.int64)
         names = pa.array(row_names(self._column, n), pa.large_utf8())

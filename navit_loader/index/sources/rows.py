@@ -75,6 +75,7 @@ ROWS = pa.schema(
         ("caption", pa.large_utf8()),
         ("caption_tokens", pa.int32()),
         ("caption_ids", pa.list_(pa.int32())),
+        ("weight", pa.float32()),
         ("mtime_ns", pa.int64()),
         ("reason", pa.utf8()),
     ]
@@ -156,7 +157,7 @@ def make_rows(shard: str, names: pa.Array, columns: Mapping[str, Any], reasons: 
     Args:
         shard: see `Source.shard`.
         names: large_utf8 names in the shard.
-        columns: arrays for the other columns; absent ones are 0, or 1 for the orientation, null for texts, no label.
+        columns: arrays for the other columns; absent ones are 0, or 1 for orientation and weight, null for texts, no label.
         reasons: row → why it is broken.
     """
     n = len(names)
@@ -168,6 +169,7 @@ def make_rows(shard: str, names: pa.Array, columns: Mapping[str, Any], reasons: 
         "labels": pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], pa.int64())),
         "caption": pa.nulls(n, pa.large_utf8()),
         "caption_ids": pa.nulls(n, pa.list_(pa.int32())),
+        "weight": np.ones(n, np.float32),
         "reason": [reasons.get(i) for i in range(n)] if reasons else pa.nulls(n, pa.utf8()),
     } | dict(columns)
     arrays = []

@@ -90,7 +90,7 @@ def members(
     image: str,
     columns: Columns,
 ) -> Members:
-    """Finds the images of one shard, and reads its labels and captions.
+    """Finds the images of one shard, and reads its labels, captions and weights.
 
     Args:
         data_set: what the shard is a part of, for notes.
@@ -117,13 +117,20 @@ def members(
                 places = zip(offset[:, k].tolist(), length[:, k].tolist(), strict=True)
                 return [read(data[at : at + n]) for at, n in places]
 
-            labels, captions = values(label), values(caption)
+            labels, captions, weights = map(values, (label, caption, columns.weight or None))
     except (OSError, ValueError, IndexError) as e:
         raise IndexFileError(f"'{path}' is no shard of this data set, or a damaged or shortened one: {e}") from None
     k = list(names).index(image)
     rows = row_names(image, len(offset))
     return Members(
-        rows, offset[:, k], length[:, k], labels=labels, captions=captions, notes=notes, targets=bool(columns.target)
+        rows,
+        offset[:, k],
+        length[:, k],
+        labels=labels,
+        captions=captions,
+        weights=weights,
+        notes=notes,
+        targets=bool(columns.target),
     )
 
 

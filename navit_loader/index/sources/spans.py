@@ -18,7 +18,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from ..tokens import checked_caption
-from .labels import Labels, resolve_label, target_names
+from .labels import Labels, resolve_label, target_names, weight_of
 from .remote import stamp
 from .rows import Job, known_container, label_lists, make_rows
 
@@ -34,6 +34,7 @@ class Members:
         reasons: image → why it cannot be used.
         labels: of each, as they are written; None where there are none.
         captions: the same of captions.
+        weights: the same of weights.
         classes: the container's own class table, of which numbers among the labels are; None where it has none.
         left_out: what no row stands for: reason, example, how many.
         notes: what may surprise.
@@ -46,6 +47,7 @@ class Members:
     reasons: dict[int, str] = field(default_factory=dict)
     labels: Sequence[Any] | None = None
     captions: Sequence[Any] | None = None
+    weights: Sequence[Any] | None = None
     classes: list[str] | None = None
     left_out: list[tuple[str, str, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -96,9 +98,8 @@ class SpanSource:
         }
         reasons = dict(columns["errors"]) | found.reasons
         n = len(found.names)
-        columns |= annotate(
-            self.shard, n, found.labels, found.captions, found.classes, job, reasons, targets=found.targets
-        )
+        told = (found.labels, found.captions, found.weights)
+        columns |= annotate(self.shard, n, *told, found.classes, job, reasons, targets=found.targets)
         columns["container_length"] = np.full(n, columns["container_length"], np.int64)
         columns["mtime_ns"] = np.full(n, mtime_ns, np.int64)
         yield 1.0, make_rows(self.shard, pa.array(found.names, pa.large_utf8()), columns, reasons)
@@ -139,19 +140,21 @@ def annotate(
     n: int,
     labels: Iterable[Any] | None,
     captions: Iterable[Any] | None,
+    weights: Iterable[Any] | None,
     classes: Sequence[str] | None,
     job: Job,
     reasons: dict[int, str],
     *,
     targets: bool = False,
 ) -> dict[str, Any]:
-    """The columns of labels and captions of a container's n rows; what is wrong with a row goes into `reasons`.
+    """The columns of labels, captions and weights of a container's n rows; what is wrong with a row goes into `reasons`.
 
     Args:
         shard: the container.
         n: its rows.
         labels: of each row, as they are written.
         captions: of each row.
+        weights: of each row.
         classes: the class table that numbers among the labels are of, if the container has one of its own.
         job: the class table of the index, and its tokenizer.
         reasons: row → why it is broken.
@@ -177,7 +180,13 @@ def annotate(
             texts[i] = checked_caption(caption)
         except ValueError as e:
             reasons.setdefault(i, str(e))
-    return {"labels": label_lists(numbers), "caption": texts, **job.tokenize(texts)}
+    counts = np.ones(n, np.float32)
+    for i, weight in enumerate(weights or ()):
+        try:
+            counts[i] = weight_of(weight)
+        except ValueError as e:
+            reasons.setdefault(i, str(e))
+    return {"labels": label_lists(numbers), "caption": texts, "weight": counts, **job.tokenize(texts)}
 
 
 def _named(label: Any, classes: Sequence[str] | None, job: Job) -> Any:

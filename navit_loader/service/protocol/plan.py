@@ -48,6 +48,7 @@ class PlanInfo:
         batch_size, remainder: the daemon's `[data]`, as the client's defaults.
         memory: bytes of batches that the daemon holds at most.
         render: the keys of `[render]` that decide pixels, for who decodes by itself.
+        weighted: images count differently in a loss, which batches do not tell; not on the wire where it is not so.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PlanInfo:
     remainder: str
     memory: int
     render: dict[str, Any] = field(hash=False)
+    weighted: bool = False
 
     @classmethod
     def of(cls, engine: Any, name: str, memory: int) -> PlanInfo:
@@ -89,11 +91,12 @@ class PlanInfo:
             remainder=data.remainder,
             memory=memory,
             render=engine.render,
+            weighted=any(index.weighted for index in engine.indexes),
         )
 
     def to_table(self) -> dict[str, Any]:
         """As a map of plain values."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "weighted" or value}
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> PlanInfo:
@@ -129,7 +132,7 @@ class PlanInfo:
                 check(key, value[key], rule)
             return Limits(**value)
 
-        if table.keys() != {f.name for f in fields(cls)}:
+        if table.keys() | {"weighted"} != {f.name for f in fields(cls)} or table.get("weighted", True) is not True:
             raise ServiceError("the daemon's plan has unknown or missing keys")
         for key, rule in rules.items():
             check(key, table[key], rule)

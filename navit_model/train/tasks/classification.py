@@ -22,7 +22,7 @@ from ...evaluate.classification import evaluate, held_out, other_classes, score_
 from ...losses.classification import classification_loss, learnt
 from ...model.navit import NaViT
 from ...world import World
-from ..feed import Loader, learnt_labels
+from ..feed import Loader, learnt_labels, learnt_weights
 from ..mix import Mixing, mix, mixing
 from ..settings import RunConfig
 from ..task import OpenImageModel, Row, Task
@@ -30,6 +30,8 @@ from ..task import OpenImageModel, Row, Task
 
 class Classification(Task):
     """See the file's first lines; the module is a `NaViT` with a classifier."""
+
+    weighs = True
 
     def __init__(self, run: RunConfig, classes: Sequence[str], world: World, open_image_model: OpenImageModel) -> None:
         super().__init__(run, classes, world, open_image_model)
@@ -105,13 +107,26 @@ class Classification(Task):
         return mixing(batch, learnt(batch, config.loss), config.mix, config.seed) if config.mix.on else None
 
     def augment(self, batch: PackedBatch) -> PackedBatch:
-        """Colours first, each image by itself, then `[train.mix]`."""
+        """`[train.augment]` first, each image by itself, then `[train.mix]`."""
         batch, mixed = super().augment(batch), self._mixing(batch)
         return batch if mixed is None else mix(batch, mixed)
 
+    def counted(self, batch: PackedBatch) -> Tensor:
+        """bool `[B, E]`: images that were read and have a label."""
+        return learnt(batch, self.run.train.loss)
+
     def count(self, batch: PackedBatch) -> Tensor:
-        """Images that were read and have a label."""
-        return learnt(batch, self.run.train.loss).sum()
+        """How many images have a loss."""
+        return self.counted(batch).sum()
+
+    def image_weights(self, batch: PackedBatch) -> Tensor | None:
+        """f32 `[B, E]`, what each image counts; None where all count 1."""
+        return None if self.worth is None else self.worth(batch)
+
+    def weigh(self, batch: PackedBatch) -> Tensor:
+        """The sum of their weights."""
+        weights = self.image_weights(batch)
+        return self.count(batch) if weights is None else weights.where(self.counted(batch), 0.0).sum()
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Softmax or sigmoid cross-entropy, summed over the images."""
@@ -124,6 +139,7 @@ class Classification(Task):
             label_smoothing=config.label_smoothing,
             mixed=None if mixed is None else (mixed.partner, mixed.share),
             weights=self._weights,
+            image_weights=self.image_weights(batch),
         )
         return total
 
@@ -153,7 +169,8 @@ class Classification(Task):
 
 
 def _balanced(loader: Loader, sigmoid: bool) -> dict[str, float]:
-    """For each class that images have, all labels over classes times its own: 1 in the mean over the labels."""
+    """For each class that images have, all labels over classes times its own: 1 in the mean over the labels. An image counts by
+    its weight, where the index has weights."""
     if not isinstance(loader, PackedLoader):
         raise ConfigError(
             "train.class_weights = 'balanced' needs data.index, since daemons do not tell how many images a class has; give a "
@@ -161,6 +178,7 @@ def _balanced(loader: Loader, sigmoid: bool) -> dict[str, float]:
         )
     # Softmax learns the first label alone.
     labels = learnt_labels(loader)[:, : None if sigmoid else 1]
-    counts = np.bincount(labels[labels >= 0], minlength=len(loader.classes))
+    weights = np.broadcast_to(learnt_weights(loader)[:, None], labels.shape)
+    counts = np.bincount(labels[labels >= 0], weights[labels >= 0], minlength=len(loader.classes))
     share = counts.sum() / max(1, int((counts > 0).sum()))
     return {name: float(share / n) for name, n in zip(loader.classes, counts, strict=True) if n}

@@ -100,10 +100,10 @@ class Distillation(Classification):
         except ModelError as e:
             raise ModelError(f"in the teacher's view ([plan.teacher]): {e}") from None
 
-    def count(self, batch: PackedBatch) -> Tensor:
-        """Images that were read; no label is needed."""
-        count: Tensor = (batch.status == OK).sum()
-        return count
+    def counted(self, batch: PackedBatch) -> Tensor:
+        """bool `[B, E]`: images that were read; no label is needed."""
+        found: Tensor = batch.status == OK
+        return found
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: PackedBatch) -> Tensor:  # type: ignore[override]
         """(1 − w) of the loss against labels and w of that against the teacher, summed over the images."""
@@ -111,11 +111,19 @@ class Distillation(Classification):
         by_label, by_teacher = outputs
         with torch.no_grad(), autocast(self.world.device, train.precision):
             target = self.teacher(batch.teacher)
-        total, _ = distillation_loss(by_teacher, target, batch, kind=config.kind, temperature=config.temperature)
+        worth = self.image_weights(batch)
+        total, _ = distillation_loss(
+            by_teacher, target, batch, kind=config.kind, temperature=config.temperature, image_weights=worth
+        )
         if config.weight == 1:
             return total
         labelled, _ = classification_loss(
-            by_label, batch, kind=train.loss, label_smoothing=train.label_smoothing, weights=self._weights
+            by_label,
+            batch,
+            kind=train.loss,
+            label_smoothing=train.label_smoothing,
+            weights=self._weights,
+            image_weights=worth,
         )
         return labelled * (1 - config.weight) + total * config.weight
 

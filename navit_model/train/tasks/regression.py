@@ -65,7 +65,11 @@ class Regression(Classification):
         """Huber's, summed over the images."""
         mixed = self._mixing(batch)
         total, _ = regression_loss(
-            outputs, batch, self._wanted, mixed=None if mixed is None else (mixed.partner, mixed.share)
+            outputs,
+            batch,
+            self._wanted,
+            mixed=None if mixed is None else (mixed.partner, mixed.share),
+            image_weights=self.image_weights(batch),
         )
         return total
 
