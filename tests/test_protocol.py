@@ -64,6 +64,7 @@ infos = st.builds(
         st.tuples(*[st.integers(0, 255)] * 3),
         st.integers(1, 2**31),
     ),
+    warps=st.booleans(),
 )
 
 

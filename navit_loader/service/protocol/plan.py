@@ -48,6 +48,7 @@ class PlanInfo:
         batch_size, remainder: the daemon's `[data]`, as the client's defaults.
         memory: bytes of batches that the daemon holds at most.
         render: the keys of `[render]` that decide pixels, for who decodes by itself.
+        warps: whether batches say how their images are warped; told where they do.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PlanInfo:
     remainder: str
     memory: int
     render: dict[str, Any] = field(hash=False)
+    warps: bool = False
 
     @classmethod
     def of(cls, engine: Any, name: str, memory: int) -> PlanInfo:
@@ -89,11 +91,15 @@ class PlanInfo:
             remainder=data.remainder,
             memory=memory,
             render=engine.render,
+            warps=plan.warp is not None,
         )
 
     def to_table(self) -> dict[str, Any]:
         """As a map of plain values."""
-        return asdict(self)
+        table = asdict(self)
+        if not self.warps:
+            del table["warps"]
+        return table
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> PlanInfo:
@@ -129,8 +135,9 @@ class PlanInfo:
                 check(key, value[key], rule)
             return Limits(**value)
 
-        if table.keys() != {f.name for f in fields(cls)}:
+        if table.keys() | {"warps"} != {f.name for f in fields(cls)}:
             raise ServiceError("the daemon's plan has unknown or missing keys")
+        check("warps", table.get("warps", False), bool)
         for key, rule in rules.items():
             check(key, table[key], rule)
         for key, rule in (("classes", 4096), ("patch_sizes", (1, 512))):
@@ -184,15 +191,15 @@ class BatchShape:
 
 def batch_shape(info: PlanInfo, patch_size: int, count: int, encoded: bool = False) -> BatchShape:
     """The shape of a batch of `count` sequences. Asked of the engine once: it is wanted with every batch."""
-    sides = info.max_images, info.label_width, info.text_tokens
+    sides = info.max_images, info.label_width, info.text_tokens, info.warps
     return _shape(sides, info.view, info.teacher, patch_size, count, encoded)
 
 
 @lru_cache(maxsize=256)
 def _shape(
-    sides: tuple[int, int, int], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
+    sides: tuple[int, int, int, bool], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
 ) -> BatchShape:
-    limits = asdict(own) | dict(zip(("max_images", "label_width", "text_tokens"), sides, strict=True))
+    limits = asdict(own) | dict(zip(("max_images", "label_width", "text_tokens", "warps"), sides, strict=True))
     limits |= {"max_text_tokens": 0, "teacher": teacher and asdict(teacher)}
     described, slot_bytes = _packer.batch_fields(limits, patch_size, count, encoded)
     found, offsets = [], []
