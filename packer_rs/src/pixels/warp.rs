@@ -127,8 +127,9 @@ impl Rows {
     /// `to.len() / 3` pixels from (y, x) on.
     fn read(&self, picture: &[u8], stride: usize, (y, x): (usize, usize), to: &mut [u8]) {
         let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
-        let start = [self.x, self.y, self.z].map(|[a, b, c]| (a * x + b * y + c) as f32);
-        let step = [self.x, self.y, self.z].map(|[a, ..]| a as f32);
+        let at = |of: [f64; 3]| (of[0] * x + of[1] * y + of[2]) as f32;
+        let start = [at(self.x), at(self.y), at(self.z)];
+        let step = [self.x[0] as f32, self.y[0] as f32, self.z[0] as f32];
         let line = Line { start, step, flat: step[2] == 0.0 && start[2] == 1.0, most: self.most };
         #[cfg(target_arch = "x86_64")]
         if self.fast {
@@ -171,24 +172,41 @@ impl Line {
     /// the same operations, and so the same bits.
     #[inline(always)]
     fn find(&self, first: usize, count: usize, places: &mut Places) {
-        let pair = |fraction: f32| {
-            let second = (fraction * ONE + 0.5) as i32;
-            (second << 16) + (1 << BITS) - second
-        };
+        if self.flat { self.find_by::<true>(first, count, places) } else { self.find_by::<false>(first, count, places) }
+    }
+
+    #[inline(always)]
+    fn find_by<const FLAT: bool>(&self, first: usize, count: usize, places: &mut Places) {
         let Places { x: xs, y: ys, across, down } = places;
         let (xs, ys, across, down) = (&mut xs[..count], &mut ys[..count], &mut across[..count], &mut down[..count]);
+        let (start, step, (right, bottom)) = (self.start, self.step, self.most);
         for n in 0..count {
-            let j = (first + n) as f32;
-            let [mut x, mut y, z] = [0, 1, 2].map(|of| self.start[of] + self.step[of] * j);
-            if !self.flat {
+            let j = (first + n) as i32 as f32;
+            let (mut x, mut y) = (start[0] + step[0] * j, start[1] + step[1] * j);
+            if !FLAT {
+                let z = start[2] + step[2] * j;
                 (x, y) = (x / z, y / z);
             }
-            // What lies outside has its neighbours in the margin; what lies nowhere (0 / 0), at its corner.
-            let (x, y) = (x.max(0.0).min(self.most.0), y.max(0.0).min(self.most.1));
-            (xs[n], ys[n]) = (x as i32, y as i32);
-            (across[n], down[n]) = (pair(x - xs[n] as f32), pair(y - ys[n] as f32));
+            // What lies outside has its neighbours in the margin; what lies nowhere (0 / 0), at its corner. No call to `max`,
+            // which would see to such numbers once more.
+            let x = if x > 0.0 { x } else { 0.0 };
+            let y = if y > 0.0 { y } else { 0.0 };
+            let (x, y) = (if x < right { x } else { right }, if y < bottom { y } else { bottom });
+            // SAFETY: from 0 to a side of the picture, which is below 2²⁴.
+            let (whole_x, whole_y) = unsafe { (x.to_int_unchecked::<i32>(), y.to_int_unchecked::<i32>()) };
+            (xs[n], ys[n]) = (whole_x, whole_y);
+            let (part_x, part_y) = ((x - whole_x as f32) * ONE + 0.5, (y - whole_y as f32) * ONE + 0.5);
+            // SAFETY: from 0 to `ONE`.
+            let (part_x, part_y) = unsafe { (part_x.to_int_unchecked::<i32>(), part_y.to_int_unchecked::<i32>()) };
+            (across[n], down[n]) = (pair(part_x), pair(part_y));
         }
     }
+}
+
+/// The weights of the first of two neighbours, and in the upper half of the second, which is given.
+#[inline(always)]
+fn pair(second: i32) -> i32 {
+    (second << 16) + (1 << BITS) - second
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -211,19 +229,21 @@ mod avx2 {
             line.find(n * CHUNK, to.len() / 3, &mut places);
             for (j, to) in to.chunks_exact_mut(3).enumerate() {
                 let at = places.y[j] as usize * stride + 3 * places.x[j] as usize;
+                let (above, under) = (&picture[at..at + 8], &picture[at + stride..at + stride + 8]);
+                // SAFETY: eight bytes each.
+                let (above, under) =
+                    unsafe { (_mm_loadl_epi64(above.as_ptr().cast()), _mm_loadl_epi64(under.as_ptr().cast())) };
                 let weights = _mm_set1_epi32(places.across[j]);
-                let across = |at: usize| {
-                    let pixels = &picture[at..at + 8];
-                    // SAFETY: eight bytes.
-                    let pixels = unsafe { _mm_loadl_epi64(pixels.as_ptr().cast()) };
-                    let sums = _mm_madd_epi16(_mm_shuffle_epi8(pixels, beside), weights);
-                    _mm_srai_epi32::<{ (BITS - BETWEEN) as i32 }>(_mm_add_epi32(sums, half))
-                };
-                let means = _mm_shuffle_epi8(_mm_packs_epi32(across(at), across(at + stride)), over);
+                let above = _mm_madd_epi16(_mm_shuffle_epi8(above, beside), weights);
+                let under = _mm_madd_epi16(_mm_shuffle_epi8(under, beside), weights);
+                let above = _mm_srai_epi32::<{ (BITS - BETWEEN) as i32 }>(_mm_add_epi32(above, half));
+                let under = _mm_srai_epi32::<{ (BITS - BETWEEN) as i32 }>(_mm_add_epi32(under, half));
+                let means = _mm_shuffle_epi8(_mm_packs_epi32(above, under), over);
                 let sums = _mm_madd_epi16(means, _mm_set1_epi32(places.down[j]));
                 let pixel = _mm_srai_epi32::<{ (BITS + BETWEEN) as i32 }>(_mm_add_epi32(sums, whole));
-                let pixel = _mm_cvtsi128_si32(_mm_shuffle_epi8(pixel, first));
-                to.copy_from_slice(&pixel.to_le_bytes()[..3]);
+                let [red, green, blue, _] = _mm_cvtsi128_si32(_mm_shuffle_epi8(pixel, first)).to_le_bytes();
+                // One by one: a copy of three bytes is a call.
+                (to[0], to[1], to[2]) = (red, green, blue);
             }
         }
     }
