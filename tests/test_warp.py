@@ -299,7 +299,7 @@ def test_a_planned_batch_and_its_limits_agree_on_warps() -> None:
     data = encode(photo(64, 64), "PNG")
     one = planned(0, 0, (64, 64), (2, 2))
     for changes, warps in (({"warp": NONE, "warp_layers": 0}, False), ({}, True)):
-        with pytest.raises(RenderError, match="warps for 1 images"):
+        with pytest.raises(RenderError, match=f"has {1 - warps} warps, where {int(warps)} belong"):
             _packer.render_images([data], batch([[one | changes]]), LIMITS | {"warps": warps}, RenderConfig().to_json())
 
 

@@ -36,8 +36,9 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
         }
         let (mut ends, mut text_end) = ([0u64; 2], 0u32);
         let warps = batch.warps.get(s).map_or(&[][..], Vec::as_slice);
-        if warps.len() != if limits.warps { sequence.len() } else { 0 } {
-            return bad(format!("sequence {s} has {} warps for {} images", warps.len(), sequence.len()));
+        let belong = if limits.warps { sequence.len() } else { 0 };
+        if warps.len() != belong {
+            return bad(format!("sequence {s} has {} warps, where {belong} belong", warps.len()));
         }
         for image in sequence {
             let Some(source) = sources.get(usize::from(image.source)) else {
