@@ -251,7 +251,8 @@ class PlannedBatch:
         """B; sequences beyond `sequences` are masked."""
     @property
     def sequences(self) -> list[list[dict[str, Any]]]:
-        """For each sequence its images: row, key, crop, offset, kept, grid, flip, source and the second view's."""
+        """For each sequence its images: row, key, crop, offset, kept, grid, flip, source and the second view's; `warp` (9
+        floats) and `warp_layers` where the plan warps."""
 
 @final
 class Plan:

@@ -81,6 +81,10 @@ class PackedBatch:
         teacher: the second view of the same images (`[plan.teacher]`), else None.
         epoch: epoch of the plan.
         sequence: number of the batch's first sequence in its epoch.
+        warps: f32 `[B, E, 9]`, row by row the 3 × 3 matrix that leads from a point (x, y, 1) of the picture as it is to that of
+            the crop, mirrored where it is, which is seen there; both in fractions of width and height. The last row gives 1
+            in the picture's middle; all 0 where absent. None without `[plan.warp]`.
+        warp_layers: u8 `[B, E]`, layers of RandAugment that are part of the warp; None without `[plan.warp]`.
     """
 
     patches: Array
@@ -103,6 +107,8 @@ class PackedBatch:
     teacher: View | None
     epoch: int
     sequence: int
+    warps: Array | None = None
+    warp_layers: Array | None = None
 
     def __repr__(self) -> str:
         """A few lines: what it is, what it holds, and the shapes."""
@@ -130,6 +136,8 @@ class PackedBatch:
     def arrays(self) -> dict[str, Array]:
         """All array fields by name, those of the teacher's view as `teacher.<field>`; the order of the wire."""
         found = {name: getattr(self, name) for name in _ARRAYS}
+        if self.warps is not None:
+            found |= {"warps": self.warps, "warp_layers": self.warp_layers}
         if self.teacher is not None:
             found |= {"teacher." + name: getattr(self.teacher, name) for name in _VIEW_ARRAYS}
         return found
@@ -242,8 +250,8 @@ def _as(batch: PackedBatch, family: str, *settings: Any) -> dict[str, torch.Tens
 
 
 def _few_lines(head: str, part: View | PackedBatch) -> str:
-    arrays = ((f.name, getattr(part, f.name)) for f in fields(part) if f.type == "Array")
-    shapes = [f"{name} {str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for name, a in arrays]
+    arrays = ((f.name, getattr(part, f.name)) for f in fields(part) if str(f.type).startswith("Array"))
+    shapes = [f"{name} {str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for name, a in arrays if a is not None]
     rows = [", ".join(shapes[n : n + 4]) for n in range(0, len(shapes), 4)]
     return "\n  ".join((head, *rows))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher
+from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher, Warp
 from .schema import check_types, convert, read_toml, require
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ServeConfig",
     "Source",
     "Teacher",
+    "Warp",
 ]
 
 OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "regression", "train")
@@ -260,7 +261,8 @@ class LoaderConfig:
         return cls.from_dict(read_toml(path))
 
     def for_evaluation(self, max_tokens: int | None = None, patch_size: int | None = None) -> LoaderConfig:
-        """The same configuration with nothing random: all images in order, one patch size and view, no crop, flip or drop.
+        """The same configuration with nothing random: all images in order, one patch size and view, no crop, flip,
+        warp or drop.
 
         `plan.filter` chooses what is learnt; what is evaluated is what the index holds.
 
@@ -282,6 +284,7 @@ class LoaderConfig:
                 order=Order(kind="sequential"),
                 drop=Drop(),
                 crop=Crop(),
+                warp=None,
                 fit="none",
                 teacher=None,
                 filter="",

@@ -401,8 +401,9 @@ class AugmentConfig:
     """`[train.augment]`: colour operations and random erasing, on the device.
 
     Attributes:
-        layers: operations for each image, one after the other; 0 leaves the pixels alone. AugReg: 0 or 2.
-        magnitude: their strength, up to 10. AugReg: 10, 15 or 20 on a scale that ends at 20, so 5 to 10 here.
+        layers: operations for each image, one after the other; 0 leaves the pixels alone. AugReg: 0 or 2. With
+            `plan.warp.kind = "randaugment"` those that it has done count among them.
+        magnitude: their strength, on AugReg's scale, where it is 10, 15 or 20.
         erase: probability of an image to lose a rectangle of 2 to 33 % of its area to noise (random erasing); timm's
             recipes: 0.25.
     """
@@ -414,7 +415,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(0 <= self.layers <= 16, "layers", self.layers, "between 0 and 16")
-        require(0 <= self.magnitude <= 10, "magnitude", self.magnitude, "between 0 and 10")
+        require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "between 0 and 30")
         require(0 <= self.erase <= 1, "erase", self.erase, "between 0 and 1")
 
     @property

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from navit_loader.batch import PackedBatch
+from navit_loader.errors import ConfigError
 from navit_model.config import NaViTConfig, TextConfig
 from navit_model.model.navit import NaViT
 from navit_model.model.text import TextTower, pack_captions
 from navit_model.train.augment import GREY, OPERATIONS, AugmentConfig, augment, hashed, uniform
 from navit_model.train.flops import batch_flops, frozen_flops, text_flops
+from navit_model.train.settings import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from packed import packed
@@ -31,7 +33,8 @@ def some(seed: int = 0, **changes: object) -> PackedBatch:
 def reference(pixels: np.ndarray, kind: str, sign: int, strength: float) -> np.ndarray:
     """One operation on all kept pixels of one image, `[n, 3]`, in the operation's own words."""
     x = pixels.astype(np.float64)
-    factor = 1 + sign * 0.9 * strength
+    # Beyond AugReg's 10 nothing becomes its negative, or black.
+    factor = 1 + 0.9 * (strength if sign > 0 else -min(strength, 1))
     grey = x @ np.array(GREY)
     match kind:
         case "brightness":
@@ -47,14 +50,15 @@ def reference(pixels: np.ndarray, kind: str, sign: int, strength: float) -> np.n
         case "solarise_add":
             x = np.where(x < 128, x + 110 * strength, x)
         case "posterise":
-            step = 2 ** round(4 * strength)
+            step = 2 ** min(round(4 * strength), 7)
             x = x // step * step
     return x.clip(0, 255)
 
 
-def test_each_operation_is_what_its_name_says() -> None:
+@pytest.mark.parametrize("magnitude", [7.0, 10.0, 20.0, 30.0])
+def test_each_operation_is_what_its_name_says(magnitude: float) -> None:
     met = set()
-    config = AugmentConfig(layers=1, magnitude=7.0)
+    config = AugmentConfig(layers=1, magnitude=magnitude)
     for seed in range(12):
         batch = some(seed)
         after = augment(batch, config, seed)
@@ -67,7 +71,7 @@ def test_each_operation_is_what_its_name_says() -> None:
             kind = OPERATIONS[kinds[b, e]]
             met.add(kind)
             before = batch.patches[b, slots].reshape(-1, 3).numpy()
-            wanted = reference(before, kind, int(signs[b, e]), 0.7)
+            wanted = reference(before, kind, int(signs[b, e]), magnitude / 10)
             found = after.patches[b, slots].reshape(-1, 3).numpy()
             assert np.abs(found - wanted).max() <= 0.51, kind
         # Padding, prefix slots and failed images stay as they were.
@@ -91,6 +95,37 @@ def test_an_image_is_coloured_alike_wherever_it_lies_and_otherwise_in_another_ep
     assert not torch.equal(augment(replace(batch, epoch=1), config, 3).patches, first)
     assert not torch.equal(augment(batch, config, 4).patches, first)
     assert augment(batch, AugmentConfig(), 3) is batch
+
+
+def test_layers_that_the_plan_has_done_are_not_done_again() -> None:
+    config = AugmentConfig(layers=2, magnitude=9.0)
+    batch = some()
+    none = torch.zeros_like(batch.status)
+    first, second = (augment(replace(batch, warp_layers=none + n), config, 3).patches for n in (0, 1))
+    assert torch.equal(first, augment(batch, config, 3).patches)
+    assert not torch.equal(second, first)
+    assert not torch.equal(second, batch.patches)
+    assert torch.equal(augment(replace(batch, warp_layers=none + 2), config, 3).patches, batch.patches)
+    # Each image for itself: where half of them are done, theirs alone stay as they were.
+    half = (torch.arange(none.numel()).view_as(none) % 2 * 2).to(torch.uint8)
+    mixed = augment(replace(batch, warp_layers=half), config, 3).patches
+    done = half.bool().gather(1, batch.segment_ids.long().clamp_min(0)) | (batch.segment_ids < 0)
+    assert torch.equal(mixed, torch.where(done[..., None], batch.patches, first))
+
+
+def test_one_randaugment_has_as_many_layers_in_both_places() -> None:
+    table = {
+        "plan": {"warp": {"kind": "randaugment", "layers": 3}},
+        "train": {"augment": {"layers": 3, "magnitude": 15}},
+    }
+    assert RunConfig.from_dict(table).train.augment.layers == 3
+    table["train"] = {}
+    with pytest.raises(ConfigError, match=r"train.augment.layers = 0 is not allowed; it must be 3, plan.warp.layers"):
+        RunConfig.from_dict(table)
+    with pytest.raises(
+        ConfigError, match=r"train.augment.magnitude = 31.0 is not allowed; it must be between 0 and 30"
+    ):
+        RunConfig.from_dict({"train": {"augment": {"magnitude": 31}}})
 
 
 def test_draws_are_uniform_and_independent() -> None:

@@ -64,6 +64,8 @@ infos = st.builds(
         st.tuples(*[st.integers(0, 255)] * 3),
         st.integers(1, 2**31),
     ),
+    weighted=st.booleans(),
+    warps=st.booleans(),
 )
 
 

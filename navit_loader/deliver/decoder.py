@@ -72,6 +72,18 @@ class Decoder:
         self.measured: dict[str, float] = {}
         self.renderer: DeviceRenderer | None = None
 
+    def warped(self) -> None:
+        """Says that the plan warps images, which the engine alone does: `auto` is `cpu` then.
+
+        Raises:
+            ConfigError: another decoder was asked for.
+        """
+        if self._asked not in ("auto", "cpu"):
+            raise ConfigError(
+                f"decode = '{self._asked}' cannot do [plan.warp]; take decode = 'cpu', or leave [plan.warp] out"
+            )
+        self._asked = "cpu"
+
     def settle(self, batches: Batches) -> None:
         """Makes the choice; with `auto` by taking the first batches both ways.
 

@@ -62,6 +62,8 @@ class PackedLoader(Loader):
         boundary.check(data.refresh, agree, cursor.world_size)
         options = {name: getattr(render, name) for name in ("threads", "memory_mb", "ledger", "failure_limit")}
         decoder = Decoder(decode, device, options, agree, cursor.world_size)
+        if config.plan.warp is not None:
+            decoder.warped()
         self.config = config
         self._local = _Local(Engine(config, index), render.prefetch)
         super().__init__(cursor, self._local, decoder, data.refresh, agree)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ..schema import check_types, require
@@ -222,8 +222,53 @@ class Crop:
 
 
 @dataclass(frozen=True, slots=True)
+class Warp:
+    """`[plan.warp]`: pictures turned, sheared, moved and tilted, after crop and flip; see docs/plan.md.
+
+    Attributes:
+        kind: `random`, torchvision's RandomAffine and RandomPerspective in one; or `randaugment`, the operations of
+            RandAugment that move pixels, while `[train.augment]` does those that change colours.
+        rotation: largest angle, in degrees either way, for `random`.
+        shear: largest angle of shear along each axis, in degrees either way, for `random`.
+        translation: farthest move along each axis, as a share of the side, for `random`.
+        perspective: twice the share of a side by which each corner moves inwards at most, for `random`.
+        probability: of an image to be warped, for `random`.
+        layers: operations for each image, those of colours included, for `randaugment`.
+        magnitude: their strength, for `randaugment`. AugReg: 10, 15 or 20.
+    """
+
+    kind: Literal["random", "randaugment"] = "random"
+    rotation: float = 0.0
+    shear: float = 0.0
+    translation: float = 0.0
+    perspective: float = 0.0
+    probability: float = 1.0
+    layers: int = 2
+    magnitude: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
+        require(0 <= self.shear <= 60, "shear", self.shear, "between 0 and 60 degrees")
+        require(0 <= self.translation <= 1, "translation", self.translation, "between 0 and 1")
+        # Beyond it, the four corners may no longer be those of a convex figure.
+        require(0 <= self.perspective <= 0.6, "perspective", self.perspective, "between 0 and 0.6")
+        require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
+        require(1 <= self.layers <= 16, "layers", self.layers, "between 1 and 16")
+        require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "between 0 and 30")
+        moves = ("rotation", "shear", "translation", "perspective")
+        for key in ("layers", "magnitude") if self.kind == "random" else (*moves, "probability"):
+            unset = next(f.default for f in fields(self) if f.name == key)
+            require(getattr(self, key) == unset, key, getattr(self, key), f"left out for kind = {self.kind!r}")
+        anything = self.kind == "randaugment" or any(getattr(self, key) for key in moves)
+        require(
+            anything, "rotation", self.rotation, "above 0, or another key of [plan.warp] set: nothing would be warped"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Teacher:
-    """`[plan.teacher]`: a second view of the same images for distillation: same crop and flip, own patches, no drop.
+    """`[plan.teacher]`: a second view of the same images for distillation: same crop, flip and warp, own patches, no drop.
 
     Attributes:
         patch_size: P of the view.
@@ -288,7 +333,7 @@ class PlanConfig:
         filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`. Whole numbers are
             computed in 64 bits, and what leaves those is an error.
         class_weights: relative weights by class name; classes not named weigh 1 where any is.
-        order, resolution, drop, crop, teacher: see their classes.
+        order, resolution, drop, crop, warp, teacher: see their classes.
     """
 
     seed: int = 0
@@ -315,6 +360,7 @@ class PlanConfig:
     drop: Drop = field(default_factory=Drop)
     crop: Crop = field(default_factory=Crop)
     teacher: Teacher | None = None
+    warp: Warp | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -387,13 +433,15 @@ class PlanConfig:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`.
 
-        `passes` stands in it where it is not 1, and what only `smart` reads with it alone, so that names given before there
-        were such keys stay.
+        `passes` stands in it where it is not 1, `warp` where it is set, and what only `smart` reads with it alone, so that
+        names given before there were such keys stay.
         """
         table = asdict(replace(self, order=self.order.settled(remote=False)))
         table["resolution"] = self.resolution.to_table()
         if self.passes == 1:
             del table["passes"]
+        if self.warp is None:
+            del table["warp"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import _packer
 from ..config import LoaderConfig, Source, deciding
-from ..errors import ConfigError, IndexFileError
+from ..errors import ConfigError, IndexFileError, RenderError
 from ..foreign import helpers, revisions
 from ..index import Index, open_index
 from ..plan import identity
@@ -187,8 +187,10 @@ class Engine:
         """Asks for the same batch with its encoded files in place of pixels.
 
         Raises:
-            RenderError: its files have more bytes than `render.memory_mb` allows; the largest is named.
+            RenderError: its files have more bytes than `render.memory_mb` allows, the largest is named; or its images are
+                warped, which this engine alone does.
         """
+        self._check_encoded()
         return PendingEncoded(self._renderer.submit(self.layout(epoch).batch(first, batch_size), True), self.render)
 
     def submit_planned(self, planned: _packer.PlannedBatch, encoded: bool = False) -> Pending | PendingEncoded:
@@ -199,8 +201,17 @@ class Engine:
             RenderError: as `submit_encoded`.
         """
         self.check_unchanged()
+        if encoded:
+            self._check_encoded()
         pending = self._renderer.submit(planned, encoded)
         return PendingEncoded(pending, self.render) if encoded else Pending(pending)
+
+    def _check_encoded(self) -> None:
+        if self.config.plan.warp is not None:
+            raise RenderError(
+                "encoded batches cannot be had with [plan.warp], since no decoder but the engine's warps images; ask for "
+                "pixels (decode = 'cpu'), or leave [plan.warp] out"
+            )
 
     def encoded_bytes(self, planned: _packer.PlannedBatch) -> int:
         """Bytes that a planned batch takes in memory with its encoded files.

@@ -22,6 +22,8 @@ from torch import Tensor
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ModelError
 
+from ..model.check import check_unwarped
+
 if TYPE_CHECKING:
     from ..model.owl import Proposals
 
@@ -71,6 +73,7 @@ def detection_loss(
     Raises:
         ModelError: another number of images, a query that there is not, or a box without extent.
     """
+    check_unwarped(batch, "boxes of objects")
     slots = (batch.status == OK).nonzero().tolist()
     if len(objects) != len(slots):
         raise ModelError(f"objects of {len(objects)} images, but {len(slots)} have status OK; give one entry for each")

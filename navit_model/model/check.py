@@ -29,6 +29,20 @@ TABLES = (
 """Positions that are looked up in tables, which end somewhere."""
 
 
+def check_unwarped(batch: PackedBatch, what: str) -> None:
+    """Refuses a batch of warped images where places in the source are meant.
+
+    Args:
+        batch: of which.
+        what: what is meant, for the message.
+
+    Raises:
+        ModelError: its plan has `[plan.warp]`.
+    """
+    if batch.warps is not None:
+        raise ModelError(f"{what} are not known of warped images; leave [plan.warp] out")
+
+
 def check_batch(config: NaViTConfig, batch: PackedBatch | View) -> None:
     """Refuses a batch that a model of this configuration does not take.
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from navit_loader.batch import OK, PackedBatch, View
 from navit_loader.errors import ModelError
 
+from .check import check_unwarped
+
 
 def rasters(x_BLD: Tensor, batch: PackedBatch | View, cells: int) -> tuple[Tensor, Tensor]:
     """The tokens of each image in raster order; shapes are static and no host value is read.
@@ -73,6 +75,8 @@ def pixels(x_BLD: Tensor, batch: PackedBatch, *, source: bool = False) -> list[T
         batch: whose tokens they are.
         source: at the size of the crop in pixels of the source, mirrored back where it was mirrored; else at h·P × w·P.
     """
+    if source:
+        check_unwarped(batch, "maps at the source's size")
     ok = batch.status.cpu() == OK
     crops, flips = batch.crops.cpu()[ok].tolist(), batch.flips.cpu()[ok].tolist()
     found = []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from navit_loader.batch import OK, PackedBatch, View
 
+from .check import check_unwarped
 from .pool import pick_prefix
 
 EDGE = 1e-4
@@ -126,6 +127,7 @@ def detections(found: Proposals, batch: PackedBatch, threshold: float = 0.1) -> 
         For each image `boxes`, f32 `[n, 4]`, (left, top, right, bottom) in pixels of the source, mirrored back where the
         image was mirrored; `scores`, f32 `[n]`, falling; `queries`, i64 `[n]`.
     """
+    check_unwarped(batch, "boxes in the source")
     scores_BL, queries_BL = found.logits.sigmoid().max(-1)
     result = []
     for b, e in (batch.status == OK).nonzero().tolist():

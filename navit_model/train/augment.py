@@ -1,11 +1,13 @@
 """Augmentation of packed patches on the device: pointwise operations of colour, drawn for each image (AugReg).
 
-In: a batch on its device. Out: the same batch with other pixels. Crops and flips are in the plan; what moves no pixel needs
-no image and works on patches, dropped ones included. An image's draws are a function of (seed, epoch, source, image): the
-same on every rank and device, and after a resume.
+In: a batch on its device. Out: the same batch with other pixels. Crops, flips and warps are in the plan; what moves no pixel
+needs no image and works on patches, dropped ones included. An image's draws are a function of (seed, epoch, source, image):
+the same on every rank and device, and after a resume.
 
 The recipe is RandAugment's (arXiv 1909.13719) as AugReg uses it (arXiv 2106.10270, section 3.3), without the operations
 that move pixels or need a histogram: each image gets `layers` operations, each drawn out of seven, at a common magnitude.
+Where the plan does those that move pixels (`plan.warp.kind = "randaugment"`), an image gets as many fewer here as it was given
+there, so `layers` in all, those of the plan first.
 
 Shapes: B sequences · L tokens · P patch side · E images per sequence.
 """
@@ -44,22 +46,26 @@ def augment(batch: PackedBatch, config: AugmentConfig, seed: int) -> PackedBatch
     key = keys_of(batch, seed)
     teacher = batch.teacher
     if teacher is not None:
-        teacher = replace(teacher, patches=_changed(teacher, key, config))
-    return replace(batch, patches=_changed(batch, key, config), teacher=teacher)
+        teacher = replace(teacher, patches=_changed(teacher, key, config, batch.warp_layers))
+    return replace(batch, patches=_changed(batch, key, config, batch.warp_layers), teacher=teacher)
 
 
-def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig) -> Tensor:
-    """u8 patches `[B, L, P·P·3]` with the operations that the keys draw."""
+def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig, done_BE: Tensor | None) -> Tensor:
+    """u8 patches `[B, L, P·P·3]` with the operations that the keys draw, but the first `done_BE` of each image."""
     pixels = view.patches.unflatten(-1, (-1, 3)).float()
     grey_weights = pixels.new_tensor(GREY)
     is_patch, slot_BL = patches_of(view)
     member_BEL = members(view.segment_ids.where(is_patch, -1), key_BE.shape[1], torch.float32)
     count_BE = member_BEL.sum(-1).clamp_min(1)
     strength = config.magnitude / 10
+    # Beyond 10 what would turn a picture into its negative, or black, goes no further than there.
+    less, more = -0.9 * min(strength, 1.0), 0.9 * strength
     for layer in range(config.layers):
         draw = hashed(key_BE, layer)
         kind = (uniform(hashed(draw, 0)) * len(OPERATIONS)).long()
-        factor = 1 + 0.9 * strength * torch.where(uniform(hashed(draw, 1)) < 0.5, -1.0, 1.0)
+        if done_BE is not None:
+            kind = kind.where(done_BE <= layer, len(OPERATIONS))
+        factor = 1 + torch.where(uniform(hashed(draw, 1)) < 0.5, less, more)
         grey = pixels @ grey_weights
         mean_BE = (member_BEL @ grey.mean(-1, keepdim=True)).squeeze(-1) / count_BE
 
@@ -75,7 +81,7 @@ def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig) ->
         pixels = torch.where(only("invert", 1.0, 0.0) > 0, 255 - pixels, pixels)
         pixels = torch.where(pixels >= only("solarise", 256 * (1 - strength), 1e9), 255 - pixels, pixels)
         pixels = torch.where(pixels < 128, pixels + only("solarise_add", 110 * strength, 0.0), pixels)
-        step = only("posterise", 2.0 ** round(4 * strength), 1.0)
+        step = only("posterise", 2.0 ** min(round(4 * strength), 7), 1.0)
         pixels = torch.where(step > 1, (pixels / step).floor() * step, pixels).clamp(0, 255)
     changed = pixels.round().to(torch.uint8).flatten(-2)
     return torch.where(is_patch[..., None], changed, view.patches)

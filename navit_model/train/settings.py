@@ -201,6 +201,10 @@ class RunConfig:
         taught = train.task == "distillation" and self.distillation.weight == 1
         without = "left out where distillation.weight = 1, since no label is learnt there"
         require(not (taught and train.class_weights), "train.class_weights", train.class_weights, without)
+        warp, layers = self.loader.plan.warp, self.train.augment.layers
+        if warp is not None and warp.kind == "randaugment":
+            same = f"{warp.layers}, plan.warp.layers: RandAugment has that many operations, those of colours among them"
+            require(layers == warp.layers, "train.augment.layers", layers, same)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunConfig:

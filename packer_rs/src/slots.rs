@@ -30,6 +30,21 @@ pub struct Crop {
     pub width: i32,
 }
 
+/// Where the pixels of a warped image come from, and what of it was drawn by RandAugment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warp {
+    /// Row by row the 3 × 3 matrix that leads from a point (x, y, 1) of the warped picture to that of the picture as it
+    /// was, after crop and flip; both in fractions of width and height. Its last row gives 1 in the picture's middle.
+    pub map: [f32; 9],
+    /// Layers of RandAugment that are part of the map; the others change colours.
+    pub layers: u8,
+}
+
+impl Warp {
+    /// What leaves every pixel where it is.
+    pub const NONE: Self = Self { map: [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], layers: 0 };
+}
+
 /// One image in its slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlannedImage {
@@ -58,7 +73,7 @@ pub struct PlannedImage {
 }
 
 /// The sequences of one batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlannedBatch {
     /// Epoch of the plan.
     pub epoch: u64,
@@ -70,6 +85,15 @@ pub struct PlannedBatch {
     pub batch_size: usize,
     /// The images of each sequence, by rising offset.
     pub sequences: Vec<Vec<PlannedImage>>,
+    /// What becomes of each image, beside it in `sequences`; empty where the plan warps nothing.
+    pub warps: Vec<Vec<Warp>>,
+}
+
+impl PlannedBatch {
+    /// The warp of image `i` of sequence `s`, where the plan has any.
+    pub fn warp(&self, s: usize, i: usize) -> Option<&Warp> {
+        self.warps.get(s).map(|warps| &warps[i])
+    }
 }
 
 /// Limits of one view of the images.
@@ -98,4 +122,6 @@ pub struct BatchLimits {
     pub text_tokens: u32,
     /// Tokens of one caption at most; longer ones are cut.
     pub max_text_tokens: u32,
+    /// Whether batches say how their images are warped.
+    pub warps: bool,
 }

@@ -88,6 +88,10 @@ fn digest(config: &str, rows: &[u64], weights: &[f64]) -> u64 {
                 .into_iter()
                 .for_each(|n| hash.add(u64::from(n)));
         }
+        for warp in &planned.warps {
+            warp.map.iter().for_each(|v| hash.add(u64::from(v.to_bits())));
+            hash.add(u64::from(warp.layers));
+        }
     }
     hash.0
 }
@@ -100,4 +104,22 @@ fn every_processor_plans_the_same() {
 #[test]
 fn every_processor_plans_the_same_with_blocks_and_captions() {
     assert_eq!(format!("{:016x}", digest(DEPENDENT, &[2500], &[1.0])), "1fac417ad6e35d7a");
+}
+
+#[test]
+fn every_processor_warps_the_same() {
+    for (table, found) in [
+        (
+            r#""random", "rotation": 30.0, "shear": 12.0, "translation": 0.2, "perspective": 0.4, "layers": 2, "magnitude": 10.0"#,
+            "f923071930bd2423",
+        ),
+        (
+            r#""randaugment", "rotation": 0.0, "shear": 0.0, "translation": 0.0, "perspective": 0.0, "layers": 3, "magnitude": 15.0"#,
+            "3d9705ca5ecbf779",
+        ),
+    ] {
+        let warp = format!(r#""warp": {{"probability": 1.0, "kind": {table}}}, "seed": 12"#);
+        let config = DEPENDENT.replace(r#""seed": 12"#, &warp);
+        assert_eq!(format!("{:016x}", digest(&config, &[700], &[1.0])), found);
+    }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::{index, jpeg, limits, plan, settings};
 use navit_packer::render::Renderer;
-use navit_packer::slots::{BatchLimits, PlannedBatch, ViewLimits};
+use navit_packer::slots::{BatchLimits, PlannedBatch, ViewLimits, Warp};
 
 struct Counting;
 
@@ -60,13 +60,23 @@ fn nothing_is_allocated_per_image() {
             (name, width as i32, height as i32, data.len() as i64)
         })
         .collect();
-    for (threads, fetchers) in [(1, 0), (2, 1)] {
+    let turned = Warp { map: [0.8, 0.6, -0.2, -0.6, 0.8, 0.4, 0.1, 0.1, 0.9], layers: 0 };
+    for (threads, fetchers, warps) in [(1, 0, false), (2, 1, false), (1, 0, true)] {
         let source = index(&format!("{}/", folder.display()), &files);
-        let renderer =
-            Renderer::new(settings(threads, fetchers), limits(), vec![source], Arc::default(), false, Box::new(|| {}))
-                .expect("a renderer");
+        let renderer = Renderer::new(
+            settings(threads, fetchers),
+            BatchLimits { warps, ..limits() },
+            vec![source],
+            Arc::default(),
+            false,
+            Box::new(|| {}),
+        )
+        .expect("a renderer");
         let count = |images: usize| {
-            let plan = plan(images, &files);
+            let mut plan = plan(images, &files);
+            if warps {
+                plan.warps = vec![vec![turned; images]];
+            }
             let before = COUNT.load(Ordering::Relaxed);
             let mut ticket = renderer.submit(plan, false).expect("a ticket");
             let rendered = ticket.wait(Instant::now() + Duration::from_secs(60)).expect("no error").expect("in time");

@@ -19,6 +19,9 @@ from ...errors import ConfigError, ServiceError
 from ...plan.config import MAX_LENGTH
 from .messages import NUMBER, check, named, short
 
+_WHERE_TRUE = {"weighted", "warps"}
+"""Keys that are on the wire only where they are true, so that a plan without them is what it was."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -49,6 +52,7 @@ class PlanInfo:
         memory: bytes of batches that the daemon holds at most.
         render: the keys of `[render]` that decide pixels, for who decodes by itself.
         weighted: images count differently in a loss, which batches do not tell; not on the wire where it is not so.
+        warps: batches say how their images are warped; not on the wire where they do not.
     """
 
     name: str
@@ -68,6 +72,7 @@ class PlanInfo:
     memory: int
     render: dict[str, Any] = field(hash=False)
     weighted: bool = False
+    warps: bool = False
 
     @classmethod
     def of(cls, engine: Any, name: str, memory: int) -> PlanInfo:
@@ -92,11 +97,12 @@ class PlanInfo:
             memory=memory,
             render=engine.render,
             weighted=any(index.weighted for index in engine.indexes),
+            warps=plan.warp is not None,
         )
 
     def to_table(self) -> dict[str, Any]:
         """As a map of plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "weighted" or value}
+        return {key: value for key, value in asdict(self).items() if key not in _WHERE_TRUE or value}
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> PlanInfo:
@@ -132,8 +138,11 @@ class PlanInfo:
                 check(key, value[key], rule)
             return Limits(**value)
 
-        if table.keys() | {"weighted"} != {f.name for f in fields(cls)} or table.get("weighted", True) is not True:
+        if table.keys() | _WHERE_TRUE != {f.name for f in fields(cls)}:
             raise ServiceError("the daemon's plan has unknown or missing keys")
+        for key in _WHERE_TRUE & table.keys():
+            if table[key] is not True:
+                raise ServiceError(f"the daemon's plan has {key} = {table[key]!r}; it must be true or left out")
         for key, rule in rules.items():
             check(key, table[key], rule)
         for key, rule in (("classes", 4096), ("patch_sizes", (1, 512))):
@@ -187,15 +196,15 @@ class BatchShape:
 
 def batch_shape(info: PlanInfo, patch_size: int, count: int, encoded: bool = False) -> BatchShape:
     """The shape of a batch of `count` sequences. Asked of the engine once: it is wanted with every batch."""
-    sides = info.max_images, info.label_width, info.text_tokens
+    sides = info.max_images, info.label_width, info.text_tokens, info.warps
     return _shape(sides, info.view, info.teacher, patch_size, count, encoded)
 
 
 @lru_cache(maxsize=256)
 def _shape(
-    sides: tuple[int, int, int], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
+    sides: tuple[int, int, int, bool], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
 ) -> BatchShape:
-    limits = asdict(own) | dict(zip(("max_images", "label_width", "text_tokens"), sides, strict=True))
+    limits = asdict(own) | dict(zip(("max_images", "label_width", "text_tokens", "warps"), sides, strict=True))
     limits |= {"max_text_tokens": 0, "teacher": teacher and asdict(teacher)}
     described, slot_bytes = _packer.batch_fields(limits, patch_size, count, encoded)
     found, offsets = [], []

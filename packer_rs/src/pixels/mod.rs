@@ -16,3 +16,4 @@ pub mod resize;
 pub mod rgb;
 pub mod tags;
 pub mod taps;
+pub mod warp;

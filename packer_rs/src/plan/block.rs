@@ -6,7 +6,7 @@
 use crate::plan::config::{Fit, Packing, PlanConfig};
 use crate::plan::draw::{Drawn, Draws};
 use crate::plan::pack::{Limits, Load, Used, bins, exact};
-use crate::slots::{Grid, PlannedImage};
+use crate::slots::{Grid, PlannedImage, Warp};
 
 /// Where the mean length leaves room for this many images in a sequence, exact fill has the better choice.
 const IMAGES_FOR_EXACT: f64 = 3.2;
@@ -39,6 +39,8 @@ pub struct Report {
 pub struct BlockPlan {
     /// Images by sequence and slot.
     pub images: Vec<PlannedImage>,
+    /// What becomes of each; empty where nothing is warped.
+    pub warps: Vec<Warp>,
     /// Where each sequence starts in `images`; one more than there are sequences.
     pub starts: Vec<u32>,
     /// The patch size of each run of sequences.
@@ -62,6 +64,11 @@ impl BlockPlan {
     pub fn sequence(&self, i: usize) -> &[PlannedImage] {
         &self.images[self.starts[i] as usize..self.starts[i + 1] as usize]
     }
+
+    /// What becomes of them, in a plan that warps.
+    pub fn warps_of(&self, i: usize) -> &[Warp] {
+        &self.warps[self.starts[i] as usize..self.starts[i + 1] as usize]
+    }
 }
 
 /// An image at the patch size of the current run.
@@ -79,6 +86,7 @@ pub struct BlockPlanner<'a> {
     draws: &'a Draws,
     limits: Limits,
     drawn: &'a [(Drawn, u32)],
+    warps: &'a [Warp],
     sized: Vec<Sized>,
     /// Images not yet packed, oldest first, from `head` on; `loads` beside them, valid up to `ready`.
     waiting: Vec<u32>,
@@ -90,14 +98,22 @@ pub struct BlockPlanner<'a> {
 }
 
 impl<'a> BlockPlanner<'a> {
-    /// All images of the block wait, in their order; `drawn` has beside each the tokens of its caption.
-    pub fn new(config: &'a PlanConfig, draws: &'a Draws, limits: Limits, drawn: &'a [(Drawn, u32)]) -> Self {
+    /// All images of the block wait, in their order; `drawn` has beside each the tokens of its caption, `warps` is empty or
+    /// has one for each.
+    pub fn new(
+        config: &'a PlanConfig,
+        draws: &'a Draws,
+        limits: Limits,
+        drawn: &'a [(Drawn, u32)],
+        warps: &'a [Warp],
+    ) -> Self {
         let n = drawn.len();
         Self {
             config,
             draws,
             limits,
             drawn,
+            warps,
             sized: vec![Sized::default(); n],
             waiting: (0..n as u32).collect(),
             loads: vec![[0; 3]; n],
@@ -106,6 +122,7 @@ impl<'a> BlockPlanner<'a> {
             patch: 0,
             out: BlockPlan {
                 images: Vec::with_capacity(n),
+                warps: Vec::with_capacity(warps.len()),
                 starts: vec![0],
                 patch_sizes: Vec::new(),
                 report: Report { images: n as u64, ..Report::default() },
@@ -277,6 +294,7 @@ impl<'a> BlockPlanner<'a> {
                 source: drawn.source,
                 flip: drawn.flip,
             });
+            self.out.warps.extend(self.warps.get(number as usize));
             offset += c.prefix_tokens + s.kept;
             if c.teacher.is_some() {
                 teacher_offset += teacher_prefix + s.teacher_grid.tokens();

@@ -40,6 +40,8 @@ pub struct PlanConfig {
     pub drop: Drop,
     pub crop: CropConfig,
     pub teacher: Option<Teacher>,
+    /// Left out where nothing is warped, as `passes`.
+    pub warp: Option<WarpConfig>,
 }
 
 fn once() -> u64 {
@@ -216,6 +218,30 @@ pub struct CropConfig {
 pub enum CropKind {
     None,
     RandomResized,
+}
+
+/// See `Warp` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct WarpConfig {
+    pub kind: WarpKind,
+    pub rotation: f64,
+    pub shear: f64,
+    pub translation: f64,
+    pub perspective: f64,
+    pub probability: f64,
+    pub layers: u32,
+    pub magnitude: f64,
+}
+
+/// See `Warp` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum WarpKind {
+    Random,
+    RandAugment,
 }
 
 /// See `Teacher` in `navit_loader.config`.

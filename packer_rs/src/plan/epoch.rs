@@ -313,6 +313,7 @@ impl Epoch {
             patch_size: self.plan.config.patch_sizes[0],
             batch_size,
             sequences: Vec::with_capacity(batch_size),
+            warps: Vec::new(),
         };
         let mut sequence = first;
         while sequence < end {
@@ -323,6 +324,9 @@ impl Epoch {
             let stop = (planned.len() as u64).min(within + end - sequence);
             for i in within..stop {
                 batch.sequences.push(planned.sequence(i as usize).to_vec());
+                if self.plan.config.warp.is_some() {
+                    batch.warps.push(planned.warps_of(i as usize).to_vec());
+                }
             }
             sequence += stop - within;
         }

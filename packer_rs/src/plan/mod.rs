@@ -17,6 +17,7 @@ pub mod random;
 pub mod recent;
 pub mod sizing;
 pub mod streams;
+pub mod warp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -32,7 +33,8 @@ use crate::plan::pack::Limits;
 use crate::plan::random::{derive, philox, unit};
 use crate::plan::recent::Recent;
 use crate::plan::streams::{Stream, Streams};
-use crate::slots::{BatchLimits, ViewLimits};
+use crate::plan::warp::draw_warp;
+use crate::slots::{BatchLimits, ViewLimits, Warp};
 
 const PATCH: u32 = 21;
 
@@ -100,6 +102,7 @@ impl Plan {
             label_width,
             text_tokens: c.text_tokens,
             max_text_tokens: c.caption_cap(),
+            warps: c.warp.is_some(),
         }
     }
 
@@ -138,6 +141,7 @@ impl Plan {
         let first = block * self.config.block_images;
         let count = self.config.block_images.min(self.epoch_images - first);
         let mut cursor = self.streams.cursor();
+        let mut warps: Vec<Warp> = Vec::new();
         let drawn = (0..count)
             .map(|i| {
                 let seen = epoch * self.epoch_images + first + i;
@@ -152,10 +156,11 @@ impl Plan {
                 {
                     return Err(refused(sizes, place.row, "a crop of", (drawn.crop.height, drawn.crop.width), &why));
                 }
+                warps.extend(self.config.warp.as_ref().map(|c| draw_warp(c, place.key, place.row, drawn.crop)));
                 Ok((drawn, text))
             })
             .collect::<Result<Vec<(Drawn, u32)>>>()?;
-        let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, &drawn);
+        let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, &drawn, &warps);
         let mut run = 0;
         while planner.left() > 0 {
             planner.run(

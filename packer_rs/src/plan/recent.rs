@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use crate::plan::block::BlockPlan;
-use crate::slots::PlannedImage;
+use crate::slots::{PlannedImage, Warp};
 use crate::sync::lock;
 
 /// Bytes of planned blocks kept: sixteen blocks of 65,536 images.
@@ -43,7 +43,8 @@ impl Held {
 }
 
 fn bytes(planned: &BlockPlan) -> usize {
-    planned.images.len() * size_of::<PlannedImage>() + planned.starts.len() * size_of::<u32>()
+    let warps = planned.warps.len() * size_of::<Warp>();
+    planned.images.len() * size_of::<PlannedImage>() + planned.starts.len() * size_of::<u32>() + warps
 }
 
 /// Planned blocks by (epoch, block), the latest used last.

@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::py::given;
 use crate::render::Rendered;
 use crate::render::field::{Dtype, Field};
-use crate::render::layout::{BatchLayout, EncodedFields, ViewFields};
+use crate::render::layout::{BatchLayout, EncodedFields, ViewFields, WarpFields};
 use crate::render::ledger::Entry;
 use crate::render::memory::Block;
 
@@ -60,6 +60,7 @@ fn array<'py>(owner: &Bound<'py, Buffer>, field: &Field) -> Bound<'py, PyAny> {
         Dtype::I16 => typed::<i16>(owner, field),
         Dtype::I32 => typed::<i32>(owner, field),
         Dtype::I64 => typed::<i64>(owner, field),
+        Dtype::F32 => typed::<f32>(owner, field),
     }
 }
 
@@ -76,7 +77,8 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
         Ok(d)
     };
     let d = view_of(&rendered.layout.view)?;
-    for field in rendered.layout.images.fields() {
+    let layout = &rendered.layout;
+    for field in layout.images.fields().chain(layout.warps.iter().flat_map(WarpFields::fields)) {
         d.set_item(field.name, array(&owner, field))?;
     }
     d.set_item("teacher", rendered.layout.teacher.as_ref().map(view_of).transpose()?)?;

@@ -51,6 +51,7 @@ pub(super) fn limits(d: &Bound<'_, PyDict>) -> PyResult<BatchLimits> {
         label_width: get(d, "label_width")?,
         text_tokens: get(d, "text_tokens")?,
         max_text_tokens: get(d, "max_text_tokens")?,
+        warps: d.get_item("warps")?.map_or(Ok(false), |w| w.extract())?,
     })
 }
 

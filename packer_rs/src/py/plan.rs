@@ -100,6 +100,7 @@ impl Plan {
         d.set_item("label_width", l.label_width)?;
         d.set_item("text_tokens", l.text_tokens)?;
         d.set_item("max_text_tokens", l.max_text_tokens)?;
+        d.set_item("warps", l.warps)?;
         let teacher = match l.teacher {
             Some((v, patch_size)) => {
                 let t = view(v)?;

@@ -4,7 +4,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use crate::slots::{Crop, Grid, PlannedBatch as Inner, PlannedImage};
+use crate::slots::{Crop, Grid, PlannedBatch as Inner, PlannedImage, Warp};
 
 /// The planned images of one batch, as handed to `Renderer.submit`.
 #[pyclass(frozen, module = "navit_loader._packer")]
@@ -38,6 +38,10 @@ fn image(d: &Bound<'_, PyDict>) -> PyResult<PlannedImage> {
     })
 }
 
+fn warp(d: &Bound<'_, PyDict>) -> PyResult<Warp> {
+    Ok(Warp { map: field(d, "warp")?, layers: field(d, "warp_layers")? })
+}
+
 #[pymethods]
 impl PlannedBatch {
     /// From plain values; the planner makes them otherwise.
@@ -49,8 +53,11 @@ impl PlannedBatch {
         batch_size: usize,
         sequences: Vec<Vec<Bound<'_, PyDict>>>,
     ) -> PyResult<Self> {
+        let warped = sequences.iter().flatten().next().map_or(Ok(false), |d| d.contains("warp"))?;
+        let of_all = if warped { &sequences[..] } else { &[] };
+        let warps = of_all.iter().map(|s| s.iter().map(warp).collect()).collect::<PyResult<_>>()?;
         let sequences = sequences.iter().map(|s| s.iter().map(image).collect()).collect::<PyResult<_>>()?;
-        Ok(Self { inner: Inner { epoch, first, patch_size, batch_size, sequences } })
+        Ok(Self { inner: Inner { epoch, first, patch_size, batch_size, sequences, warps } })
     }
 
     #[getter]
@@ -77,9 +84,9 @@ impl PlannedBatch {
     #[getter]
     fn sequences<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let outer = PyList::empty(py);
-        for sequence in &self.inner.sequences {
+        for (s, sequence) in self.inner.sequences.iter().enumerate() {
             let inner = PyList::empty(py);
-            for i in sequence {
+            for (n, i) in sequence.iter().enumerate() {
                 let d = PyDict::new(py);
                 d.set_item("row", i.row)?;
                 d.set_item("key", i.key)?;
@@ -92,6 +99,10 @@ impl PlannedBatch {
                 d.set_item("teacher_grid", (i.teacher_grid.h, i.teacher_grid.w))?;
                 d.set_item("source", i.source)?;
                 d.set_item("flip", i.flip)?;
+                if let Some(warp) = self.inner.warp(s, n) {
+                    d.set_item("warp", warp.map)?;
+                    d.set_item("warp_layers", warp.layers)?;
+                }
                 inner.append(d)?;
             }
             outer.append(inner)?;

@@ -14,6 +14,8 @@ pub enum Dtype {
     I32,
     /// i64
     I64,
+    /// f32
+    F32,
 }
 
 impl Dtype {
@@ -22,7 +24,7 @@ impl Dtype {
         match self {
             Self::U8 => 1,
             Self::I16 => 2,
-            Self::I32 => 4,
+            Self::I32 | Self::F32 => 4,
             Self::I64 => 8,
         }
     }
@@ -34,6 +36,7 @@ impl Dtype {
             Self::I16 => "<i2",
             Self::I32 => "<i4",
             Self::I64 => "<i8",
+            Self::F32 => "<f4",
         }
     }
 }
@@ -58,6 +61,10 @@ impl Value for i32 {
 
 impl Value for i64 {
     const DTYPE: Dtype = Dtype::I64;
+}
+
+impl Value for f32 {
+    const DTYPE: Dtype = Dtype::F32;
 }
 
 /// One field of a batch in its block.

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, ImageValues, ViewFields, ViewValues};
+use crate::render::layout::{BatchLayout, ImageValues, ViewFields, ViewValues, WarpValues};
 use crate::render::memory::Block;
 use crate::render::place::slot;
 use crate::slots::{BatchLimits, PlannedBatch};
@@ -23,6 +23,9 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
     if !(1..=4096).contains(&batch.patch_size) {
         return bad(format!("patch_size = {} is not allowed; it must be between 1 and 4096", batch.patch_size));
     }
+    if batch.warps.len() > batch.sequences.len() {
+        return bad(format!("warps of {} sequences, of {}", batch.warps.len(), batch.sequences.len()));
+    }
     for (s, sequence) in batch.sequences.iter().enumerate() {
         if sequence.len() > limits.max_images as usize {
             return bad(format!(
@@ -32,6 +35,11 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
             ));
         }
         let (mut ends, mut text_end) = ([0u64; 2], 0u32);
+        let warps = batch.warps.get(s).map_or(&[][..], Vec::as_slice);
+        let belong = if limits.warps { sequence.len() } else { 0 };
+        if warps.len() != belong {
+            return bad(format!("sequence {s} has {} warps, where {belong} belong", warps.len()));
+        }
         for image in sequence {
             let Some(source) = sources.get(usize::from(image.source)) else {
                 return bad(format!("sequence {s} names source {}, of {}", image.source, sources.len()));
@@ -90,6 +98,17 @@ pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, so
     fill_view(batch, &layout.view, layout, false, block);
     if let Some(teacher) = &layout.teacher {
         fill_view(batch, teacher, layout, true, block);
+    }
+    if let Some(fields) = &layout.warps {
+        let WarpValues { warps, warp_layers } = fields.whole(block);
+        warps.fill(0.0);
+        warp_layers.fill(0);
+        for (s, sequence) in batch.warps.iter().enumerate() {
+            for (at, warp) in (s * layout.max_images..).zip(sequence) {
+                warps[at * 9..at * 9 + 9].copy_from_slice(&warp.map);
+                warp_layers[at] = warp.layers;
+            }
+        }
     }
     let values = layout.images.whole(block);
     let ImageValues { status, labels, image_ids, source_ids, sizes, crops, flips, text, text_cu_seqlens: cuts } =

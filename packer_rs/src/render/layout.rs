@@ -55,6 +55,12 @@ fields! {
 }
 
 fields! {
+    /// The fields that a batch of warped images has besides.
+    WarpFields as WarpValues:
+    warps f32, warp_layers u8;
+}
+
+fields! {
     /// The fields that a batch of encoded files has besides; its `patches` have no bytes.
     EncodedFields as EncodedValues:
     keys i64, orientations u8, spans i64, uri_spans i64, file_offsets i64, data u8;
@@ -74,6 +80,8 @@ pub struct BatchLayout {
     pub view: ViewFields,
     /// What is said of its images.
     pub images: ImageFields,
+    /// How they are warped, in a plan that does.
+    pub warps: Option<WarpFields>,
     /// The teacher's view.
     pub teacher: Option<ViewFields>,
     /// Where encoded files lie, in a batch that carries them in place of pixels.
@@ -104,7 +112,8 @@ impl BatchLayout {
 
     /// Its fields in the order of the wire; those of the teacher's view are marked.
     pub fn fields(&self) -> impl Iterator<Item = (&Field, bool)> {
-        let own = self.view.fields().chain(self.images.fields()).map(|field| (field, false));
+        let warps = self.warps.iter().flat_map(WarpFields::fields);
+        let own = self.view.fields().chain(self.images.fields()).chain(warps).map(|field| (field, false));
         let teacher = self.teacher.iter().flat_map(ViewFields::fields).map(|field| (field, true));
         own.chain(teacher).chain(self.encoded.iter().flat_map(EncodedFields::fields).map(|field| (field, false)))
     }
@@ -160,6 +169,10 @@ impl BatchLayout {
             text: field("text", Dtype::I32, if t == 0 { &[0] } else { &text_shape }),
             text_cu_seqlens: field("text_cu_seqlens", Dtype::I32, &[if t == 0 { 0 } else { b * (e + 1) + 1 }]),
         };
+        let warps = limits.warps.then(|| WarpFields {
+            warps: field("warps", Dtype::F32, &[b, e, 9]),
+            warp_layers: field("warp_layers", Dtype::U8, &[b, e]),
+        });
         let teacher = limits.teacher.map(|(limits, p)| view(&mut field, limits, p));
         let encoded = data.map(|data| EncodedFields {
             keys: field("keys", Dtype::I64, &[b, e]),
@@ -169,6 +182,6 @@ impl BatchLayout {
             file_offsets: field("file_offsets", Dtype::I64, &[b, e]),
             data: field("data", Dtype::U8, &[data]),
         });
-        Self { view: own, images, teacher, encoded, max_images: e, batch_size: b, bytes: end.max(ALIGN) }
+        Self { view: own, images, warps, teacher, encoded, max_images: e, batch_size: b, bytes: end.max(ALIGN) }
     }
 }

@@ -7,7 +7,7 @@
 use crate::render::field::{Field, Value};
 use crate::render::layout::{BatchLayout, EncodedFields, ViewFields};
 use crate::render::memory::Block;
-use crate::slots::{Grid, PlannedImage};
+use crate::slots::{Grid, PlannedBatch, PlannedImage, Warp};
 
 /// First slot, tokens after drop and grid of an image in one view.
 pub fn slot(image: &PlannedImage, teacher: bool) -> (usize, usize, Grid) {
@@ -69,6 +69,8 @@ impl<'a> Place<'a> {
 pub struct Places<'a> {
     /// What is planned for it.
     pub image: &'a PlannedImage,
+    /// What becomes of its pixels, where the plan says anything of it.
+    pub warp: Option<&'a Warp>,
     /// Its segment: which image of its sequence it is.
     pub segment: i16,
     view: Place<'a>,
@@ -80,21 +82,23 @@ pub struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// The places of image `i` of sequence `s`.
+    /// The places of image `i` of sequence `s` of `plan`.
     ///
     /// # Safety
     /// The batch was checked against its limits, `layout` is that of `block`, and nobody else uses this image's places
     /// while these are there.
-    pub unsafe fn of(image: &'a PlannedImage, (s, i): (u32, u32), layout: &'a BatchLayout, block: &'a Block) -> Self {
-        let s = s as usize;
+    pub unsafe fn of(plan: &'a PlannedBatch, (s, i): (u32, u32), layout: &'a BatchLayout, block: &'a Block) -> Self {
+        let (s, i) = (s as usize, i as usize);
+        let image = &plan.sequences[s][i];
         Self {
             image,
+            warp: plan.warp(s, i),
             segment: i as i16,
             view: Place::of(image, s, &layout.view, false, block),
             teacher: layout.teacher.as_ref().map(|fields| Place::of(image, s, fields, true, block)),
             block,
             layout,
-            number: s * layout.max_images + i as usize,
+            number: s * layout.max_images + i,
         }
     }
 

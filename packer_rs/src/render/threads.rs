@@ -178,7 +178,7 @@ impl Shared {
         if let (Some(fetched), Some(block)) = (fetched, block) {
             // SAFETY: `submit` has checked the batch, the block was made for its layout, and the queue hands out each
             // image once.
-            let mut places = unsafe { Places::of(image, job.items[i], &job.layout, &block) };
+            let mut places = unsafe { Places::of(&job.plan, job.items[i], &job.layout, &block) };
             let outcome = if let Some(encoded) = &job.layout.encoded {
                 worker.keep(fetched, &mut places, source, encoded)
             } else {

@@ -17,11 +17,12 @@ use crate::pixels::patchify::patchify;
 use crate::pixels::picture::{Pixels, Wanted};
 use crate::pixels::resize::{Resizer, Small};
 use crate::pixels::taps::Filter;
+use crate::pixels::warp::Warper;
 use crate::plan::draw::kept_tokens;
 use crate::render::fill::FAILED;
 use crate::render::place::{Place, Places};
 use crate::render::settings::{Damaged, Profiles, RenderSettings};
-use crate::slots::{Crop, PlannedImage};
+use crate::slots::{Crop, PlannedImage, Warp};
 
 /// Nanoseconds spent, over all threads.
 #[derive(Default)]
@@ -73,6 +74,7 @@ pub struct Worker {
     resizer: Resizer,
     pixels: Pixels,
     small: Small,
+    warper: Warper,
     line: Vec<u8>,
     scratch: Scratch,
     tokens: Vec<u32>,
@@ -91,6 +93,7 @@ impl Worker {
             resizer,
             pixels: Pixels::default(),
             small: Small::default(),
+            warper: Warper::default(),
             line: Vec::new(),
             scratch: Scratch::default(),
             tokens: Vec::new(),
@@ -120,7 +123,7 @@ impl Worker {
         let outcome = input.and_then(|input| {
             catch_unwind(AssertUnwindSafe(|| {
                 let stored = self.decode(input, places, source, settings, clocks)?;
-                let (image, segment) = (places.image, places.segment);
+                let (image, segment) = ((places.image, places.warp), places.segment);
                 for place in places.views() {
                     self.view(image, segment, place, stored, settings.filter, clocks);
                 }
@@ -221,7 +224,7 @@ impl Worker {
     /// The decoded image in one view.
     fn view(
         &mut self,
-        image: &PlannedImage,
+        (image, warp): (&PlannedImage, Option<&Warp>),
         segment: i16,
         place: &mut Place<'_>,
         (frame, crop): (Frame, Crop),
@@ -236,7 +239,11 @@ impl Worker {
         let (prefix, patches) = place.patches();
         prefix.fill(0);
         let turned = if image.flip { frame.flipped() } else { frame };
-        patchify(&self.small, turned, columns, p, &self.tokens, &mut self.line, patches);
+        let (small, tokens, line) = (&self.small, &self.tokens, &mut self.line);
+        match warp.filter(|warp| warp.map != Warp::NONE.map) {
+            Some(warp) => self.warper.patchify(small, turned, columns, p, tokens, &warp.map, line, patches),
+            None => patchify(small, turned, columns, p, tokens, line, patches),
+        }
         lap(&clocks.patches, from);
     }
 

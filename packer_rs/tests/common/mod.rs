@@ -43,6 +43,7 @@ pub fn limits() -> BatchLimits {
         label_width: 1,
         text_tokens: 0,
         max_text_tokens: 0,
+        warps: false,
     }
 }
 
@@ -70,5 +71,12 @@ pub fn plan(count: usize, files: &[(String, i32, i32, i64)]) -> PlannedBatch {
             ..PlannedImage::default()
         }
     });
-    PlannedBatch { epoch: 0, first: 0, patch_size: 16, batch_size: 1, sequences: vec![images.collect()] }
+    PlannedBatch {
+        epoch: 0,
+        first: 0,
+        patch_size: 16,
+        batch_size: 1,
+        sequences: vec![images.collect()],
+        warps: Vec::new(),
+    }
 }
