@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from navit_loader.errors import ConfigError, ExtraError, needed
+from navit_model.train.boards import _flat
 from navit_model.train.feed import open_loader
 from navit_model.train.log import RunLog, read_log
 from navit_model.train.run import train
@@ -53,6 +54,16 @@ def test_a_board_that_is_not_installed_is_one_line_before_the_first_step(
     with pytest.raises(ExtraError, match=rf"'{kind}' is not installed; pip install 'navit\[{kind}\]' brings it"):
         train(RunConfig.from_dict(table(index, tmp_path / "run", steps=2, **{kind: True})))
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_parameters_have_names_that_mlflow_takes() -> None:
+    """Whatever classes are called."""
+    given = {"train": {"steps": 3, "class_weights": {"tench, Tinca tinca": 1.5, "it's": 2.0}}, "mix": {}}
+    assert dict(_flat(given)) == {
+        "train.steps": "3",
+        "train.class_weights": json.dumps(given["train"]["class_weights"]),
+        "mix": "{}",
+    }
 
 
 def test_a_folder_of_a_package_s_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,21 @@ def damaged(file: Path, chance: random.Random) -> str:
     return "flipped"
 
 
+def test_a_step_that_was_being_saved_once_more_is_not_lost(run: Path, tmp_path: Path) -> None:
+    """Killed between the moving away of the one and the coming of the other; and what lies there later is in nobody's way."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    folder = copy / "checkpoints"
+    (folder / "step-00000008").rename(folder / "step-00000008.before")
+    found = checkpoint.find(copy)
+    assert found is not None and found.step == 8 and same(found, whole(run)[8])
+    shutil.copytree(run / "checkpoints" / "step-00000008", folder / "step-00000008")
+    assert [f.name for f in checkpoint.steps(copy)] == ["step-00000004", "step-00000008"]
+    files = {name: found.read(name) for name in FILES}
+    checkpoint.save(copy, 8, files, found.state, keep=2)
+    assert sorted(f.name for f in folder.iterdir()) == ["step-00000004", "step-00000008"]
+
+
 def test_each_damage_is_said_and_the_whole_one_before_is_taken(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,17 @@ def test_without_torch_it_says_so_and_nothing_is_wrong() -> None:
     assert rows["extra model"].strip().startswith("missing")
 
 
+def test_what_is_broken_is_a_row(tmp_path: Path) -> None:
+    """A torch whose libraries are missing, and a Pillow that writes no WebP although it says so."""
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
+    status, rows, whole = doctor(f"sys.path.insert(0, {str(tmp_path)!r})")
+    assert status == 1 and "! torch" in whole
+    assert "libcudart.so: cannot open" in rows["torch"]
+    assert rows["jpeg"].strip().startswith("ok")
+    _, rows, _ = doctor("from PIL import Image; Image.init(); Image.SAVE['WEBP'] = lambda *a: open('/nowhere/x')")
+    assert "not tried" in rows["webp"] and rows["png"].strip().startswith("ok")
+
+
 def test_without_the_engine_the_status_says_so() -> None:
     status, rows, whole = doctor("sys.modules['navit_loader._packer'] = None")
     assert status == 1

@@ -277,6 +277,32 @@ def test_balanced_classes_count_the_same_with_their_weights(shapes: Path, tmp_pa
     assert weights["class2"] == pytest.approx(8 * weights["class1"])
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_without_a_name_is_no_weight(kind: str, tmp_path: Path) -> None:
+    """As pandas writes its row numbers."""
+    path = write(kind, tmp_path, [1, 1, 1, 1])
+    plain = indexed(path, tmp_path / "plain.arrow", weight_column="")
+    if kind == "csv":
+        first, *others = path.read_text().splitlines()
+        path.write_text("".join(f"{n},{line}\n" for n, line in zip(("", *range(4)), (first, *others), strict=True)))
+    elif kind == "jsonl":
+        lines = [{"": n} | json.loads(line) for n, line in enumerate(path.read_text().splitlines())]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        table = pq.read_table(path)
+        pq.write_table(table.add_column(0, "", pa.array(range(4))), path)
+    found = indexed(path, tmp_path / "numbered.arrow", weight_column="")
+    assert found.weights is None and found.plan_fingerprint == plain.plan_fingerprint
+
+
+def test_images_that_all_weigh_nothing_are_refused(shapes: Path, tmp_path: Path) -> None:
+    index = weighted(shapes, "zero", lambda kind: float(kind != "class1"))
+    given = table(index, tmp_path / "run", steps=1)
+    given["plan"]["filter"] = "label == 1"
+    with pytest.raises(ConfigError, match="all images that the run would learn weigh 0"):
+        train(RunConfig.from_dict(given))
+
+
 def test_what_cannot_learn_by_weights_says_so(shapes: Path, tmp_path: Path) -> None:
     index = weighted(shapes, "refused", some)
     given = table(index, tmp_path / "run", steps=2)

@@ -175,6 +175,11 @@ TRAIN: list[tuple[str, list[str], str]] = [
     ("fit: where nobody writes", ["fit", "{images}", "-o", "/proc/fit"], "/proc/fit"),
     ("fit: into a file", ["fit", "{images}", "-o", "{file}"], "file"),
     ("fit: into something else", ["fit", "{images}", "-o", "{images}"], "holds something else.*-o"),
+    (
+        "fit: a column of an index",
+        ["fit", "{shapes.arrow}", "-o", "{fit}", "--weight-column", "trust"],
+        "--weight-column trust is of no use where .* is an index",
+    ),
     ("fit: all held out", ["fit", "{images}", "-o", "{fit}", "--held-out", "1"], "--held-out = 1.0"),
     ("fit: tokens", ["fit", "{images}", "-o", "{fit}", "--tokens", "-3"], "--tokens = -3"),
     ("fit: a key that is none", ["fit", "{images}", "-o", "{fit}", "train.stepz=3"], "did you mean 'steps'"),

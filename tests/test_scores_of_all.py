@@ -70,16 +70,20 @@ def test_checkpoints_without_room_are_told_before_the_first_step(root: Path, tmp
     import torch
 
     from navit_model import NaViT, NaViTConfig
+    from navit_model.train.optim import optimiser
+    from navit_model.train.settings import TrainConfig
 
     with torch.device("meta"):
         module = NaViT(NaViTConfig(width=8192, depth=48, heads=8, classes=10))
+    adamw = optimiser(module, TrainConfig())
     with pytest.raises(ConfigError, match=r"room for .* MB, but 3 checkpoints of .* lower train.keep"):
-        checkpoint.check_room(tmp_path, module, True, saves=10, keep=2)
-    checkpoint.check_room(tmp_path, NaViT(NaViTConfig(width=8, depth=1, heads=1)), True, saves=10, keep=2)
+        checkpoint.check_room(tmp_path, module, True, adamw, saves=10, keep=2)
+    small = NaViT(NaViTConfig(width=8, depth=1, heads=1))
+    checkpoint.check_room(tmp_path, small, True, optimiser(small, TrainConfig()), saves=10, keep=2)
 
     def wanted(saves: int, best: bool) -> str:
         with pytest.raises(ConfigError) as e:
-            checkpoint.check_room(tmp_path, module, True, saves, 2, best)
+            checkpoint.check_room(tmp_path, module, True, adamw, saves, 2, best)
         return str(e.value).partition(", but ")[2].partition(" of ")[0]
 
     # The best shares its step's files while that step lies there, and lies there alone afterwards.

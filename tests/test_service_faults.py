@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.commands.top import read
@@ -343,6 +344,18 @@ def test_a_handshake_has_a_deadline_of_its_own() -> None:
                 listener.accept()[0].close()
                 calls += 1
     assert calls >= 2
+
+
+def test_a_hello_that_takes_long_is_waited_for() -> None:
+    """A daemon that opens a large index says hello late, over the same connection."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as silent:
+        port = silent.bind_to_random_port("tcp://127.0.0.1")
+        with pytest.raises(ServiceError, match=r"no daemon answered within 4 s: .*connected, but it says nothing"):
+            RemoteLoader([f"tcp://127.0.0.1:{port}"], connect_timeout_s=4.0)
+        callers = set()
+        while silent.poll(200):
+            callers.add(silent.recv_multipart()[0])
+    assert len(callers) == 1
 
 
 FORKED = """

@@ -345,13 +345,14 @@ class Connection:
                     f"{endpoint.address}: its {key} is {theirs!r}, but this loader began with {ours!r};"
                     " all endpoints must serve the same configuration and index"
                 )
-        endpoint.welcome(reply.passage)
+        endpoint.welcome(reply.passage, self._known.plan_id)
 
     def _refused(self, endpoint: Endpoint, want: Want | None, reply: protocol.ErrorReply) -> None:
         error = protocol.error_of(reply, endpoint.address)
         if reply.error == "hello":
-            endpoint.hang_up("it has forgotten this client")  # and it is greeted anew
-            return
+            if endpoint.ready or endpoint.draining:
+                endpoint.hang_up("it has forgotten this client")  # and it is greeted anew
+            return  # else its hello is still to come, as where it looks at a new index
         if reply.error in ("draining", "busy"):
             if want is not None:
                 want.asked.pop(reply.id, None)

@@ -30,8 +30,8 @@ log = logging.getLogger("navit_loader.client")
 # Never EVENT_HANDSHAKE_FAILED_PROTOCOL: see `Router`.
 _EVENTS = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 _BACKOFF_S = (0.05, 0.5)
-# From a connection to the daemon's hello it takes milliseconds, or seconds over a long way: one damaged bit there is silence
-# until it is given up. The first is given 1 s, later ones ten times what the last one took; each that is given up doubles that.
+# A handshake takes milliseconds, or seconds over a long way: one damaged bit in it is silence until it is given up. The first
+# is given 1 s, later ones ten times what the last one took; each that is given up doubles that.
 _SHAKE_S = (0.25, 1.0)
 # Where `Terms.silence_s` has passed without a word, an answer to "are you there?" may take half as long again. Each time that
 # it does not come doubles that, to ten times `silence_s`; the words that come take it back.
@@ -72,7 +72,7 @@ class Terms:
         keys: CURVE keys, where the daemons demand them.
         memory: bytes of one frame at most.
         handshake_s: seconds that connecting, and then the handshake, may take; the first tries of a handshake get fewer
-            (`Endpoint.give_up`).
+            (`Endpoint.look_after`).
         heartbeat_s: seconds between heartbeats.
         silence_s: after so many without a word, while something is asked for, an endpoint is asked whether it is there.
         shared: whether it can take shared memory.
@@ -122,6 +122,7 @@ class Endpoint:
         self._came: int | None = 0
         self._patience_s = _PATIENCE[0] * terms.silence_s
         self._descriptor = -1
+        self._plan_id = ""  # of the plan that it is asked for
         self._outbox: list[bytes] = []
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -164,6 +165,7 @@ class Endpoint:
             terms.keys.apply(dealer)
         self._met, self._looked = 0.0, time.monotonic()
         self._probed, self._descriptor = 0.0, -1
+        self._plan_id = plan_id
         self._monitor = dealer.get_monitor_socket(_EVENTS)
         self._socket = dealer
         terms.poller.register(dealer, zmq.POLLIN)
@@ -177,15 +179,15 @@ class Endpoint:
         self.send(hello)
         self.flush()
 
-    def welcome(self, passage: tuple[str, ...]) -> None:
-        """The daemon's hello is there: it can be asked, through its `passage` to shared memory where that opens."""
+    def welcome(self, passage: tuple[str, ...], plan_id: str) -> None:
+        """The daemon has said hello: it can be asked about `plan_id`, through its `passage` to shared memory if that opens."""
+        self._plan_id = plan_id
         if len(passage) == 2:
             # Being on the same host means that this succeeds.
             with contextlib.suppress(OSError):
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
-        self._shake_s = max(_SHAKE_S[0], 10 * (time.monotonic() - self._before))
 
     def ask(self, id: int, want: Want, **now: Any) -> None:
         """Asks for a want, with the values of `now` as the request's own."""
@@ -319,11 +321,13 @@ class Endpoint:
         """When it is to be looked after, if it says nothing before; infinity where nothing is waited for."""
         if self._socket is None:
             return self.retry
-        if not (self.ready or self.draining):
+        if not self._shook:
             return self._met + min(self._shake_s, self._terms.handshake_s) if self._met else math.inf
         if self._probed:
             return self._probed + self._patience_s
-        return self._heard + self._terms.silence_s if self.in_flight else math.inf
+        # Before the first hello of all there is no plan to ask about.
+        waits = self.in_flight or not (self.ready or self.draining or not self._plan_id)
+        return self._heard + self._terms.silence_s if waits else math.inf
 
     def look_after(self) -> None:
         """Ends what has taken too long, once all that has come is looked at: a handshake, or a silence. ZeroMQ's own heartbeats
@@ -331,25 +335,23 @@ class Endpoint:
         now = time.monotonic()
         if self._socket is None or now < self.due:
             return
-        if not (self.ready or self.draining):
+        if not self._shook:
             self._shake_s = min(2 * self._shake_s, self._terms.handshake_s)
-            if self._shook:
-                self.hang_up("connected, but it says nothing")
-            else:
-                self._came_to_nothing()
+            self._came_to_nothing()
             return
         came = self._received()
         if not self._probed or came is None or self._came is None or came > self._came + _TRICKLE:
-            if not self._probed and self.in_flight:
-                request = next(iter(self.in_flight.values())).request
-                self.send(GetLayout(plan_id=request.plan_id, epoch=request.epoch))
+            if not self._probed:
+                epoch = next((want.request.epoch for want in self.in_flight.values()), 0)
+                self.send(GetLayout(plan_id=self._plan_id, epoch=epoch))
                 self.flush()
             self._probed, self._came = now, came
             return
         self._patience_s = min(2 * self._patience_s, _PATIENCE[1] * self._terms.silence_s)
-        heard = self._heard
+        was_ready, heard = self.ready, self._heard
         self.hang_up("it says nothing")
-        self.lost = heard
+        if was_ready:
+            self.lost = heard
 
     def _received(self) -> int | None:
         """Bytes that have come through the connection; None where the system does not tell."""
@@ -357,7 +359,7 @@ class Endpoint:
             return 0  # whole messages within one host: none is long on its way
         try:
             there = socket.socket(fileno=self._descriptor)
-        except OSError:
+        except (OSError, ValueError):
             return None  # it is closed, of which an event tells
         try:
             info = there.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
@@ -385,7 +387,8 @@ class Endpoint:
                 self._descriptor = told["value"]
                 self._before = self._looked  # it connected after that
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._shook = True
+                self._shook, self._heard = True, time.monotonic()
+                self._shake_s = max(_SHAKE_S[0], 10 * (self._heard - self._before))
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.hang_up("it refused this client's key; is the key on its allow-list?")
             elif self._shook:

@@ -88,6 +88,8 @@ def _rows() -> Iterator[Row]:
         import torch
     except ImportError as e:
         yield Row("torch", "none", f"{said(e)[0]}; the loader works without, pip install 'navit[model]' brings it")
+    except OSError as e:  # a library of its own is missing
+        yield Row("torch", "fails", f"{said(e)[0]}; install torch anew, for this machine", well=False)
     else:
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
         yield Row("torch", torch.__version__, f"built {built}")
@@ -206,7 +208,11 @@ def _decoders() -> Iterator[Row]:
             yield Row(f"  {name}", "not tried", f"this Pillow writes no sample of it; {who}")
             continue
         file = io.BytesIO()
-        Image.new("RGB", (48, 32), (90, 120, 40)).save(file, kind)
+        try:
+            Image.new("RGB", (48, 32), (90, 120, 40)).save(file, kind)
+        except OSError as e:
+            yield Row(f"  {name}", "not tried", f"this Pillow writes no sample of it ({said(e)[0]}); {who}")
+            continue
         try:
             works, how = int(pack_images([file.getvalue()]).status.max()) == OK, "it fails on a sound file"
         except NavitError as e:

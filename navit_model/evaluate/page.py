@@ -28,8 +28,6 @@ figcaption{font-size:12px;line-height:1.35;margin-top:4px;overflow-wrap:anywhere
 CLASSES = 20
 """Rows of the table by class: those that are served worst."""
 
-"""Rows of the table of confused classes."""
-
 Rows = Sequence[Sequence[str]]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -50,17 +51,28 @@ def open_boards(kinds: Sequence[str], out: Path, start: int, config: Mapping[str
     """
     for kind in kinds:
         needed(kind)
+    # Its own are some four minutes for a server that is gone; other ranks wait one for this one's step.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     file = out / "boards.json"
     known: dict[str, str] = {}
     if start:
         with suppress(OSError, ValueError):
             known = json.loads(file.read_text(encoding="utf-8"))
     found: list[Board] = [_TensorBoard(out, start)] if "tensorboard" in kinds else []
-    tracked = {kind: one(out, known.get(kind), config) for kind, one in _TRACKED.items() if kind in kinds}
-    if tracked:
-        known |= {kind: board.name for kind, board in tracked.items()}
-        file.write_text(json.dumps(known), encoding="utf-8")
-    return [*found, *tracked.values()]
+    try:
+        for kind, one in _TRACKED.items():
+            if kind in kinds:
+                board = one(out, known.get(kind), config)
+                found.append(board)
+                known[kind] = board.name
+        if known:
+            file.write_text(json.dumps(known), encoding="utf-8")
+    except BaseException as e:
+        for opened in found:
+            opened.close(e)
+        raise
+    return found
 
 
 class _TensorBoard:
@@ -134,10 +146,10 @@ _TRACKED: dict[str, type[_Wandb] | type[_Mlflow]] = {"wandb": _Wandb, "mlflow": 
 
 
 def _flat(table: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Nested values as texts by dotted name."""
+    """Nested values as texts by dotted name; a table by names of the user's own, such as classes, is one text."""
     found: list[tuple[str, str]] = []
     for key, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(map(str.isidentifier, value)):
             found += _flat(value, f"{above}{key}.")
         else:
             found.append((above + key, json.dumps(value, ensure_ascii=False)[:LONGEST]))

@@ -32,6 +32,9 @@ from .shard import copy, like, whole
 from .tasks import task_of
 
 VERSION = 2
+BEFORE = ".before"
+"""Behind the name of a step's folder while its successor takes its place."""
+
 SUMS = "SHA256SUMS"
 """Lines as `sha256sum -c` reads them. Checkpoints from before there were any have none."""
 
@@ -163,8 +166,11 @@ def find(path: str | Path, *, moments: bool = True, best: bool = False) -> Check
 
 
 def steps(out: Path) -> list[Path]:
-    """The folders of a run's checkpoints, in the order of their steps."""
-    return sorted(f for f in (out / "checkpoints").glob("step-*") if f.name[5:].isdigit())
+    """The folders of a run's checkpoints, in the order of their steps; of one that was being saved once more, the one before
+    where its successor is not there."""
+    there = sorted((out / "checkpoints").glob("step-*"), reverse=True)
+    found = {name: f for f in there if (name := f.name[5:].removesuffix(BEFORE)).isdigit()}
+    return [found[name] for name in sorted(found)]
 
 
 def bests(out: Path) -> list[Path]:
@@ -326,7 +332,7 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
     """
     folder = out / "checkpoints"
     target = folder / f"step-{step:08d}"
-    draft, before = folder / f".writing-{step:08d}", folder / f".writing-{step:08d}-before"
+    draft, before = folder / f".writing-{step:08d}", folder / f"{target.name}{BEFORE}"
     # Weights that no gradient has reached, such as those of a frozen tower: that others have no moments is an error.
     unmoved = sorted(files["model"].keys() - _owners(files.get("optimizer", {})))
     state = {**state, "version": VERSION, "step": step, "unmoved": unmoved, "sums": True}
@@ -343,7 +349,8 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
         for file in draft.iterdir():
             _sync(file)
         _sync(draft)
-        if target.exists():  # moved away in no time, so that whoever is killed here loses no step
+        if target.exists():  # whoever is killed here has that one
+            shutil.rmtree(before, ignore_errors=True)
             target.rename(before)
         draft.rename(target)
         _sync(folder)
@@ -391,13 +398,22 @@ def keep_best(out: Path, step: int) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: int, best: bool = False) -> None:
+def check_room(
+    out: Path,
+    module: nn.Module,
+    average: bool,
+    optimizer: torch.optim.Optimizer,
+    saves: int,
+    keep: int,
+    best: bool = False,
+) -> None:
     """Whether the checkpoints that a run is going to write have room.
 
     Args:
         out: the run's folder.
         module: what is trained.
         average: whether a moving average is saved too.
+        optimizer: its optimiser.
         saves: how many are still to come, those of evaluations that may be better among them.
         keep: how many are kept; one more lies there while it is written.
         best: whether the best is kept beside them, which shares its files with its step's while that lies there.
@@ -406,7 +422,7 @@ def check_room(out: Path, module: nn.Module, average: bool, saves: int, keep: in
         ConfigError: they have not; says how much is missing.
     """
     size = sum(v.numel() * v.element_size() * (2 if average else 1) for v in module.state_dict().values())
-    size += sum(2 * p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    size += sum(len(set(kept) - {"step"}) * p.numel() * p.element_size() for p, kept in moments_of(optimizer).items())
     there = len({folder.name[5:] for folder in (*steps(out), *bests(out))})
     count = max(1, min(keep + 1 + best, there + saves) - there)
     folder = out / "checkpoints"

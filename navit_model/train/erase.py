@@ -98,6 +98,5 @@ def _erased(view: PackedBatch | View, box_BE4: Tensor, key_BE: Tensor) -> Tensor
     # 24 bits of one key are the three channels of a pixel.
     pixel = (y[..., :, None] << 32) + x[..., None, :]
     noise = hashed(key_BE.gather(1, slot_BL)[..., None, None], pixel).flatten(-2)
-    bits = torch.tensor([0, 8, 16], device=noise.device)
-    filled = ((noise[..., None] >> bits) & 255).to(torch.uint8)
+    filled = torch.stack([((noise >> bits) & 255).to(torch.uint8) for bits in (0, 8, 16)], -1)
     return torch.where(inside, filled, view.patches.unflatten(-1, (-1, 3))).flatten(-2)

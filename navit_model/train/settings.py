@@ -197,10 +197,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         scored = self.loader.data.eval_index or not self.train.best
         require(bool(scored), "train.best", True, "false where data.eval_index is left out, since nothing is scored")
-        train = self.train
-        taught = train.task == "distillation" and self.distillation.weight == 1
-        without = "left out where distillation.weight = 1, since no label is learnt there"
-        require(not (taught and train.class_weights), "train.class_weights", train.class_weights, without)
         warp, layers = self.loader.plan.warp, self.train.augment.layers
         if warp is not None and warp.kind == "randaugment":
             same = f"{warp.layers}, plan.warp.layers: RandAugment has that many operations, those of colours among them"

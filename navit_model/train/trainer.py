@@ -192,7 +192,9 @@ class Trainer:
             saves = -(-left // (config.checkpoint_every or config.steps))
             if config.best:
                 saves += -(-left // (config.eval_every or config.steps))
-            checkpoint.check_room(self.out, self.module, bool(config.ema), saves, config.keep, config.best)
+            checkpoint.check_room(
+                self.out, self.module, bool(config.ema), self.optimizer, saves, config.keep, config.best
+            )
         first = self.world.rank == 0
         boards = open_boards(config.boards, self.out, self.step, self.run_config.to_dict()) if first else ()
         log = RunLog(self.out, config.steps, self.step, first, boards=boards)

@@ -15,7 +15,7 @@ from navit_loader import PackedLoader, RemoteLoader
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ConfigError
 
-from .feed import Loader
+from .feed import Loader, learnt_weights
 
 
 class Worth:
@@ -24,12 +24,19 @@ class Worth:
     Args:
         loader: in this process, at least one of its indexes with weights.
         device: where the batches are.
+
+    Raises:
+        ConfigError: all of them are 0.
     """
 
     def __init__(self, loader: PackedLoader, device: torch.device) -> None:
         rows = [index.num_rows for index in loader.engine.indexes]
         given = [index.weights for index in loader.engine.indexes]
         found = [np.ones(n, np.float32) if w is None else w for n, w in zip(rows, given, strict=True)]
+        # Of those that `plan.filter` leaves.
+        self._learnt = learnt_weights(loader)
+        if not self._learnt.any():
+            raise ConfigError("all images that the run would learn weigh 0 in the index; change weights or plan.filter")
         self._first = torch.tensor([0, *np.cumsum(rows)[:-1]], device=device)
         self._weights = torch.from_numpy(np.concatenate(found)).to(device)
 
@@ -74,6 +81,5 @@ class Worth:
         return self._weights[row]
 
     def __str__(self) -> str:
-        low, high = float(self._weights.min()), float(self._weights.max())
-        mean = float(self._weights.mean(dtype=torch.float64))
+        low, high, mean = self._learnt.min(), self._learnt.max(), self._learnt.mean(dtype=np.float64)
         return f"images count by their weights in the index: from {low:g} to {high:g}, {mean:.4g} in the mean; scores do not"

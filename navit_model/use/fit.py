@@ -113,9 +113,16 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
     """The index of all images; where an earlier call `settled` the configuration, only if all is as it was."""
     path = out / "all.arrow"
     given = open_index(asked.sources[0]) if _is_index(asked.sources) else None
+    columns = {
+        key: getattr(asked, key) for key in (f"{k}_column" for k in ("image", "label", "caption", "target", "weight"))
+    }
+    if given is not None and (named := next((key for key, name in columns.items() if name), "")):
+        option = "--" + named.replace("_", "-")
+        raise ConfigError(
+            f"{option} {columns[named]} is of no use where '{asked.sources[0]}' is an index; index the table with it: "
+            f"navit-loader index TABLE -o {asked.sources[0]} {option} {columns[named]}"
+        )
     if given is None:
-        kinds = ("image", "label", "caption", "target", "weight")
-        columns = {key: getattr(asked, key) for key in (f"{kind}_column" for kind in kinds)}
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
         what = "different numbers" if asked.target_column else "classes"
         say(f"{done.rows:,} images, {len(done.classes):,} {what}")

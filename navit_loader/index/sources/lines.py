@@ -150,9 +150,8 @@ def _read_parquet(path: str, called: Columns, names: Columns) -> Iterator[tuple[
     with pq.ParquetFile(path) as file:
         there = file.schema_arrow.names
         _need_path(path, there, called, names)
-        wanted = [
-            name for name in dict.fromkeys((names.image, names.label, names.caption, names.weight)) if name in there
-        ]
+        asked = dict.fromkeys((names.image, names.label, names.caption, names.weight))
+        wanted = [name for name in asked if name and name in there]
         number = 0
         for batch in file.iter_batches(columns=wanted):
             for entry in batch.to_pylist():

@@ -79,7 +79,7 @@ class ManifestSource:
             try:
                 caption = checked_caption(entry.get(caption_name))
                 said = target_name(entry.get(label)) if called.target else entry.get(label)
-                weight = weight_of(entry[called.weight]) if called.weight in entry else 1.0
+                weight = weight_of(entry[called.weight]) if called.weight and called.weight in entry else 1.0
             except ValueError as e:
                 raise IndexFileError(f"{place}: {e}") from None
             if called.weight not in entry:

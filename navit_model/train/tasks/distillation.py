@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
+from navit_loader.schema import require
 
 from ...losses.classification import classification_loss
 from ...losses.distillation import distillation_loss
@@ -63,6 +64,10 @@ class Distillation(Classification):
     @classmethod
     def prepare(cls, run: RunConfig, loader: Loader) -> RunConfig:
         """As classification, with a teacher and its view."""
+        # Not where settings are read: runs before this rule had weights that did nothing, and are still used.
+        weights = run.train.class_weights
+        without = "left out where distillation.weight = 1, since no label is learnt there"
+        require(run.distillation.weight < 1 or not weights, "train.class_weights", weights, without)
         if not run.distillation.teacher:
             raise ConfigError("distillation.teacher = '' is not allowed; give a run's folder or one of its checkpoints")
         if run.loader.plan.teacher is None and not run.loader.data.endpoints:
