@@ -13,10 +13,12 @@ import onnxruntime
 import pytest
 import torch
 
+from navit_loader import LoaderConfig, pack_images
 from navit_loader.batch import OK
 from navit_loader.errors import ModelError
 from navit_model import NaViT, NaViTConfig
 from navit_model.cli import main
+from navit_model.use.frozen import planned
 from navit_model.use.onnx import export_onnx, inputs_of
 from navit_model.use.opened import open_model
 
@@ -55,6 +57,14 @@ def test_an_onnx_file_answers_as_the_model_does(tmp_path: Path, changes: dict[st
     meta = session.get_modelmeta().custom_metadata_map
     assert json.loads(meta["classes"]) == [str(n) for n in range(5)]
     assert (meta["patch_size"], meta["loss"]) == (str(side), "softmax")
+    # What it says of how images are seen gives the batch that predict would make.
+    config = LoaderConfig.from_dict(json.loads(meta["images"]))
+    opened = open_model(tmp_path / "model", torch.device("cpu"))
+    picture = np.random.default_rng(0).integers(0, 255, (5 * side + 1, 3 * side, 3), np.uint8)
+    (ours,), batch = session.run(None, inputs_of(pack_images([picture], config))), pack_images([picture], config)
+    assert config.plan == planned(opened, patch_size=side).plan
+    assert ours.shape == (1, 5) and batch.grids[0, 0].tolist() == [5, 3]
+    assert torch.from_numpy(ours).softmax(-1).numpy() == pytest.approx(opened.chances(batch)[0, :1].numpy(), abs=1e-4)
     shape: dict[str, Any] = {
         "length": 60,
         "longest": 50,

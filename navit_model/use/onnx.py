@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from navit_loader.batch import OK, PackedBatch, View
 from navit_loader.errors import ModelError, needed, said
 
 from ..model.navit import NaViT
+from .frozen import planned
 from .opened import OpenedModel
 
 Inputs = dict[str, np.ndarray]
@@ -81,8 +82,9 @@ def inputs_of(batch: PackedBatch) -> Inputs:
 def export_onnx(opened: OpenedModel, path: Path, patch_size: int | None = None) -> float:
     """Writes a model's classifier as ONNX, and compares it with the model over images of 50 grids in calls of 1 to 8.
 
-    The file's metadata hold the names of the classes (JSON), P, and the loss, which says whether its logits are for a softmax
-    or for sigmoids. With `regression` there is one output a number, `output · std + mean` of the metadata.
+    The file's metadata hold the names of the classes (JSON), P, the loss, which says whether its logits are for a softmax
+    or for sigmoids, and how `predict` sees images (`images`, JSON for `LoaderConfig.from_dict`). With `regression` there is one
+    output a number, `output · std + mean` of the metadata.
 
     Args:
         opened: on the CPU, with a classifier of its own.
@@ -132,7 +134,10 @@ def export_onnx(opened: OpenedModel, path: Path, patch_size: int | None = None) 
                 e = e.__cause__
             raise ModelError(f"'{opened.path}' cannot be written as ONNX: {said(e)[0]}") from None
         graph = onnx.load(str(file))
+        seen = planned(opened, patch_size=patch_size)
+        seeing = json.dumps({"plan": asdict(seen.plan), "render": asdict(seen.render)})
         meta = {"classes": json.dumps(opened.classes), "patch_size": str(patch_size), "loss": opened.run.train.loss}
+        meta |= {"images": seeing}
         if opened.regresses:
             unit = opened.run.regression
             meta |= {"classes": "[]", "loss": "regression", "mean": repr(unit.mean), "std": repr(unit.std)}
