@@ -103,7 +103,7 @@ LENGTHS = (1 / 3, 2 / 3, 1)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; a setting is chosen by runs of `tries` epochs, and the weights see `each` pictures of a folder."""
+    """How much of everything; a setting is chosen by runs of `tries` epochs, the weights see `each` of a folder."""
 
     depth: int
     epochs: int
