@@ -134,6 +134,9 @@ class Bench:
     def __init__(self, work: Path, script: Path, sizes: Sizes) -> None:
         self.work, self.script, self.sizes = work.resolve(), script, sizes
         self.images = self.work / "images"
+        # Modules are compiled once, as those of an installation are, and not in each of the commands whose time is taken.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(self.work / "pycache")
 
     def kept(self, name: str) -> Made | None:
         path = self.work / f"{name}.json"
@@ -312,16 +315,18 @@ class Bench:
         name = _name("timm", setting, epochs, seed)
         if done := self.kept(name):
             return done
-        split = self.work / "split"
+        split, made = self.work / "split", self.work / "split.new"
         if not split.exists():
+            shutil.rmtree(made, ignore_errors=True)
             run = next((self.work / "runs").glob("ours-*/train.arrow")).parent
             for part, arrow in (("train", "train"), ("validation", "heldout")):
                 index = open_index(run / f"{arrow}.arrow")
                 for row in range(index.num_rows):
                     path = Path(index.uri(row))
-                    target = split / part / path.parent.name
+                    target = made / part / path.parent.name
                     target.mkdir(parents=True, exist_ok=True)
                     os.link(path, target / path.name)
+            made.rename(split)
         out = self.work / name
         shutil.rmtree(out, ignore_errors=True)
         classes = sorted(p.name for p in (split / "train").iterdir())
@@ -338,8 +343,8 @@ class Bench:
         ema = min(0.9999, max(0.5, 1 - 20 / (epochs * plan["steps"])))
         command += f"--model-ema --model-ema-decay {ema} --checkpoint-hist 1".split()
         command += f"--output {out.parent} --experiment {out.name} {THEIRS[setting]}".split()
-        made = self.call(command, out.with_suffix(".log"))
-        return self.keep(name, {**made, "tune": self.their_answers(out, "tune")})
+        took = self.call(command, out.with_suffix(".log"))
+        return self.keep(name, {**took, "tune": self.their_answers(out, "tune")})
 
     def their_answers(self, out: Path, part: str) -> dict[str, str]:
         """The same of timm's best weights, with its own preprocessing at the largest length."""
@@ -491,6 +496,7 @@ def main() -> None:
     parser.add_argument("--timm", type=Path, required=True, help="a checkout of timm's repository, which has train.py")
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=15, help="passes over the images that are learnt")
+    parser.add_argument("--passes", type=int, default=40, help="passes of the weights over what they are learnt from")
     parser.add_argument("--tokens", type=int, default=196, help="of an image at most")
     parser.add_argument("--core", type=int, help="the core that everything runs on")
     parser.add_argument("--quick", action="store_true", help="tiny everywhere: does it run?")
@@ -499,7 +505,7 @@ def main() -> None:
         os.sched_setaffinity(0, {args.core})
     tries = max(1, 2 * args.epochs // 5)
     sizes = Sizes(
-        args.depth, args.epochs, tries, args.tokens, passes=25, each=400, learn=500, tune=300, test=1000, seeds=3
+        args.depth, args.epochs, tries, args.tokens, args.passes, each=400, learn=500, tune=300, test=1000, seeds=3
     )
     if args.quick:
         sizes = Sizes(2, 2, 1, args.tokens, passes=0.5, each=12, learn=90, tune=40, test=60, seeds=2)
