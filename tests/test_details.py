@@ -11,7 +11,7 @@ import torch
 from sklearn import metrics
 
 from navit_model.evaluate.cascade import Answers
-from navit_model.evaluate.details import _pulls, details
+from navit_model.evaluate.details import _ranking, details
 from navit_model.evaluate.tally import BINS
 
 NAMES = list("abcdefg")
@@ -144,12 +144,18 @@ def test_several_labels_and_none() -> None:
     )
 
 
-def test_pulls_are_the_derivatives_by_the_weights_of_the_images() -> None:
+def test_rankings_are_scikit_learns_and_pulls_their_derivatives() -> None:
     rng = np.random.default_rng(2)
-    said, truth = rng.random(30), rng.random(30) < 0.4
+    said, truth = rng.random(30).astype(np.float32), rng.random(30) < 0.4
     step = 1e-6
-    for pulls, score in zip(_pulls(truth, said), (metrics.roc_auc_score, metrics.average_precision_score), strict=True):
+    scores = (metrics.roc_auc_score, metrics.average_precision_score)
+    for pulls, score in zip(_ranking(truth, said)[2:], scores, strict=True):
         weights = np.ones((30, 30)) + step * np.eye(30)
         moved = [(score(truth, said, sample_weight=w) - score(truth, said)) / step for w in weights]
         assert pulls == pytest.approx(moved, abs=1e-4)
         assert pulls.sum() == pytest.approx(0, abs=1e-9), "twice the images change nothing"
+    # What is said alike of many images, all of them at last.
+    for levels in (1000, 20, 2, 1):
+        said, truth = (rng.integers(0, levels, 500) / levels).astype(np.float32), rng.random(500) < 0.2
+        wanted = [score(truth, said) for score in scores]
+        assert _ranking(truth, said)[:2] == pytest.approx(wanted, abs=1e-12)

@@ -1,7 +1,8 @@
 """What stands behind an accuracy: scores by class, of rankings, calibration, and how far they would move with other images.
 
-In: what a model said of each image of an index. Out: plain values for JSON. scikit-learn computes the scores; apart, since
-only `navit-model eval --details` and `--group-by` ask, and nothing else loads it.
+In: what a model said of each image of an index. Out: plain values for JSON. scikit-learn computes the scores, save rankings
+by class, whose checks and orders for each class and group took ten times as long as what is here, from one order; apart, since
+only `navit-model eval --details` and `--group-by` ask, and nothing else loads scikit-learn.
 """
 
 from __future__ import annotations
@@ -102,15 +103,12 @@ def _of_sigmoids(chances: Floats, labels: Floats, classes: Sequence[str]) -> dic
     if not len(ranked):
         return {"classes": []}
     truth, chances = truth[:, ranked], chances[:, ranked]
-    area, mean = (
-        np.array([score(truth[:, c], chances[:, c]) for c in range(len(ranked))])
-        for score in (metrics.roc_auc_score, metrics.average_precision_score)
-    )
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        truth, chances >= 0.5, average=None, zero_division=0.0
-    )
-    pulls = [_pulls(truth[:, c], chances[:, c]) for c in range(len(ranked))]
-    area_pull, mean_pull = (np.mean(pull, axis=0) for pull in zip(*pulls, strict=True))
+    rankings = [_ranking(truth[:, c], chances[:, c]) for c in range(len(ranked))]
+    area, mean, area_pulls, mean_pulls = (np.array(of) for of in zip(*rankings, strict=True))
+    area_pull, mean_pull = area_pulls.mean(0), mean_pulls.mean(0)
+    said = chances >= 0.5
+    support, claimed, both = truth.sum(0), said.sum(0), (truth & said).sum(0)
+    precision, recall, f1 = both / np.maximum(claimed, 1), both / support, 2 * both / (claimed + support)
     return {
         "roc_auc": area.mean().item(),
         "roc_auc_95": around(area.mean(), area_pull),
@@ -146,23 +144,33 @@ def _ranks(chances: Floats, labels: Floats) -> Floats:
     return ranks
 
 
-def _pulls(truth: npt.NDArray[np.bool_], said: Floats) -> tuple[Floats, Floats]:
-    """How ROC AUC and average precision of one class move with the weight of each image: their derivatives, for `around`."""
-    order = np.argsort(-said, kind="stable")
+def _ranking(truth: npt.NDArray[np.bool_], said: Floats) -> tuple[float, float, Floats, Floats]:
+    """ROC AUC and average precision of one class, as scikit-learn defines them, from one order of the images; and how both
+    move with the weight of each image: their derivatives, for `around`."""
+    # Probabilities are sorted as whole numbers with the image behind them, which takes a third of the time of an argsort.
+    bits = said.astype(np.float32).view(np.uint32)
+    keys = np.sort((~bits).astype(np.uint64) << np.uint64(32) | np.arange(len(said), dtype=np.uint64))
+    order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     y = truth[order].astype(np.float64)
     above, rank = np.cumsum(y), np.arange(1.0, len(y) + 1)
     many, others = above[-1], len(y) - above[-1]
+    # Of images that are said alike none is before another: the curves have no point between them.
+    value = keys >> np.uint64(32)
+    ends = np.append(np.flatnonzero(value[1:] != value[:-1]), len(y) - 1)
+    hits, wrong = above[ends], rank[ends] - above[ends]
+    gained = np.diff(hits, prepend=0.0)
+    area = float((np.diff(wrong, prepend=0.0) * (hits - gained / 2)).sum() / (many * others))
+    mean = float((gained * hits / rank[ends]).sum() / many)
+
     lower = others - (rank - above)  # images of the class beneath which so many others are
-    area = (y * lower).sum() / (many * others)
     area_pull = np.where(y > 0, (lower / others - area) / many, ((above / many) - area) / others)
     share = above / rank
-    mean = (y * share).sum() / many
     # An image weighs on the precision at each image of the class from its own rank on.
     own, all_of = (np.cumsum(v[::-1])[::-1] for v in (y / rank, y * above / rank**2))
     mean_pull = (y * (share - mean) + y * own - all_of) / many
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return area_pull[back], mean_pull[back]
+    pulls = np.empty((2, len(order)))
+    pulls[:, order] = area_pull, mean_pull
+    return area, mean, pulls[0], pulls[1]
 
 
 def _reliability(chances: Floats, labels: Floats) -> list[dict[str, Any]]:
