@@ -169,3 +169,47 @@ def test_classes_of_uneven_size_are_told_what_to_do(tmp_path: Path, capsys: pyte
 def test_the_folder_of_a_run_is_named_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(folder), "-o", str(tmp_path / "run"), *SMALL, f"train.out={tmp_path}/elsewhere"]) == 2
     assert "name the folder with -o" in capsys.readouterr().err
+
+
+def small_set(root: Path, *folders: str) -> None:
+    for label, name in enumerate(folders):
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            picture(100 * label + i).save(root / name / f"{i}.png")
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, run = tmp_path / "in", tmp_path / "run"
+    small_set(root, "train/a", "train/b", "Test/a", "Test/b")
+    assert main(["fit", str(root), "-o", str(run), *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert "holds splits, Test, train, and no classes" in err and "\n" not in err.strip()
+    # What it says does what it should.
+    assert main(["fit", str(root / "train"), "-o", str(run), *SMALL, "train.steps=1"]) == 0
+    assert "classes with their images: a (5), b (5)\n" in capsys.readouterr().out
+    words = re.findall(r"navit-loader (index .*?), then navit-model (eval .*)", err)[0]
+    index, score = (words[0].split(), words[1].split())
+    index[3] = score[2] = str(tmp_path / "x.arrow")
+    assert loader(index) == 0 and main(score) == 0
+    capsys.readouterr()
+
+    assert loader(["index", str(root), "-o", str(tmp_path / "all.arrow")]) == 0
+    assert "Test, train are names of splits" in capsys.readouterr().out
+    flat = tmp_path / "flat"
+    small_set(flat, "train", "exam")
+    assert loader(["index", str(flat), "-o", str(tmp_path / "flat.arrow")]) == 0
+    assert "names of splits" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("table", ["in/table.csv", "in/annotations/instances.json", "in/data/a.parquet"])
+@pytest.mark.parametrize("images", [True, False])
+def test_a_table_in_the_folder_is_named(
+    table: str, images: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_set(tmp_path / "in", *(["images", "images/more"] if images else []))
+    (tmp_path / table).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / table).write_text('{"info": {}, "images": []}')
+    (tmp_path / "in" / "settings.json").write_text("{}")
+    assert main(["fit", str(tmp_path / "in"), "-o", str(tmp_path / "run"), *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert re.search(rf"{tmp_path / table}'.* give that", err) and "settings.json" not in err

@@ -19,6 +19,7 @@ import torch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index, build_index, open_index
+from navit_loader.index.sources.misread import are_splits, tables_in
 from navit_loader.index.subset import split_groups, write_subset
 from navit_loader.shown import say
 from navit_loader.suggest import Choice, nested, suggest, toml
@@ -36,6 +37,9 @@ from .twins import find_twins
 
 FEWEST = 8
 """Labelled images; of fewer no score means anything."""
+
+SHOWN = 12
+"""Classes that are listed at most."""
 
 UNEVEN = 5
 """The largest class over the smallest, from which on that is said."""
@@ -130,7 +134,10 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
             say(f"  {note}")
         if done.broken:
             say(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
+        _no_splits(asked, done.classes)
     index = given or open_index(path)
+    if index.targets is None and index.classes:
+        say(f"  {_classes(index)}")
     question = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(asked).items() if key != "out"}
     question["sources"] = [source if "://" in source else os.path.abspath(source) for source in asked.sources]
     # Where they lie is no part of it, what they are is.
@@ -156,6 +163,33 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
     return index
 
 
+def _no_splits(asked: Fit, classes: list[str]) -> None:
+    """Refuses a folder of splits, whose images of training would be told from those of testing.
+
+    Raises:
+        IndexFileError: says what to give.
+    """
+    where = asked.sources[0]
+    if not os.path.isdir(where) or not are_splits(where, classes):
+        return
+    first = next((name for name in classes if name.lower().startswith("train")), classes[0])
+    other = next(name for name in classes if name != first)
+    raise IndexFileError(
+        f"'{where}' holds splits, {', '.join(classes)}, and no classes; fit {os.path.join(where, first)}, and score "
+        f"afterwards: navit-loader index {os.path.join(where, other)} -o {other}.arrow --classes {asked.out}/all.arrow, then "
+        f"navit-model eval {asked.out} {other}.arrow"
+    )
+
+
+def _classes(index: Index) -> str:
+    """The first classes, each with its images."""
+    labels = np.concatenate(index.columns()["labels"])
+    counts = np.bincount(labels[labels >= 0], minlength=len(index.classes))
+    more = f", and {len(index.classes) - SHOWN:,} more" if len(index.classes) > SHOWN else ""
+    listed = (f"{name} ({count:,})" for name, count in zip(index.classes[:SHOWN], counts, strict=False))
+    return f"classes with their images: {', '.join(listed)}{more}"
+
+
 def _is_index(sources: Sequence[str]) -> bool:
     return len(sources) == 1 and sources[0].endswith(".arrow") and os.path.isfile(sources[0])
 
@@ -166,10 +200,13 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     labelled = labels[:, 0] != -1
     many = int(labelled.sum())
     where = asked.sources[0]
+    # The images' folder is a class where their table was meant.
+    tables = tables_in(where) if os.path.isdir(where) else ""
+    beside = f"; or, if their labels stand in {tables}, give that" if tables else ""
     if not many:
         raise IndexFileError(
             f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column or "
-            "--target-column"
+            f"--target-column{beside}"
         )
     if many < FEWEST:
         raise IndexFileError(
@@ -183,7 +220,7 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
                 f"all images of '{where}' have the number {only}; give others, or another --target-column"
             )
         raise IndexFileError(
-            f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder"
+            f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder{beside}"
         )
     say("looking for equal and nearly equal pictures")
     twins = find_twins(index)
