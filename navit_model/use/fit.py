@@ -6,6 +6,7 @@ stage leaves a file and is not done twice; what was asked for stands in `fit.jso
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index, build_index, open_index
 from navit_loader.index.sources.misread import are_splits, tables_in
 from navit_loader.index.subset import split_groups, write_subset
-from navit_loader.shown import say
+from navit_loader.shown import counted, say
 from navit_loader.suggest import Choice, nested, suggest, toml
 
 from ..model.check import TABLES
@@ -29,7 +30,7 @@ from ..train.checkpoint import steps
 from ..train.lock import hold
 from ..train.recipe import Given, recipe
 from ..train.run import train
-from ..train.settings import RunConfig, set_key
+from ..train.settings import RunConfig, check_changes, set_key
 from ..train.task import Row
 from ..world import half_of
 from .finetune import load, starting
@@ -87,6 +88,7 @@ def fit(asked: Fit) -> list[Row]:
     changed: dict[str, Any] = {}
     for text in asked.changes:
         set_key(changed, text)
+    check_changes(changed)
     if "out" in changed.get("train", {}):
         raise ConfigError(f"train.out = {changed['train']['out']!r} is not allowed here; name the folder with -o")
     out = Path(os.path.abspath(asked.out))
@@ -106,7 +108,7 @@ def fit(asked: Fit) -> list[Row]:
             run, model = starting(asked.weights, config)
         else:
             run, model = RunConfig.from_toml(config), None
-        return train(run, resume=bool(steps(out)), begin=model)
+        return train(run, resume=bool(steps(out)), begin=model, again="give the same command again")
 
 
 _OURS = {"all.arrow", "all.arrow.building", "all.arrow.quarantine.jsonl"}
@@ -128,12 +130,15 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
         )
     if given is None:
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
-        what = "different numbers" if asked.target_column else "classes"
-        say(f"{done.rows:,} images, {len(done.classes):,} {what}")
+        what = ("different number", "") if asked.target_column else ("class", "classes")
+        say(f"{counted(done.rows, 'image')}, {counted(len(done.classes), *what)}")
         for note in done.notes:
             say(f"  {note}")
         if done.broken:
             say(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
+            with open(done.quarantine, encoding="utf-8") as file:
+                for line in map(json.loads, itertools.islice(file, 3)):
+                    say(f"    {line['uri']}: {line['reason']}")
         _no_splits(asked, done.classes)
     index = given or open_index(path)
     if index.targets is None and index.classes:
@@ -150,9 +155,7 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
             raise ConfigError(f"'{begun}' is damaged; choose another folder with -o") from None
         for key, value in question.items():
             if old.get(key, "") != value:
-                raise ConfigError(
-                    f"'{out}' was begun with {key} = {old.get(key)!r}, not {value!r}; give that, or another folder with -o"
-                )
+                raise ConfigError(_other(asked, out, key, old.get(key, ""), value))
         if then != content:
             raise ConfigError(
                 f"the images have changed since '{out}' was begun ({then[0]:,} then, {index.num_rows:,} now); choose another "
@@ -161,6 +164,19 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
     else:
         begun.write_text(json.dumps({"asked": question, "content": content}, indent=1), encoding="utf-8")
     return index
+
+
+def _other(asked: Fit, out: Path, key: str, old: Any, new: Any) -> str:
+    """What was asked for when a folder was begun, and how to go on with that, or with what is asked for now."""
+    if key == "changes":
+        then, now = (f"the changes {' '.join(each)}" if each else "no changes" for each in (old, new))
+        way = f", or, with the same split, by navit-model {_again(asked)} {out / 'fit.toml'} train.out=OTHER {' '.join(new)}"
+    else:
+        then, now, way = f"{key} = {old!r}", repr(new), ""
+    return (
+        f"'{out}' was begun with {then}, not {now}; the command that began it goes on with it; begin another run in "
+        f"another folder with -o{way.rstrip()}"
+    )
 
 
 def _no_splits(asked: Fit, classes: list[str]) -> None:
@@ -210,7 +226,7 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
         )
     if many < FEWEST:
         raise IndexFileError(
-            f"'{where}' has {many} labelled images; fit needs {FEWEST} at least, and hundreds to be of use"
+            f"'{where}' has {counted(many, 'labelled image')}; fit needs {FEWEST} at least, and hundreds to be of use"
         )
     present = np.unique(labels[labels >= 0])
     if len(present) < 2:
@@ -226,9 +242,9 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     twins = find_twins(index)
     usable = labelled & twins.decoded
     if bad := np.flatnonzero(~twins.decoded).tolist():
-        say(f"  {len(bad):,} images cannot be decoded and are left out, such as {index.uri(bad[0])}")
+        say(f"  left out: {counted(len(bad), 'image')} that cannot be decoded, such as {index.uri(bad[0])}")
     if many < index.num_rows:
-        say(f"  {index.num_rows - many:,} images have no label and are left out")
+        say(f"  left out: {counted(index.num_rows - many, 'image')} without a label")
     if not usable.any():
         raise IndexFileError(f"no image of '{where}' can be decoded; navit-loader lint says why of each")
     double = int((twins.groups != np.arange(len(twins.groups)))[usable].sum())
@@ -236,13 +252,13 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     first = twins.groups
     odd = np.flatnonzero(usable & usable[first] & (labels != labels[first]).any(1))
     if len(odd):
-        say(f"  {len(odd):,} pictures have a twin of another label, such as {index.uri(int(odd[0]))} and "
+        say(f"  {counted(len(odd), 'picture')} with a twin of another label, such as {index.uri(int(odd[0]))} and "
             f"{index.uri(int(first[odd[0]]))}")  # fmt: skip
     for path, keep in ((train_path, usable & ~held), (held_path, held)):
         write_subset(index, keep, path)
     kind = "class" if index.targets is None else "range of the numbers"
     said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each {kind}"
-    return said + (f"; {double:,} twins are on their picture's side" if double else "")
+    return said + (f"; {counted(double, 'twin')} on the side of the picture" if double else "")
 
 
 def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> list[Choice]:
@@ -306,7 +322,10 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def _again(asked: Fit) -> str:
+    return f"finetune {asked.weights}" if asked.weights else "train"
+
+
 def _head(asked: Fit, path: Path) -> str:
-    again = f"finetune {asked.weights}" if asked.weights else "train"
     first = f"Written by navit-model fit for {', '.join(asked.sources)}. The same run again, elsewhere:"
-    return f"{first}\n  navit-model {again} {path} train.out=PATH"
+    return f"{first}\n  navit-model {_again(asked)} {path} train.out=PATH"
