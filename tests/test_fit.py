@@ -80,6 +80,9 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     err = capsys.readouterr().err
     assert f"was begun with the changes {' '.join(SMALL)}, not" in err
     assert f"navit-model train {run}/fit.toml train.out=OTHER {' '.join(SMALL)} train.seed=1" in err
+    assert main(["fit", str(folder), "-o", str(run)]) == 2  # which its configuration cannot say
+    err = capsys.readouterr().err
+    assert "not no changes; the command that began it" in err and "OTHER" not in err
     extra = folder / "dog" / "new.png"
     picture(999).save(extra)
     assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 2

@@ -139,7 +139,7 @@ class Trainer:
             self.forward = world.wrap(self.module)
         self.stop_after: int | None = None
         self.resume = False
-        self.again = ""
+        self.again = "go on with --resume"
         self._signals = Signals()
         self._meter = Meter(world.device)
         self._saved = self._tried = self.step  # the steps of the last checkpoint, and of the last attempt at one

@@ -168,14 +168,15 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
 
 def _other(asked: Fit, out: Path, key: str, old: Any, new: Any) -> str:
     """What was asked for when a folder was begun, and how to go on with that, or with what is asked for now."""
+    then, now, way = f"{key} = {old!r}", repr(new), ""
     if key == "changes":
         then, now = (f"the changes {' '.join(each)}" if each else "no changes" for each in (old, new))
-        way = f", or, with the same split, by navit-model {_again(asked)} {out / 'fit.toml'} train.out=OTHER {' '.join(new)}"
-    else:
-        then, now, way = f"{key} = {old!r}", repr(new), ""
+        # Its configuration holds the old ones, and no word takes one back.
+        if {text.partition("=")[0] for text in old} <= {text.partition("=")[0] for text in new}:
+            way = f", or, with the same split, by navit-model {_again(asked)} {out}/fit.toml train.out=OTHER {' '.join(new)}"
     return (
         f"'{out}' was begun with {then}, not {now}; the command that began it goes on with it; begin another run in "
-        f"another folder with -o{way.rstrip()}"
+        f"another folder with -o{way}"
     )
 
 
