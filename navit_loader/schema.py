@@ -32,21 +32,39 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: names the key, its value, and what is allowed.
     """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    values = {}
-    for key, value in table.items():
-        if key not in names:
-            near = difflib.get_close_matches(key, names, 1)
-            guess = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ConfigError(f"unknown key '{where}.{key}'{guess}; allowed: {', '.join(names)}")
-        values[key] = convert(hints[key], value, f"{where}.{key}")
+    values = {key: convert(hint, table[key], f"{where}.{key}") for key, hint in _hints(cls, table, where).items()}
     try:
         return cls(**values)
     except TypeError as e:
         raise ConfigError(f"[{where}]: {e}") from None
     except ConfigError as e:
         raise ConfigError(f"{where}.{e}") from None
+
+
+def check_part(cls: type[Any], table: Mapping[str, Any], where: str) -> None:
+    """Refuses unknown keys and wrong types in some keys of a table; whether values go together is for the whole one to say.
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    for key, hint in _hints(cls, table, where).items():
+        inner = next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)), None)
+        if inner is not None and isinstance(table[key], Mapping):
+            check_part(inner, table[key], f"{where}.{key}")
+        else:
+            convert(hint, table[key], f"{where}.{key}")
+
+
+def _hints(cls: type[Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The annotation of each key of a table; raises `ConfigError` for one that `cls` has not."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    for key in table:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            guess = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ConfigError(f"unknown key '{where}.{key}'{guess}; allowed: {', '.join(names)}")
+    return {key: hints[key] for key in table}
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

@@ -30,6 +30,11 @@ def shown(text: object) -> str:
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
 
 
+def counted(number: int, what: str, many: str = "") -> str:
+    """`1 image`, `2 images`; `many` where that is another word than with an s."""
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
+
+
 def say(line: object = "", to: TextIO | None = None) -> None:
     """Prints one line, `shown`, on standard output or `to`, at once."""
     try:

@@ -66,3 +66,32 @@ def test_columns_of_a_folder_are_refused(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a/0.png": PNG})
     with pytest.raises(IndexFileError, match="--label-column = 'species', but no source is a table"):
         build_index(tmp_path, tmp_path / "x.arrow", label_column="species")
+
+
+def test_the_columns_of_a_table_with_semicolons_are_shown_apart(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("Datei;Art;Kamera\na.png;x;y\n")
+    said = "its columns: Datei, Art, Kamera; .*--image-column and that with the labels by --label-column"
+    with pytest.raises(IndexFileError, match=said):
+        build_index(tmp_path / "m.csv", tmp_path / "x.arrow")
+
+
+def test_decimal_commas_are_numbers_where_all_are_written_so(tmp_path: Path) -> None:
+    files = [f"{name}.png" for name in "abcd"]
+    write_tree(tmp_path, dict.fromkeys(files, PNG))
+
+    def targets(mark: str, *numbers: str) -> list[float]:
+        rows = [mark.join(("path", "kg")), *(mark.join(pair) for pair in zip(files, numbers, strict=True))]
+        (tmp_path / "m.csv").write_text("\n".join(rows))
+        done = build_index(tmp_path / "m.csv", tmp_path / "x.arrow", target_column="kg")
+        assert len([note for note in done.notes if "decimal commas" in note]) == any("," in each for each in numbers)
+        return sorted(map(float, done.classes))
+
+    assert targets(";", "0,5", "-3", "", "1,25e2") == [-3.0, 0.5, 125.0]
+    assert targets(";", "0.5", "2", "1e2", "7") == [0.5, 2.0, 7.0, 100.0]
+    for mark, numbers in (
+        (";", ("0,5", "0.25", "1", "1")),
+        ("\t", ("0,5", "1", "1", "1")),
+        (";", ("1.234,5", "1", "1", "1")),
+    ):
+        with pytest.raises(IndexFileError, match=r"line 2: target .* its comma is read as"):
+            targets(mark, *numbers)

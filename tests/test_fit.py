@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import threading
+import time
 import tomllib
 from pathlib import Path
 
@@ -52,7 +56,7 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
 ) -> None:
     run = tmp_path / "run"
     assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0
-    assert (run / "report.html").exists() and "1 images cannot be decoded" in capsys.readouterr().out
+    assert (run / "report.html").exists() and "left out: 1 image that cannot be decoded" in capsys.readouterr().out
     details = json.loads((run / "scores.json").read_text())["details"]
     assert len(details) == 1 and "Worst mistakes" in (run / "report.html").read_text()
     held, learnt = (set(open_index(run / f"{part}.arrow").table()["name"].to_pylist()) for part in ("heldout", "train"))
@@ -73,7 +77,12 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     assert len(losses(run)) == 6
     capsys.readouterr()
     assert main(["fit", str(folder), "-o", str(run), *SMALL, "train.seed=1"]) == 2
-    assert "was begun with changes" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"was begun with the changes {' '.join(SMALL)}, not" in err
+    assert f"navit-model train {run}/fit.toml train.out=OTHER {' '.join(SMALL)} train.seed=1" in err
+    assert main(["fit", str(folder), "-o", str(run)]) == 2  # which its configuration cannot say
+    err = capsys.readouterr().err
+    assert "not no changes; the command that began it" in err and "OTHER" not in err
     extra = folder / "dog" / "new.png"
     picture(999).save(extra)
     assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 2
@@ -109,7 +118,7 @@ def test_twins_are_found_whatever_their_size_and_others_are_not(folder: Path, tm
         ({f"{i}.png": i for i in range(9)}, "no image of .* has a label"),
         ({f"a/{i}.png": i for i in range(9)}, "all images of .* are of one class, 'a'; give two"),
         ({"a/0.png": 0, "a/1.png": 1, "b/2.png": 2}, "has 3 labelled images; fit needs 8"),
-        ({**{f"a/{i}.png": i for i in range(9)}, "b/x.png": 77, "b/y.png": 77}, "1 classes have one picture each.*: b;"),
+        ({**{f"a/{i}.png": i for i in range(9)}, "b/x.png": 77, "b/y.png": 77}, "1 class with one picture each.*: b;"),
     ],
 )  # fmt: skip
 def test_a_set_that_cannot_be_learnt_is_one_line(
@@ -169,3 +178,85 @@ def test_classes_of_uneven_size_are_told_what_to_do(tmp_path: Path, capsys: pyte
 def test_the_folder_of_a_run_is_named_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(folder), "-o", str(tmp_path / "run"), *SMALL, f"train.out={tmp_path}/elsewhere"]) == 2
     assert "name the folder with -o" in capsys.readouterr().err
+
+
+def small_set(root: Path, *folders: str) -> None:
+    for label, name in enumerate(folders):
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            picture(100 * label + i).save(root / name / f"{i}.png")
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, run = tmp_path / "in", tmp_path / "run"
+    small_set(root, "train/a", "train/b", "Test/a", "Test/b")
+    assert main(["fit", str(root), "-o", str(run), *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert "holds splits, Test, train, and no classes" in err and "\n" not in err.strip()
+    # What it says does what it should.
+    assert main(["fit", str(root / "train"), "-o", str(run), *SMALL, "train.steps=1"]) == 0
+    assert "classes with their images: a (5), b (5)\n" in capsys.readouterr().out
+    words = re.findall(r"navit-loader (index .*?), then navit-model (eval .*)", err)[0]
+    index, score = (words[0].split(), words[1].split())
+    index[3] = score[2] = str(tmp_path / "x.arrow")
+    assert loader(index) == 0 and main(score) == 0
+    capsys.readouterr()
+
+    assert loader(["index", str(root), "-o", str(tmp_path / "all.arrow")]) == 0
+    assert "Test, train are names of splits" in capsys.readouterr().out
+    flat = tmp_path / "flat"
+    small_set(flat, "train", "exam")
+    assert loader(["index", str(flat), "-o", str(tmp_path / "flat.arrow")]) == 0
+    assert "names of splits" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("table", ["in/table.csv", "in/annotations/instances.json", "in/data/a.parquet"])
+@pytest.mark.parametrize("images", [True, False])
+def test_a_table_in_the_folder_is_named(
+    table: str, images: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_set(tmp_path / "in", *(["images", "images/more"] if images else []))
+    (tmp_path / table).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / table).write_text('{"info": {}, "images": []}')
+    (tmp_path / "in" / "settings.json").write_text("{}")
+    assert main(["fit", str(tmp_path / "in"), "-o", str(tmp_path / "run"), *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert re.search(rf"{tmp_path / table}'.* give that", err) and "settings.json" not in err
+
+
+def test_a_run_that_was_stopped_says_how_fit_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "run" / "log.jsonl"
+
+    def stop() -> None:
+        for _ in range(1200):
+            if log.exists() and '"train"' in log.read_text():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.1)
+
+    (folder / "dog" / "void.png").touch()
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(["fit", str(folder), "-o", str(tmp_path / "run"), *SMALL, "train.steps=5000"]) == 130
+    (folder / "dog" / "void.png").unlink()
+    out = capsys.readouterr().out
+    assert "is saved; give the same command again\n" in out
+    assert re.search("1 broken, left out.*\n    .*dog/void.png: empty", out)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.widht=32", "unknown key 'model.widht' (did you mean 'width'?)"),
+        ("plan.crop.flap=1", "unknown key 'plan.crop.flap' (did you mean 'flip'?)"),
+        ("trian.steps=3", "unknown section 'trian'"),
+        ("train.steps=many", "train.steps = 'many' must be of type int"),
+    ],
+)
+def test_a_misspelt_change_is_told_before_any_work(
+    change: str, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A width of 32 needs other heads than the usual: that is for the whole configuration to say.
+    assert main(["fit", str(folder), "-o", str(tmp_path / "run"), "model.width=32", change]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()

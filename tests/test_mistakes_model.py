@@ -210,6 +210,11 @@ USE: list[tuple[str, list[str], str]] = [
     ("eval: a file as model", ["eval", "{file}", "{shapes.arrow}"], "file"),
     ("eval: a folder without a model", ["eval", "{empty}", "{shapes.arrow}"], "empty"),
     ("eval: weights that are cut", ["eval", "{cut}", "{shapes.arrow}"], "model.safetensors"),
+    (
+        "eval: a folder of images",
+        ["eval", "{run}", "{images}"],
+        r"is no index.*navit-loader index .*images -o images.arrow --classes .*arrow",
+    ),
     ("eval: no configuration", ["eval", "{odd}", "{shapes.arrow}"], "config.json"),
     ("eval: a checkpoint without weights", ["eval", "{gone}", "{shapes.arrow}"], "model.safetensors"),
     ("eval: no index", ["eval", "{run}", "{nothing.arrow}"], "nothing.arrow"),

@@ -21,6 +21,7 @@ from .reader import Index, open_index
 from .sources import open_sources
 from .sources.columns import Columns
 from .sources.labels import is_target
+from .sources.misread import tables_in
 from .sources.remote import is_remote
 from .sources.rows import HIDDEN, Job, Source, checked_classes, need_utf8
 from .tokens import load_tokenizer
@@ -290,6 +291,8 @@ def _nothing(shards: list[str], journal: Journal) -> str:
         for name in sorted(os.listdir(folder)):
             if any(os.path.exists(os.path.join(folder, name, about)) for about in ("index.json", "state.json")):
                 return f"no image in '{folder}'; give the data set in it: {os.path.join(folder, name)}"
+        if tables := tables_in(folder):
+            return f"no image in '{folder}', but there is {tables}; give that in its place"
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import IndexFileError
+from ..shown import counted
 from .reader import Index
 from .write import survey, write_index
 
@@ -104,7 +105,7 @@ def split_groups(
                 kept[own] = True
     if alone:
         raise IndexFileError(
-            f"{len(alone)} classes have one picture each, which cannot be both learnt and held out: "
+            f"{counted(len(alone), 'class', 'classes')} with one picture each, which cannot be both learnt and held out: "
             f"{', '.join(alone[:12])}{' …' if len(alone) > 12 else ''}; give them more images (copies do not count), or take "
             "them away"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     world = World.join(args.device)
     try:
         opened = open_model(args.model, world.device, raw=args.raw, last=args.last)
+        _need_index(args, opened)
         scored = _numbers if opened.regresses else _pairs if args.retrieval else _labels
         texts, found = scored(args, opened, world)
     finally:
@@ -110,6 +112,27 @@ def run(args: argparse.Namespace) -> int:
 
             accuracy_plot(args.plot, found["scores"], found.get("cascades", {}))
     return 0
+
+
+def _need_index(args: argparse.Namespace, opened: OpenedModel) -> None:
+    """Refuses a folder, or a table, that was not indexed.
+
+    Raises:
+        ModelError: gives the command.
+    """
+    source = args.index.rstrip("/")
+    name, end = os.path.splitext(os.path.basename(source))
+    if not os.path.isdir(args.index) and end not in (".csv", ".jsonl", ".parquet", ".tar", ".zip"):
+        return
+    data = opened.run.loader.data
+    known = data.index or next((each.index for each in data.mixture), "")
+    labels = f" --classes {known}" if opened.classes and known else ""
+    if opened.regresses:
+        labels = " --target-column COLUMN"
+    raise ModelError(
+        f"'{args.index}' is no index; make one first: navit-loader index {source} -o {name or 'x'}.arrow{labels}, and give "
+        f"{name or 'x'}.arrow"
+    )
 
 
 def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:

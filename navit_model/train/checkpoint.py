@@ -359,7 +359,7 @@ def save(out: Path, step: int, files: Files, state: dict[str, Any], keep: int) -
         shutil.rmtree(draft, ignore_errors=True)
         raise ModelError(
             f"step {step} could not be saved to '{target}': {e}; earlier checkpoints are whole; "
-            "make room and go on with --resume"
+            "make room and go on from there"
         ) from None
     # What lies behind this step is damaged, or the run would have gone on from there: it takes no good one's place.
     for old in [found for found in steps(out) if found.name <= target.name][:-keep]:
@@ -391,7 +391,7 @@ def keep_best(out: Path, step: int) -> None:
     except OSError as e:
         shutil.rmtree(draft, ignore_errors=True)
         raise ModelError(
-            f"step {step} could not be kept as '{target}': {e}; the best before it is whole; make room and go on with --resume"
+            f"step {step} could not be kept as '{target}': {e}; the best before it is whole; make room and go on from there"
         ) from None
     for old in bests(out):
         if old != target:

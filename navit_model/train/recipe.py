@@ -73,7 +73,7 @@ def recipe(given: Given) -> list[Choice]:
         *found,
         Choice("model.width", width, f"a small model for {n:,} images: {why}"),
         Choice("model.depth", depth, "blocks"),
-        Choice("model.heads", heads, "of 32 channels or more each"),
+        Choice("model.heads", heads, "each sees an equal part of the width"),
     ]
 
 

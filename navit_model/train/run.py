@@ -27,13 +27,16 @@ from .task import Row
 from .trainer import Trainer
 
 
-def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -> list[Row]:
+def train(
+    run: RunConfig, *, resume: bool = False, begin: NaViT | None = None, again: str = "go on with --resume"
+) -> list[Row]:
     """Trains until `train.steps`, then evaluates on held-out data where some is named.
 
     Args:
         run: the configuration.
         resume: go on from the newest checkpoint of `train.out`, if there is one.
         begin: a model whose weights the image model starts from; see `navit_model.use.finetune`.
+        again: how a run that is stopped goes on, for its last words.
 
     Returns:
         The last scores; empty without held-out data.
@@ -65,18 +68,18 @@ def train(run: RunConfig, *, resume: bool = False, begin: NaViT | None = None) -
             run = with_passes(run, world, found.config if found else None)
             with open_loader(run, world) as loader:
                 trainer = Trainer(run, loader, world, found, begin)
-                trainer.resume = resume
+                trainer.resume, trainer.again = resume, again
                 return trainer.run()
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            raise ModelError(f"'{out}' cannot be written: {e.strerror}; make room and go on with --resume") from None
+            raise ModelError(f"'{out}' cannot be written: {e.strerror}; make room and {again}") from None
         except RuntimeError as e:
             if not world.lost(e):
                 raise
             reason = said(e)[0][:200]
             raise ModelError(
-                f"rank {world.rank} lost another rank ({reason}); its own message says why; go on with --resume"
+                f"rank {world.rank} lost another rank ({reason}); its own message says why; {again}"
             ) from None
         finally:
             world.leave()

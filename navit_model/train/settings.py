@@ -10,11 +10,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
-from navit_loader.schema import check_types, parse, read_toml, require
+from navit_loader.schema import check_part, check_types, parse, read_toml, require
 
 from ..config import (
     AugmentConfig,
@@ -234,6 +234,19 @@ def read_changed(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     for text in overrides:
         set_key(table, text)
     return table
+
+
+def check_changes(changed: Mapping[str, Any]) -> None:
+    """Refuses what no configuration can have, before there is a whole one: unknown sections and keys, and wrong types.
+
+    Raises:
+        ConfigError: names the key, its value, and what is allowed.
+    """
+    loader = get_type_hints(LoaderConfig)
+    for name, section in changed.items():
+        if name not in (*SECTIONS, *loader):
+            raise ConfigError(f"unknown section '{name}'; allowed: {', '.join((*loader, *SECTIONS))}")
+        check_part(SECTIONS.get(name) or loader[name], section, name)
 
 
 def set_key(table: dict[str, Any], text: str) -> None:

@@ -25,7 +25,7 @@ from navit_loader.batch import PackedBatch
 from navit_loader.errors import ModelError, StateError, said
 from navit_loader.picture import packed_svg
 from navit_loader.schema import require
-from navit_loader.shown import tell
+from navit_loader.shown import counted, tell
 
 from ..model.navit import NaViT
 from ..weights.saved import fill
@@ -84,6 +84,7 @@ class Trainer:
     Attributes:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
         resume: a checkpoint to go on from was asked for, whether there was one or not.
+        again: how it goes on after a stop.
         best: the best evaluation so far, of a run that keeps its checkpoint.
         scaler: of the loss, in float16.
     """
@@ -138,6 +139,7 @@ class Trainer:
             self.forward = world.wrap(self.module)
         self.stop_after: int | None = None
         self.resume = False
+        self.again = "go on with --resume"
         self._signals = Signals()
         self._meter = Meter(world.device)
         self._saved = self._tried = self.step  # the steps of the last checkpoint, and of the last attempt at one
@@ -220,7 +222,7 @@ class Trainer:
                 except BaseException:
                     self._rescue()
                     if self._saved:
-                        log.say(f"step {self._saved} of {config.steps} is saved; go on with --resume")
+                        log.say(f"step {self._saved} of {config.steps} is saved; {self.again}")
                     raise
             if scores:
                 log.say(self.task.table(scores))
@@ -241,13 +243,13 @@ class Trainer:
         config, world, shape = self.run_config.train, self.world, type(self.task).image_model(self.module).config
         count = sum(p.numel() for p in self.module.parameters())
         gpu = world.device.type == "cuda"
-        device = torch.cuda.get_device_name(world.device) if gpu else f"{torch.get_num_threads()} threads"
+        device = torch.cuda.get_device_name(world.device) if gpu else counted(torch.get_num_threads(), "thread")
         ranks = f", {world.size} ranks ({config.parallel})" if world.size > 1 else ""
         steps = max(1, round(self.loader.steps_about() / config.accumulate))
         lines = [
             f"{config.task}: {count:,} parameters, width {shape.width}, depth {shape.depth}, patches of "
             f"{', '.join(map(str, shape.patch_sizes or (shape.patch_size,)))}; on {world.device} ({device}){ranks}",
-            f"{config.steps:,} steps of some {steps:,} an epoch; checkpoints, log and report in '{self.out}'",
+            f"{counted(config.steps, 'step')} of some {steps:,} an epoch; checkpoints, log and report in '{self.out}'",
         ]
         if gpu and (line := slower(torch.cuda.get_device_capability(world.device), config.precision)):
             lines.append(line)

@@ -6,6 +6,7 @@ stage leaves a file and is not done twice; what was asked for stands in `fit.jso
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ import torch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index, build_index, open_index
+from navit_loader.index.sources.misread import are_splits, tables_in
 from navit_loader.index.subset import split_groups, write_subset
-from navit_loader.shown import say
+from navit_loader.shown import counted, say
 from navit_loader.suggest import Choice, nested, suggest, toml
 
 from ..model.check import TABLES
@@ -28,7 +30,7 @@ from ..train.checkpoint import steps
 from ..train.lock import hold
 from ..train.recipe import Given, recipe
 from ..train.run import train
-from ..train.settings import RunConfig, set_key
+from ..train.settings import RunConfig, check_changes, set_key
 from ..train.task import Row
 from ..world import half_of
 from .finetune import load, starting
@@ -36,6 +38,9 @@ from .twins import find_twins
 
 FEWEST = 8
 """Labelled images; of fewer no score means anything."""
+
+SHOWN = 12
+"""Classes that are listed at most."""
 
 UNEVEN = 5
 """The largest class over the smallest, from which on that is said."""
@@ -83,6 +88,7 @@ def fit(asked: Fit) -> list[Row]:
     changed: dict[str, Any] = {}
     for text in asked.changes:
         set_key(changed, text)
+    check_changes(changed)
     if "out" in changed.get("train", {}):
         raise ConfigError(f"train.out = {changed['train']['out']!r} is not allowed here; name the folder with -o")
     out = Path(os.path.abspath(asked.out))
@@ -102,7 +108,7 @@ def fit(asked: Fit) -> list[Row]:
             run, model = starting(asked.weights, config)
         else:
             run, model = RunConfig.from_toml(config), None
-        return train(run, resume=bool(steps(out)), begin=model)
+        return train(run, resume=bool(steps(out)), begin=model, again="give the same command again")
 
 
 _OURS = {"all.arrow", "all.arrow.building", "all.arrow.quarantine.jsonl"}
@@ -124,13 +130,19 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
         )
     if given is None:
         done = build_index(asked.sources, path, refresh=path.exists(), **columns)
-        what = "different numbers" if asked.target_column else "classes"
-        say(f"{done.rows:,} images, {len(done.classes):,} {what}")
+        what = ("different number", "") if asked.target_column else ("class", "classes")
+        say(f"{counted(done.rows, 'image')}, {counted(len(done.classes), *what)}")
         for note in done.notes:
             say(f"  {note}")
         if done.broken:
             say(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
+            with open(done.quarantine, encoding="utf-8") as file:
+                for line in map(json.loads, itertools.islice(file, 3)):
+                    say(f"    {line['uri']}: {line['reason']}")
+        _no_splits(asked, done.classes)
     index = given or open_index(path)
+    if index.targets is None and index.classes:
+        say(f"  {_classes(index)}")
     question = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(asked).items() if key != "out"}
     question["sources"] = [source if "://" in source else os.path.abspath(source) for source in asked.sources]
     # Where they lie is no part of it, what they are is.
@@ -143,9 +155,7 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
             raise ConfigError(f"'{begun}' is damaged; choose another folder with -o") from None
         for key, value in question.items():
             if old.get(key, "") != value:
-                raise ConfigError(
-                    f"'{out}' was begun with {key} = {old.get(key)!r}, not {value!r}; give that, or another folder with -o"
-                )
+                raise ConfigError(_other(asked, out, key, old.get(key, ""), value))
         if then != content:
             raise ConfigError(
                 f"the images have changed since '{out}' was begun ({then[0]:,} then, {index.num_rows:,} now); choose another "
@@ -154,6 +164,47 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
     else:
         begun.write_text(json.dumps({"asked": question, "content": content}, indent=1), encoding="utf-8")
     return index
+
+
+def _other(asked: Fit, out: Path, key: str, old: Any, new: Any) -> str:
+    """What was asked for when a folder was begun, and how to go on with that, or with what is asked for now."""
+    then, now, way = f"{key} = {old!r}", repr(new), ""
+    if key == "changes":
+        then, now = (f"the changes {' '.join(each)}" if each else "no changes" for each in (old, new))
+        # Its configuration holds the old ones, and no word takes one back.
+        if {text.partition("=")[0] for text in old} <= {text.partition("=")[0] for text in new}:
+            way = f", or, with the same split, by navit-model {_again(asked)} {out}/fit.toml train.out=OTHER {' '.join(new)}"
+    return (
+        f"'{out}' was begun with {then}, not {now}; the command that began it goes on with it; begin another run in "
+        f"another folder with -o{way}"
+    )
+
+
+def _no_splits(asked: Fit, classes: list[str]) -> None:
+    """Refuses a folder of splits, whose images of training would be told from those of testing.
+
+    Raises:
+        IndexFileError: says what to give.
+    """
+    where = asked.sources[0]
+    if not os.path.isdir(where) or not are_splits(where, classes):
+        return
+    first = next((name for name in classes if name.lower().startswith("train")), classes[0])
+    other = next(name for name in classes if name != first)
+    raise IndexFileError(
+        f"'{where}' holds splits, {', '.join(classes)}, and no classes; fit {os.path.join(where, first)}, and score "
+        f"afterwards: navit-loader index {os.path.join(where, other)} -o {other}.arrow --classes {asked.out}/all.arrow, then "
+        f"navit-model eval {asked.out} {other}.arrow"
+    )
+
+
+def _classes(index: Index) -> str:
+    """The first classes, each with its images."""
+    labels = np.concatenate(index.columns()["labels"])
+    counts = np.bincount(labels[labels >= 0], minlength=len(index.classes))
+    more = f", and {len(index.classes) - SHOWN:,} more" if len(index.classes) > SHOWN else ""
+    listed = (f"{name} ({count:,})" for name, count in zip(index.classes[:SHOWN], counts, strict=False))
+    return f"classes with their images: {', '.join(listed)}{more}"
 
 
 def _is_index(sources: Sequence[str]) -> bool:
@@ -166,14 +217,17 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     labelled = labels[:, 0] != -1
     many = int(labelled.sum())
     where = asked.sources[0]
+    # The images' folder is a class where their table was meant.
+    tables = tables_in(where) if os.path.isdir(where) else ""
+    beside = f"; or, if their labels stand in {tables}, give that" if tables else ""
     if not many:
         raise IndexFileError(
             f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column or "
-            "--target-column"
+            f"--target-column{beside}"
         )
     if many < FEWEST:
         raise IndexFileError(
-            f"'{where}' has {many} labelled images; fit needs {FEWEST} at least, and hundreds to be of use"
+            f"'{where}' has {counted(many, 'labelled image')}; fit needs {FEWEST} at least, and hundreds to be of use"
         )
     present = np.unique(labels[labels >= 0])
     if len(present) < 2:
@@ -183,15 +237,15 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
                 f"all images of '{where}' have the number {only}; give others, or another --target-column"
             )
         raise IndexFileError(
-            f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder"
+            f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder{beside}"
         )
     say("looking for equal and nearly equal pictures")
     twins = find_twins(index)
     usable = labelled & twins.decoded
     if bad := np.flatnonzero(~twins.decoded).tolist():
-        say(f"  {len(bad):,} images cannot be decoded and are left out, such as {index.uri(bad[0])}")
+        say(f"  left out: {counted(len(bad), 'image')} that cannot be decoded, such as {index.uri(bad[0])}")
     if many < index.num_rows:
-        say(f"  {index.num_rows - many:,} images have no label and are left out")
+        say(f"  left out: {counted(index.num_rows - many, 'image')} without a label")
     if not usable.any():
         raise IndexFileError(f"no image of '{where}' can be decoded; navit-loader lint says why of each")
     double = int((twins.groups != np.arange(len(twins.groups)))[usable].sum())
@@ -199,13 +253,13 @@ def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
     first = twins.groups
     odd = np.flatnonzero(usable & usable[first] & (labels != labels[first]).any(1))
     if len(odd):
-        say(f"  {len(odd):,} pictures have a twin of another label, such as {index.uri(int(odd[0]))} and "
+        say(f"  {counted(len(odd), 'picture')} with a twin of another label, such as {index.uri(int(odd[0]))} and "
             f"{index.uri(int(first[odd[0]]))}")  # fmt: skip
     for path, keep in ((train_path, usable & ~held), (held_path, held)):
         write_subset(index, keep, path)
     kind = "class" if index.targets is None else "range of the numbers"
     said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each {kind}"
-    return said + (f"; {double:,} twins are on their picture's side" if double else "")
+    return said + (f"; {counted(double, 'twin')} on the side of the picture" if double else "")
 
 
 def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> list[Choice]:
@@ -269,7 +323,10 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def _again(asked: Fit) -> str:
+    return f"finetune {asked.weights}" if asked.weights else "train"
+
+
 def _head(asked: Fit, path: Path) -> str:
-    again = f"finetune {asked.weights}" if asked.weights else "train"
     first = f"Written by navit-model fit for {', '.join(asked.sources)}. The same run again, elsewhere:"
-    return f"{first}\n  navit-model {again} {path} train.out=PATH"
+    return f"{first}\n  navit-model {_again(asked)} {path} train.out=PATH"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
+from .misread import are_splits
 from .rows import IMAGE_SUFFIXES, Job, KnownFiles, kind_of, make_rows, single_labels, text_names
 
 CHUNK = 8192
@@ -72,6 +73,12 @@ class FolderSource:
                     raise IndexFileError(f"folder '{self.shard}{text}' is no class of the class table given")
                 ids[top] = job.classes[text]
             labels[i] = ids[top]
+        tops = [os.fsdecode(top) for top in ids]
+        if are_splits(self.shard, tops):
+            job.notes.append(
+                f"'{self.shard}': {', '.join(tops)} are names of splits, and taken for classes; if they are splits, index "
+                f"each by itself, such as '{self.shard}{tops[0]}', and all but the first with --classes FIRST.arrow"
+            )
         known = KnownFiles.look_up(job.known.get(self.shard), self._names)
         total = max(1, len(self._names))
         if self._problems:

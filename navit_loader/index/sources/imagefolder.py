@@ -18,10 +18,10 @@ from .folder import FolderSource, walk
 from .labels import Labels
 from .lines import column_names
 from .manifest import Entry, ManifestSource, add
+from .misread import SPLITS
 from .rows import Job, Source, kind_of
 
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "data")
 UNNAMED = "images that no metadata name"
 """A reason for `Job.leave_out`."""
 
@@ -53,7 +53,7 @@ def open_folder(path: str, columns: Columns) -> list[Source] | None:
 
 def _metadata(path: str) -> list[str]:
     """The metadata of a folder, or of its splits."""
-    for folders in ([path], [os.path.join(path, name) for name in _SPLITS]):
+    for folders in ([path], [os.path.join(path, name) for name in (*SPLITS, "data")]):
         each = (next(filter(os.path.isfile, (os.path.join(f, name) for name in _NAMES)), None) for f in folders)
         if found := [one for one in each if one is not None]:
             return found

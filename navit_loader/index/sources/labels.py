@@ -53,7 +53,7 @@ def target_name(value: Any) -> str | None:
             raise ValueError
         number = float(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"target {_shown(value)} is no number such as 3.25") from None
+        raise ValueError(f"target {_shown(value)} is no number such as 3.25{_comma(value)}") from None
     if math.isinf(number):
         raise ValueError(f"target {_shown(value)} is not finite")
     return None if math.isnan(number) else repr(number + 0.0)  # and −0 is 0
@@ -81,8 +81,18 @@ def weight_of(value: Any) -> float:
     except (ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight <= _LARGEST:
-        raise ValueError(f"weight {_shown(value)} is not allowed; give a number of 0 or more, such as 1 or 0.25")
+        raise ValueError(
+            f"weight {_shown(value)} is not allowed; give a number of 0 or more, such as 1 or 0.25{_comma(value)}"
+        )
     return weight + 0.0  # and −0 is 0
+
+
+def _comma(value: Any) -> str:
+    """What is wrong with a comma in a number."""
+    wrong = (
+        "; its comma is read as a decimal one only in a CSV separated by semicolons whose numbers are all written so"
+    )
+    return wrong if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[\d.]*,\d[\d.,]*\s*", value) else ""
 
 
 def is_target(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ USUAL_NAMES = Columns("path", "label", "caption")
 """What the columns of a manifest are called where nobody says."""
 
 _SEPARATORS = ",;\t"
+_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def column_names(path: str) -> list[str]:
@@ -119,7 +121,22 @@ def _layout(path: str, first: str, names: Columns) -> tuple[str, list[str]]:
             if len(row) > 2:
                 raise IndexFileError(f"manifest '{path}' has no header line; write one, such as path,label,caption")
             return mark, ["path", "label"][: len(row)]
-    return ",", []
+    # The columns are called otherwise, as whoever reads the header says.
+    return max(_SEPARATORS, key=lambda mark: len(_fields(first, mark))), []
+
+
+def has_decimal_commas(path: str, column: str, called: Columns, names: Columns) -> bool:
+    """Whether all numbers of a column are written as `0,5` or `3`, one with a comma at least, between semicolons."""
+    if not path.lower().endswith(".csv"):
+        return False
+    try:
+        with open(path, encoding=_encoding(path), newline="") as file:
+            if _layout(path, file.readline(), names)[0] != ";":
+                return False
+    except (OSError, UnicodeError):
+        return False  # whoever reads the lines says so
+    texts = [entry.get(column, "").strip() for _, entry in read_lines(path, called, names, [])]
+    return all(_COMMA.fullmatch(text) for text in texts if text) and any("," in text for text in texts)
 
 
 def _fields(line: str, mark: str) -> list[str]:
@@ -164,9 +181,11 @@ def _need_path(path: str, there: Any, called: Columns, names: Columns) -> None:
     if names.image not in there:
         images = ", and none that holds images" if path.lower().endswith(".parquet") else ""
         header = "" if images else ", or write a header line, such as path,label, if it has none"
+        labelled = called.label or called.target or names.label in there
+        labels = "" if labelled else " and that with the labels by --label-column"
         raise IndexFileError(
             f"manifest '{path}' has no column '{names.image}'{images}; its columns: {', '.join(there) or 'none'}; name "
-            f"the one with the paths by --image-column{header}"
+            f"the one with the paths by --image-column{labels}{header}"
         )
     twice = next((name for name in there if list(there).count(name) > 1), None)
     if twice is not None:

@@ -20,7 +20,7 @@ from ..tokens import checked_caption
 from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
 from .labels import Labels, resolve_label, target_name, weight_of
-from .lines import USUAL_NAMES, column_names, read_lines
+from .lines import USUAL_NAMES, column_names, has_decimal_commas, read_lines
 from .rows import Job, KnownFiles, label_lists
 
 
@@ -70,7 +70,18 @@ class ManifestSource:
         )
         notes: list[str] = []
         unweighted = ""
-        for line, entry in read_lines(path, called, Columns(image, label, caption_name, weight=called.weight), notes):
+        names = Columns(image, label, caption_name, weight=called.weight)
+        commas = [
+            column
+            for column in (called.target, called.weight)
+            if column and has_decimal_commas(path, column, called, names)
+        ]
+        notes += [
+            f"'{path}': the numbers of '{column}' have decimal commas, so that 0,5 is a half" for column in commas
+        ]
+        for line, entry in read_lines(path, called, names, notes):
+            for column in commas:
+                entry[column] = entry[column].replace(",", ".")
             columns |= dict.fromkeys(entry)
             place = f"'{path}' line {line}"
             name = entry.get(image)
