@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from navit_loader.shown import say
 
     from ..evaluate.classification import Score
+    from ..evaluate.regression import RegressionScore
     from ..use.fit import Fit, fit
 
     done = fit(
@@ -73,10 +74,10 @@ def run(args: argparse.Namespace) -> int:
             weight_column=args.weight_column,
         )
     )
-    if done and isinstance(done[-1], Score):
+    if done and isinstance(done[-1], Score | RegressionScore):
         held = f"{args.output}/heldout.arrow"
         index = open_index(held)
-        if find_spec("sklearn") and index.num_rows * len(index.classes) <= CHANCES:
+        if find_spec("sklearn") and (index.targets is not None or index.num_rows * len(index.classes) <= CHANCES):
             _details(Path(args.output))
         else:
             need = "" if find_spec("sklearn") else "pip install scikit-learn, then "

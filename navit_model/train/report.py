@@ -73,7 +73,7 @@ def write(
     name, best = _best(last)
     feed = _weighted(steps)
     tiles = [
-        (f"held-out {name}", f"{best:.2%}" if best is not None else "–"),
+        (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
@@ -208,13 +208,14 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
 def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
     scores = sorted(scores, key=lambda e: e["tokens"])
     tokens = [e["tokens"] for e in scores]
-    with Chart("tokens of one image at most", f"{name}, %") as chart:
+    scale, digits, unit = (1, 4, "") if name == "R²" else (100, 1, ", %")
+    with Chart("tokens of one image at most", f"{name}{unit}") as chart:
         axes = chart.axes
-        axes.plot(tokens, [100 * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
+        axes.plot(tokens, [scale * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
         for e in scores:
             axes.annotate(
-                f"{100 * e['share']:.1f}",
-                (e["tokens"], 100 * e["share"]),
+                f"{scale * e['share']:.{digits}f}",
+                (e["tokens"], scale * e["share"]),
                 textcoords="offset points",
                 xytext=(0, 9),
                 ha="center",
