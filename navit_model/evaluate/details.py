@@ -183,7 +183,8 @@ def details_text(tokens: int, found: dict[str, Any]) -> str:
     """The scores of all classes in a line."""
     said = [f"accuracy in {_spread(found['accuracy_95'])}"]
     if "map" in found:
-        said += [f"ROC AUC {found['roc_auc']:.4f}", f"mAP {found['map']:.4f} in {_spread(found['map_95'])}"]
+        for key, name in (("roc_auc", "ROC AUC"), ("map", "mAP")):
+            said.append(f"{name} {found[key]:.2%} in {_spread(found[f'{key}_95'])}")
         said.append(f"F1 {found['macro_f1']:.2%} at one half over {len(found['classes'])} classes")
     elif "top5" in found:
         said.append(f"balanced accuracy {found['balanced_accuracy']:.2%} in {_spread(found['balanced_accuracy_95'])}")

@@ -44,8 +44,9 @@ def read_scores(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     scores = found.get("scores") if isinstance(found, dict) else None
-    rows = isinstance(scores, list) and scores and all(isinstance(s, dict) for s in scores)
-    if rows and any(all(key in s for s in scores) for key in ("accuracy", "r2")):
+    rows: list[Any] = scores if isinstance(scores, list) else []
+    named = [set(s) if isinstance(s, dict) else set() for s in rows]
+    if rows and any(all(key in keys for keys in named) for key in ("accuracy", "r2")):
         return {"index": path.stem, **found}
     raise ModelError(f"'{path}' holds no accuracies and no R²; give a file that navit-model eval wrote by --json")
 
@@ -267,6 +268,8 @@ def _groups(found: Mapping[str, Any]) -> str:
     note = f"<p>Worst is {_text(found['worst'])}, best {_text(found['best'])}; gap {gap}."
     if found["without"]:
         note += f" {found['without']:,} labelled images have no group."
+    if found.get("several"):
+        note += f" {found['several']:,} images are in several groups, and count in each."
     keys = [key for key in LABELS if key in rows[0]]
     cells = [[row["group"], f"{row['images']:,}", *(_with_ends(row, key) for key in keys)] for row in reversed(rows)]
     head = [found["column"], "images", *(LABELS[key] for key in keys)]

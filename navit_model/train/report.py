@@ -17,7 +17,7 @@ from navit_loader.shown import shown
 
 from ..evaluate.chart import BLUE, GREY, Chart
 from ..evaluate.page import STYLE as SCORES_STYLE
-from ..evaluate.page import evaluations
+from ..evaluate.page import evaluations, read_scores
 from .log import read_log
 
 STYLE = """
@@ -72,15 +72,17 @@ def write(
     last = scores or [*latest.values()]
     name, best = _best(last)
     feed = _weighted(steps)
+    evaluation_cards = evaluations(evaluated)
+    several = _several(evaluated)
     tiles = [
-        (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
+        several or (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
         ("padding", f"{feed['padding']:.2%}"),
         ("starved share", f"{feed['starved']:.1%}"),
     ]
-    cards = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
+    cards = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for what, value in tiles)
     charts = _card("Loss", _loss_chart(steps))
     if last:
         curve = [{"tokens": e["tokens"], "share": _share(e)} for e in last]
@@ -101,7 +103,7 @@ def write(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{evaluations(evaluated)}{picture}</main></html>'
+        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{evaluation_cards}{picture}</main></html>'
     )
     path = out / "report.html"
     draft = path.with_suffix(".draft")
@@ -132,6 +134,14 @@ def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
     first = scores[0] if scores else {"accuracy": 0}
     name = "R²" if "r2" in first else "accuracy" if "accuracy" in first else "R@1, mean of both ways"
     return name, max(map(_share, scores), default=None)
+
+
+def _several(evaluated: Sequence[Path]) -> tuple[str, str] | None:
+    """The tile of a model by which an image may have several labels, where it was evaluated: accuracy says little."""
+    for found in map(read_scores, evaluated):
+        if maps := [one["map"] for one in found.get("details", ()) if "map" in one]:
+            return html.escape(shown(f"mAP on {Path(str(found['index'])).name}")), f"{max(maps):.2%}"
+    return None
 
 
 def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
