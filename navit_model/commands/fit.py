@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from navit_loader.commands import add_columns
 
 from . import eval as evaluation
+
+if TYPE_CHECKING:
+    from ..evaluate.classification import Score
+    from ..evaluate.regression import RegressionScore
 
 CHANCES = 2**26
 """Images times classes at most for which scores by class are made unasked: 256 MiB of probabilities."""
@@ -82,8 +86,20 @@ def run(args: argparse.Namespace) -> int:
         else:
             need = "" if find_spec("sklearn") else "pip install scikit-learn, then "
             say(f"scores by class: {need}navit-model eval {args.output} {held} --details")
+        if said := _few(Path(args.output), done[-1]):
+            say(said)
     say(f"use it: navit-model predict {args.output} IMAGE …")
     return 0
+
+
+def _few(out: Path, last: Score | RegressionScore) -> str:
+    """What few held-out images allow to be said."""
+    from ..evaluate.page import caution, read_scores
+    from ..train.settings import RunConfig
+
+    scores = out / "scores.json"
+    found = read_scores(scores) if scores.exists() else {"scores": [last.to_dict()]}
+    return caution(found, RunConfig.from_toml(out / "fit.toml").train.best)
 
 
 def _details(out: Path) -> None:

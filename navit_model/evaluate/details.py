@@ -16,7 +16,7 @@ from navit_loader.errors import ModelError
 
 from .cascade import Answers
 from .confusion import KEPT_CLASSES, PAIRS, confused_pairs
-from .interval import DRAWS, around, between, interval
+from .interval import DRAWS, around, between, of_share
 from .tally import BINS
 
 try:
@@ -40,7 +40,7 @@ def details(answers: Answers, classes: Sequence[str], *, sigmoid: bool) -> dict[
     counted = answers.counted.numpy() > 0
     chances, labels = answers.chances.numpy()[counted], answers.labels.numpy()[counted].astype(np.int64)
     right = answers.right.numpy()[counted]
-    found: dict[str, Any] = {"accuracy": right.mean().item(), "accuracy_95": interval(right)}
+    found: dict[str, Any] = {"accuracy": right.mean().item(), "accuracy_95": of_share(right.mean().item(), len(right))}
     # Its checks of each call would take as long as the scores of a small group.
     with config_context(assume_finite=True, skip_parameter_validation=True):
         found |= (_of_sigmoids if sigmoid else _of_softmax)(chances, labels, classes)
@@ -73,7 +73,7 @@ def _of_softmax(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict
     drawn_f1 = np.divide(2 * right, both, out=np.full(both.shape, np.nan), where=both > 0)
     return {
         "top5": near.mean().item(),
-        "top5_95": interval(near),
+        "top5_95": of_share(near.mean().item(), len(near)),
         "balanced_accuracy": recall[support > 0].mean().item(),
         "balanced_accuracy_95": between(np.nanmean(drawn_recall, axis=0)),
         "macro_f1": f1[support > 0].mean().item(),

@@ -17,6 +17,7 @@ from navit_loader.shown import shown
 
 from .chart import BLUE, COLOURS, GREEN, GREY, RED, Chart
 from .confusion import MOST_CLASSES, PAIRS, WRITTEN, Pair, confusion_svg, pairs_of
+from .interval import FEW, of_share
 
 STYLE = """
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
@@ -77,6 +78,31 @@ def evaluations(paths: Sequence[Path]) -> str:
 def _main(score: Mapping[str, Any]) -> str:
     """What one setting is better in than another."""
     return "accuracy" if "accuracy" in score else "r2"
+
+
+def caution(found: Mapping[str, Any], chose: bool) -> str:
+    """A sentence for those who scored few images; empty where they are many.
+
+    Args:
+        found: as `eval --json` writes it, whose `details` may be missing.
+        chose: whether the same images chose the step.
+    """
+    scores = found["scores"]
+    best = max(range(len(scores)), key=lambda n: float(scores[n][_main(scores[n])]))
+    score, images = scores[best], scores[best]["images"]
+    if images >= FEW:
+        return ""
+    one = found["details"][best] if "details" in found else {}
+    key = "map" if "map" in one else _main(score)
+    ends = one.get(f"{key}_95") or (of_share(score["accuracy"], images) if key == "accuracy" else None)
+    said = f"Only {images} images were scored"
+    if chose:
+        said += ", and the same ones chose the best step, so that others will score rather lower"
+    if ends is None:
+        return f"{said}."
+    low, high = (f"{end:.2f}" if key == "r2" else f"{end:.1%}" for end in ends)
+    width = f"{ends[1] - ends[0]:.2f}" if key == "r2" else f"{100 * (ends[1] - ends[0]):.0f} points"
+    return f"{said}; the interval of 95 % of {'R²' if key == 'r2' else LABELS[key]}, {low} to {high}, is {width} wide."
 
 
 def card(title: str, body: str) -> str:

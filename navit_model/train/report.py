@@ -17,7 +17,7 @@ from navit_loader.shown import shown
 
 from ..evaluate.chart import BLUE, GREY, Chart
 from ..evaluate.page import STYLE as SCORES_STYLE
-from ..evaluate.page import evaluations, read_scores
+from ..evaluate.page import caution, evaluations, read_scores
 from .log import read_log
 
 STYLE = """
@@ -73,6 +73,8 @@ def write(
     name, best = _best(last)
     feed = _weighted(steps)
     evaluation_cards = evaluations(evaluated)
+    chose = any(e["kind"] == "best" for e in entries)
+    few = _few_images(evaluated, last, chose)
     several = _several(evaluated)
     tiles = [
         several or (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
@@ -103,7 +105,7 @@ def write(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{evaluation_cards}{picture}</main></html>'
+        f'<div class="tiles">{cards}</div>{few}<div class="two">{charts}</div>{evaluation_cards}{picture}</main></html>'
     )
     path = out / "report.html"
     draft = path.with_suffix(".draft")
@@ -142,6 +144,20 @@ def _several(evaluated: Sequence[Path]) -> tuple[str, str] | None:
         if maps := [one["map"] for one in found.get("details", ()) if "map" in one]:
             return html.escape(shown(f"mAP on {Path(str(found['index'])).name}")), f"{max(maps):.2%}"
     return None
+
+
+def _few_images(evaluated: Sequence[Path], last: Sequence[Mapping[str, Any]], chose: bool) -> str:
+    """What few images allow to be said of the run's own scores, with the intervals of the first file that holds these."""
+    if not last or not {"accuracy", "r2"} & last[0].keys():
+        return ""
+    own = {(e["images"], round(_share(e), 6)) for e in last}
+    for found in map(read_scores, evaluated):
+        if own & {(e["images"], round(_share(e), 6)) for e in found["scores"]}:
+            break
+    else:
+        found = {"scores": last}
+    said = caution(found, chose)
+    return f"<p>{html.escape(said)}</p>" if said else ""
 
 
 def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
