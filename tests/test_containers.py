@@ -335,7 +335,7 @@ def test_metadata_count_as_hugging_face_has_them(tmp_path: Path) -> None:
     (root / "train/metadata.jsonl").write_text(
         '{"file_name": "0.png", "kind": "cat", "text": "a cat"}\n{"file_name": "1.png", "kind": null}\n'
     )
-    (root / "test/metadata.csv").write_text("file_name,kind,text\n0.png,dog,a dog\n")
+    (root / "test/metadata.csv").write_text("file_name;kind;text\n0.png;dog;a dog\n")
     done = build_index(root, tmp_path / "x.arrow", label_column="kind")
     assert (done.rows, done.classes, done.unlabelled) == (3, ["cat", "dog"], 1)
     assert done.left_out == {"images that no metadata name": (2, f"{root}/more/1.png")}

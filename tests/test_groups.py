@@ -21,7 +21,8 @@ from navit_loader.errors import ModelError
 from navit_model.cli import main
 from navit_model.evaluate.cascade import Answers
 from navit_model.evaluate.confusion import MOST_CLASSES, confused_pairs, confusion_svg, pairs_of
-from navit_model.evaluate.groups import Groups, by_group, read_groups
+from navit_model.evaluate.groups import Groups, by_group, groups_text, read_groups
+from navit_model.evaluate.page import caution
 from navit_model.train import report
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
@@ -66,6 +67,37 @@ def test_a_csv_names_images_as_a_manifest_beside_it_or_as_the_index_does(root: P
         assert found.names == ["-1", "0", "1", "2"] and np.array_equal(found.of - 1, by_path.of)
 
 
+@pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8"), ("\t", "utf-16"), (",", "utf-8-sig")])
+def test_a_table_is_read_as_a_manifest_is(root: Path, tmp_path: Path, mark: str, encoding: str) -> None:
+    index, path = open_index(root / "shapes.arrow"), tmp_path / "g.csv"
+    lines = [("row", "Kamera", "x"), *((str(n), f"Ä{n % 2}", "1,5") for n in range(90))]
+    quoted = [mark.join(f'"{cell}"' if mark in cell else cell for cell in line) for line in lines]
+    path.write_text("\n".join(quoted), encoding=encoding)
+    found = read_groups(f"{path}:Kamera", index)
+    assert found.names == ["Ä0", "Ä1"] and found.of.tolist() == [n % 2 for n in range(90)]
+    with pytest.raises(ModelError, match=r"no column 'Camera' beside 'row'; give .* of Kamera, x$"):
+        read_groups(f"{path}:Camera", index)
+
+
+def test_an_image_of_several_labels_counts_in_the_group_of_each(root: Path, tmp_path: Path) -> None:
+    files = sorted(str(path) for path in (root / "images").rglob("*.png"))[:6]
+    given = [["a"], ["b"], ["a", "c"], [], ["c", "b", "a"], ["c"]]
+    lines = [json.dumps({"path": path, "label": labels}) for path, labels in zip(files, given, strict=True)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    build_index(tmp_path / "m.jsonl", tmp_path / "m.arrow")
+    index = open_index(tmp_path / "m.arrow")
+    groups = read_groups("label", index)
+    assert groups.names == ["a", "b", "c"]
+    labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
+    one, chances = np.ones(6), np.full((6, 3), 0.6)
+    values = (0.6 * one, one, one, one, chances, labels)
+    answers = Answers(*(torch.from_numpy(np.asarray(v, np.float32)) for v in values))
+    found = by_group(answers, groups, index.classes, sigmoid=True)
+    assert {row["group"]: row["images"] for row in found["groups"]} == {"a": 3, "b": 2, "c": 3}
+    assert (found["several"], found["without"]) == (2, 1)
+    assert "2 images are in several groups" in groups_text(16, found)
+
+
 @pytest.mark.parametrize("column", ["label", "format", "width", "aspect", "age"])
 def test_groups_partition_the_images(root: Path, column: str) -> None:
     index = open_index(root / "shapes.arrow")
@@ -82,7 +114,7 @@ def test_groups_partition_the_images(root: Path, column: str) -> None:
     assert sum(row["images"] for row in rows) + found["without"] == counted.sum()
     assert {"width": 4, "aspect": 4, "label": 3, "format": 1, "age": 4}[column] == len(rows)
     for row in rows:
-        mine = counted & (groups.of == groups.names.index(row["group"]))
+        mine = counted & ((groups.of.reshape(90, -1) == groups.names.index(row["group"])).any(1))
         assert row["accuracy"] == pytest.approx(right[mine].mean())
         assert row["accuracy_95"][0] <= row["accuracy"] <= row["accuracy_95"][1]
     shares = {row["group"]: row["accuracy"] for row in rows}
@@ -101,6 +133,24 @@ def test_a_group_of_three_images_is_not_named_worst() -> None:
     found = by_group(Answers(*map(torch.from_numpy, values)), groups, ["a", "b"], sigmoid=False)
     assert (found["worst"], found["best"], found["gap"]) == ("many", "more", 0.25)
     assert found["groups"][0] == {**found["groups"][0], "group": "few", "images": 3, "accuracy": 0.0}
+    # Of three wrong answers nobody is sure that all are wrong; what is drawn from them alone has no interval.
+    assert found["groups"][0]["accuracy_95"] == pytest.approx([0, 0.5615], abs=1e-3)
+    assert "macro_f1_95" not in found["groups"][0] and "macro_f1_95" in found["groups"][1]
+    assert found["gap_95"] == pytest.approx([0.0378, 0.4687], abs=1e-3)
+
+
+def test_few_images_are_said_with_how_wide_the_interval_is() -> None:
+    score = {"tokens": 16, "patch_size": 4, "images": 20, "accuracy": 0.75}
+    assert caution({"scores": [score]}, True) == (
+        "Only 20 images were scored, and the same ones chose the best step, so that others will score rather lower; the "
+        "interval of 95 % of accuracy, 53.1% to 88.8%, is 36 points wide."
+    )
+    closer = {"map": 0.6, "map_95": [0.4, 0.9]}
+    assert "mAP, 40.0% to 90.0%, is 50 points" in caution({"scores": [score], "details": [closer]}, False)
+    number = {"tokens": 16, "patch_size": 4, "images": 20, "r2": 0.5}
+    assert caution({"scores": [number]}, False) == "Only 20 images were scored."
+    assert "R², -0.10 to 0.80, is 0.90 wide" in caution({"scores": [number], "details": [{"r2_95": [-0.1, 0.8]}]}, True)
+    assert not caution({"scores": [{**score, "images": 100}]}, True)
 
 
 class Page(html.parser.HTMLParser):

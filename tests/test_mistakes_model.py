@@ -241,7 +241,11 @@ USE: list[tuple[str, list[str], str]] = [
     ("eval: corrupt pairs", ["eval", "{run}", "{shapes.arrow}", "--retrieval", "--corrupt"], "--corrupt"),
     ("eval: no pairs", ["eval", "{run}", "{shapes.arrow}", "--retrieval"], "no contrastive model"),
     ("eval: no names", ["eval", "{run}", "{shapes.arrow}", "--zero-shot"], "no contrastive model"),
-    ("eval: details of numbers", ["eval", "{number}", "{number.arrow}", "--details"], "--details.*predicts numbers"),
+    (
+        "eval: numbers by group",
+        ["eval", "{number}", "{number.arrow}", "--group-by", "width"],
+        "--group-by.*predicts numbers",
+    ),
     ("eval: numbers of classes", ["eval", "{number}", "{shapes.arrow}"], "shapes.arrow' has the classes"),
     ("eval: a GPU", ["eval", "{run}", "{shapes.arrow}", "--device", "cuda"], "cuda"),
     ("probe: no shot", ["probe", "{run}", "{shapes.arrow}", "{shapes.arrow}", "--shots", "0"], "--shots"),

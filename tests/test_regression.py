@@ -194,6 +194,40 @@ def test_a_run_learns_numbers_and_says_them_in_their_own_unit(
     assert one.number == pytest.approx(float(rows[0]["number"]), rel=1e-5) and not one.classes
 
 
+def test_the_details_of_numbers_are_scikit_learn_s_with_a_baseline_and_the_farthest_off(
+    numbers: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, held = tmp_path / "scores.json", numbers / "heldout.arrow"
+    words = ["eval", str(run), str(held), "--tokens", "8", "16", "--device", "cpu", "--json", str(told), "--details"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "always answering the training's mean" in said
+    found = json.loads(told.read_text())
+    mean = checkpoint.open_checkpoint(run).config.regression.mean
+    for score, one in zip(found["scores"], found["details"], strict=True):
+        truth, answer = np.array(one["points"]).T
+        away = answer - truth
+        assert len(away) == score["images"] == 88
+        assert one["mae"] == pytest.approx(score["mae"]) == pytest.approx(np.abs(away).mean())
+        assert one["rmse"] == pytest.approx(np.sqrt((away**2).mean())) and one["r2"] == pytest.approx(score["r2"])
+        assert (one["low"], one["high"]) == (truth.min(), truth.max())
+        assert one["baseline_mae"] == pytest.approx(np.abs(truth - mean).mean())
+        for key in ("mae", "rmse", "r2"):
+            low, high = one[f"{key}_95"]
+            assert low < one[key] < high
+        # As wide as theory has it for a mean.
+        assert np.diff(one["mae_95"])[0] == pytest.approx(2 * 1.96 * np.abs(away).std() / np.sqrt(88), rel=0.15)
+        worst = [abs(m["predicted"] - m["number"]) for m in one["mistakes"]]
+        assert worst == pytest.approx(sorted(np.abs(away), reverse=True)[:24])
+        assert all(m["picture"].startswith("data:image/jpeg;base64,") for m in one["mistakes"])
+    assert main(["report", str(run), str(told), str(told)]) == 0
+    page = (run / "report.html").read_text()
+    for part in ("Predicted against true", "Worst mistakes", "Evaluations side by side (R² from the first)"):
+        assert part in page
+    best = max(e["r2"] for e in read_log(run) if e["kind"] == "eval")
+    assert f"<b>{best:.4f}</b><span>held-out R²</span>" in page
+
+
 def test_an_onnx_file_says_by_what_its_output_is_a_number(numbers: Path, run: Path, tmp_path: Path) -> None:
     opened = open_model(run, CPU)
     file = tmp_path / "m.onnx"
@@ -247,6 +281,8 @@ def test_fit_takes_a_column_of_numbers(numbers: Path, tmp_path: Path) -> None:
     assert main(["train", str(out / "fit.toml"), f"train.out={tmp_path / 'again'}"]) == 0
     found = [[e["loss"] for e in read_log(at) if e["kind"] == "train"] for at in (out, tmp_path / "again")]
     assert found[0] == found[1] and found[0]
+    assert "baseline_mae" in json.loads((out / "scores.json").read_text())["details"][0]
+    assert "Predicted against true" in (out / "report.html").read_text()
     assert all(open_index(out / f"{part}.arrow").targets is not None for part in ("train", "heldout"))
 
 

@@ -52,7 +52,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--details",
         action="store_true",
-        help="top-5, balanced accuracy, F1, ROC AUC, mAP, intervals; by class, calibration and the worst mistakes in --json",
+        help="top-5, balanced accuracy, F1, ROC AUC, mAP, or RMSE and a baseline of numbers, with intervals; by class, "
+        "calibration and the worst mistakes in --json",
     )
     parser.add_argument(
         "--group-by",
@@ -207,25 +208,33 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
 
 def _numbers(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Errors of a regression at each patch size and budget."""
-    from ..evaluate.regression import evaluate_regression, regression_table
+    from ..evaluate.regression import judge_numbers, regression_table
 
-    _left_out(args, (*_OF_CLASSES, "retrieval", "zero_shot"), "for a model that predicts numbers")
-    unit = opened.run.regression
-    scores = [
-        evaluate_regression(
-            opened.model,
-            args.index,
-            opened.run.loader,
-            mean=unit.mean,
-            std=unit.std,
-            tokens=tokens,
-            patch_size=patch_size,
-            world=world,
-        )
-        for patch_size in args.patch_size or opened.patch_sizes
-        for tokens in args.tokens or [None]
-    ]
-    return [regression_table(scores)], {"scores": [score.to_dict() for score in scores]}
+    others = (option for option in _OF_CLASSES if option != "details")
+    _left_out(args, (*others, "retrieval", "zero_shot"), "for a model that predicts numbers")
+    unit, loader = opened.run.regression, opened.run.loader
+    scores, closer, texts = [], [], []
+    for patch_size in args.patch_size or opened.patch_sizes:
+        for tokens in args.tokens or [None]:
+            score, numbers = judge_numbers(
+                opened.model,
+                args.index,
+                loader,
+                mean=unit.mean,
+                std=unit.std,
+                tokens=tokens,
+                patch_size=patch_size,
+                world=world,
+            )
+            scores.append(score)
+            if args.details and world.rank == 0:
+                from ..evaluate.deviations import deviations, deviations_text, worst_numbers
+
+                closer.append(deviations(numbers, unit.mean))
+                texts.append(f"patch {patch_size}, {deviations_text(score.tokens, closer[-1])}")
+                closer[-1]["mistakes"] = worst_numbers(numbers, args.index, loader, world)
+    found: dict[str, Any] = {"scores": [score.to_dict() for score in scores]}
+    return [regression_table(scores), *texts], found | ({"details": closer} if closer else {})
 
 
 def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:

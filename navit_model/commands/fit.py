@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from navit_loader.commands import add_columns
 
 from . import eval as evaluation
+
+if TYPE_CHECKING:
+    from ..evaluate.classification import Score
+    from ..evaluate.regression import RegressionScore
 
 CHANCES = 2**26
 """Images times classes at most for which scores by class are made unasked: 256 MiB of probabilities."""
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from navit_loader.shown import say
 
     from ..evaluate.classification import Score
+    from ..evaluate.regression import RegressionScore
     from ..use.fit import Fit, fit
 
     done = fit(
@@ -73,20 +78,36 @@ def run(args: argparse.Namespace) -> int:
             weight_column=args.weight_column,
         )
     )
-    if done and isinstance(done[-1], Score):
+    budget = ""
+    if done and isinstance(done[-1], Score | RegressionScore):
+        tokens = max(row.tokens for row in done if isinstance(row, Score | RegressionScore))
+        # What chose the best step; without a budget small images would be seen at their own size.
+        budget = f" --tokens {tokens}"
         held = f"{args.output}/heldout.arrow"
         index = open_index(held)
-        if find_spec("sklearn") and index.num_rows * len(index.classes) <= CHANCES:
-            _details(Path(args.output))
+        if find_spec("sklearn") and (index.targets is not None or index.num_rows * len(index.classes) <= CHANCES):
+            _details(Path(args.output), tokens)
         else:
             need = "" if find_spec("sklearn") else "pip install scikit-learn, then "
-            say(f"scores by class: {need}navit-model eval {args.output} {held} --details")
-    say(f"use it: navit-model predict {args.output} IMAGE …")
+            say(f"scores by class: {need}navit-model eval {args.output} {held} --details{budget}")
+        if said := _few(Path(args.output), done[-1]):
+            say(said)
+    say(f"use it: navit-model predict {args.output} IMAGE …{budget}")
     return 0
 
 
-def _details(out: Path) -> None:
-    """What a person asks next, of the best step: which classes, how sure, which images."""
+def _few(out: Path, last: Score | RegressionScore) -> str:
+    """What few held-out images allow to be said."""
+    from ..evaluate.page import caution, read_scores
+    from ..train.settings import RunConfig
+
+    scores = out / "scores.json"
+    found = read_scores(scores) if scores.exists() else {"scores": [last.to_dict()]}
+    return caution(found, RunConfig.from_toml(out / "fit.toml").train.best)
+
+
+def _details(out: Path, tokens: int) -> None:
+    """What a person asks next, of the best step at the budget that chose it: which classes, how sure, which images."""
     from ..train import report
     from ..train.settings import RunConfig
 
@@ -98,6 +119,7 @@ def _details(out: Path) -> None:
         str(out),
         str(out / "heldout.arrow"),
         "--details",
+        f"--tokens={tokens}",
         f"--json={out / 'scores.json'}",
         f"--device={device}",
     ]

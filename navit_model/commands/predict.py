@@ -20,12 +20,15 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="the likeliest classes of image files, or their numbers",
-        description="Prints the likeliest classes of each file, or the number that a regression predicts. Files that are no "
-        "images, and folders that hold none, are named on stderr, status 1.",
+        description="Prints the likeliest classes of each file, and of a model of sigmoids which labels hold, or the number "
+        "that a regression predicts. Files that are no images, and folders that hold none, are named on stderr, status 1.",
     )
     add_model(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders to look through")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each image (3)")
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="probability from which on a label holds, for sigmoids (0.5)"
+    )
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="classes told by name, for a contrastive model")
     parser.add_argument("--template", nargs="+", default=["{}"], metavar="TEXT", help="such as 'a photo of a {}'")
     parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index (bytes)")
@@ -33,7 +36,9 @@ def add(subparsers: Any) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line for each image")
     form.add_argument(
-        "--csv", action="store_true", help="a table: path, then class and probability of each of the top, or the number"
+        "--csv",
+        action="store_true",
+        help="a table: path, then class and probability of each of the top (of sigmoids also labels, by ;), or the number",
     )
     parser.set_defaults(run=run)
 
@@ -54,20 +59,33 @@ def run(args: argparse.Namespace) -> int:
     opened = open_model(args.model, World.alone(args.device).device, raw=args.raw, last=args.last)
     if args.labels:
         opened = opened.with_classes(args.labels, args.template, args.tokenizer)
+    threshold = 0.5 if args.threshold is None else args.threshold
+    require(0 < threshold < 1, "--threshold", threshold, "above 0 and below 1")
+    require(
+        args.threshold is None or opened.several,
+        "--threshold",
+        threshold,
+        "left out for a model that was not trained by train.loss = 'sigmoid', of which an image has one class, or a number",
+    )
     if args.csv and opened.regresses:
         say(_row("path", "number"))
     elif args.csv:
         names = (
             f"{name}_{n + 1}" for n in range(min(args.top, len(opened.classes))) for name in ("class", "probability")
         )
-        say(_row("path", *names))
+        say(_row("path", *names, *(["labels"] if opened.several else [])))
     bad = 0
-    for prediction in predict(opened, args.images, top=args.top, tokens=args.tokens, patch_size=args.patch_size):
+    for prediction in predict(
+        opened, args.images, top=args.top, threshold=threshold, tokens=args.tokens, patch_size=args.patch_size
+    ):
+        labels = prediction.labels
         if prediction.error:
             bad += 1
             say(f"navit-model predict: '{prediction.path}': {prediction.error}", sys.stderr)
         elif args.json:
-            told = {"classes": dict(prediction.classes)} if prediction.number is None else {"number": prediction.number}
+            told: dict[str, Any] = {"number": prediction.number}
+            if prediction.number is None:
+                told = {"classes": dict(prediction.classes)} | ({} if labels is None else {"labels": labels})
             say(json.dumps({"path": str(prediction.path), **told}))
         elif prediction.number is not None:
             number = f"{prediction.number:.6g}"
@@ -77,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
                 _row(
                     str(prediction.path),
                     *(cell for name, share in prediction.classes for cell in (name, f"{share:.6f}")),
+                    *([] if labels is None else [";".join(labels)]),
                 )
             )
         else:
-            say(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes))
+            hold = "" if labels is None else f"; labels: {', '.join(labels) or 'none'}"
+            say(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes) + hold)
     return 1 if bad else 0
 
 

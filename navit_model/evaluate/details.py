@@ -17,7 +17,7 @@ from navit_loader.errors import ModelError
 
 from .cascade import Answers
 from .confusion import KEPT_CLASSES, PAIRS, confused_pairs
-from .interval import DRAWS, around, between, interval
+from .interval import DRAWS, around, between, of_share
 from .tally import BINS
 
 try:
@@ -41,7 +41,7 @@ def details(answers: Answers, classes: Sequence[str], *, sigmoid: bool) -> dict[
     counted = answers.counted.numpy() > 0
     chances, labels = answers.chances.numpy()[counted], answers.labels.numpy()[counted].astype(np.int64)
     right = answers.right.numpy()[counted]
-    found: dict[str, Any] = {"accuracy": right.mean().item(), "accuracy_95": interval(right)}
+    found: dict[str, Any] = {"accuracy": right.mean().item(), "accuracy_95": of_share(right.mean().item(), len(right))}
     # Its checks of each call would take as long as the scores of a small group.
     with config_context(assume_finite=True, skip_parameter_validation=True):
         found |= (_of_sigmoids if sigmoid else _of_softmax)(chances, labels, classes)
@@ -74,7 +74,7 @@ def _of_softmax(chances: Floats, labels: Floats, classes: Sequence[str]) -> dict
     drawn_f1 = np.divide(2 * right, both, out=np.full(both.shape, np.nan), where=both > 0)
     return {
         "top5": near.mean().item(),
-        "top5_95": interval(near),
+        "top5_95": of_share(near.mean().item(), len(near)),
         "balanced_accuracy": recall[support > 0].mean().item(),
         "balanced_accuracy_95": between(np.nanmean(drawn_recall, axis=0)),
         "macro_f1": f1[support > 0].mean().item(),
@@ -191,7 +191,8 @@ def details_text(tokens: int, found: dict[str, Any]) -> str:
     """The scores of all classes in a line."""
     said = [f"accuracy in {_spread(found['accuracy_95'])}"]
     if "map" in found:
-        said += [f"ROC AUC {found['roc_auc']:.4f}", f"mAP {found['map']:.4f} in {_spread(found['map_95'])}"]
+        for key, name in (("roc_auc", "ROC AUC"), ("map", "mAP")):
+            said.append(f"{name} {found[key]:.2%} in {_spread(found[f'{key}_95'])}")
         said.append(f"F1 {found['macro_f1']:.2%} at one half over {len(found['classes'])} classes")
     elif "top5" in found:
         said.append(f"balanced accuracy {found['balanced_accuracy']:.2%} in {_spread(found['balanced_accuracy_95'])}")

@@ -7,7 +7,6 @@ Apart from `details`, which scores all images at once and is asked here for each
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,10 +19,12 @@ import torch
 
 from navit_loader.errors import IndexFileError, ModelError, reason
 from navit_loader.index import Index
+from navit_loader.index.sources.columns import USUAL, Columns
+from navit_loader.index.sources.lines import column_names, read_lines
 
 from .cascade import Answers
 from .details import details
-from .interval import between, means
+from .interval import of_gap
 
 MOST = 64
 """Groups of one column; more are no groups."""
@@ -34,7 +35,10 @@ NUMBERS = 12
 FEWEST = 10
 """Images of a group that may be named worst or best, while there are such groups."""
 
-SCORES = ("top5", "balanced_accuracy", "macro_f1", "roc_auc", "map")
+DRAWN = ("balanced_accuracy", "macro_f1", "roc_auc", "map")
+"""Scores whose intervals see no further than the images at hand, so that groups of fewer than `FEWEST` have none."""
+
+SCORES = ("top5", *DRAWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Groups:
     Attributes:
         column: what tells them apart.
         names: of the groups.
-        of: i64 `[rows]`, the group of each image; −1 where it has none.
+        of: i64 `[rows]`, the group of each image, or `[rows, K]` where it may have several; −1 is none.
     """
 
     column: str
@@ -57,9 +61,9 @@ def read_groups(asked: str, index: Index) -> Groups:
 
     Args:
         asked: a column of the index (`format`, `label`, `width`, …; `aspect` is width / height), or `FILE.csv:COLUMN`: a table
-            with a header, whose column `path` (`row` counts the index's rows; else the first column) names the image as in a
-            manifest beside it, or as the index does. `FILE.csv` alone takes the only other column. Of numbers with more than
-            12 different values, quarters of the images are the groups.
+            with a header, read as a manifest is, whose column `path` (`row` counts the index's rows; else the first column)
+            names the image as in a manifest beside it, or as the index does. `FILE.csv` alone takes the only other column. Of
+            numbers with more than 12 different values, quarters of the images are the groups.
         index: of the images.
 
     Raises:
@@ -80,8 +84,11 @@ def read_groups(asked: str, index: Index) -> Groups:
             "FILE.csv:COLUMN"
         )
     if asked == "label":
-        labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)[:, 0]
-        return _grouped(asked, asked, np.array([index.classes[v] if v >= 0 else "" for v in labels], object))
+        labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
+        present = np.unique(labels[labels >= 0])
+        _check_count(asked, asked, len(present))
+        names = [index.classes[v] for v in present]
+        return Groups(asked, names, np.where(labels >= 0, np.searchsorted(present, labels), -1))
     values = np.array(table[asked].to_pylist(), object)
     numeric = all(isinstance(v, int) for v in values[:1])
     return _grouped(asked, asked, values.astype(np.float64) if numeric else values)
@@ -101,46 +108,50 @@ def _grouped(asked: str, column: str, values: npt.NDArray[Any]) -> Groups:
         return Groups(column, names, np.where(there, np.searchsorted(known, values), -1))
     given = ["" if value is None else str(value) for value in values]
     names = sorted({value for value in given if value})
-    if not names or len(names) > MOST:
-        said = "no value" if not names else f"{len(names):,} different values"
-        raise ModelError(f"--group-by = '{asked}': column '{column}' has {said}; groups are 1 to {MOST}")
+    _check_count(asked, column, len(names))
     number = {name: n for n, name in enumerate(names)} | {"": -1}
     return Groups(column, names, np.array([number[value] for value in given], np.int64))
 
 
+def _check_count(asked: str, column: str, names: int) -> None:
+    if not 1 <= names <= MOST:
+        said = f"{names:,} different values" if names else "no value"
+        raise ModelError(f"--group-by = '{asked}': column '{column}' has {said}; groups are 1 to {MOST}")
+
+
 def _from_csv(file: str, column: str, index: Index) -> tuple[str, npt.NDArray[Any]]:
-    """The name and the values of a column, by row of the index."""
+    """The name and the values of a column, by row of the index; the table is read as a manifest is."""
     try:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
-            lines = csv.reader(opened, strict=True)
-            header = [name.strip() for name in next(lines, [])]
-            rows = [(lines.line_num, row) for row in lines if row]
+        header = column_names(file)
+        image = next((name for name in ("path", "row") if name in header), header[0] if header else "")
+        others = [name for name in header if name != image]
+        if not column and len(others) == 1:
+            column = others[0]
+        if column not in others:
+            said = f"no column '{column}' beside '{image}'" if column else "several columns" if others else "no groups"
+            raise ModelError(
+                f"--group-by = '{file}' has {said}; give {file}:COLUMN of {', '.join(others) or 'a header'}"
+            )
+        rows = list(read_lines(file, USUAL, Columns(image), []))
     except OSError as e:
         raise ModelError(f"--group-by = '{file}' cannot be read: {reason(e)}") from None
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise ModelError(f"--group-by = '{file}' is no CSV in UTF-8: {e}") from None
-    image = next((name for name in ("path", "row") if name in header), header[0] if header else "")
-    others = [name for name in header if name != image]
-    if not column and len(others) == 1:
-        column = others[0]
-    if column not in others:
-        said = f"no column '{column}'" if column else "several columns"
-        raise ModelError(f"--group-by = '{file}' has {said}; give {file}:COLUMN of {', '.join(others) or 'a header'}")
-    at, mine = header.index(image), header.index(column)
+    except UnicodeError as e:
+        raise ModelError(f"--group-by = '{file}' is not UTF-8; save it as UTF-8 ({e})") from None
+    except IndexFileError as e:
+        raise ModelError(f"--group-by = '{file}': {e}") from None
     row_of = _Rows(index, os.path.dirname(os.path.abspath(file)), numbered=image == "row")
     values = np.full(index.num_rows, None, object)
     named = 0
     for line, row in rows:
-        if len(row) != len(header):
-            raise ModelError(f"--group-by = '{file}' line {line}: not as many fields as the header has")
-        if (found := row_of(row[at])) is None:
+        if (found := row_of(row[image])) is None:
             continue
-        if values[found] not in (None, row[mine].strip()):
-            raise ModelError(f"--group-by = '{file}' line {line}: '{row[at]}' stands twice, in different groups")
-        values[found] = row[mine].strip()
+        value = row[column].strip()
+        if values[found] not in (None, value):
+            raise ModelError(f"--group-by = '{file}' line {line}: '{row[image]}' stands twice, in different groups")
+        values[found] = value
         named += 1
     if not named:
-        first = f", such as '{rows[0][1][at]}'" if rows else ""
+        first = f", such as '{rows[0][1][image]}'" if rows else ""
         raise ModelError(
             f"--group-by = '{file}': its column '{image}' names no image of '{index.path}'{first}; the first one there is "
             f"'{index.uri(0)}'"
@@ -186,17 +197,18 @@ def by_group(answers: Answers, groups: Groups, classes: Sequence[str], *, sigmoi
         IndexFileError: no labelled image has a group.
     """
     counted = answers.counted.numpy() > 0
+    of = groups.of.reshape(len(counted), -1)
     rows: list[dict[str, Any]] = []
-    drawn = []
     for number, name in enumerate(groups.names):
-        mine = counted & (groups.of == number)
+        mine = counted & (of == number).any(1)
         if not mine.any():
             continue
-        some = _some(answers, mine)
-        scores = details(some, classes, sigmoid=sigmoid)
+        scores = details(_some(answers, mine), classes, sigmoid=sigmoid)
         kept = {key: value for key, value in scores.items() if key.removesuffix("_95") in ("accuracy", *SCORES)}
+        if mine.sum() < FEWEST:
+            for score in DRAWN:
+                kept.pop(f"{score}_95", None)
         rows.append({"group": name, "images": int(mine.sum())} | kept)
-        drawn.append(means(some.right.numpy(), seed=number))
     if not rows:
         raise IndexFileError(f"no labelled image has a group of '{groups.column}'")
     named = [n for n, row in enumerate(rows) if row["images"] >= FEWEST] or list(range(len(rows)))
@@ -204,11 +216,12 @@ def by_group(answers: Answers, groups: Groups, classes: Sequence[str], *, sigmoi
     return {
         "column": groups.column,
         "groups": rows,
-        "without": int((counted & (groups.of < 0)).sum()),
+        "without": int((counted & (of < 0).all(1)).sum()),
+        "several": int((counted & ((of >= 0).sum(1) > 1)).sum()),
         "worst": rows[worst]["group"],
         "best": rows[best]["group"],
         "gap": rows[best]["accuracy"] - rows[worst]["accuracy"],
-        "gap_95": between(drawn[best] - drawn[worst]),
+        "gap_95": of_gap(*(rows[n][key] for n in (best, worst) for key in ("accuracy", "accuracy_95"))),
     }
 
 
@@ -234,4 +247,6 @@ def groups_text(tokens: int, found: dict[str, Any]) -> str:
     )
     if found["without"]:
         lines.append(f"  {found['without']:,} labelled images have no group")
+    if found["several"]:
+        lines.append(f"  {found['several']:,} images are in several groups, and count in each")
     return "\n".join(lines)

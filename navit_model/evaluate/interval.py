@@ -1,26 +1,22 @@
-"""How far a score would move if other images had been drawn: intervals of 95 % of a bootstrap over the images.
+"""How far a score would move if other images had been drawn: intervals of 95 %.
 
-In: what each image adds to a score. Out: its low and high end. Apart, since scores by class, by group and under corruption
-share it.
+In: what each image adds to a score, or a share of them. Out: its low and high end. Apart, since scores by class, by group and
+under corruption share it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+FEW = 100
+"""Images, fewer than which are too few to be silent about."""
+
 DRAWS = 1000
 """Resamplings of the images behind an interval."""
-
-
-def means(values: npt.ArrayLike, seed: int = 0) -> npt.NDArray[np.float64]:
-    """Means of the values over images drawn anew, f64 `[DRAWS]`. Values are few, such as right and wrong: then a draw of the
-    images is a draw of how many have which."""
-    distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
-    total = counts.sum()
-    return np.asarray(np.random.default_rng(seed).multinomial(total, counts / total, DRAWS) @ distinct / total)
 
 
 def between(drawn: npt.NDArray[Any]) -> list[float]:
@@ -30,8 +26,25 @@ def between(drawn: npt.NDArray[Any]) -> list[float]:
 
 
 def interval(values: npt.ArrayLike) -> list[float]:
-    """The ends for the mean of few different values."""
-    return between(means(values))
+    """The ends for the mean of few different values: then a draw of the images is a draw of how many have which."""
+    distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
+    total = counts.sum()
+    return between(np.random.default_rng(0).multinomial(total, counts / total, DRAWS) @ distinct / total)
+
+
+def of_share(share: float, images: int) -> list[float]:
+    """The ends for a share of the images (Wilson 1927): a bootstrap of a few that are all right would claim to be certain."""
+    z2 = 1.96**2 / images
+    middle = (share + z2 / 2) / (1 + z2)
+    reach = (z2 * (share * (1 - share) + z2 / 4)) ** 0.5 / (1 + z2)
+    return [max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))]
+
+
+def of_gap(best: float, best_95: Sequence[float], worst: float, worst_95: Sequence[float]) -> list[float]:
+    """The ends for the difference of two shares of different images, from those of each (Newcombe 1998, method 10)."""
+    low = ((best - best_95[0]) ** 2 + (worst_95[1] - worst) ** 2) ** 0.5
+    high = ((best_95[1] - best) ** 2 + (worst - worst_95[0]) ** 2) ** 0.5
+    return [best - worst - low, best - worst + high]
 
 
 def around(score: float, pulls: npt.NDArray[Any]) -> list[float]:

@@ -1,7 +1,7 @@
 """The worst mistakes, to look at: images that were answered wrongly, by how sure the model was.
 
 In: the answers of a budget, and the index. Out: plain values for JSON, with a small picture each. Apart, since it alone goes
-back to the images: those few are decoded again.
+back to the images: those few are decoded again, here for numbers that are far off too.
 """
 
 from __future__ import annotations
@@ -45,16 +45,7 @@ def worst_mistakes(
     wrong = (answers.counted.numpy() > 0) & (answers.right.numpy() == 0) & chances.any(1)
     sure = np.where(wrong, answers.sure.numpy(), -1.0)
     rows = np.argsort(-sure, kind="stable")[: min(MOST, int(wrong.sum()))]
-    if not len(rows):
-        return []
-    alone = World(0, 1, world.device)
-    where = f"row in ({', '.join(map(str, sorted(rows.tolist())))},)"
-    pictures = {
-        row: _picture(pixels)
-        for batch in source_batches(index, config, SIDE**2, alone, where)
-        for row, _, pixels in pixels_of(batch)
-    }
-    opened = open_index(index)
+    pictures, opened = pictures_of(rows.tolist(), index, config, world), open_index(index)
     return [
         {
             "image": opened.uri(row),
@@ -65,6 +56,19 @@ def worst_mistakes(
         }
         for row in rows.tolist()
     ]
+
+
+def pictures_of(rows: Sequence[int], index: str, config: LoaderConfig, world: World) -> dict[int, str]:
+    """A data URL of each of these rows that can be decoded; see `worst_mistakes`."""
+    if not rows:
+        return {}
+    alone = World(0, 1, world.device)
+    where = f"row in ({', '.join(map(str, sorted(rows)))},)"
+    return {
+        row: _picture(pixels)
+        for batch in source_batches(index, config, SIDE**2, alone, where)
+        for row, _, pixels in pixels_of(batch)
+    }
 
 
 def _names(labels: Sequence[float], classes: Sequence[str]) -> list[str]:

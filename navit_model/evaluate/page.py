@@ -17,6 +17,7 @@ from navit_loader.shown import shown
 
 from .chart import BLUE, COLOURS, GREEN, GREY, RED, Chart
 from .confusion import MOST_CLASSES, PAIRS, WRITTEN, Pair, confusion_svg, pairs_of
+from .interval import FEW, of_share
 
 STYLE = """
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
@@ -35,7 +36,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """What `eval --json` wrote.
 
     Raises:
-        ModelError: the file cannot be read, or holds no accuracies.
+        ModelError: the file cannot be read, or holds neither accuracies nor R².
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -44,9 +45,11 @@ def read_scores(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     scores = found.get("scores") if isinstance(found, dict) else None
-    if not isinstance(scores, list) or not scores or not all(isinstance(s, dict) and "accuracy" in s for s in scores):
-        raise ModelError(f"'{path}' holds no accuracies; give a file that navit-model eval wrote by --json")
-    return {"index": path.stem, **found}
+    rows: list[Any] = scores if isinstance(scores, list) else []
+    named = [set(s) if isinstance(s, dict) else set() for s in rows]
+    if rows and any(all(key in keys for keys in named) for key in ("accuracy", "r2")):
+        return {"index": path.stem, **found}
+    raise ModelError(f"'{path}' holds no accuracies and no R²; give a file that navit-model eval wrote by --json")
 
 
 def evaluations(paths: Sequence[Path]) -> str:
@@ -56,6 +59,11 @@ def evaluations(paths: Sequence[Path]) -> str:
         ModelError: names the file that cannot be read, or is not as it was written.
     """
     found = [read_scores(path) for path in paths]
+    for path, one in zip(paths, found, strict=True):
+        if _main(one["scores"][0]) != _main(found[0]["scores"][0]):
+            raise ModelError(
+                f"'{path}' and '{paths[0]}': one is of classes, the other of numbers; give those of one kind"
+            )
     names = [Path(str(one["index"])).name for one in found]
     names = [name if names.count(name) == 1 else path.stem for name, path in zip(names, paths, strict=True)]
     page = []
@@ -65,6 +73,36 @@ def evaluations(paths: Sequence[Path]) -> str:
         except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise ModelError(f"'{path}' is not as navit-model eval --json wrote it ({e!r}); evaluate anew") from None
     return "".join(([_side_by_side(names, found)] if len(found) > 1 else []) + page)
+
+
+def _main(score: Mapping[str, Any]) -> str:
+    """What one setting is better in than another."""
+    return "accuracy" if "accuracy" in score else "r2"
+
+
+def caution(found: Mapping[str, Any], chose: bool) -> str:
+    """A sentence for those who scored few images; empty where they are many.
+
+    Args:
+        found: as `eval --json` writes it, whose `details` may be missing.
+        chose: whether the same images chose the step.
+    """
+    scores = found["scores"]
+    best = max(range(len(scores)), key=lambda n: float(scores[n][_main(scores[n])]))
+    score, images = scores[best], scores[best]["images"]
+    if images >= FEW:
+        return ""
+    one = found["details"][best] if "details" in found else {}
+    key = "map" if "map" in one else _main(score)
+    ends = one.get(f"{key}_95") or (of_share(score["accuracy"], images) if key == "accuracy" else None)
+    said = f"Only {images} images were scored"
+    if chose:
+        said += ", and the same ones chose the best step, so that others will score rather lower"
+    if ends is None:
+        return f"{said}."
+    low, high = (f"{end:.2f}" if key == "r2" else f"{end:.1%}" for end in ends)
+    width = f"{ends[1] - ends[0]:.2f}" if key == "r2" else f"{100 * (ends[1] - ends[0]):.0f} points"
+    return f"{said}; the interval of 95 % of {'R²' if key == 'r2' else LABELS[key]}, {low} to {high}, is {width} wide."
 
 
 def card(title: str, body: str) -> str:
@@ -97,31 +135,38 @@ def _ends(ends: Sequence[float]) -> str:
 
 
 def _side_by_side(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy of each file at each setting that the first has, and how far it lies from the first's."""
+    """Accuracy or R² of each file at each setting that the first has, and how far it lies from the first's."""
     rows = []
-    with Chart("tokens of one image at most", "accuracy, %") as chart:
+    key = _main(found[0]["scores"][0])
+    scale, label = (1, "R²") if key == "r2" else (100, "accuracy, %")
+    with Chart("tokens of one image at most", label) as chart:
         for name, one, colour in zip(names, found, COLOURS * len(names), strict=False):
             scores = sorted(one["scores"], key=lambda s: float(s["tokens"]))
-            x, y = [s["tokens"] for s in scores], [100 * s["accuracy"] for s in scores]
+            x, y = [s["tokens"] for s in scores], [scale * s[key] for s in scores]
             chart.axes.plot(x, y, color=colour, marker="o", linewidth=1.6, label=_plain(name))
         chart.legend()
     for score in found[0]["scores"]:
-        cells = [_setting(score), f"{score['accuracy']:.2%}"]
+        cells = [_setting(score), f"{score[key]:.4f}" if key == "r2" else f"{score[key]:.2%}"]
         for other in found[1:]:
-            same = [s for s in other["scores"] if _setting(s) == _setting(score)]
-            share = same[0]["accuracy"] if same else None
-            points = None if share is None else 100 * (share - score["accuracy"])
-            cells.append("–" if share is None else f"{share:.2%} ({points:+.2f})")
+            same = [s[key] for s in other["scores"] if _setting(s) == _setting(score)]
+            if not same:
+                cells.append("–")
+            elif key == "r2":
+                cells.append(f"{same[0]:.4f} ({same[0] - score[key]:+.4f})")
+            else:
+                cells.append(f"{same[0]:.2%} ({100 * (same[0] - score[key]):+.2f})")
         rows.append(cells)
     body = f'<div class="two"><div>{chart.svg}</div><div>{table(["", *names], rows)}</div></div>'
-    return card("Evaluations side by side (in points from the first)", body)
+    return card(f"Evaluations side by side ({'R²' if key == 'r2' else 'in points'} from the first)", body)
 
 
 def _sections(name: str, found: Mapping[str, Any]) -> str:
     scores = found["scores"]
-    best = max(range(len(scores)), key=lambda n: float(scores[n]["accuracy"]))
+    best = max(range(len(scores)), key=lambda n: float(scores[n][_main(scores[n])]))
     at = f"{_text(name)}, {_text(_setting(scores[best]))}"
     page = []
+    if _main(scores[0]) == "r2":
+        return _of_numbers(_text(name), at, scores, found["details"], best) if "details" in found else ""
     if "details" in found:
         page.append(card(f"Scores and intervals of 95 %: {_text(name)}", _overview(scores, found["details"])))
         closer = found["details"][best]
@@ -140,6 +185,34 @@ def _sections(name: str, found: Mapping[str, Any]) -> str:
     if "details" in found and found["details"][best].get("mistakes"):
         page.append(card(f"Worst mistakes: {at}", _mistakes(found["details"][best]["mistakes"])))
     return "".join(page)
+
+
+def _of_numbers(
+    name: str, at: str, scores: Sequence[Mapping[str, Any]], closer: Sequence[Mapping[str, Any]], best: int
+) -> str:
+    """The sections of a regression; the names are HTML."""
+    keys = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
+    rows = [
+        [_setting(score), *(f"{one[key]:.4g} ({one[f'{key}_95'][0]:.4g} – {one[f'{key}_95'][1]:.4g})" for key in keys)]
+        for score, one in zip(scores, closer, strict=True)
+    ]
+    one = closer[best]
+    note = (
+        f"<p>Always answering the mean of the training's numbers, {one['baseline']:.6g}, has a mean absolute error of "
+        f"{one['baseline_mae']:.4g}. The true numbers go from {one['low']:.6g} to {one['high']:.6g}.</p>"
+    )
+    page = card(f"Scores and intervals of 95 %: {name}", table(["", *keys.values()], rows) + note)
+    with Chart("true number", "predicted", height=4.4) as chart:
+        truth, told = zip(*one["points"], strict=True)
+        ends = [one["low"], one["high"]]
+        chart.axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (5, 4)))
+        chart.axes.plot(truth, told, color=BLUE, marker="o", markersize=4, alpha=0.5, linewidth=0, markeredgewidth=0)
+    drawn = "" if len(truth) == scores[best]["images"] else f" {len(truth):,} of {scores[best]['images']:,} are drawn."
+    said = f"<p>Each point is an image; on the broken line the answer is the true number.{drawn}</p>"
+    page += card(f"Predicted against true: {at}", f'{said}<div class="narrow">{chart.svg}</div>')
+    if one["mistakes"]:
+        page += card(f"Worst mistakes: {at}", _far_off(one["mistakes"]))
+    return page
 
 
 LABELS = {
@@ -221,6 +294,8 @@ def _groups(found: Mapping[str, Any]) -> str:
     note = f"<p>Worst is {_text(found['worst'])}, best {_text(found['best'])}; gap {gap}."
     if found["without"]:
         note += f" {found['without']:,} labelled images have no group."
+    if found.get("several"):
+        note += f" {found['several']:,} images are in several groups, and count in each."
     keys = [key for key in LABELS if key in rows[0]]
     cells = [[row["group"], f"{row['images']:,}", *(_with_ends(row, key) for key in keys)] for row in reversed(rows)]
     head = [found["column"], "images", *(LABELS[key] for key in keys)]
@@ -268,14 +343,31 @@ def _kept(row: Mapping[str, Any]) -> str:
 
 
 def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
-    figures = []
-    for row in rows:
-        name, picture = _text(row["image"]), str(row["picture"])
-        image = ""
-        if picture.startswith("data:image/jpeg;base64,"):
-            image = f'<img src="{html.escape(picture)}" alt="{name}" title="{name}">'
-        said = f"{_text(row['predicted'])} <span>{row['confidence']:.1%}</span>"
-        labels = _text(", ".join(row["labels"]) or "of no class")
-        figures.append(f"<figure>{image}<figcaption>{said}<br><span>is {labels}</span></figcaption></figure>")
+    figures = [
+        _figure(row, f"{_text(row['predicted'])} <span>{row['confidence']:.1%}</span>",
+            f"is {_text(', '.join(row['labels']) or 'of no class')}")
+        for row in rows
+    ]  # fmt: skip
     note = "<p>Wrong answers of which the model was surest: what it said, and what the image is.</p>"
     return f'{note}<div class="pictures">{"".join(figures)}</div>'
+
+
+def _far_off(rows: Sequence[Mapping[str, Any]]) -> str:
+    figures = [
+        _figure(
+            row,
+            f"{row['predicted']:.6g} <span>{row['predicted'] - row['number']:+.4g}</span>",
+            f"is {row['number']:.6g}",
+        )
+        for row in rows
+    ]
+    note = "<p>Answers that are farthest off: what the model said, by how much it is off, and what the image is.</p>"
+    return f'{note}<div class="pictures">{"".join(figures)}</div>'
+
+
+def _figure(row: Mapping[str, Any], said: str, truth: str) -> str:
+    """A picture with two lines beneath, which are HTML."""
+    name, picture, image = _text(row["image"]), str(row["picture"]), ""
+    if picture.startswith("data:image/jpeg;base64,"):
+        image = f'<img src="{html.escape(picture)}" alt="{name}" title="{name}">'
+    return f"<figure>{image}<figcaption>{said}<br><span>{truth}</span></figcaption></figure>"

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,23 @@ class RegressionScore:
         return f"R² {self.r2:.4f}, MAE {self.mae:.4g} on {self.images} held-out images at {self.tokens} tokens{others}"
 
 
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What was said of each scored image, by row.
+
+    Attributes:
+        rows: i64 `[N]`, of the index.
+        truth: f64 `[N]`.
+        told: f64 `[N]`, the answers.
+        failed: bool `[N]`, those that could not be read.
+    """
+
+    rows: npt.NDArray[np.int64]
+    truth: npt.NDArray[np.float64]
+    told: npt.NDArray[np.float64]
+    failed: npt.NDArray[np.bool_]
+
+
 def predict_numbers(model: nn.Module, batch: PackedBatch, device: torch.device, mean: float, std: float) -> Tensor:
     """The numbers of a batch's images, f64 `[B, E]` on `device`; those whose status is not `OK` mean nothing.
 
@@ -85,7 +103,7 @@ def held_out_numbers(
     patch_size: int | None = None,
     world: World | None = None,
 ) -> PackedLoader:
-    """The images that `evaluate_regression` scores, opened; see there for arguments and errors."""
+    """The images that `judge_numbers` scores, opened; see there for arguments and errors."""
     try:
         import sklearn  # noqa: F401
     except ImportError:
@@ -102,7 +120,6 @@ def held_out_numbers(
     return loader
 
 
-@torch.inference_mode()
 def evaluate_regression(
     model: nn.Module,
     index: str,
@@ -114,7 +131,23 @@ def evaluate_regression(
     patch_size: int | None = None,
     world: World | None = None,
 ) -> RegressionScore:
-    """Scores a model.
+    """The score of `judge_numbers`; see there."""
+    return judge_numbers(model, index, config, mean=mean, std=std, tokens=tokens, patch_size=patch_size, world=world)[0]
+
+
+@torch.inference_mode()
+def judge_numbers(
+    model: nn.Module,
+    index: str,
+    config: LoaderConfig,
+    *,
+    mean: float,
+    std: float,
+    tokens: int | None = None,
+    patch_size: int | None = None,
+    world: World | None = None,
+) -> tuple[RegressionScore, Numbers]:
+    """Scores a model, and keeps what it said of each image.
 
     Args:
         model: on the world's device, in evaluation mode; see `predict_numbers`.
@@ -159,7 +192,7 @@ def evaluate_regression(
 
     truth, told = wanted[scored].numpy(), answer[scored].numpy()
     low, high = trained_tokens(config)
-    return RegressionScore(
+    score = RegressionScore(
         tokens=tokens if tokens is not None else config.plan.max_tokens - config.plan.prefix_tokens,
         patch_size=plan.patch_sizes[0],
         rows=rows,
@@ -170,6 +203,7 @@ def evaluate_regression(
         images_per_s=len(truth) / seconds,
         outside=tokens is not None and not low <= tokens <= high,
     )
+    return score, Numbers(np.flatnonzero(scored.numpy()), truth, told, failures[scored].numpy() > 0)
 
 
 def regression_table(scores: Sequence[RegressionScore]) -> str:

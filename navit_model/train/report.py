@@ -17,7 +17,7 @@ from navit_loader.shown import shown
 
 from ..evaluate.chart import BLUE, GREY, Chart
 from ..evaluate.page import STYLE as SCORES_STYLE
-from ..evaluate.page import evaluations
+from ..evaluate.page import caution, evaluations, read_scores
 from .log import read_log
 
 STYLE = """
@@ -72,15 +72,19 @@ def write(
     last = scores or [*latest.values()]
     name, best = _best(last)
     feed = _weighted(steps)
+    evaluation_cards = evaluations(evaluated)
+    chose = any(e["kind"] == "best" for e in entries)
+    few = _few_images(evaluated, last, chose)
+    several = _several(evaluated)
     tiles = [
-        (f"held-out {name}", f"{best:.2%}" if best is not None else "–"),
+        several or (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
         ("padding", f"{feed['padding']:.2%}"),
         ("starved share", f"{feed['starved']:.1%}"),
     ]
-    cards = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
+    cards = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for what, value in tiles)
     charts = _card("Loss", _loss_chart(steps))
     if last:
         curve = [{"tokens": e["tokens"], "share": _share(e)} for e in last]
@@ -101,7 +105,7 @@ def write(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div><div class="two">{charts}</div>{evaluations(evaluated)}{picture}</main></html>'
+        f'<div class="tiles">{cards}</div>{few}<div class="two">{charts}</div>{evaluation_cards}{picture}</main></html>'
     )
     path = out / "report.html"
     draft = path.with_suffix(".draft")
@@ -132,6 +136,28 @@ def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
     first = scores[0] if scores else {"accuracy": 0}
     name = "R²" if "r2" in first else "accuracy" if "accuracy" in first else "R@1, mean of both ways"
     return name, max(map(_share, scores), default=None)
+
+
+def _several(evaluated: Sequence[Path]) -> tuple[str, str] | None:
+    """The tile of a model by which an image may have several labels, where it was evaluated: accuracy says little."""
+    for found in map(read_scores, evaluated):
+        if maps := [one["map"] for one in found.get("details", ()) if "map" in one]:
+            return html.escape(shown(f"mAP on {Path(str(found['index'])).name}")), f"{max(maps):.2%}"
+    return None
+
+
+def _few_images(evaluated: Sequence[Path], last: Sequence[Mapping[str, Any]], chose: bool) -> str:
+    """What few images allow to be said of the run's own scores, with the intervals of the first file that holds these."""
+    if not last or not {"accuracy", "r2"} & last[0].keys():
+        return ""
+    own = {(e["images"], round(_share(e), 6)) for e in last}
+    for found in map(read_scores, evaluated):
+        if own & {(e["images"], round(_share(e), 6)) for e in found["scores"]}:
+            break
+    else:
+        found = {"scores": last}
+    said = caution(found, chose)
+    return f"<p>{html.escape(said)}</p>" if said else ""
 
 
 def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -208,13 +234,14 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
 def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
     scores = sorted(scores, key=lambda e: e["tokens"])
     tokens = [e["tokens"] for e in scores]
-    with Chart("tokens of one image at most", f"{name}, %") as chart:
+    scale, digits, unit = (1, 4, "") if name == "R²" else (100, 1, ", %")
+    with Chart("tokens of one image at most", f"{name}{unit}") as chart:
         axes = chart.axes
-        axes.plot(tokens, [100 * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
+        axes.plot(tokens, [scale * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)
         for e in scores:
             axes.annotate(
-                f"{100 * e['share']:.1f}",
-                (e["tokens"], 100 * e["share"]),
+                f"{scale * e['share']:.{digits}f}",
+                (e["tokens"], scale * e["share"]),
                 textcoords="offset points",
                 xytext=(0, 9),
                 ha="center",

@@ -81,6 +81,11 @@ class OpenedModel:
         """Whether it predicts a number, in the place of classes."""
         return self.run.train.task == "regression"
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may be of several classes, or of none: one sigmoid a class."""
+        return self.run.train.loss == "sigmoid" and self.classifier is self.model and not self.regresses
+
     @torch.inference_mode()
     def numbers(self, batch: PackedBatch) -> Tensor:
         """The number of each image (f64 `[B, E]`) of a model that `regresses`; void where its status is not `OK`."""
@@ -102,8 +107,7 @@ class OpenedModel:
             )
         with halved(self.device):
             logits: Tensor = self.classifier(batch.to(self.device)).float()
-        sigmoid = self.run.train.loss == "sigmoid" and self.classifier is self.model
-        return logits.sigmoid() if sigmoid else logits.softmax(-1)
+        return logits.sigmoid() if self.several else logits.softmax(-1)
 
     def with_classes(self, names: Sequence[str], templates: Sequence[str], tokenizer: str | None) -> OpenedModel:
         """The same, with a classifier made of names; see `ZeroShot`.

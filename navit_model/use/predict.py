@@ -33,12 +33,14 @@ class Prediction:
         classes: names and probabilities, likeliest first.
         number: of a model that predicts one.
         error: why there is neither; empty where there is.
+        labels: names of all classes whose probability reaches the threshold, of a model by which an image may have several.
     """
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
     number: float | None = None
     error: str = ""
+    labels: tuple[str, ...] | None = None
 
 
 def predict(
@@ -46,6 +48,7 @@ def predict(
     paths: Iterable[Path],
     *,
     top: int = 3,
+    threshold: float = 0.5,
     tokens: int | None = None,
     patch_size: int | None = None,
 ) -> Iterator[Prediction]:
@@ -55,6 +58,7 @@ def predict(
         opened: a model with a classifier, or a regression.
         paths: files and folders.
         top: classes of each answer at most.
+        threshold: probability from which on a label holds, of a model by which an image may have several.
         tokens: budget of one image; None takes the training cap and never scales up.
         patch_size: P; None takes the first of `plan.patch_sizes`.
 
@@ -70,10 +74,10 @@ def predict(
         except OSError as e:
             waiting.append((path, e.strerror or str(e)))
         if len(waiting) == TOGETHER:
-            yield from _predictions(opened, waiting, top, tokens, patch_size)
+            yield from _predictions(opened, waiting, top, threshold, tokens, patch_size)
             waiting = []
     if waiting:
-        yield from _predictions(opened, waiting, top, tokens, patch_size)
+        yield from _predictions(opened, waiting, top, threshold, tokens, patch_size)
 
 
 def _files(path: Path) -> list[Path]:
@@ -83,7 +87,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _predictions(
-    opened: OpenedModel, files: list[tuple[Path, bytes | str]], top: int, tokens: int | None, patch_size: int | None
+    opened: OpenedModel,
+    files: list[tuple[Path, bytes | str]],
+    top: int,
+    threshold: float,
+    tokens: int | None,
+    patch_size: int | None,
 ) -> list[Prediction]:
     config = planned(opened, tokens, patch_size)
     predictions = [Prediction(path, error=found if isinstance(found, str) else "") for path, found in files]
@@ -106,9 +115,10 @@ def _predictions(
             if batch.status[b, e] == OK and opened.regresses:
                 predictions[n] = Prediction(files[n][0], number=float(answers[b, e]))
             elif batch.status[b, e] == OK:
-                best = np.argsort(-answers[b, e], kind="stable")[:top]
-                named = tuple((opened.classes[c], float(answers[b, e, c])) for c in best)
-                predictions[n] = Prediction(files[n][0], named)
+                ranked = np.argsort(-answers[b, e], kind="stable")
+                named = tuple((opened.classes[c], float(answers[b, e, c])) for c in ranked[:top])
+                hold = tuple(opened.classes[c] for c in ranked if answers[b, e, c] >= threshold)
+                predictions[n] = Prediction(files[n][0], named, labels=hold if opened.several else None)
             else:
                 predictions[n] = Prediction(files[n][0], error="its pixels cannot be decoded")
     return predictions

@@ -33,7 +33,8 @@ def column_names(path: str) -> list[str]:
         return list(pq.read_schema(path).names)
     if path.lower().endswith(".csv"):
         with open(path, encoding=_encoding(path), newline="") as file:
-            return max((_fields(file.readline(), mark) for mark in _SEPARATORS), key=len)
+            first = file.readline()
+        return max((_fields(first, mark) for mark in _SEPARATORS), key=len)
     return list(next((entry for _, entry in _read_json_lines(path, USUAL, USUAL_NAMES)), {}))
 
 
