@@ -403,7 +403,8 @@ class AugmentConfig:
     Attributes:
         layers: operations for each image, one after the other; 0 leaves the pixels alone. AugReg: 0 or 2. With
             `plan.warp.kind = "randaugment"` those that it has done count among them.
-        magnitude: their strength, on AugReg's scale, where it is 10, 15 or 20.
+        magnitude: their strength, up to 30; what would leave nothing of a picture stays where it is at 10. AugReg: 10, 15 or
+            20, where solarise and posterise grow weaker with it.
         erase: probability of an image to lose a rectangle of 2 to 33 % of its area to noise (random erasing); timm's
             recipes: 0.25.
     """

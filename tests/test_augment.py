@@ -33,7 +33,7 @@ def some(seed: int = 0, **changes: object) -> PackedBatch:
 def reference(pixels: np.ndarray, kind: str, sign: int, strength: float) -> np.ndarray:
     """One operation on all kept pixels of one image, `[n, 3]`, in the operation's own words."""
     x = pixels.astype(np.float64)
-    # Beyond AugReg's 10 nothing becomes its negative, or black.
+    # Beyond 10 nothing becomes black, or of fewer levels.
     factor = 1 + 0.9 * (strength if sign > 0 else -min(strength, 1))
     grey = x @ np.array(GREY)
     match kind:
@@ -50,7 +50,7 @@ def reference(pixels: np.ndarray, kind: str, sign: int, strength: float) -> np.n
         case "solarise_add":
             x = np.where(x < 128, x + 110 * strength, x)
         case "posterise":
-            step = 2 ** min(round(4 * strength), 7)
+            step = 2 ** min(round(4 * strength), 4)
             x = x // step * step
     return x.clip(0, 255)
 
@@ -115,10 +115,13 @@ def test_layers_that_the_plan_has_done_are_not_done_again() -> None:
 
 def test_one_randaugment_has_as_many_layers_in_both_places() -> None:
     table = {
-        "plan": {"warp": {"kind": "randaugment", "layers": 3}},
+        "plan": {"warp": {"kind": "randaugment", "layers": 3, "magnitude": 15}},
         "train": {"augment": {"layers": 3, "magnitude": 15}},
     }
     assert RunConfig.from_dict(table).train.augment.layers == 3
+    table["train"]["augment"]["magnitude"] = 10
+    with pytest.raises(ConfigError, match=r"train.augment.magnitude = 10.0 .*it must be 15.0, plan.warp.magnitude"):
+        RunConfig.from_dict(table)
     table["train"] = {}
     with pytest.raises(ConfigError, match=r"train.augment.layers = 0 is not allowed; it must be 3, plan.warp.layers"):
         RunConfig.from_dict(table)

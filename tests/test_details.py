@@ -34,6 +34,26 @@ def again(score: Callable[[np.ndarray], float], images: int, draws: int = 600) -
     return np.quantile([score(rng.integers(0, images, images)) for _ in range(draws)], (0.025, 0.975))
 
 
+def test_equal_scores_pull_alike_in_any_order_of_the_images() -> None:
+    """Derivatives by the weight of each image, which scikit-learn's weighted scores have by differences."""
+    rng = np.random.default_rng(4)
+    truth, said = rng.random(60) < 0.4, (rng.integers(0, 5, 60) / 4).astype(np.float32)
+    area, mean, area_pull, mean_pull = _ranking(truth, said)
+    assert abs(area_pull.sum()) < 1e-12 and abs(mean_pull.sum()) < 1e-12
+    order = rng.permutation(60)
+    for pull, again in zip((area_pull, mean_pull), _ranking(truth[order], said[order])[2:], strict=True):
+        assert again == pytest.approx(pull[order])
+    step = 1e-6
+    for n in range(60):
+        weights = np.ones(60)
+        weights[n] += step
+        for score, at, pull in (
+            (metrics.roc_auc_score, area, area_pull),
+            (metrics.average_precision_score, mean, mean_pull),
+        ):
+            assert (score(truth, said, sample_weight=weights) - at) / step == pytest.approx(pull[n], abs=1e-5)
+
+
 def test_of_very_many_classes_the_most_confused_pairs_alone_are_kept() -> None:
     names = [f"c{n}" for n in range(1001)]
     chances, labels = np.zeros((30, 1001)), np.arange(30)[:, None] // 10

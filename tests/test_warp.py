@@ -84,7 +84,7 @@ def drawn(n: int, size: tuple[int, int] = (40, 60), **plan: Any) -> list[dict[st
         rotation=st.floats(1, 180),
         shear=st.floats(0, 40),
         translation=st.floats(0, 0.5),
-        perspective=st.floats(0, 0.6),
+        perspective=st.floats(0, 0.5),
     ),
 )
 def test_pixels_are_torchvisions(kind: str, grid: tuple[int, int], flip: bool, row: int, warp: Warp) -> None:
@@ -278,7 +278,8 @@ def test_daemons_ranks_and_a_resume_give_the_same_pixels(data: Path) -> None:
         ({"rotation": 190}, "plan.warp.rotation = 190.0 is not allowed; it must be between 0 and 180 degrees"),
         ({"shear": -1}, "plan.warp.shear = -1.0 is not allowed"),
         ({"translation": 2}, "plan.warp.translation = 2.0 is not allowed"),
-        ({"perspective": 0.7}, "plan.warp.perspective = 0.7 is not allowed; it must be between 0 and 0.6"),
+        ({"perspective": 0.7}, "plan.warp.perspective = 0.7 is not allowed; it must be between 0 and 0.5"),
+        ({"rotation": 5, "probability": 0}, "plan.warp.probability = 0 is not allowed; it must be above 0"),
         ({"rotation": 5, "probability": 1.5}, "plan.warp.probability = 1.5 is not allowed"),
         ({}, "plan.warp.rotation = 0.0 is not allowed; it must be above 0, or another key"),
         ({"rotation": 5, "layers": 3}, "plan.warp.layers = 3 is not allowed; it must be left out for kind = 'random'"),
@@ -304,7 +305,9 @@ def test_a_planned_batch_and_its_limits_agree_on_warps() -> None:
 
 
 def test_places_in_the_source_are_refused_of_warped_images() -> None:
+    from navit_model.losses.detection import detection_loss
     from navit_model.model.dense import pixels
+    from navit_model.model.owl import detections
 
     made = pack_images([photo(64, 64)], config(warp=Warp(rotation=9))).to("cpu")
     with pytest.raises(
@@ -312,3 +315,8 @@ def test_places_in_the_source_are_refused_of_warped_images() -> None:
     ):
         pixels(torch.zeros(*made.segment_ids.shape, 2), made, source=True)
     assert len(pixels(torch.zeros(*made.segment_ids.shape, 2), made)) == 1
+    anything: Any = None
+    with pytest.raises(ModelError, match="boxes in the source are not known of warped images"):
+        detections(anything, made)
+    with pytest.raises(ModelError, match="boxes of objects are not known of warped images"):
+        detection_loss(anything, made, anything)

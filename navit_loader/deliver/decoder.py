@@ -82,6 +82,8 @@ class Decoder:
             raise ConfigError(
                 f"decode = '{self._asked}' cannot do [plan.warp]; take decode = 'cpu', or leave [plan.warp] out"
             )
+        if self._asked == "auto":
+            log.info("decode = cpu, since the plan warps images")
         self._asked = "cpu"
 
     def settle(self, batches: Batches) -> None:

@@ -251,9 +251,9 @@ class Warp:
         require(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
         require(0 <= self.shear <= 60, "shear", self.shear, "between 0 and 60 degrees")
         require(0 <= self.translation <= 1, "translation", self.translation, "between 0 and 1")
-        # Beyond it, the four corners may no longer be those of a convex figure.
-        require(0 <= self.perspective <= 0.6, "perspective", self.perspective, "between 0 and 0.6")
-        require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
+        # Beyond it, the picture may reach behind the horizon, and the four corners be no convex figure.
+        require(0 <= self.perspective <= 0.5, "perspective", self.perspective, "between 0 and 0.5")
+        require(0 < self.probability <= 1, "probability", self.probability, "above 0 and at most 1")
         require(1 <= self.layers <= 16, "layers", self.layers, "between 1 and 16")
         require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "between 0 and 30")
         moves = ("rotation", "shear", "translation", "perspective")

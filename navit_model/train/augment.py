@@ -58,7 +58,7 @@ def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig, do
     member_BEL = members(view.segment_ids.where(is_patch, -1), key_BE.shape[1], torch.float32)
     count_BE = member_BEL.sum(-1).clamp_min(1)
     strength = config.magnitude / 10
-    # Beyond 10 what would turn a picture into its negative, or black, goes no further than there.
+    # Beyond 10 what would leave a picture its negative, black or of few levels goes no further than there.
     less, more = -0.9 * min(strength, 1.0), 0.9 * strength
     for layer in range(config.layers):
         draw = hashed(key_BE, layer)
@@ -81,7 +81,7 @@ def _changed(view: PackedBatch | View, key_BE: Tensor, config: AugmentConfig, do
         pixels = torch.where(only("invert", 1.0, 0.0) > 0, 255 - pixels, pixels)
         pixels = torch.where(pixels >= only("solarise", 256 * (1 - strength), 1e9), 255 - pixels, pixels)
         pixels = torch.where(pixels < 128, pixels + only("solarise_add", 110 * strength, 0.0), pixels)
-        step = only("posterise", 2.0 ** min(round(4 * strength), 7), 1.0)
+        step = only("posterise", 2.0 ** min(round(4 * strength), 4), 1.0)
         pixels = torch.where(step > 1, (pixels / step).floor() * step, pixels).clamp(0, 255)
     changed = pixels.round().to(torch.uint8).flatten(-2)
     return torch.where(is_patch[..., None], changed, view.patches)

@@ -115,7 +115,8 @@ def with_plan_of(run: RunConfig, loader: Loader) -> RunConfig:
     Without a `[plan]` of its own, what the daemons say of theirs is recorded: the keys that fix shapes.
 
     Raises:
-        ConfigError: the run has a `[plan]`, and it is not theirs; names the keys that differ.
+        ConfigError: the run has a `[plan]`, and it is not theirs; names the keys that differ. Or it has none, and theirs warps
+            images.
     """
     if not run.loader.data.endpoints:
         return run
@@ -129,6 +130,11 @@ def with_plan_of(run: RunConfig, loader: Loader) -> RunConfig:
         "teacher": served.teacher and Teacher(**asdict(served.teacher)),
     }
     if own == PlanConfig():
+        if served.warps:
+            raise ConfigError(
+                "the daemons of data.endpoints warp images ([plan.warp]), and do not tell how; give this run their [plan] "
+                "too, so that [train.augment] is held against it"
+            )
         return replace(run, loader=replace(run.loader, plan=replace(own, **theirs)))
     # A plan's order may depend on whether its images are remote, which the daemon alone knows.
     said = [replace(own, order=own.order.settled(remote=remote)).to_json() for remote in (False, True)]

@@ -197,10 +197,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         scored = self.loader.data.eval_index or not self.train.best
         require(bool(scored), "train.best", True, "false where data.eval_index is left out, since nothing is scored")
-        warp, layers = self.loader.plan.warp, self.train.augment.layers
+        warp, colours = self.loader.plan.warp, self.train.augment
         if warp is not None and warp.kind == "randaugment":
             same = f"{warp.layers}, plan.warp.layers: RandAugment has that many operations, those of colours among them"
-            require(layers == warp.layers, "train.augment.layers", layers, same)
+            require(colours.layers == warp.layers, "train.augment.layers", colours.layers, same)
+            same = f"{warp.magnitude}, plan.warp.magnitude: RandAugment has one strength"
+            require(colours.magnitude == warp.magnitude, "train.augment.magnitude", colours.magnitude, same)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> RunConfig:

@@ -53,7 +53,8 @@ impl PlannedBatch {
         batch_size: usize,
         sequences: Vec<Vec<Bound<'_, PyDict>>>,
     ) -> PyResult<Self> {
-        let warped = sequences.iter().flatten().next().map_or(Ok(false), |d| d.contains("warp"))?;
+        let said = sequences.iter().flatten().map(|d| d.contains("warp")).collect::<PyResult<Vec<_>>>()?;
+        let warped = said.contains(&true);
         let of_all = if warped { &sequences[..] } else { &[] };
         let warps = of_all.iter().map(|s| s.iter().map(warp).collect()).collect::<PyResult<_>>()?;
         let sequences = sequences.iter().map(|s| s.iter().map(image).collect()).collect::<PyResult<_>>()?;

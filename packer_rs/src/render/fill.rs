@@ -24,7 +24,11 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
         return bad(format!("patch_size = {} is not allowed; it must be between 1 and 4096", batch.patch_size));
     }
     if batch.warps.len() > batch.sequences.len() {
-        return bad(format!("warps of {} sequences, of {}", batch.warps.len(), batch.sequences.len()));
+        return bad(format!(
+            "warps of {} sequences are not allowed with {}; give each image one, or none",
+            batch.warps.len(),
+            batch.sequences.len()
+        ));
     }
     for (s, sequence) in batch.sequences.iter().enumerate() {
         if sequence.len() > limits.max_images as usize {
