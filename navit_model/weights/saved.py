@@ -136,9 +136,11 @@ def from_pretrained(
         folder = Path(found)
     try:
         table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(table, dict):
+            raise ValueError("it holds no table")
         foreign = is_foreign(table)
         config = NaViTConfig() if foreign else parse(NaViTConfig, table, str(folder / CONFIG))
-    except (OSError, ValueError, AttributeError) as e:
+    except (OSError, ValueError) as e:
         if isinstance(e, ConfigError):
             raise
         raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
