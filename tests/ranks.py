@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from navit_loader.batch import OK, PackedBatch
@@ -37,6 +38,16 @@ class Noting:
         for batch in self._loader:
             self.seen += [(batch.epoch, int(i)) for i in batch.image_ids[batch.status == OK]]
             yield batch
+
+
+def stopped(run: RunConfig, step: int) -> None:
+    """Trains alone until an interrupt behind this step ends it."""
+    world = World.join("cpu")
+    with open_loader(run, world) as loader:
+        trainer = Trainer(run, loader, world, None)
+        trainer.stop_after = step
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
 
 
 def work(table: dict[str, Any], stop_after: int | None = None, world: World | None = None) -> None:

@@ -16,13 +16,11 @@ import pytest
 
 from navit_loader.errors import ConfigError, ExtraError, needed
 from navit_model.train.boards import _flat
-from navit_model.train.feed import open_loader
 from navit_model.train.log import RunLog, read_log
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
-from navit_model.train.trainer import Trainer
-from navit_model.world import World
 
+from .ranks import stopped
 from .shapes import table, write_index
 
 
@@ -36,12 +34,7 @@ def in_two(index: str, out: Path, **changes: Any) -> RunConfig:
     given = table(index, out, **{"steps": 5, **changes})
     given["data"]["eval_index"] = index
     run = RunConfig.from_dict(given)
-    world = World.join("cpu")
-    with open_loader(run, world) as loader:
-        trainer = Trainer(run, loader, world, None)
-        trainer.stop_after = 3
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+    stopped(run, 3)
     train(run, resume=True)
     return run
 

@@ -17,16 +17,13 @@ from navit_loader.errors import ModelError
 from navit_model import NaViT
 from navit_model.config import NaViTConfig
 from navit_model.train import checkpoint
-from navit_model.train.feed import open_loader
 from navit_model.train.log import read_log
 from navit_model.train.muon import Muon, orthogonal
 from navit_model.train.optim import optimiser
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig, TrainConfig
-from navit_model.train.trainer import Trainer
-from navit_model.world import World
 
-from .ranks import work
+from .ranks import stopped, work
 from .shapes import table, write_index
 from .test_train_ranks import torchrun
 
@@ -162,12 +159,7 @@ def test_a_run_learns_goes_on_bit_for_bit_and_keeps_its_optimiser(index: str, tm
     changes = {**MUON, "layer_decay": 0.75, "ema": 0.9, "accumulate": 2, "freeze": 1}
     whole, halves = (RunConfig.from_dict(table(index, tmp_path / name, **changes)) for name in ("whole", "halves"))
     train(whole)
-    world = World.join("cpu")
-    with open_loader(halves, world) as loader:
-        trainer = Trainer(halves, loader, world, None)
-        trainer.stop_after = 7
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+    stopped(halves, 7)
     train(halves, resume=True)
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
     ends = [checkpoint.open_checkpoint(tmp_path / name) for name in ("whole", "halves")]

@@ -26,15 +26,13 @@ from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrast
 from navit_model.model.text import pack_captions
 from navit_model.model.towers import TwoTowers, pairs
 from navit_model.train import checkpoint
-from navit_model.train.feed import open_loader
 from navit_model.train.log import read_log
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
-from navit_model.train.trainer import Trainer
 from navit_model.use.zero_shot import ZeroShot
-from navit_model.world import World
 
 from .pairs_kit import COLOURS, drawn, write_pairs
+from .ranks import stopped
 
 TOML = """
 [data]
@@ -174,12 +172,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(root: Path, tmp_path: Path) -> None:
     changes = ["train.steps=6", "train.log_every=1", "data.eval_index=''", "train.ema=0.9", "text.dropout=0.1"]
     whole, halves = (RunConfig.from_toml(root / "run.toml", [*changes, f"train.out={tmp_path / n}"]) for n in "ab")
     train(whole)
-    world = World.join("cpu")
-    with open_loader(halves, world) as loader:
-        trainer = Trainer(halves, loader, world, None)
-        trainer.stop_after = 3
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+    stopped(halves, 3)
     train(halves, resume=True)
     ends = [checkpoint.open_checkpoint(tmp_path / n).read("average") for n in "ab"]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -28,19 +28,17 @@ from navit_loader.index.subset import split_rows
 from navit_model.cli import main
 from navit_model.losses.regression import regression_loss
 from navit_model.train import checkpoint
-from navit_model.train.feed import open_loader
 from navit_model.train.log import read_log
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
-from navit_model.train.trainer import Trainer
 from navit_model.use.frozen import planned
 from navit_model.use.onnx import inputs_of
 from navit_model.use.opened import open_model
 from navit_model.use.predict import predict
-from navit_model.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
 from packed import packed
+from ranks import stopped
 from shapes import table
 from source_kit import encode
 
@@ -263,11 +261,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(numbers: Path, tmp_path: Path) ->
     mixed = {"mix": {"mixup": 0.8, "cutmix": 1.0}}
     whole, halves = (RunConfig.from_dict(config(numbers, tmp_path / n, **mixed)) for n in ("whole", "halves"))
     train(whole)
-    with open_loader(halves, World.join("cpu")) as opened:
-        trainer = Trainer(halves, opened, World.join("cpu"), None)
-        trainer.stop_after = 7
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+    stopped(halves, 7)
     train(halves, resume=True)
     found = [[e["loss"] for e in read_log(tmp_path / n) if e["kind"] == "train"] for n in ("whole", "halves")]
     assert found[0] == found[1] and len(found[0]) == 12

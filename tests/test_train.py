@@ -39,6 +39,7 @@ from navit_model.weights import tensors
 from navit_model.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
+from ranks import stopped
 from shapes import table, write_index
 
 
@@ -59,12 +60,7 @@ def test_a_resumed_run_gives_the_same_losses_and_weights_bit_for_bit(index: str,
     mixed = {"mix": {"mixup": 0.8, "cutmix": 1.0, "probability": 0.9}, "layer_decay": 0.75}
     whole, halves = (config(index, tmp_path / name, **mixed) for name in ("whole", "halves"))
     train(whole)
-    world = World.join("cpu")
-    with open_loader(halves, world) as loader:
-        trainer = Trainer(halves, loader, world, None)
-        trainer.stop_after = 7
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+    stopped(halves, 7)
     assert checkpoint.open_checkpoint(tmp_path / "halves").step == 7
     train(halves, resume=True)
     assert losses(tmp_path / "whole") == losses(tmp_path / "halves")
@@ -105,12 +101,7 @@ def test_the_model_learns_and_the_score_counts_every_image(index: str, tmp_path:
 
 def test_an_earlier_checkpoint_stays_whole_where_saving_fails(index: str, tmp_path: Path) -> None:
     run = config(index, tmp_path, steps=8, checkpoint_every=4)
-    world = World.join("cpu")
-    with open_loader(run, world) as loader:
-        trainer = Trainer(run, loader, world, None)
-        trainer.stop_after = 4
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+    stopped(run, 4)
     saved = checkpoint.open_checkpoint(tmp_path)
     weights = saved.read("model")
     largest = max(file.stat().st_size for file in saved.path.iterdir())

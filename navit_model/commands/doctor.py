@@ -107,6 +107,11 @@ def _version(name: str) -> str:
         return ""
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _engine() -> Iterator[Row]:
     try:
         from navit_loader import _packer
@@ -121,7 +126,7 @@ def _engine() -> Iterator[Row]:
 
 def _devices(torch: Any) -> Iterator[Row]:
     """Device, attention kernel and precision of each GPU, or of the CPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     if torch is None:
         yield Row("device", "cpu", f"{cores} cores for decoding; without torch nothing is learnt here")
         yield Row("kernel", "none", "attention is torch's")
@@ -196,10 +201,9 @@ def _decoders() -> Iterator[Row]:
         from navit_loader.config import RenderConfig
     except ImportError:
         return
-    threads = len(os.sched_getaffinity(0))
     yield Row(
         "decoding",
-        f"{threads} threads",
+        f"{_cores()} threads",
         f"a core each: render.threads; {RenderConfig().memory_mb} MB: render.memory_mb",
     )
     Image.init()

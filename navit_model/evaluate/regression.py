@@ -120,21 +120,6 @@ def held_out_numbers(
     return loader
 
 
-def evaluate_regression(
-    model: nn.Module,
-    index: str,
-    config: LoaderConfig,
-    *,
-    mean: float,
-    std: float,
-    tokens: int | None = None,
-    patch_size: int | None = None,
-    world: World | None = None,
-) -> RegressionScore:
-    """The score of `judge_numbers`; see there."""
-    return judge_numbers(model, index, config, mean=mean, std=std, tokens=tokens, patch_size=patch_size, world=world)[0]
-
-
 @torch.inference_mode()
 def judge_numbers(
     model: nn.Module,

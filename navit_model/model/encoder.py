@@ -24,7 +24,7 @@ from .positions import rotate, turned
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: F.silu(1.702 * x).div_(1.702),  # x·σ(1.702 x), in two passes over memory less
+    "quick_gelu": lambda x: F.silu(1.702 * x).div_(1.702),  # x·σ(1.702 x), with an array less
     "silu": F.silu,
 }
 

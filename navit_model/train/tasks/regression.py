@@ -18,7 +18,7 @@ from navit_loader import PackedLoader
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ConfigError
 
-from ...evaluate.regression import evaluate_regression, held_out_numbers, regression_table
+from ...evaluate.regression import held_out_numbers, judge_numbers, regression_table
 from ...losses.regression import numbers_of, regression_loss
 from ...world import World
 from ..feed import Loader, learnt_labels
@@ -84,7 +84,7 @@ class Regression(Classification):
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A `RegressionScore` for each of `train.eval_tokens` on `data.eval_index`."""
         unit = self.run.regression
-        return [evaluate_regression(module, mean=unit.mean, std=unit.std, **asked) for asked in self._asked()]
+        return [judge_numbers(module, mean=unit.mean, std=unit.std, **asked)[0] for asked in self._asked()]
 
     def score(self, row: Any) -> float:
         """R²."""
