@@ -17,6 +17,7 @@ class Given:
 
     Attributes:
         images: that are learnt.
+        held_out: images that are scored.
         step_images: of a step, about.
         tokens: of one image at most, prefix tokens left out.
         steps: asked for; 0 chooses.
@@ -27,6 +28,7 @@ class Given:
     """
 
     images: int
+    held_out: int
     step_images: float
     tokens: int
     steps: int
@@ -59,8 +61,7 @@ def recipe(given: Given) -> list[Choice]:
         Choice("train.ema", round(min(0.9999, max(0.5, 1 - 20 / steps)), 4), "an average over the last twentieth"),
         Choice("train.eval_every", often, "ten times in all"),
         Choice("train.checkpoint_every", often, "as often; navit-model fit goes on from the last"),
-        Choice("train.best", True, "weights of the best evaluation are kept, and used"),
-        Choice("train.patience", 5, "half of the evaluations without a better score, and the run ends"),
+        *_ending(given),
         Choice("train.log_every", max(1, min(20, often)), "lines of the log"),
         Choice("train.eval_tokens", _budgets(given.tokens), "a quarter, half and all of the tokens of an image"),
     ]
@@ -74,6 +75,22 @@ def recipe(given: Given) -> list[Choice]:
         Choice("model.width", width, f"a small model for {n:,} images: {why}"),
         Choice("model.depth", depth, "blocks"),
         Choice("model.heads", heads, "each sees an equal part of the width"),
+    ]
+
+
+SURE = 400
+"""Images, from which on evaluations are told apart: of 100 a score is uncertain by 5 points, of 400 by 2.5, while the last half
+of a run wins fewer; the best of ten such scores is luck, and the end of the schedule is not."""
+
+
+def _ending(given: Given) -> list[Choice]:
+    """Which weights are taken, and when a run ends."""
+    if given.held_out < SURE:
+        why = f"{given.held_out:,} held-out images are too few to choose a step by; the last weights are settled"
+        return [Choice("train.best", False, why), Choice("train.patience", 0, "nor to end the run by")]
+    return [
+        Choice("train.best", True, "weights of the best evaluation are kept, and used"),
+        Choice("train.patience", 5, "half of the evaluations without a better score, and the run ends"),
     ]
 
 

@@ -289,6 +289,7 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
         )
     given = Given(
         images=part.num_rows,
+        held_out=open_index(held_path).num_rows,
         step_images=_step_images(found, changed, part),
         tokens=keys["plan.max_tokens"].value - prefix,
         steps=int(changed.get("train", {}).get("steps", 0)),
