@@ -13,12 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from navit_loader import build_index, open_index
 from navit_loader.cli import main as loader
 from navit_loader.config import LoaderConfig
+from navit_loader.suggest import nested
 from navit_model.cli import main
+from navit_model.train.recipe import SURE, Given, recipe
+from navit_model.train.settings import RunConfig
 from navit_model.use.twins import find_twins
 
 SMALL = ("train.steps=6", "train.log_every=1", "train.device=cpu", "model.width=32", "model.depth=2", "model.heads=1")
@@ -58,7 +63,7 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0
     said = capsys.readouterr().out
     assert (run / "report.html").exists() and "left out: 1 image that cannot be decoded" in said
-    few = re.search(r"Only \d images were scored, and the same ones chose the best step, .* points wide\.", said)
+    few = re.search(r"Only \d images were scored; the interval .* points wide\.", said)
     assert few and few[0] in (run / "report.html").read_text()
     details = json.loads((run / "scores.json").read_text())["details"]
     assert len(details) == 1 and "Worst mistakes" in (run / "report.html").read_text()
@@ -190,27 +195,106 @@ def small_set(root: Path, *folders: str) -> None:
             picture(100 * label + i).save(root / name / f"{i}.png")
 
 
-def test_folders_of_splits_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def names_of(run: Path, part: str) -> list[str]:
+    return sorted(open_index(run / f"{part}.arrow").table()["name"].to_pylist())
+
+
+def test_a_folder_of_splits_is_learnt_and_scored_by_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, run = tmp_path / "in", tmp_path / "run"
-    small_set(root, "train/a", "train/b", "Test/a", "Test/b")
-    assert main(["fit", str(root), "-o", str(run), *SMALL]) == 2
-    err = capsys.readouterr().err
-    assert "holds splits, Test, train, and no classes" in err and "\n" not in err.strip()
-    # What it says does what it should.
-    assert main(["fit", str(root / "train"), "-o", str(run), *SMALL, "train.steps=1"]) == 0
-    assert "classes with their images: a (5), b (5)\n" in capsys.readouterr().out
-    words = re.findall(r"navit-loader (index .*?), then navit-model (eval .*)", err)[0]
-    index, score = (words[0].split(), words[1].split())
+    small_set(root, "train/a", "train/b", "Val/a", "Val/b", "test/a", "test/b")
+    for i in range(5):  # else the pictures of all splits are the same
+        picture(1000 + i).save(root / "Val" / "a" / f"{i}.png")
+        picture(1100 + i).save(root / "Val" / "b" / f"{i}.png")
+    picture(2, 60, 45).save(root / "Val" / "a" / "twin.png")  # of train/a/2.png
+    words = ["fit", str(root), "-o", str(run), *SMALL, "train.steps=1"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f"'{root}/train' is learnt, '{root}/Val' is held out" in out
+    assert f"held out: 11 images of {root}/Val, as given" in out
+    assert re.search(
+        r"left out of training: 1 picture also held out, such as \S*/train/a/2.png, which is \S*/twin.png", out
+    )
+    assert names_of(run, "train") == sorted({f"{c}/{i}.png" for c in "ab" for i in range(5)} - {"a/2.png"})
+    assert len(names_of(run, "heldout")) == 11
+    assert f"11 images of {root}/Val, as given" in (run / "fit.toml").read_text()
+    # What is said of the split that is left does what it should.
+    index, score = (
+        words.split() for words in re.findall(r"navit-loader (index .*?), then navit-model (eval .*)", out)[0]
+    )
     index[3] = score[2] = str(tmp_path / "x.arrow")
     assert loader(index) == 0 and main(score) == 0
     capsys.readouterr()
+    assert main(words) == 0  # goes on
+    picture(2000).save(root / "Val" / "a" / "new.png")
+    assert main(words) == 2
+    assert "have changed since" in capsys.readouterr().err
+    assert main([*words, "--held-out", "0.3"]) == 2
+    assert f"give the one to learn from, '{root}/train'" in capsys.readouterr().err
 
     assert loader(["index", str(root), "-o", str(tmp_path / "all.arrow")]) == 0
-    assert "Test, train are names of splits" in capsys.readouterr().out
+    assert "Val, test, train are names of splits" in capsys.readouterr().out
     flat = tmp_path / "flat"
     small_set(flat, "train", "exam")
     assert loader(["index", str(flat), "-o", str(tmp_path / "flat.arrow")]) == 0
     assert "names of splits" not in capsys.readouterr().out
+
+
+def test_splits_without_folders_of_classes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, run = tmp_path / "in", tmp_path / "run"
+    small_set(root, "train", "test")
+    assert main(["fit", str(root), "-o", str(run), *SMALL]) == 2
+    err = capsys.readouterr().err
+    assert "holds splits, test, train, and no classes; put the images of each class into a folder" in err
+    (root / "labels.csv").write_text("path,label\n")
+    assert main(["fit", str(root), "-o", str(run), *SMALL]) == 2
+    assert f"or give the table of their labels: '{root}/labels.csv'\n" in capsys.readouterr().err
+    small_set(root / "more", "test/a", "dev/b")
+    assert main(["fit", str(root / "more"), "-o", str(run), *SMALL]) == 2
+    assert "none of them is called train; fit the one to learn from" in capsys.readouterr().err
+    assert not run.exists()
+    # A competition's: the images of its test have no labels.
+    small_set(root / "half", "train/a", "train/b", "test")
+    assert main(["fit", str(root / "half"), "-o", str(run), *SMALL, "train.steps=1"]) == 0
+    assert "a share of it held out" in capsys.readouterr().out and len(names_of(run, "heldout")) == 2
+    small_set(root / "one", "train/a", "train/b")
+    assert main(["fit", str(root / "one"), "-o", str(tmp_path / "other"), *SMALL]) == 2
+    assert f"or, if the folders in '{root}/one/train' are the classes, give that" in capsys.readouterr().err
+
+
+def test_ones_own_validation_images_are_scored_by_the_classes_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_set(tmp_path / "in", "a", "b", "c")
+    own = tmp_path / "own"
+    for i in range(3):
+        (own / "c").mkdir(parents=True, exist_ok=True)
+        picture(900 + i).save(own / "c" / f"{i}.png")
+    table = tmp_path / "own.csv"
+    table.write_text("path,label\n" + "".join(f"own/c/{i}.png,c\n" for i in range(3)))
+    assert loader(["index", str(own), "-o", str(tmp_path / "own.arrow"), "--classes", str(tmp_path / "names.txt")]) == 2
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    assert loader(["index", str(own), "-o", str(tmp_path / "own.arrow"), "--classes", str(tmp_path / "names.txt")]) == 0
+    capsys.readouterr()
+    for n, source in enumerate((own, table, tmp_path / "own.arrow")):
+        run = tmp_path / f"run{n}"
+        words = ["fit", str(tmp_path / "in"), "-o", str(run), "--held-out", str(source), *SMALL, "train.steps=1"]
+        assert main(words) == 0
+        assert "no image to score of 2 classes: a, b" in capsys.readouterr().out
+        held = open_index(run / "heldout.arrow")
+        assert held.classes == ["a", "b", "c"] and set(np.concatenate(held.columns()["labels"]).ravel()) == {2}
+        assert open_index(run / "train.arrow").num_rows == 15
+    small_set(own, "zebra")
+    words = ["fit", str(tmp_path / "in"), "-o", str(tmp_path / "x"), *SMALL, "--held-out"]
+    assert main([*words, str(own)]) == 2
+    err = capsys.readouterr().err
+    assert f"folder '{own}/zebra' is no class" in err and "\n" not in err.strip() and f"'{tmp_path / 'in'}'" in err
+    assert loader(["index", str(own), "-o", str(tmp_path / "own.arrow")]) == 0
+    assert main([*words, str(tmp_path / "own.arrow")]) == 2
+    assert "has the classes [c, zebra] (2), the model was trained on [a, b, c]" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "in")]) == 2
+    assert "all pictures of" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "none")]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("table", ["in/table.csv", "in/annotations/instances.json", "in/data/a.parquet"])
@@ -263,3 +347,48 @@ def test_a_misspelt_change_is_told_before_any_work(
     # A width of 32 needs other heads than the usual: that is for the whole configuration to say.
     assert main(["fit", str(folder), "-o", str(tmp_path / "run"), "model.width=32", change]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@given(
+    images=st.integers(2, 10**6),
+    held_out=st.integers(1, 10**5),
+    steps=st.integers(0, 10**5),
+    pretrained=st.booleans(),
+    best=st.sampled_from([None, True, False]),
+)
+def test_a_step_is_chosen_by_held_out_images_only_where_they_can_tell(
+    images: int, held_out: int, steps: int, pretrained: bool, best: bool | None
+) -> None:
+    about = Given(images, held_out, 30.5, 64, steps, pretrained, False, False, "fp32", best)
+    table = {**nested(recipe(about))["train"], **({} if best is None else {"best": best})}
+    assert table["best"] == (held_out >= SURE if best is None else best)
+    assert bool(table["patience"]) == table["best"]
+    # Whatever is chosen is allowed, and what was asked for is too.
+    config = RunConfig.from_dict({"train": table, "data": {"eval_index": "x"}}).train
+    assert 10 <= -(-config.steps // config.eval_every) <= 19 or config.steps < 10
+
+
+def test_a_run_of_few_held_out_images_ends_at_its_last_step(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert tomllib.loads((run / "fit.toml").read_text())["train"]["best"] is False
+    assert "scored best" not in out and not list((run / "checkpoints").glob("best-*"))
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["checkpoint"].endswith("step-00000006")
+    tokens = re.search(r"use it: navit-model predict \S+ IMAGE … --tokens (\d+)", out)
+    assert tokens
+    assert main(["predict", str(run), str(folder / "cat"), "--tokens", tokens[1], "--json"]) == 1  # one is torn
+    assert (
+        main(["eval", str(run), str(run / "heldout.arrow"), "--tokens", tokens[1], "--json", str(tmp_path / "x")]) == 0
+    )
+    capsys.readouterr()
+    last = json.loads((tmp_path / "x").read_text())
+    assert (
+        last["checkpoint"] == scores["checkpoint"] and last["scores"][0]["accuracy"] == scores["scores"][0]["accuracy"]
+    )
+    # Patience counts from the best step, which is then kept.
+    assert main(["fit", str(folder), "-o", str(tmp_path / "asked"), *SMALL, "train.patience=2"]) == 0
+    assert "scored best, and is what predict, eval and export take" in capsys.readouterr().out

@@ -32,8 +32,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "source",
         metavar="FOLDER",
-        help="one folder per class, a manifest, tar, zip, Parquet, what Hugging Face, MDS, LitData or COCO wrote, a URL, or "
-        "an index",
+        help="one folder per class, such folders in train/ and val/, a manifest, tar, zip, Parquet, what Hugging Face, MDS, "
+        "LitData or COCO wrote, a URL, or an index",
     )
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
     parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
@@ -48,10 +48,20 @@ def add(subparsers: Any) -> None:
         "--tokens", type=int, default=0, metavar="M", help="tokens of one image at most (default: chosen)"
     )
     parser.add_argument(
-        "--held-out", type=float, default=0.2, metavar="F", help="share of each class to score by (default: 0.2)"
+        "--held-out",
+        type=_share_or_source,
+        metavar="F|SOURCE",
+        help="share of each class to score by (default: 0.2), or a folder, table or index of your own validation images",
     )
     add_columns(parser)
     parser.set_defaults(run=run)
+
+
+def _share_or_source(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def run(args: argparse.Namespace) -> int:

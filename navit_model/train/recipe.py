@@ -25,6 +25,7 @@ class Given:
         sigmoid: images have several labels, or none as a fact.
         numbers: numbers are to be predicted, in the place of classes.
         precision: what the device is quickest in.
+        best: whether the best step is to be kept; None chooses.
     """
 
     images: int
@@ -36,6 +37,7 @@ class Given:
     sigmoid: bool
     numbers: bool
     precision: str
+    best: bool | None = None
 
 
 def recipe(given: Given) -> list[Choice]:
@@ -85,7 +87,9 @@ of a run wins fewer; the best of ten such scores is luck, and the end of the sch
 
 def _ending(given: Given) -> list[Choice]:
     """Which weights are taken, and when a run ends."""
-    if given.held_out < SURE:
+    if given.best is False:
+        return [Choice("train.patience", 0, "nothing to wait for without train.best")]
+    if given.best is None and given.held_out < SURE:
         why = f"{given.held_out:,} held-out images are too few to choose a step by; the last weights are settled"
         return [Choice("train.best", False, why), Choice("train.patience", 0, "nor to end the run by")]
     return [

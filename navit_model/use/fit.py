@@ -20,11 +20,14 @@ import torch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError, IndexFileError
 from navit_loader.index import Index, build_index, open_index
-from navit_loader.index.sources.misread import are_splits, tables_in
-from navit_loader.index.subset import split_groups, write_subset
+from navit_loader.index.sources import open_sources
+from navit_loader.index.sources.columns import USUAL, Columns
+from navit_loader.index.sources.folder import FolderSource
+from navit_loader.index.sources.misread import splits_of, tables_in
 from navit_loader.shown import counted, say
 from navit_loader.suggest import Choice, nested, suggest, toml
 
+from ..evaluate.classification import other_classes
 from ..model.check import TABLES
 from ..train.checkpoint import steps
 from ..train.lock import hold
@@ -34,13 +37,10 @@ from ..train.settings import RunConfig, check_changes, set_key
 from ..train.task import Row
 from ..world import half_of
 from .finetune import load, starting
-from .twins import find_twins
+from .parts import SHOWN, sides, split
 
-FEWEST = 8
-"""Labelled images; of fewer no score means anything."""
-
-SHOWN = 12
-"""Classes that are listed at most."""
+SHARE = 0.2
+"""Held out where nothing else is said."""
 
 UNEVEN = 5
 """The largest class over the smallest, from which on that is said."""
@@ -56,7 +56,8 @@ class Fit:
         weights: what to start from; empty starts from nothing.
         changes: `section.key=value` texts.
         tokens: of one image at most; 0 chooses.
-        held_out: share of each class that is scored and not learnt.
+        held_out: share of each class that is scored and not learnt; or one's own images to score by, as a source or an index.
+            None takes what a folder of splits says, else a fifth.
         image_column, label_column, caption_column, target_column, weight_column: see `build_index`.
     """
 
@@ -65,7 +66,7 @@ class Fit:
     weights: str = ""
     changes: tuple[str, ...] = ()
     tokens: int = 0
-    held_out: float = 0.2
+    held_out: float | str | None = None
     image_column: str = ""
     label_column: str = ""
     caption_column: str = ""
@@ -83,8 +84,8 @@ def fit(asked: Fit) -> list[Row]:
         NavitError: the images, the folder, the weights or a change do not allow it, or differ from those that the folder was
             begun with.
     """
-    if not 0 < asked.held_out < 1:
-        raise ConfigError(f"--held-out = {asked.held_out} is not allowed; it must be above 0 and below 1")
+    if isinstance(asked.held_out, float) and not 0 < asked.held_out < 1:
+        raise ConfigError(f"--held-out = {asked.held_out} is not allowed; it must be above 0 and below 1, or be images")
     changed: dict[str, Any] = {}
     for text in asked.changes:
         set_key(changed, text)
@@ -95,10 +96,11 @@ def fit(asked: Fit) -> list[Row]:
     begun, config = out / "fit.json", out / "fit.toml"
     if out.exists() and not begun.exists() and (not out.is_dir() or set(os.listdir(out)) - {".fit.lock", *_OURS}):
         raise ConfigError(f"'{out}' holds something else already; choose another folder with -o")
+    asked = _with_sides(asked)
     with hold(out, "fit"):
-        index = _indexed(asked, out, begun, settled=config.exists())
+        index, own = _indexed(asked, out, begun, settled=config.exists())
         if not config.exists():
-            made = _choices(asked, changed, index, out)
+            made = _choices(asked, changed, index, own, out)
             RunConfig.from_dict(nested(made))
             waiting = config.with_suffix(".new")
             waiting.write_text(toml(made, _head(asked, config)), encoding="utf-8")
@@ -111,42 +113,66 @@ def fit(asked: Fit) -> list[Row]:
         return train(run, resume=bool(steps(out)), begin=model, again="give the same command again")
 
 
-_OURS = {"all.arrow", "all.arrow.building", "all.arrow.quarantine.jsonl"}
+_OURS = {f"{name}.arrow{end}" for name in ("all", "own") for end in ("", ".building", ".quarantine.jsonl")}
 """What a call that was stopped before `fit.json` leaves."""
 
 
-def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
-    """The index of all images; where an earlier call `settled` the configuration, only if all is as it was."""
-    path = out / "all.arrow"
-    given = open_index(asked.sources[0]) if _is_index(asked.sources) else None
-    columns = {
-        key: getattr(asked, key) for key in (f"{k}_column" for k in ("image", "label", "caption", "target", "weight"))
-    }
-    if given is not None and (named := next((key for key, name in columns.items() if name), "")):
-        option = "--" + named.replace("_", "-")
-        raise ConfigError(
-            f"{option} {columns[named]} is of no use where '{asked.sources[0]}' is an index; index the table with it: "
-            f"navit-loader index TABLE -o {asked.sources[0]} {option} {columns[named]}"
-        )
-    if given is None:
-        done = build_index(asked.sources, path, refresh=path.exists(), **columns)
-        what = ("different number", "") if asked.target_column else ("class", "classes")
-        say(f"{counted(done.rows, 'image')}, {counted(len(done.classes), *what)}")
-        for note in done.notes:
-            say(f"  {note}")
-        if done.broken:
-            say(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
-            with open(done.quarantine, encoding="utf-8") as file:
-                for line in map(json.loads, itertools.islice(file, 3)):
-                    say(f"    {line['uri']}: {line['reason']}")
-        _no_splits(asked, done.classes)
-    index = given or open_index(path)
+def _with_sides(asked: Fit) -> Fit:
+    """The same, with what a folder of splits says of what is learnt and what is scored.
+
+    Raises:
+        ConfigError: it holds splits, and something else was asked for.
+        IndexFileError: its splits hold no classes.
+    """
+    where = asked.sources[0]
+    plain = len(asked.sources) == 1 and os.path.isdir(where) and _is_plain(where, Columns(**_columns(asked)))
+    splits = splits_of(where) if plain else None
+    if splits is None:
+        return asked if asked.held_out is not None else replace(asked, held_out=SHARE)
+    named = f"'{where}' holds splits, {', '.join(splits.names)}, and no classes"
+    if not splits.learnt:
+        tables = tables_in(where)
+        if splits.flat:
+            answer = f", or give the table of their labels: {tables}" if tables else ", or give a table of their labels"
+            raise IndexFileError(f"{named}; put the images of each class into a folder of its own within them{answer}")
+        raise IndexFileError(f"{named}; none of them is called train; fit the one to learn from")
+    learnt, scored = os.path.join(where, splits.learnt), os.path.join(where, splits.scored)
+    if asked.held_out is not None:
+        raise ConfigError(f"{named}; with --held-out {asked.held_out} give the one to learn from, '{learnt}'")
+    if not splits.scored:
+        say(f"splits: '{learnt}' is learnt, and a share of it held out; the others hold no folders of classes")
+        return replace(asked, sources=(learnt,), held_out=SHARE)
+    say(f"splits: '{learnt}' is learnt, '{scored}' is held out")
+    for name in sorted(set(splits.names) - {splits.learnt, splits.scored}):
+        say(f"  '{name}' is left alone; in the end: navit-loader index {os.path.join(where, name)} -o {name}.arrow --classes "
+            f"{asked.out}/all.arrow, then navit-model eval {asked.out} {name}.arrow")  # fmt: skip
+    return replace(asked, sources=(learnt,), held_out=scored)
+
+
+def _is_plain(folder: str, columns: Columns = USUAL) -> bool:
+    """Whether a folder is one of images alone, and not what a table or another program says of them."""
+    return [type(source) for source in open_sources([folder], columns)] == [FolderSource]
+
+
+def _columns(asked: Fit) -> dict[str, str]:
+    return {kind: getattr(asked, f"{kind}_column") for kind in ("image", "label", "caption", "target", "weight")}
+
+
+def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> tuple[Index, Index | None]:
+    """The index of all images, and of one's own held-out ones; where an earlier call `settled` the configuration, only if all
+    is as it was."""
+    index = _index(asked.sources, out / "all.arrow", _columns(asked))
     if index.targets is None and index.classes:
         say(f"  {_classes(index)}")
+    held = _own(asked, index, out / "own.arrow") if isinstance(asked.held_out, str) else None
     question = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(asked).items() if key != "out"}
-    question["sources"] = [source if "://" in source else os.path.abspath(source) for source in asked.sources]
+    question["sources"] = [_absolute(source) for source in asked.sources]
+    if isinstance(asked.held_out, str):
+        question["held_out"] = _absolute(asked.held_out)
     # Where they lie is no part of it, what they are is.
-    content = [index.num_rows, index.plan_fingerprint, index.render_fingerprint]
+    content = [
+        v for part in (index, held) if part for v in (part.num_rows, part.plan_fingerprint, part.render_fingerprint)
+    ]
     if settled:
         try:
             before = json.loads(begun.read_text(encoding="utf-8"))
@@ -158,12 +184,66 @@ def _indexed(asked: Fit, out: Path, begun: Path, settled: bool) -> Index:
                 raise ConfigError(_other(asked, out, key, old.get(key, ""), value))
         if then != content:
             raise ConfigError(
-                f"the images have changed since '{out}' was begun ({then[0]:,} then, {index.num_rows:,} now); choose another "
-                "folder with -o"
+                f"the images have changed since '{out}' was begun ({sum(then[::3]):,} then, {sum(content[::3]):,} now); choose "
+                "another folder with -o"
             )
     else:
         begun.write_text(json.dumps({"asked": question, "content": content}, indent=1), encoding="utf-8")
-    return index
+    return index, held
+
+
+def _absolute(source: str) -> str:
+    return source if "://" in source else os.path.abspath(source)
+
+
+def _index(sources: Sequence[str], path: Path, called: dict[str, str], classes: list[str] | None = None) -> Index:
+    """The index of sources at `path`, or the one that is given in their place; `called` as `_columns` gives it."""
+    columns: dict[str, Any] = {f"{kind}_column": name for kind, name in called.items()}
+    if len(sources) == 1 and _is_index(sources[0]):
+        if named := next((key for key, name in columns.items() if name), ""):
+            option = "--" + named.replace("_", "-")
+            raise ConfigError(
+                f"{option} {columns[named]} is of no use where '{sources[0]}' is an index; index the table with it: "
+                f"navit-loader index TABLE -o {sources[0]} {option} {columns[named]}"
+            )
+        return open_index(sources[0])
+    done = build_index(sources, path, refresh=path.exists(), classes=classes, **columns)
+    what = ("different number", "") if called["target"] else ("class", "classes")
+    say(f"{counted(done.rows, 'image')}, {counted(len(done.classes), *what)}")
+    for note in done.notes:
+        say(f"  {note}")
+    if done.broken:
+        say(f"  {done.broken:,} broken, left out; each with its reason in {done.quarantine}")
+        with open(done.quarantine, encoding="utf-8") as file:
+            for line in map(json.loads, itertools.islice(file, 3)):
+                say(f"    {line['uri']}: {line['reason']}")
+    return open_index(path)
+
+
+def _own(asked: Fit, index: Index, path: Path) -> Index:
+    """The index of one's own held-out images, whose classes are those of `index`.
+
+    Raises:
+        IndexFileError: they cannot be indexed, or have other classes.
+    """
+    source, called = str(asked.held_out), _columns(asked)
+    say(f"held out is '{source}'")
+    try:
+        # Weights are of what is learnt. Names of columns are of tables alone, whichever side is one.
+        called["weight"] = ""
+        if _is_index(source) or (os.path.isdir(source) and _is_plain(source)):
+            called = dict.fromkeys(called, "")
+        own = _index([source], path, called, None if index.targets is not None else index.classes)
+    except IndexFileError as e:
+        raise IndexFileError(f"--held-out {source}: {e}; classes are those of '{asked.sources[0]}'") from None
+    if (own.targets is None) != (index.targets is None):
+        kinds = ("classes", "numbers") if index.targets is None else ("numbers", "classes")
+        raise IndexFileError(
+            f"'{asked.sources[0]}' has {kinds[0]}, and --held-out {source} {kinds[1]}; give both alike"
+        )
+    if index.targets is None and own.classes != index.classes:
+        raise IndexFileError(other_classes(source, own.classes, index.classes, index.path))
+    return own
 
 
 def _other(asked: Fit, out: Path, key: str, old: Any, new: Any) -> str:
@@ -180,24 +260,6 @@ def _other(asked: Fit, out: Path, key: str, old: Any, new: Any) -> str:
     )
 
 
-def _no_splits(asked: Fit, classes: list[str]) -> None:
-    """Refuses a folder of splits, whose images of training would be told from those of testing.
-
-    Raises:
-        IndexFileError: says what to give.
-    """
-    where = asked.sources[0]
-    if not os.path.isdir(where) or not are_splits(where, classes):
-        return
-    first = next((name for name in classes if name.lower().startswith("train")), classes[0])
-    other = next(name for name in classes if name != first)
-    raise IndexFileError(
-        f"'{where}' holds splits, {', '.join(classes)}, and no classes; fit {os.path.join(where, first)}, and score "
-        f"afterwards: navit-loader index {os.path.join(where, other)} -o {other}.arrow --classes {asked.out}/all.arrow, then "
-        f"navit-model eval {asked.out} {other}.arrow"
-    )
-
-
 def _classes(index: Index) -> str:
     """The first classes, each with its images."""
     labels = np.concatenate(index.columns()["labels"])
@@ -207,65 +269,19 @@ def _classes(index: Index) -> str:
     return f"classes with their images: {', '.join(listed)}{more}"
 
 
-def _is_index(sources: Sequence[str]) -> bool:
-    return len(sources) == 1 and sources[0].endswith(".arrow") and os.path.isfile(sources[0])
+def _is_index(source: str) -> bool:
+    return source.endswith(".arrow") and os.path.isfile(source)
 
 
-def _split(asked: Fit, index: Index, train_path: Path, held_path: Path) -> str:
-    """Writes both parts; what is said of them."""
-    labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
-    labelled = labels[:, 0] != -1
-    many = int(labelled.sum())
-    where = asked.sources[0]
-    # The images' folder is a class where their table was meant.
-    tables = tables_in(where) if os.path.isdir(where) else ""
-    beside = f"; or, if their labels stand in {tables}, give that" if tables else ""
-    if not many:
-        raise IndexFileError(
-            f"no image of '{where}' has a label; put each class into a folder of its own, or give --label-column or "
-            f"--target-column{beside}"
-        )
-    if many < FEWEST:
-        raise IndexFileError(
-            f"'{where}' has {counted(many, 'labelled image')}; fit needs {FEWEST} at least, and hundreds to be of use"
-        )
-    present = np.unique(labels[labels >= 0])
-    if len(present) < 2:
-        only = f"'{index.classes[present[0]]}'" if len(present) else "none"
-        if index.targets is not None:
-            raise IndexFileError(
-                f"all images of '{where}' have the number {only}; give others, or another --target-column"
-            )
-        raise IndexFileError(
-            f"all images of '{where}' are of one class, {only}; give two at least, a folder for each, in one folder{beside}"
-        )
-    say("looking for equal and nearly equal pictures")
-    twins = find_twins(index)
-    usable = labelled & twins.decoded
-    if bad := np.flatnonzero(~twins.decoded).tolist():
-        say(f"  left out: {counted(len(bad), 'image')} that cannot be decoded, such as {index.uri(bad[0])}")
-    if many < index.num_rows:
-        say(f"  left out: {counted(index.num_rows - many, 'image')} without a label")
-    if not usable.any():
-        raise IndexFileError(f"no image of '{where}' can be decoded; navit-loader lint says why of each")
-    double = int((twins.groups != np.arange(len(twins.groups)))[usable].sum())
-    held = split_groups(index, asked.held_out, 0, twins.groups, usable)
-    first = twins.groups
-    odd = np.flatnonzero(usable & usable[first] & (labels != labels[first]).any(1))
-    if len(odd):
-        say(f"  {counted(len(odd), 'picture')} with a twin of another label, such as {index.uri(int(odd[0]))} and "
-            f"{index.uri(int(first[odd[0]]))}")  # fmt: skip
-    for path, keep in ((train_path, usable & ~held), (held_path, held)):
-        write_subset(index, keep, path)
-    kind = "class" if index.targets is None else "range of the numbers"
-    said = f"{int(held.sum()):,} of {int(usable.sum()):,} images, a share of each {kind}"
-    return said + (f"; {counted(double, 'twin')} on the side of the picture" if double else "")
-
-
-def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> list[Choice]:
+def _choices(asked: Fit, changed: dict[str, Any], index: Index, own: Index | None, out: Path) -> list[Choice]:
     train_path, held_path = out / "train.arrow", out / "heldout.arrow"
     model = load(asked.weights, dict(changed.get("model", {}))).config if asked.weights else None
-    why_held = _split(asked, index, train_path, held_path)
+    where, paths = asked.sources[0], (train_path, held_path)
+    if own is None:
+        assert isinstance(asked.held_out, float)
+        why_held = split(index, where, asked.held_out, *paths)
+    else:
+        why_held = sides(index, where, own, str(asked.held_out), *paths)
     say(f"held out: {why_held}")
     gpu = torch.cuda.is_available() and changed.get("train", {}).get("device") != "cpu"
     part = open_index(train_path)
@@ -287,16 +303,19 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, out: Path) -> li
             f"the largest class has {most / fewest:.0f} times the images of the smallest; train.class_weights=balanced lets "
             "all count alike"
         )
+    asked_of = changed.get("train", {})
     given = Given(
         images=part.num_rows,
         held_out=open_index(held_path).num_rows,
         step_images=_step_images(found, changed, part),
         tokens=keys["plan.max_tokens"].value - prefix,
-        steps=int(changed.get("train", {}).get("steps", 0)),
+        steps=int(asked_of.get("steps", 0)),
         pretrained=model is not None,
         sigmoid=bool(((labels >= 0).sum(1) != 1).any()),
         numbers=part.targets is not None,
         precision=half_of(torch.cuda.get_device_capability()) if gpu else "fp32",
+        # Patience counts from the best step.
+        best=asked_of.get("best", True if asked_of.get("patience") else None),
     )
     found += [Choice("data.eval_index", str(held_path), why_held), *recipe(given)]
     found.append(Choice("train.out", str(out), "log, checkpoints, report.html"))

@@ -1,6 +1,6 @@
 """Which images of an index are the same picture: equal files, and files that differ in size, format or compression.
 
-In: an index. Out: for each row the group it is in, and whether it can be decoded. Apart from the
+In: an index, or several. Out: for each row the group it is in, and whether it can be decoded. Apart from the
 index, which looks at no pixel; here each image is decoded once, by the engine, at some 256 of them.
 """
 
@@ -42,11 +42,11 @@ class Twins:
     decoded: npt.NDArray[np.bool_]
 
 
-def find_twins(index: Index, threads: int = 0) -> Twins:
+def find_twins(*indexes: Index, threads: int = 0) -> Twins:
     """Groups of the same picture, joined pair by pair; a mirrored or cropped one is another picture.
 
     Args:
-        index: of the images.
+        indexes: of the images; of several, the rows of each follow those of the one before.
         threads: decoding threads; 0 means one per core.
 
     Raises:
@@ -56,12 +56,16 @@ def find_twins(index: Index, threads: int = 0) -> Twins:
     config = LoaderConfig(
         data=DataConfig(batch_size=1), plan=plan, render=RenderConfig(threads=threads, failure_limit=1.0)
     ).for_evaluation(256)
-    small = np.zeros((index.num_rows, HEIGHT, WIDTH), np.float32)
-    decoded = np.zeros(index.num_rows, bool)
-    with PackedLoader(index, config) as loader:
-        for batch in loader:
-            for row, picture in _pictures(batch):
-                small[row], decoded[row] = _shrunk(picture), True
+    total = sum(index.num_rows for index in indexes)
+    small = np.zeros((total, HEIGHT, WIDTH), np.float32)
+    decoded = np.zeros(total, bool)
+    start = 0
+    for index in indexes:
+        with PackedLoader(index, config) as loader:
+            for batch in loader:
+                for row, picture in _pictures(batch):
+                    small[start + row], decoded[start + row] = _shrunk(picture), True
+        start += index.num_rows
     return Twins(_joined(small, decoded), decoded)
 
 
