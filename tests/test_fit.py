@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from navit_loader.config import LoaderConfig
 from navit_loader.suggest import nested
 from navit_model.cli import main
 from navit_model.train.recipe import SURE, Given, recipe
+from navit_model.train.report import chosen_in
 from navit_model.train.settings import RunConfig
 from navit_model.use.twins import find_twins
 
@@ -64,7 +66,14 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     said = capsys.readouterr().out
     assert (run / "report.html").exists() and "left out: 1 image that cannot be decoded" in said
     few = re.search(r"Only \d images were scored; the interval .* points wide\.", said)
-    assert few and few[0] in (run / "report.html").read_text()
+    assert few
+    # Each key and its reason stand in the report.
+    page = html.unescape((run / "report.html").read_text())
+    choices = chosen_in(run)
+    assert len(choices) > 30 and all(f"<td>{one.key}</td>" in page and f"<td>{one.why}</td>" in page for one in choices)
+    table = tomllib.loads((run / "fit.toml").read_text())
+    assert nested(choices).keys() == table.keys() and choices[0].value == f'"{table["data"]["index"]}"'
+    assert "<h2>In words" in page and "choose a step by; the last weights are settled." in page
     details = json.loads((run / "scores.json").read_text())["details"]
     assert len(details) == 1 and "Worst mistakes" in (run / "report.html").read_text()
     held, learnt = (set(open_index(run / f"{part}.arrow").table()["name"].to_pylist()) for part in ("heldout", "train"))
@@ -332,6 +341,25 @@ def test_a_run_that_was_stopped_says_how_fit_goes_on(
     assert re.search("1 broken, left out.*\n    .*dog/void.png: empty", out)
 
 
+def test_a_signal_before_training_says_what_is_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def stop() -> None:
+        for _ in range(60_000):
+            if (run / "fit.json").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.001)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 130
+    err = capsys.readouterr().err
+    assert re.search(rf"nothing is trained yet; the index.* is kept in '{run}'; give the same command again", err)
+    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0 and len(losses(run)) == 6
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -389,6 +417,19 @@ def test_a_run_of_few_held_out_images_ends_at_its_last_step(
     assert (
         last["checkpoint"] == scores["checkpoint"] and last["scores"][0]["accuracy"] == scores["scores"][0]["accuracy"]
     )
+    # More steps are another run, from these weights and on the same split, by the command that is printed.
+    more = re.findall(r"more steps from its weights: navit-model (.*)", out)[0]
+    assert html.escape(more) in (run / "report.html").read_text()
+    words = ["fit", str(folder), "-o", str(run), *SMALL[1:], "train.steps=9"]
+    before = sorted((path, path.stat().st_mtime_ns) for path in (run / "checkpoints").rglob("*"))
+    assert main(words) == 2
+    refused = capsys.readouterr().err
+    assert f"navit-model {more.replace('train.steps=6', 'train.steps=9')}" in refused and "\n" not in refused.strip()
+    assert sorted((path, path.stat().st_mtime_ns) for path in (run / "checkpoints").rglob("*")) == before
+    assert main(more.split()) == 0
+    state = json.loads(next((tmp_path / "run-longer" / "checkpoints").glob("step-*6/state.json")).read_text())
+    assert state["config"]["data"]["eval_index"] == str(run / "heldout.arrow")
+    assert losses(tmp_path / "run-longer")[0] < losses(run)[0]
     # Patience counts from the best step, which is then kept.
     assert main(["fit", str(folder), "-o", str(tmp_path / "asked"), *SMALL, "train.patience=2"]) == 0
     assert "scored best, and is what predict, eval and export take" in capsys.readouterr().out

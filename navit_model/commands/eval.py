@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,35 @@ def add(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is evaluated, and what is wanted beside accuracy; see the options."""
+
+    model: Path
+    index: str
+    tokens: Sequence[Any] | None = None
+    patch_size: Sequence[Any] | None = None
+    retrieval: bool = False
+    zero_shot: list[str] | None = None
+    tokenizer: str | None = None
+    cascade: bool = False
+    details: bool = False
+    group_by: list[str] | None = None
+    corrupt: list[str] | None = None
+    plot: Path | None = None
+    json: Path | None = None
+    device: str = "auto"
+    last: bool = False
+    raw: bool = False
+
+
 def run(args: argparse.Namespace) -> int:
+    """Prints a table and writes what was asked for; see `evaluate`."""
+    evaluate(Asked(**{field.name: getattr(args, field.name) for field in fields(Asked)}))
+    return 0
+
+
+def evaluate(args: Asked) -> None:
     """Prints a table and writes what was asked for.
 
     Raises:
@@ -112,10 +140,9 @@ def run(args: argparse.Namespace) -> int:
             from ..evaluate.plot import accuracy_plot
 
             accuracy_plot(args.plot, found["scores"], found.get("cascades", {}))
-    return 0
 
 
-def _need_index(args: argparse.Namespace, opened: OpenedModel) -> None:
+def _need_index(args: Asked, opened: OpenedModel) -> None:
     """Refuses a folder, or a table, that was not indexed.
 
     Raises:
@@ -136,7 +163,7 @@ def _need_index(args: argparse.Namespace, opened: OpenedModel) -> None:
     )
 
 
-def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
+def _labels(args: Asked, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Scores of a classifier, or of class names, at each patch size and budget."""
     from navit_loader import open_index
 
@@ -206,7 +233,7 @@ def _labels(args: argparse.Namespace, opened: OpenedModel, world: World) -> tupl
     return [score_table(scores), *texts], found
 
 
-def _numbers(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
+def _numbers(args: Asked, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Errors of a regression at each patch size and budget."""
     from ..evaluate.regression import judge_numbers, regression_table
 
@@ -237,7 +264,7 @@ def _numbers(args: argparse.Namespace, opened: OpenedModel, world: World) -> tup
     return [regression_table(scores), *texts], found | ({"details": closer} if closer else {})
 
 
-def _pairs(args: argparse.Namespace, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
+def _pairs(args: Asked, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
     """Recall of a contrastive model at each patch size and budget."""
     from ..evaluate.retrieval import evaluate_retrieval, retrieval_table
     from ..model.towers import TwoTowers
@@ -259,14 +286,14 @@ _OF_CLASSES = ("cascade", "corrupt", "details", "group_by", "plot")
 """Options that are of classes alone."""
 
 
-def _left_out(args: argparse.Namespace, options: Sequence[str], where: str) -> None:
+def _left_out(args: Asked, options: Sequence[str], where: str) -> None:
     """Refuses options that mean nothing there."""
     for option in options:
         value = getattr(args, option)
         require(value is None or value is False, f"--{option.replace('_', '-')}", value, f"left out {where}")
 
 
-def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:
+def _classifier(opened: OpenedModel, args: Asked) -> OpenedModel:
     """The model with the classifier that is asked for."""
     if args.zero_shot is not None:
         from navit_loader import open_index
@@ -283,7 +310,7 @@ def _classifier(opened: OpenedModel, args: argparse.Namespace) -> OpenedModel:
 
 
 def _closer(
-    args: argparse.Namespace,
+    args: Asked,
     opened: OpenedModel,
     loader: LoaderConfig,
     groups: Sequence[Groups],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navit_loader.commands import add_columns
 
+from ..train.stop import Stopped
 from . import eval as evaluation
 
 if TYPE_CHECKING:
-    from ..evaluate.classification import Score
-    from ..evaluate.regression import RegressionScore
+    from ..train.task import Row
 
 CHANCES = 2**26
 """Images times classes at most for which scores by class are made unasked: 256 MiB of probabilities."""
@@ -66,73 +67,84 @@ def _share_or_source(text: str) -> float | str:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
-    from navit_loader import open_index
-    from navit_loader.shown import say
+    from navit_loader.shown import say, tell
 
-    from ..evaluate.classification import Score
-    from ..evaluate.regression import RegressionScore
+    from ..train import report
     from ..use.fit import Fit, fit
 
-    done = fit(
-        Fit(
-            sources=(args.source,),
-            out=args.output,
-            weights=args.weights,
-            changes=tuple(args.changes),
-            tokens=args.tokens,
-            held_out=args.held_out,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            caption_column=args.caption_column,
-            target_column=args.target_column,
-            weight_column=args.weight_column,
-        )
+    out = Path(args.output)
+    asked = Fit(
+        sources=(args.source,),
+        out=args.output,
+        weights=args.weights,
+        changes=tuple(args.changes),
+        tokens=args.tokens,
+        held_out=args.held_out,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        caption_column=args.caption_column,
+        target_column=args.target_column,
+        weight_column=args.weight_column,
     )
-    budget = ""
-    if done and isinstance(done[-1], Score | RegressionScore):
-        tokens = max(row.tokens for row in done if isinstance(row, Score | RegressionScore))
-        # What chose the best step; without a budget small images would be seen at their own size.
-        budget = f" --tokens {tokens}"
-        held = f"{args.output}/heldout.arrow"
-        index = open_index(held)
-        if find_spec("sklearn") and (index.targets is not None or index.num_rows * len(index.classes) <= CHANCES):
-            _details(Path(args.output), tokens)
-        else:
-            need = "" if find_spec("sklearn") else "pip install scikit-learn, then "
-            say(f"scores by class: {need}navit-model eval {args.output} {held} --details{budget}")
-        if said := _few(Path(args.output), done[-1]):
-            say(said)
-    say(f"use it: navit-model predict {args.output} IMAGE …{budget}")
+    try:
+        files, lines, budget = _scored(out, fit(asked))
+        say(f"report: {report.write(out, evaluated=files)}")
+    except KeyboardInterrupt as e:
+        # A run that was stopped in its steps has said so.
+        if not isinstance(e, Stopped) or not any(out.glob("checkpoints/step-*")):
+            tell(_kept(out))
+        raise
+    for line in lines:
+        say(line)
+    say(f"use it: navit-model predict {out} IMAGE …{budget}")
+    if more := report.longer(out):
+        say(f"more steps from its weights: {more}")
     return 0
 
 
-def _few(out: Path, last: Score | RegressionScore) -> str:
-    """What few held-out images allow to be said."""
+def _scored(out: Path, done: Sequence[Row]) -> tuple[list[Path], list[str], str]:
+    """What a person asks next: which classes, how sure, which images, at the budget that the run was scored by.
+
+    Args:
+        out: the run's folder.
+        done: its last scores.
+
+    Returns:
+        Files of scores for the report; lines to end with; the budget as an option of `predict`.
+    """
+    from navit_loader import open_index
+
+    from ..evaluate.classification import Score
     from ..evaluate.page import caution, read_scores
+    from ..evaluate.regression import RegressionScore
     from ..train.settings import RunConfig
 
-    scores = out / "scores.json"
-    found = read_scores(scores) if scores.exists() else {"scores": [last.to_dict()]}
-    return caution(found, RunConfig.from_toml(out / "fit.toml").train.best)
+    rows = [row for row in done if isinstance(row, Score | RegressionScore)]
+    if not rows:
+        return [], [], ""
+    config = RunConfig.from_toml(out / "fit.toml").train
+    # Without a budget small images would be seen at their own size.
+    largest = max(rows, key=lambda row: row.tokens)
+    held, file, budget = out / "heldout.arrow", out / "scores.json", f" --tokens {largest.tokens}"
+    index = open_index(held)
+    lines, found = [], {"scores": [largest.to_dict()]}
+    if find_spec("sklearn") and (index.targets is not None or index.num_rows * len(index.classes) <= CHANCES):
+        evaluation.evaluate(
+            evaluation.Asked(out, str(held), details=True, tokens=[largest.tokens], json=file, device=config.device)
+        )
+        found = read_scores(file)
+    else:
+        need = "" if find_spec("sklearn") else "pip install scikit-learn, then "
+        lines.append(f"scores by class: {need}navit-model eval {out} {held} --details{budget}")
+    if few := caution(found, config.best):
+        lines.append(few)
+    return [file] if file.exists() else [], lines, budget
 
 
-def _details(out: Path, tokens: int) -> None:
-    """What a person asks next, of the best step at the budget that chose it: which classes, how sure, which images."""
-    from ..train import report
-    from ..train.settings import RunConfig
-
-    parser = argparse.ArgumentParser()
-    evaluation.add(parser.add_subparsers())
-    device = RunConfig.from_toml(out / "fit.toml").train.device
-    line = [
-        "eval",
-        str(out),
-        str(out / "heldout.arrow"),
-        "--details",
-        f"--tokens={tokens}",
-        f"--json={out / 'scores.json'}",
-        f"--device={device}",
-    ]
-    asked = parser.parse_args(line)
-    asked.run(asked)
-    report.write(out, evaluated=[out / "scores.json"])
+def _kept(out: Path) -> str:
+    """What is there of a run that was stopped elsewhere than in its steps."""
+    if saved := sorted(out.glob("checkpoints/step-*")):
+        return f"step {int(saved[-1].name[5:13])} is saved in '{out}'; give the same command again"
+    done = "the index" if (out / "all.arrow").exists() else "what was indexed so far"
+    done = "the index and fit.toml" if (out / "fit.toml").exists() else done
+    return f"nothing is trained yet; {done} is kept in '{out}'; give the same command again, and it goes on from there"

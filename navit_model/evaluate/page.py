@@ -60,7 +60,7 @@ def evaluations(paths: Sequence[Path]) -> str:
     """
     found = [read_scores(path) for path in paths]
     for path, one in zip(paths, found, strict=True):
-        if _main(one["scores"][0]) != _main(found[0]["scores"][0]):
+        if main_of(one["scores"][0]) != main_of(found[0]["scores"][0]):
             raise ModelError(
                 f"'{path}' and '{paths[0]}': one is of classes, the other of numbers; give those of one kind"
             )
@@ -75,7 +75,7 @@ def evaluations(paths: Sequence[Path]) -> str:
     return "".join(([_side_by_side(names, found)] if len(found) > 1 else []) + page)
 
 
-def _main(score: Mapping[str, Any]) -> str:
+def main_of(score: Mapping[str, Any]) -> str:
     """What one setting is better in than another."""
     return "accuracy" if "accuracy" in score else "r2"
 
@@ -88,12 +88,12 @@ def caution(found: Mapping[str, Any], chose: bool) -> str:
         chose: whether the same images chose the step.
     """
     scores = found["scores"]
-    best = max(range(len(scores)), key=lambda n: float(scores[n][_main(scores[n])]))
+    best = max(range(len(scores)), key=lambda n: float(scores[n][main_of(scores[n])]))
     score, images = scores[best], scores[best]["images"]
     if images >= FEW:
         return ""
     one = found["details"][best] if "details" in found else {}
-    key = "map" if "map" in one else _main(score)
+    key = "map" if "map" in one else main_of(score)
     ends = one.get(f"{key}_95") or (of_share(score["accuracy"], images) if key == "accuracy" else None)
     said = f"Only {images} images were scored"
     if chose:
@@ -137,7 +137,7 @@ def _ends(ends: Sequence[float]) -> str:
 def _side_by_side(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy or R² of each file at each setting that the first has, and how far it lies from the first's."""
     rows = []
-    key = _main(found[0]["scores"][0])
+    key = main_of(found[0]["scores"][0])
     scale, label = (1, "R²") if key == "r2" else (100, "accuracy, %")
     with Chart("tokens of one image at most", label) as chart:
         for name, one, colour in zip(names, found, COLOURS * len(names), strict=False):
@@ -162,10 +162,10 @@ def _side_by_side(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> s
 
 def _sections(name: str, found: Mapping[str, Any]) -> str:
     scores = found["scores"]
-    best = max(range(len(scores)), key=lambda n: float(scores[n][_main(scores[n])]))
+    best = max(range(len(scores)), key=lambda n: float(scores[n][main_of(scores[n])]))
     at = f"{_text(name)}, {_text(_setting(scores[best]))}"
     page = []
-    if _main(scores[0]) == "r2":
+    if main_of(scores[0]) == "r2":
         return _of_numbers(_text(name), at, scores, found["details"], best) if "details" in found else ""
     if "details" in found:
         page.append(card(f"Scores and intervals of 95 %: {_text(name)}", _overview(scores, found["details"])))
@@ -261,6 +261,8 @@ def _reliability(bins: Sequence[Mapping[str, Any]], ece: float) -> str:
         chart.axes.set_ylim(0, 102)
         chart.below.bar(sure, [b["images"] for b in bins], width, color=GREY, linewidth=0)
         chart.below.set_yscale("symlog", linthresh=1)
+        # Powers of ten are formulas, which matplotlib is long about.
+        chart.below.yaxis.set_major_formatter("{x:,.0f}")
         chart.below.set_xlim(0, 1.02)
     note = (
         f"<p>Above the broken line the model is right more often than it says, below it less often; ECE {ece:.3f}.</p>"

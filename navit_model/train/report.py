@@ -1,23 +1,27 @@
 """`report.html`: a run on one page that needs nothing beside it.
 
-In: a run's folder (`log.jsonl`, `packed.svg`). Out: one HTML file: figures, loss, accuracy against tokens, how well the model
-was fed, and real packed sequences. It reads files alone, so it can be made again at any time.
+In: a run's folder (`log.jsonl`, `packed.svg`, perhaps `fit.toml`). Out: one HTML file: what the scores mean and what to do
+next, figures, loss, accuracy against tokens, how well the model was fed, what was chosen, and real packed sequences. It reads
+files alone, so it can be made again at any time.
 """
 
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from navit_loader.errors import ExtraError, ModelError
-from navit_loader.shown import shown
+from navit_loader.shown import counted, shown
+from navit_loader.suggest import Choice
 
 from ..evaluate.chart import BLUE, GREY, Chart
 from ..evaluate.page import STYLE as SCORES_STYLE
-from ..evaluate.page import caution, evaluations, read_scores
+from ..evaluate.page import evaluations, read_scores, table
+from ..evaluate.words import meaning, next_images
 from .log import read_log
 
 STYLE = """
@@ -36,6 +40,8 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
 th:first-child,td:first-child{text-align:left;white-space:nowrap}
 .scroll{overflow-x:auto}
+.said{margin:0;padding-left:18px}.said li{margin:0 0 6px}code{font-size:13px;overflow-wrap:anywhere}
+.left td,.left th{text-align:left}summary{cursor:pointer;font-size:17px;font-weight:700}details table{margin-top:12px}
 """
 
 
@@ -73,8 +79,8 @@ def write(
     name, best = _best(last)
     feed = _weighted(steps)
     evaluation_cards = evaluations(evaluated)
-    chose = any(e["kind"] == "best" for e in entries)
-    few = _few_images(evaluated, last, chose)
+    choices = chosen_in(out)
+    said = _said(out, entries, last, evaluated, choices)
     several = _several(evaluated)
     tiles = [
         several or (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
@@ -105,7 +111,8 @@ def write(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div>{few}<div class="two">{charts}</div>{evaluation_cards}{picture}</main></html>'
+        f'<div class="tiles">{cards}</div>{said}<div class="two">{charts}</div>{evaluation_cards}{_chosen(choices)}{picture}'
+        "</main></html>"
     )
     path = out / "report.html"
     draft = path.with_suffix(".draft")
@@ -146,8 +153,15 @@ def _several(evaluated: Sequence[Path]) -> tuple[str, str] | None:
     return None
 
 
-def _few_images(evaluated: Sequence[Path], last: Sequence[Mapping[str, Any]], chose: bool) -> str:
-    """What few images allow to be said of the run's own scores, with the intervals of the first file that holds these."""
+def _said(
+    out: Path,
+    entries: Sequence[Mapping[str, Any]],
+    last: Sequence[Mapping[str, Any]],
+    evaluated: Sequence[Path],
+    choices: Sequence[Choice],
+) -> str:
+    """In sentences: what the run's own scores mean, with the details of the first file that holds these scores; which step they
+    are of; what to do next."""
     if not last or not {"accuracy", "r2"} & last[0].keys():
         return ""
     own = {(e["images"], round(_share(e), 6)) for e in last}
@@ -156,8 +170,76 @@ def _few_images(evaluated: Sequence[Path], last: Sequence[Mapping[str, Any]], ch
             break
     else:
         found = {"scores": last}
-    said = caution(found, chose)
-    return f"<p>{html.escape(said)}</p>" if said else ""
+    lines = [*meaning(found), _step(entries, choices)]
+    here = shlex.quote(str(out))
+    lines += [f"Next: {more}" if (more := next_images(found)) else ""]
+    tokens = max((e["tokens"], e) for e in last)[0]
+    commands = {
+        "Answers for other images:": f"navit-model predict {here} IMAGE … --tokens {tokens}",
+        "The model for other programs:": f"navit-model export {here} -o model.onnx",
+    }
+    if more := longer(out):
+        commands["More steps from these weights, on the same split:"] = more
+    items = [html.escape(shown(line)) for line in lines if line]
+    items += [f"{what} <code>{html.escape(shown(command))}</code>" for what, command in commands.items()]
+    return _card("In words", f'<ul class="said">{"".join(f"<li>{item}</li>" for item in items)}</ul>')
+
+
+def _step(entries: Sequence[Mapping[str, Any]], choices: Sequence[Choice]) -> str:
+    """Which step's weights are used, and why."""
+    evals = [e for e in entries if e["kind"] == "eval"]
+    best = [e for e in entries if e["kind"] == "best"]
+    if not best:
+        why = next((f": {choice.why}" for choice in choices if choice.key == "train.best"), "")
+        return f"Used are the weights of the last step, {evals[-1]['step']:,}{why}." if evals else ""
+    step, tokens = best[-1]["step"], best[-1]["tokens"]
+    times = len({e["step"] for e in evals})
+    said = (
+        f"Used are the weights of step {step:,}, which scored best of {counted(times, 'evaluation')} at {tokens} tokens"
+    )
+    end = [e for e in evals if e["tokens"] == tokens][-1]
+    if end["step"] == step:
+        return f"{said}, and is the last."
+    share = f"{_share(end):.4f}" if "r2" in end else f"{_share(end):.2%}"
+    return f"{said}; the last, {end['step']:,}, had {share}. Held-out images that choose a step flatter it a little."
+
+
+def longer(out: Path, wanted: str = "") -> str:
+    """The command that trains on from the weights of a finished `fit`, so many steps as `wanted`, or as it had; empty where
+    there is no such run. The schedule begins anew: one that ended at nothing would learn nothing more."""
+    path = out / "fit.toml"
+    steps = [e["step"] for e in read_log(out) if e["kind"] == "train"]
+    had = next((choice.value for choice in chosen_in(out) if choice.key == "train.steps"), "")
+    if not steps or str(steps[-1]) != had:
+        return ""
+    here, there, config = (shlex.quote(str(each)) for each in (out, f"{out}-longer", path))
+    return f"navit-model finetune {here} {config} train.out={there} train.steps={wanted or had}"
+
+
+def chosen_in(out: Path) -> list[Choice]:
+    """What `navit-model fit` chose, key by key, as TOML, with its reasons; nothing for other runs."""
+    found, section = [], ""
+    try:
+        lines = (out / "fit.toml").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    for line in lines:
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif " = " in line and not line.startswith("#"):
+            # Reasons hold no two spaces in a row, so that the last mark is theirs.
+            said, _, why = line.rpartition("  # ")
+            key, _, value = (said or why).partition(" = ")
+            found.append(Choice(f"{section}.{key}", value.strip(), why if said else ""))
+    return found
+
+
+def _chosen(choices: Sequence[Choice]) -> str:
+    if not choices:
+        return ""
+    rows = [[choice.key, choice.value, choice.why] for choice in choices]
+    body = f'<div class="left">{table(["key of fit.toml", "value", "why"], rows)}</div>'
+    return f"<section><details><summary>What fit chose, and why</summary>{body}</details></section>"
 
 
 def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -179,24 +261,24 @@ def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) 
         return _retrieval_table(scores)
     rows = "".join(
         f"<tr><td>navit, {e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['accuracy']:.2%}</td>"
-        f"<td>{e['ece']:.3f}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td><td>{e['images_per_s']:,.0f}</td></tr>"
+        f"<td>{e['ece']:.3f}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
         for e in scores
     )
     rows += "".join(
-        f"<tr><td>{html.escape(shown(name))}</td><td>{accuracy:.2%}</td><td></td><td></td><td></td><td></td></tr>"
+        f"<tr><td>{html.escape(shown(name))}</td><td>{accuracy:.2%}</td><td></td><td></td><td></td></tr>"
         for name, accuracy in baselines.items()
     )
-    head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "ECE", "images", "failed", "images/s"))
+    head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "calibration error", "images", "failed"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _regression_table(scores: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
         f"<tr><td>{e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['r2']:.4f}</td>"
-        f"<td>{e['mae']:.4g}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td><td>{e['images_per_s']:,.0f}</td></tr>"
+        f"<td>{e['mae']:.4g}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
         for e in scores
     )
-    head = "".join(f"<th>{name}</th>" for name in ("", "R²", "mean absolute error", "images", "failed", "images/s"))
+    head = "".join(f"<th>{name}</th>" for name in ("", "R²", "mean absolute error", "images", "failed"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

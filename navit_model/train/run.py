@@ -28,7 +28,12 @@ from .trainer import Trainer
 
 
 def train(
-    run: RunConfig, *, resume: bool = False, begin: NaViT | None = None, again: str = "go on with --resume"
+    run: RunConfig,
+    *,
+    resume: bool = False,
+    begin: NaViT | None = None,
+    again: str = "go on with --resume",
+    page: bool = True,
 ) -> list[Row]:
     """Trains until `train.steps`, then evaluates on held-out data where some is named.
 
@@ -37,6 +42,7 @@ def train(
         resume: go on from the newest checkpoint of `train.out`, if there is one.
         begin: a model whose weights the image model starts from; see `navit_model.use.finetune`.
         again: how a run that is stopped goes on, for its last words.
+        page: write the report in the end; who adds scores to it writes it then.
 
     Returns:
         The last scores; empty without held-out data.
@@ -68,7 +74,7 @@ def train(
             run = with_passes(run, world, found.config if found else None)
             with open_loader(run, world) as loader:
                 trainer = Trainer(run, loader, world, found, begin)
-                trainer.resume, trainer.again = resume, again
+                trainer.resume, trainer.again, trainer.page = resume, again, page
                 return trainer.run()
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

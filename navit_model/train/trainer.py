@@ -85,6 +85,7 @@ class Trainer:
         stop_after: save and stop after this step, as a signal would; None runs to the end.
         resume: a checkpoint to go on from was asked for, whether there was one or not.
         again: how it goes on after a stop.
+        page: write the report in the end.
         best: the best evaluation so far, of a run that keeps its checkpoint.
         scaler: of the loss, in float16.
     """
@@ -140,6 +141,7 @@ class Trainer:
         self.stop_after: int | None = None
         self.resume = False
         self.again = "go on with --resume"
+        self.page = True
         self._signals = Signals()
         self._meter = Meter(world.device)
         self._saved = self._tried = self.step  # the steps of the last checkpoint, and of the last attempt at one
@@ -231,7 +233,7 @@ class Trainer:
                     f"step {self.best.step} scored best, and is what predict, eval and export take: "
                     f"'{self.out}/checkpoints/best-{self.best.step:08d}'"
                 )
-            if self.world.rank == 0:
+            if self.page and self.world.rank == 0:
                 log.say(f"report: {report.write(self.out)}")
         finally:
             feed.close()

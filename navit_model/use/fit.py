@@ -32,6 +32,7 @@ from ..model.check import TABLES
 from ..train.checkpoint import steps
 from ..train.lock import hold
 from ..train.recipe import Given, recipe
+from ..train.report import longer
 from ..train.run import train
 from ..train.settings import RunConfig, check_changes, set_key
 from ..train.task import Row
@@ -75,7 +76,7 @@ class Fit:
 
 
 def fit(asked: Fit) -> list[Row]:
-    """Trains and scores, or goes on where an earlier call was stopped.
+    """Trains and scores, or goes on where an earlier call was stopped. The report is left to whoever has more scores for it.
 
     Returns:
         The last scores.
@@ -110,7 +111,7 @@ def fit(asked: Fit) -> list[Row]:
             run, model = starting(asked.weights, config)
         else:
             run, model = RunConfig.from_toml(config), None
-        return train(run, resume=bool(steps(out)), begin=model, again="give the same command again")
+        return train(run, resume=bool(steps(out)), begin=model, again="give the same command again", page=False)
 
 
 _OURS = {f"{name}.arrow{end}" for name in ("all", "own") for end in ("", ".building", ".quarantine.jsonl")}
@@ -251,8 +252,13 @@ def _other(asked: Fit, out: Path, key: str, old: Any, new: Any) -> str:
     then, now, way = f"{key} = {old!r}", repr(new), ""
     if key == "changes":
         then, now = (f"the changes {' '.join(each)}" if each else "no changes" for each in (old, new))
+        was, wanted = (dict(text.split("=", 1) for text in each) for each in (old, new))
+        steps, _ = wanted.pop("train.steps", ""), was.pop("train.steps", "")
+        more = longer(out, steps) if steps and was == wanted else ""
         # Its configuration holds the old ones, and no word takes one back.
-        if {text.partition("=")[0] for text in old} <= {text.partition("=")[0] for text in new}:
+        if more:
+            way = f", or train on from its weights: {more}"
+        elif {text.partition("=")[0] for text in old} <= {text.partition("=")[0] for text in new}:
             way = f", or, with the same split, by navit-model {_again(asked)} {out}/fit.toml train.out=OTHER {' '.join(new)}"
     return (
         f"'{out}' was begun with {then}, not {now}; the command that began it goes on with it; begin another run in "
