@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +327,27 @@ def test_what_cannot_learn_by_weights_says_so(shapes: Path, tmp_path: Path) -> N
     pair["plan"] = text
     with pytest.raises(ConfigError, match=r"train\.task = 'contrastive' does not learn by; index again without"):
         train(RunConfig.from_dict(pair))
+
+
+def test_an_index_that_gains_weights_in_the_middle_of_a_run_ends_it(shapes: Path, tmp_path: Path) -> None:
+    weighted(shapes, "gains", some)
+    build_index(shapes / "gains.jsonl", tmp_path / "gains.arrow", classes=["class0", "class1", "class2"])
+    given = table(str(tmp_path / "gains.arrow"), tmp_path / "run", steps=5000)
+    given["data"]["refresh"] = True
+    log = tmp_path / "run" / "log.jsonl"
+
+    def replaced() -> None:
+        for _ in range(600):
+            if log.exists() and '"train"' in log.read_text():
+                os.replace(shapes / "gains.arrow", tmp_path / "gains.arrow")
+                return
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=replaced, daemon=True)
+    thread.start()
+    with pytest.raises(ConfigError, match=r"gains\.arrow' has got weights of images since the run began"):
+        train(RunConfig.from_dict(given))
+    thread.join()
 
 
 def test_a_daemon_tells_that_there_are_weights_which_it_does_not_send(shapes: Path, tmp_path: Path) -> None:

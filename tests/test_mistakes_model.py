@@ -215,6 +215,7 @@ USE: list[tuple[str, list[str], str]] = [
         ["eval", "{run}", "{images}"],
         r"is no index.*navit-loader index .*images -o images.arrow --classes .*arrow",
     ),
+    ("eval: a table as index", ["eval", "{run}", "{nothing.json}"], r"is no index.*navit-loader index"),
     ("eval: no configuration", ["eval", "{odd}", "{shapes.arrow}"], "config.json"),
     ("eval: a checkpoint without weights", ["eval", "{gone}", "{shapes.arrow}"], "model.safetensors"),
     ("eval: no index", ["eval", "{run}", "{nothing.arrow}"], "nothing.arrow"),

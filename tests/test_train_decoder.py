@@ -17,6 +17,7 @@ import torch
 from navit_loader import PackedLoader
 from navit_loader.errors import ConfigError
 from navit_loader.plan import identity
+from navit_loader.plan.config import Warp
 from navit_model.cli import main
 from navit_model.train import checkpoint
 from navit_model.train.feed import Feed, open_loader
@@ -191,4 +192,8 @@ def test_ranks_that_could_not_agree_are_refused(index: str, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"'auto' with world_size = 2 needs agree.*not 'auto'"):
         PackedLoader(config=run.loader, rank=0, world_size=2, decode="auto")
     with PackedLoader(config=replace(run.loader), rank=0, world_size=2, decode="cpu") as loader:
+        assert loader.decode == "cpu"
+    # A warp is for the engine alone: there is nothing to agree on.
+    warps = replace(run.loader, plan=replace(run.loader.plan, warp=Warp(rotation=20.0)))
+    with PackedLoader(config=warps, rank=0, world_size=2, decode="auto") as loader:
         assert loader.decode == "cpu"

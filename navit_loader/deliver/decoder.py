@@ -54,7 +54,7 @@ class Decoder:
         renderer: of another decoder, once it was used.
 
     Raises:
-        ConfigError: an unknown decoder, or `auto` where ranks could not agree.
+        ConfigError: an unknown decoder.
     """
 
     def __init__(
@@ -62,12 +62,8 @@ class Decoder:
     ) -> None:
         if decode not in get_args(Decode):
             raise ConfigError(f"decode = {decode!r} is not allowed; choose one of {', '.join(get_args(Decode))}")
-        if decode == "auto" and agree is None and world_size > 1:
-            raise ConfigError(
-                f"decode = 'auto' with world_size = {world_size} needs agree=FUNCTION, by which all ranks choose alike "
-                "(torch.distributed.all_gather_object does it); navit-model gives it by itself; or name one that is not 'auto'"
-            )
         self._asked, self._device, self._options, self._agree = decode, device, options, agree
+        self._world_size = world_size
         self.name = "cpu"
         self.measured: dict[str, float] = {}
         self.renderer: DeviceRenderer | None = None
@@ -90,9 +86,15 @@ class Decoder:
         """Makes the choice; with `auto` by taking the first batches both ways.
 
         Raises:
-            ConfigError: a decoder where it cannot work.
+            ConfigError: a decoder where it cannot work, or `auto` where ranks could not agree.
         """
         if self._asked == "auto":
+            if self._agree is None and self._world_size > 1:
+                raise ConfigError(
+                    f"decode = 'auto' with world_size = {self._world_size} needs agree=FUNCTION, by which all ranks choose "
+                    "alike (torch.distributed.all_gather_object does it); navit-model gives it by itself; or name one that is "
+                    "not 'auto'"
+                )
             self._measure(batches)
         else:
             self._use(self._asked)

@@ -148,9 +148,11 @@ def _need_index(args: Asked, opened: OpenedModel) -> None:
     Raises:
         ModelError: gives the command.
     """
+    from navit_loader.index.sources import ENDS
+
     source = args.index.rstrip("/")
     name, end = os.path.splitext(os.path.basename(source))
-    if not os.path.isdir(args.index) and end not in (".csv", ".jsonl", ".parquet", ".tar", ".zip"):
+    if not os.path.isdir(args.index) and end.lower() not in ENDS:
         return
     data = opened.run.loader.data
     known = data.index or next((each.index for each in data.mixture), "")

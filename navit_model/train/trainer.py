@@ -214,7 +214,7 @@ class Trainer:
             rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.loader.measured.items())
             log.say(f"pixels are made by {self.loader.decode}" + (f" (images/s: {rates})" if rates else ""))
         scores: list[Row] = []
-        feed = Feed(self.loader, self.world.device, self.task.check)
+        feed = Feed(self.loader, self.world.device, self._check)
         # What was opened until now took no time of the first step's.
         self._meter.start = time.perf_counter()
         try:
@@ -296,6 +296,13 @@ class Trainer:
             self._save(log)
         if config.best and not scores and (kept := checkpoint.best_of(self.out)) is not None:
             scores[:] = self._scored(kept.module().to(self.world.device))
+
+    def _check(self, batch: PackedBatch) -> None:
+        """What is wrong with a batch (numpy, on the host), or with an index that was replaced."""
+        self.task.check(batch)
+        if self.run_config.loader.data.refresh:
+            # With weights from the start it is refused.
+            Worth.check_unweighted(self.loader)
 
     def _due(self, every: int) -> bool:
         """Whether what is done every so many steps is done now; at the last step everything is."""

@@ -53,10 +53,7 @@ class Worth:
         Raises:
             ConfigError: there are weights, and they cannot be had or used.
         """
-        if isinstance(loader, RemoteLoader):
-            weighted = "the daemons' index" if loader.served.weighted else None
-        else:
-            weighted = next((index.path for index in loader.engine.indexes if index.weighted), None)
+        weighted = _weighted(loader)
         if weighted is None:
             return None
         remedy = "index again without --weight-column"
@@ -75,6 +72,19 @@ class Worth:
             )
         return cls(loader, device)
 
+    @staticmethod
+    def check_unweighted(loader: Loader) -> None:
+        """Of a run without weights whose index may be replaced (`data.refresh`).
+
+        Raises:
+            ConfigError: the index in use has got some.
+        """
+        if (weighted := _weighted(loader)) is not None:
+            raise ConfigError(
+                f"'{weighted}' has got weights of images since the run began, which does not learn by them; with data.refresh "
+                "= true index again without --weight-column, or begin another run without data.refresh"
+            )
+
     def __call__(self, batch: PackedBatch) -> Tensor:
         """f32 `[B, E]`: what each image of the batch counts; any number where there is none."""
         row = self._first[batch.source_ids.long().clamp(min=0)] + batch.image_ids.clamp(min=0)
@@ -83,3 +93,10 @@ class Worth:
     def __str__(self) -> str:
         low, high, mean = self._learnt.min(), self._learnt.max(), self._learnt.mean(dtype=np.float64)
         return f"images count by their weights in the index: from {low:g} to {high:g}, {mean:.4g} in the mean; scores do not"
+
+
+def _weighted(loader: Loader) -> str | None:
+    """An index in use that has weights of images."""
+    if isinstance(loader, RemoteLoader):
+        return "the daemons' index" if loader.served.weighted else None
+    return next((index.path for index in loader.engine.indexes if index.weighted), None)

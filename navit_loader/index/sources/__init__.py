@@ -22,7 +22,7 @@ from .remote import SCHEMES, BucketSource, is_remote, refuse_secrets
 from .rows import Source
 from .tars import TarSource
 
-__all__ = ["open_sources"]
+__all__ = ["ENDS", "open_sources"]
 
 _Open = Callable[[str, Columns], list[Source] | None]
 
@@ -48,6 +48,9 @@ _FILES: dict[str, _Open] = {
     ],
 }
 """What a file is, by the end of its name in lower case."""
+
+ENDS = frozenset(_FILES) - {".arrow"}
+"""Of files that are sources and no index."""
 
 _REFUSED = {
     (

@@ -10,7 +10,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -126,18 +126,21 @@ def _layout(path: str, first: str, names: Columns) -> tuple[str, list[str]]:
     return max(_SEPARATORS, key=lambda mark: len(_fields(first, mark))), []
 
 
-def has_decimal_commas(path: str, column: str, called: Columns, names: Columns) -> bool:
-    """Whether all numbers of a column are written as `0,5` or `3`, one with a comma at least, between semicolons."""
+def by_semicolons(path: str, names: Columns) -> bool:
+    """Whether a manifest is a CSV with semicolons, in which numbers may have decimal commas."""
     if not path.lower().endswith(".csv"):
         return False
     try:
         with open(path, encoding=_encoding(path), newline="") as file:
-            if _layout(path, file.readline(), names)[0] != ";":
-                return False
+            return _layout(path, file.readline(), names)[0] == ";"
     except (OSError, UnicodeError):
         return False  # whoever reads the lines says so
-    texts = [entry.get(column, "").strip() for _, entry in read_lines(path, called, names, [])]
-    return all(_COMMA.fullmatch(text) for text in texts if text) and any("," in text for text in texts)
+
+
+def have_decimal_commas(numbers: Iterable[str]) -> bool:
+    """Whether all are written as `0,5` or `3`, one with a comma at least."""
+    texts = [text for number in numbers if (text := number.strip())]
+    return all(map(_COMMA.fullmatch, texts)) and any("," in text for text in texts)
 
 
 def _fields(line: str, mark: str) -> list[str]:

@@ -8,7 +8,7 @@ semicolons or tabs, and UTF-16, as spreadsheets save it; without a header line i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..tokens import checked_caption
 from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
 from .labels import Labels, resolve_label, target_name, weight_of
-from .lines import USUAL_NAMES, column_names, has_decimal_commas, read_lines
+from .lines import USUAL_NAMES, by_semicolons, column_names, have_decimal_commas, read_lines
 from .rows import Job, KnownFiles, label_lists
 
 
@@ -71,15 +71,15 @@ class ManifestSource:
         notes: list[str] = []
         unweighted = ""
         names = Columns(image, label, caption_name, weight=called.weight)
-        commas = [
-            column
-            for column in (called.target, called.weight)
-            if column and has_decimal_commas(path, column, called, names)
-        ]
-        notes += [
-            f"'{path}': the numbers of '{column}' have decimal commas, so that 0,5 is a half" for column in commas
-        ]
-        for line, entry in read_lines(path, called, names, notes):
+        lines: Iterable[tuple[int, dict[str, Any]]] = read_lines(path, called, names, notes)
+        commas = []
+        if (called.target or called.weight) and by_semicolons(path, names):
+            lines = list(lines)
+            for column in filter(None, (called.target, called.weight)):
+                if have_decimal_commas(entry.get(column, "") for _, entry in lines):
+                    commas.append(column)
+                    notes.append(f"'{path}': the numbers of '{column}' have decimal commas, so that 0,5 is a half")
+        for line, entry in lines:
             for column in commas:
                 entry[column] = entry[column].replace(",", ".")
             columns |= dict.fromkeys(entry)
