@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -341,23 +343,17 @@ def test_a_run_that_was_stopped_says_how_fit_goes_on(
     assert re.search("1 broken, left out.*\n    .*dog/void.png: empty", out)
 
 
-def test_a_signal_before_training_says_what_is_kept(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_signal_before_training_says_what_is_kept(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-
-    def stop() -> None:
-        for _ in range(60_000):
-            if (run / "fit.json").exists():
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            time.sleep(0.001)
-
-    threading.Thread(target=stop, daemon=True).start()
-    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 130
-    err = capsys.readouterr().err
+    words = [sys.executable, "-m", "navit_model", "fit", str(folder), "-o", str(run), *SMALL]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run / "fit.json").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 130
     assert re.search(rf"nothing is trained yet; the index.* is kept in '{run}'; give the same command again", err)
-    assert main(["fit", str(folder), "-o", str(run), *SMALL]) == 0 and len(losses(run)) == 6
+    assert main(words[3:]) == 0 and len(losses(run)) == 6
 
 
 @pytest.mark.parametrize(
@@ -432,4 +428,11 @@ def test_a_run_of_few_held_out_images_ends_at_its_last_step(
     assert losses(tmp_path / "run-longer")[0] < losses(run)[0]
     # Patience counts from the best step, which is then kept.
     assert main(["fit", str(folder), "-o", str(tmp_path / "asked"), *SMALL, "train.patience=2"]) == 0
-    assert "scored best, and is what predict, eval and export take" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    step = re.search(r"step (\d+) scored best, and is what predict, eval and export take", out)
+    assert (
+        step
+        and f"Used are the weights of step {step[1]}, the best of" in (tmp_path / "asked" / "report.html").read_text()
+    )
+    # What got no better is not told to go on.
+    assert ("without a better score (train.patience)" in out) != ("more steps from its weights" in out)

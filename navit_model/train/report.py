@@ -193,15 +193,16 @@ def _step(entries: Sequence[Mapping[str, Any]], choices: Sequence[Choice]) -> st
         why = next((f": {choice.why}" for choice in choices if choice.key == "train.best"), "")
         return f"Used are the weights of the last step, {evals[-1]['step']:,}{why}." if evals else ""
     step, tokens = best[-1]["step"], best[-1]["tokens"]
-    times = len({e["step"] for e in evals})
-    said = (
-        f"Used are the weights of step {step:,}, which scored best of {counted(times, 'evaluation')} at {tokens} tokens"
-    )
-    end = [e for e in evals if e["tokens"] == tokens][-1]
-    if end["step"] == step:
-        return f"{said}, and is the last."
-    share = f"{_share(end):.4f}" if "r2" in end else f"{_share(end):.2%}"
-    return f"{said}; the last, {end['step']:,}, had {share}. Held-out images that choose a step flatter it a little."
+    scored = {e["step"]: e for e in evals if e["tokens"] == tokens}
+    name, _ = _best([scored[step]])
+    had, end = (f"{_share(e):.4f}" if "r2" in e else f"{_share(e):.2%}" for e in (scored[step], [*scored.values()][-1]))
+    last = evals[-1]["step"]
+    said = f"Used are the weights of step {step:,}, the best of {counted(len(scored), 'evaluation')} by {name}, {had}"
+    said += ", which is the last." if last == step else f"; the last, step {last:,}, had {end}."
+    wanted = next((choice.value for choice in choices if choice.key == "train.steps"), str(last))
+    if wanted != str(last):
+        said += f" The run ended before its {wanted} steps, since none after the best was better."
+    return said + " Images that choose a step flatter it a little."
 
 
 def longer(out: Path, wanted: str = "") -> str:
@@ -301,6 +302,7 @@ def _loss_chart(steps: Sequence[Mapping[str, Any]]) -> str:
     with Chart("step", "loss") as chart:
         chart.axes.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, linewidth=1.6)
         chart.axes.set_ylim(bottom=0)
+        chart.axes.xaxis.get_major_locator().set_params(integer=True)
     return chart.svg
 
 
@@ -310,6 +312,7 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
         chart.axes.fill_between([e["step"] for e in steps], shares, color=BLUE, alpha=0.25, linewidth=0)
         chart.axes.plot([e["step"] for e in steps], shares, color=BLUE, linewidth=1.2)
         chart.axes.set_ylim(0, max(5.0, *shares) * 1.05)
+        chart.axes.xaxis.get_major_locator().set_params(integer=True)
     return chart.svg
 
 
