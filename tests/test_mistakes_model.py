@@ -181,6 +181,16 @@ TRAIN: list[tuple[str, list[str], str]] = [
         "--weight-column trust is of no use where .* is an index",
     ),
     ("fit: all held out", ["fit", "{images}", "-o", "{fit}", "--held-out", "1"], "--held-out = 1.0"),
+    (
+        "fit: no such held-out images",
+        ["fit", "{images}", "-o", "{fit}", "--held-out", "{nothing}"],
+        "--held-out .*nothing",
+    ),
+    (
+        "fit: held out is what is learnt",
+        ["fit", "{images}", "-o", "{fit}", "--held-out", "{images}"],
+        "all pictures of .* are in",
+    ),
     ("fit: tokens", ["fit", "{images}", "-o", "{fit}", "--tokens", "-3"], "--tokens = -3"),
     ("fit: a key that is none", ["fit", "{images}", "-o", "{fit}", "train.stepz=3"], "did you mean 'steps'"),
     ("fit: no section", ["fit", "{images}", "-o", "{fit}", "steps=3"], "section.key=value"),

@@ -136,7 +136,9 @@ def _with_sides(asked: Fit) -> Fit:
         if splits.flat:
             answer = f", or give the table of their labels: {tables}" if tables else ", or give a table of their labels"
             raise IndexFileError(f"{named}; put the images of each class into a folder of its own within them{answer}")
-        raise IndexFileError(f"{named}; none of them is called train; fit the one to learn from")
+        raise IndexFileError(
+            f"{named}; none of them is called train; fit the one to learn from, and give --held-out the one to score by"
+        )
     learnt, scored = os.path.join(where, splits.learnt), os.path.join(where, splits.scored)
     if asked.held_out is not None:
         raise ConfigError(f"{named}; with --held-out {asked.held_out} give the one to learn from, '{learnt}'")
@@ -354,5 +356,6 @@ def _again(asked: Fit) -> str:
 
 
 def _head(asked: Fit, path: Path) -> str:
-    first = f"Written by navit-model fit for {', '.join(asked.sources)}. The same run again, elsewhere:"
+    scored = f", scored by {asked.held_out}" if isinstance(asked.held_out, str) else ""
+    first = f"Written by navit-model fit for {', '.join(asked.sources)}{scored}. The same run again, elsewhere:"
     return f"{first}\n  navit-model {_again(asked)} {path} train.out=PATH"
