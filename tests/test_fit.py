@@ -25,8 +25,8 @@ from navit_loader.cli import main as loader
 from navit_loader.config import LoaderConfig
 from navit_loader.suggest import nested
 from navit_model.cli import main
+from navit_model.train.choices import chosen_in
 from navit_model.train.recipe import SURE, Given, recipe
-from navit_model.train.report import chosen_in
 from navit_model.train.settings import RunConfig
 from navit_model.use.twins import find_twins
 

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from navit_loader.shown import say, tell
 
     from ..train import report
+    from ..train.choices import longer
     from ..use.fit import Fit, fit
 
     out = Path(args.output)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     for line in lines:
         say(line)
     say(f"use it: navit-model predict {out} IMAGE …{budget}")
-    if more := report.longer(out):
+    if more := longer(out):
         say(f"more steps from its weights: {more}")
     return 0
 

@@ -30,9 +30,9 @@ from navit_loader.suggest import Choice, nested, suggest, toml
 from ..evaluate.classification import other_classes
 from ..model.check import TABLES
 from ..train.checkpoint import steps
+from ..train.choices import longer
 from ..train.lock import hold
 from ..train.recipe import Given, recipe
-from ..train.report import longer
 from ..train.run import train
 from ..train.settings import RunConfig, check_changes, set_key
 from ..train.task import Row
