@@ -3,7 +3,7 @@
 Arrays are numpy; every function that works for long releases the interpreter's lock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, final, type_check_only
 
 import numpy as np
@@ -356,6 +356,17 @@ class Buffer:
     @property
     def nbytes(self) -> int:
         """Bytes; the fields lie in it in the order of the wire, each at a multiple of 64."""
+    def bytes(self) -> NDArray[np.uint8]:
+        """All of it as it lies there, u8 `[nbytes]`."""
+    @property
+    def bound(self) -> bool:
+        """Whether `bind` was called for this memory, with this batch or with an earlier one that lay in it."""
+    def bind(self, release: Callable[[], object]) -> bool:
+        """Binds this memory to something, for all batches that will lie in it; `release` is called once before it goes.
+
+        Returns:
+            False where it was bound before.
+        """
     def abandon(self) -> None:
         """Never uses it again: some other process may go on reading it."""
 

@@ -57,6 +57,7 @@ def suggest(
     prefix_tokens: int = 0,
     max_grid: int = 0,
     memory_mb: int = 0,
+    drop: float = 0.0,
 ) -> list[Choice]:
     """Proposes sizes.
 
@@ -67,6 +68,7 @@ def suggest(
         prefix_tokens: learned tokens of each image that the model has.
         max_grid: patches per side that it takes at most; 0 chooses.
         memory_mb: of the device that trains; 0 takes what is free on this machine.
+        drop: share of each image's tokens that a step leaves out.
 
     Raises:
         ConfigError: `tokens` that no plan allows.
@@ -100,6 +102,10 @@ def suggest(
     found.append(Choice("plan.resolution.high", high, f"the square of {shown} patches of {p} pixels"))
     if scaled and usual < high:
         found.append(Choice("plan.resolution.upscale", True, f"half of the images are smaller than {high} pixels"))
+    if drop:
+        share = f"{drop:.0%} of each image's patches are left out of a step, and as much of its time"
+        found.append(Choice("plan.drop.kind", "constant", share))
+        found.append(Choice("plan.drop.rate", drop, "others each time; all are there when it is scored (PatchDropout)"))
     # A long image has more patches on one side than a square one of as many tokens.
     grid = min(shown, max(8, 8 * math.ceil(math.sqrt(shown * longest) / 8)))
     grid = min(grid, max_grid) if max_grid else grid

@@ -175,7 +175,7 @@ class NaViTConfig:
     merge_taps: tuple[int, ...] = ()
     classes: int = 0
     checkpointing: bool = False
-    attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn"] = "auto"
+    attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn", "triton"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -310,7 +310,7 @@ class TextConfig:
     drop_path: float = 0.0
     dropout: float = 0.0
     checkpointing: bool = False
-    attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn"] = "auto"
+    attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn", "triton"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -24,7 +24,7 @@ from navit_model import NaViT, NaViTConfig
 from navit_model.config import ContrastiveConfig, TextConfig
 from navit_model.losses.classification import classification_loss
 from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
-from navit_model.model.attention import _kernel, _varlen, attention, choose, segments
+from navit_model.model.attention import FUSED, _kernel, _varlen, attention, choose, segments
 from navit_model.model.dense import rasters
 from navit_model.model.owl import OwlHead
 from navit_model.model.segmenter import Segmenter
@@ -208,14 +208,15 @@ def test_a_kernel_that_is_not_installed_is_named() -> None:
 def test_kernels_are_found_before_a_trace_begins(hopper: None) -> None:
     """`fullgraph` would stop at an import or at a look at a signature."""
     device = torch.device("cuda")
-    assert choose("auto", device) in ("torch_varlen", "flash_attn")
+    assert choose("auto", device) in FUSED
 
     def inside(x: Tensor) -> Tensor:
-        where = [segments(x, 20, 80, choose("torch_varlen", device), causal=causal) for causal in (False, True)]
+        names = [choose(name, device) for name in ("torch_varlen", "auto")]
+        where = [segments(x, 20, 80, name, causal=causal) for name in names for causal in (False, True)]
         return x + sum(callable(_kernel(w.backend, w.causal)) for w in where)
 
     torch._dynamo.reset()
-    assert torch.compile(inside, backend="eager", fullgraph=True)(torch.ones(1)).item() == 3
+    assert torch.compile(inside, backend="eager", fullgraph=True)(torch.ones(1)).item() == 5
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -54,22 +54,23 @@ def scaled(run: RunConfig, scale: float, stop_after: int | None = None, afresh: 
 
 
 @pytest.mark.parametrize(
-    ("capability", "flash", "backend", "precision"),
+    ("capability", "flash", "own", "backend", "precision"),
     [
-        (None, False, "segments", None),
-        ((7, 0), False, "segments", "fp16"),
-        ((7, 5), False, "segments", "fp16"),
-        ((8, 0), False, "torch_varlen", "bf16"),
-        ((8, 9), False, "torch_varlen", "bf16"),
-        ((9, 0), False, "torch_varlen", "bf16"),
-        ((9, 0), True, "flash_attn", "bf16"),
-        ((12, 0), False, "torch_varlen", "bf16"),
+        (None, False, False, "segments", None),
+        ((7, 0), False, False, "segments", "fp16"),
+        ((7, 5), False, False, "segments", "fp16"),
+        ((8, 0), False, False, "torch_varlen", "bf16"),
+        ((8, 9), False, False, "torch_varlen", "bf16"),
+        ((9, 0), False, False, "torch_varlen", "bf16"),
+        ((9, 0), False, True, "triton", "bf16"),
+        ((9, 0), True, True, "flash_attn", "bf16"),
+        ((12, 0), False, False, "torch_varlen", "bf16"),
     ],
 )
 def test_what_each_gpu_gets(
-    capability: tuple[int, int] | None, flash: bool, backend: str, precision: str | None
+    capability: tuple[int, int] | None, flash: bool, own: bool, backend: str, precision: str | None
 ) -> None:
-    assert automatic(capability, flash) == backend
+    assert automatic(capability, flash, own) == backend
     if capability is not None:
         assert half_of(capability) == precision
         for asked in ("fp32", "bf16", "fp16"):

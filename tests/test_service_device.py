@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.deliver import device
 from navit_loader.deliver.device import DevicePrefetcher
 from navit_loader.errors import ConfigError, StateError
 
@@ -32,14 +35,16 @@ def on_host(batch: Any) -> tuple[Any, ...]:
     return (*head, *((n, a.dtype.str, a.shape, a.tobytes()) for n, a in arrays.items()))
 
 
-def check(config: Path, device: str) -> None:
-    with PackedLoader(config=load(config)) as loader:
+def check(config: Path, where: str, batch_size: int = 0) -> None:
+    given = load(config)
+    given = replace(given, data=replace(given.data, batch_size=batch_size or given.data.batch_size))
+    with PackedLoader(config=given) as loader:
         expected = [digest(b) for _ in range(2) for b in loader]
-    with PackedLoader(config=load(config)) as loader:
-        ahead = DevicePrefetcher(loader, device)
+    with PackedLoader(config=given) as loader:
+        ahead = DevicePrefetcher(loader, where)
         assert len(ahead) == len(loader)
         held = [b for _ in range(2) for b in ahead]  # held together: no batch is written over by a later one
-        assert all(a.device.type == device for b in held for a in b.arrays().values())
+        assert all(a.device.type == where for b in held for a in b.arrays().values())
         assert [on_host(b) for b in held] == expected
 
 
@@ -49,8 +54,32 @@ def test_batches_on_the_cpu_equal_the_loaders(config: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_batches_on_the_gpu_equal_the_loaders(config: Path) -> None:
-    check(config, "cuda")
+@pytest.mark.parametrize("batch_size", [0, 256])
+def test_batches_on_the_gpu_equal_the_loaders(config: Path, batch_size: int) -> None:
+    """Small batches go through buffers, those of 256 sequences, some 40 MB, from where they were rendered."""
+    check(config, "cuda", batch_size)
+
+
+def test_a_batch_is_one_block_and_goes_as_it_lies(config: Path) -> None:
+    with PackedLoader(config=load(config)) as loader:
+        released: list[int] = []
+        for batch in itertools.islice(loader, 2):
+            arrays = batch.arrays()
+            block = device._block(arrays.values())
+            assert block is not None and "teacher.patches" in arrays
+            moved = device._as_it_lies(block, arrays, torch.device("cpu"))
+            assert list(moved) == list(arrays)
+            for name, value in moved.items():
+                assert value.numpy().dtype == arrays[name].dtype and np.array_equal(value.numpy(), arrays[name]), name
+            assert block.bound is not block.bind(lambda: released.append(1)) and block.bound
+        # Arrays of two blocks, or of none, are copied one by one.
+        other = next(iter(loader)).arrays()
+        assert device._block([arrays["patches"], other["patches"]]) is None
+        assert device._block([np.zeros(3)]) is None
+    assert not released
+    del loader, batch, block, arrays, other, value, moved
+    gc.collect()
+    assert released
 
 
 def test_over_shared_memory_too(config: Path) -> None:

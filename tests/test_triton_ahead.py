@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 from navit_loader.render.device import kernel as patches
 from navit_loader.render.nvjpeg import kernel as resized
+from navit_model.model import short
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # what it says suits our sums
 
@@ -60,6 +61,20 @@ def ptxas() -> Path:
     return newer if newer.exists() else folder / "ptxas"
 
 
+def built(compiled: Any, folder: Path) -> tuple[int, list[int]]:
+    """Registers of a thread, and bytes that spilled, as the assembler says."""
+    text = folder / "kernel.ptx"
+    text.write_text(compiled.asm["ptx"])
+    target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])
+    assert target is not None
+    command = [str(ptxas()), "-v", f"-arch={target[1]}", str(text), "-o", str(folder / "kernel.cubin")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", said)]
+    registers = re.search(r"Used (\d+) registers", said)
+    assert spills and registers is not None, said
+    return int(registers[1]), spills
+
+
 @pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_compile_without_spills(name: str, arch: int, tmp_path: Path) -> None:
@@ -67,15 +82,32 @@ def test_kernels_compile_without_spills(name: str, arch: int, tmp_path: Path) ->
     source = ASTSource(function, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32))
     assert compiled.metadata.shared <= 48 * 1024
-    text = tmp_path / "kernel.ptx"
-    text.write_text(compiled.asm["ptx"])
-    target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])
-    assert target is not None
-    command = [str(ptxas()), "-v", f"-arch={target[1]}", str(text), "-o", str(tmp_path / "kernel.cubin")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", said)]
-    registers = re.search(r"Used (\d+) registers", said)
-    assert spills and registers is not None, said
+    registers, spills = built(compiled, tmp_path)
     # 128 registers leave room for at least four programs of four warps on a multiprocessor.
-    assert not any(spills) and int(registers[1]) <= 128, said
-    print(f"{name}, sm_{arch}: {registers[1]} registers, {compiled.metadata.shared} bytes shared")
+    assert not any(spills) and registers <= 128
+    print(f"{name}, sm_{arch}: {registers} registers, {compiled.metadata.shared} bytes shared")
+
+
+HALF_ARRAYS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+OTHERS = {"lse": "*fp32", "delta": "*fp32", "cu": "*i32", "scale": "fp32", "plain": "fp32"}
+
+
+@pytest.mark.parametrize("channels", short.CHANNELS)
+@pytest.mark.parametrize("kernel", ["_forward", "_backward_q", "_backward_kv"])
+def test_attention_kernels_compile_without_spills_for_hopper(kernel: str, channels: int, tmp_path: Path) -> None:
+    function, constants = getattr(short, kernel), {"K": channels, "M": short.M, "N": short.N}
+    names = [name for name in function.arg_names if name not in constants]
+    signature = {name: "*bf16" if name in HALF_ARRAYS else OTHERS.get(name, "i32") for name in names}
+    aligned = [n for n, name in enumerate(names) if signature[name].startswith("*") or name[1:] in ("t", "h")]
+    source = ASTSource(
+        function,
+        {**signature, **dict.fromkeys(constants, "constexpr")},
+        constants,
+        attrs={(n,): [["tt.divisibility", 16]] for n in aligned},
+    )
+    options = {name: short.HOW[name] for name in ("num_warps", "num_stages")}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    registers, spills = built(compiled, tmp_path)
+    # Hopper's own matrix instructions; three programs of four warps on a multiprocessor up to 64 channels, two beyond.
+    assert "wgmma.mma_async" in compiled.asm["ptx"] and not any(spills)
+    assert registers <= (168 if channels <= 64 else 255) and compiled.metadata.shared <= 100 * 1024

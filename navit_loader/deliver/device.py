@@ -1,24 +1,28 @@
 """From the loader's memory to the device, while the step before is still running.
 
 In: any loader of this package. Out: the same batches as torch tensors on a device, and the same state. One thread
-takes batches, copies them into pinned buffers that are used again and again, and starts their copy to the device on a
-stream of its own; the trainer's stream waits for that copy, its thread does not. On the CPU the same path runs with
-plain memory.
+takes batches and starts their copy to the device on a stream of its own; the trainer's stream waits for that copy, its
+thread does not. A batch that was rendered in this process lies in one block of memory, which the engine uses again and
+again: such blocks are pinned when they are first seen, and go to the device as they are. Anything else goes through pinned
+buffers. On the CPU the same path runs with plain memory.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .. import _packer
 from ..batch import PackedBatch, View
-from ..errors import ConfigError, StateError, needed
+from ..errors import ConfigError, RenderError, StateError, needed
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +40,21 @@ class Loader(Protocol):
     def set_epoch(self, epoch: int) -> None: ...  # noqa: D102
 
 
+PINNED_BYTES = 1 << 20
+"""A block of fewer bytes goes through a buffer: pinning takes whole pages, which small blocks share with others."""
+
+PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for all devices of the process."""
+
+
 class _Slot:
-    """One set of staging buffers, and the event after which they may be written again."""
+    """What one copy reads: buffers, or the batch itself; and the event after which they may be written again."""
 
     def __init__(self, pin: bool) -> None:
         self._pin = pin
         self._buffers: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         self.copied: torch.cuda.Event | None = None
+        self.held: _packer.Buffer | None = None
 
     def stage(self, name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         key = (name, array.shape)
@@ -51,6 +63,44 @@ class _Slot:
             self._buffers[key] = torch.empty(array.shape, dtype=kind, pin_memory=self._pin)
         np.copyto(self._buffers[key].numpy(), array)
         return self._buffers[key]
+
+
+def _block(arrays: Iterable[Any]) -> _packer.Buffer | None:
+    """The one block of the engine that all arrays lie in, if there is one."""
+    found: set[int] = set()
+    owner: Any = None
+    for array in arrays:
+        owner = array
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        found.add(id(owner))
+    return owner if len(found) == 1 and isinstance(owner, _packer.Buffer) else None
+
+
+def _pinned(block: _packer.Buffer) -> bool:
+    """Whether a block is pinned, now at the latest; False where it is small.
+
+    Raises:
+        RenderError: the system allows no more pinned memory.
+    """
+    if block.bound:
+        return True
+    if block.nbytes < PINNED_BYTES:
+        return False
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = block.bytes().ctypes.data
+    if status := int(runtime.cudaHostRegister(address, block.nbytes, PORTABLE)):
+        raise RenderError(
+            f"a batch of {block.nbytes:,} bytes cannot be pinned (CUDA error {status}); lower render.memory_mb, "
+            "render.prefetch or data.batch_size"
+        )
+    return block.bind(partial(_unpin, runtime, address, os.getpid()))
+
+
+def _unpin(runtime: Any, address: int, process: int) -> None:
+    # A forked child has no share in it.
+    if os.getpid() == process:
+        runtime.cudaHostUnregister(address)
 
 
 class DevicePrefetcher:
@@ -176,10 +226,16 @@ class DevicePrefetcher:
         self._turn += 1
         if slot.copied is not None:
             slot.copied.synchronize()
+        slot.held = None
         context: AbstractContextManager[Any] = torch.cuda.stream(self._stream) if self._cuda else nullcontext()
+        arrays = batch.arrays()
+        block = _block(arrays.values()) if self._cuda else None
         with context:
             moved = {}
-            for name, array in batch.arrays().items():
+            if block is not None and _pinned(block):
+                slot.held = block
+                moved, arrays = _as_it_lies(block, arrays, self.device), {}
+            for name, array in arrays.items():
                 if isinstance(array, torch.Tensor):  # a loader that decodes on the device
                     moved[name] = array.to(self.device, non_blocking=True)
                     continue
@@ -190,6 +246,18 @@ class DevicePrefetcher:
                 slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 slot.copied.record(self._stream)
         return _rebuild(batch, moved), slot.copied
+
+
+def _as_it_lies(block: _packer.Buffer, arrays: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A block's arrays on a device, all by one copy that has only begun."""
+    bytes = block.bytes()
+    there = torch.from_numpy(bytes).to(device, non_blocking=True)
+    moved = {}
+    for name, array in arrays.items():
+        at = array.ctypes.data - bytes.ctypes.data if array.size else 0
+        kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        moved[name] = there[at : at + array.nbytes].view(kind).view(array.shape)
+    return moved
 
 
 def _rebuild(batch: PackedBatch, arrays: dict[str, Any]) -> PackedBatch:

@@ -165,6 +165,8 @@ def _gpu(torch: Any, number: int) -> Iterator[Row]:
         why = slower(capability, half)
     elif kernel == "flash_attn":
         why = "a Hopper with flash-attn 3"
+    elif kernel == "triton":
+        why = "a Hopper: kernels of our own for images of some hundred tokens, PyTorch's for longer ones"
     else:
         missing = ": flash-attn 3 (flash_attn_interface) is not installed" if capability == (9, 0) else ""
         why = f"PyTorch's own kernel{missing}; heads of 8, 16, … 256 channels, in half precision"

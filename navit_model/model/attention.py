@@ -9,6 +9,8 @@ to its own segment alone. What a backend needs besides (`Segments`) is made once
 | `segments` | anywhere; `auto` takes it on CPUs and GPUs before Ampere | one call per length, which the host reads |
 | `torch_varlen` | CUDA from Ampere on, half precision, heads of 8, 16, … 256 channels | PyTorch's own kernel |
 | `flash_attn` | the same | flash-attn 3 on Hopper where it is installed, else 2 |
+| `triton` | Hopper, half precision, heads of 16, 32, 64 or 128 channels | our own (`short`) where no image has more than 256
+tokens by the plan and nothing is causal, elsewhere PyTorch's |
 
 Shapes: T = B·L tokens · S segments · H heads · K = D/H channels of a head.
 """
@@ -29,9 +31,13 @@ from torch import Tensor
 from navit_loader.errors import ModelError
 
 from ..world import AMPERE
+from . import short
 
-Backend = Literal["dense", "segments", "torch_varlen", "flash_attn"]
-BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn")
+Backend = Literal["dense", "segments", "torch_varlen", "flash_attn", "triton"]
+BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn", "triton")
+FUSED: tuple[Backend, ...] = ("torch_varlen", "flash_attn", "triton")
+"""Those that are one kernel for all segments, on GPUs."""
+HOPPER = (9, 0)
 HALF = (torch.float16, torch.bfloat16)
 STEP, WIDEST = 8, 256
 """Channels of a head that the varlen kernels take: multiples of the one, up to the other."""
@@ -79,13 +85,17 @@ def choose(
         raise ModelError("float16 is not supported on a CPU; use float32 or bfloat16 there")
     if name == "auto":
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        hopper = capability == (9, 0)
-        name = automatic(capability, flash=hopper and importlib.util.find_spec("flash_attn_interface") is not None)
+        hopper = capability == HOPPER
+        name = automatic(
+            capability,
+            flash=hopper and importlib.util.find_spec("flash_attn_interface") is not None,
+            own=hopper and short.attend is not None and (channels is None or channels in short.CHANNELS),
+        )
         if name == "segments":
             return name
     if name not in BACKENDS:
         raise ModelError(f"attention = {name!r} is not known; choose 'auto' or one of {', '.join(BACKENDS)}")
-    if name in ("torch_varlen", "flash_attn"):
+    if name in FUSED:
         if device.type != "cuda":
             raise ModelError(f"attention = '{name}' needs a CUDA device, not {device.type}; use 'auto'")
         if dtype not in HALF:
@@ -95,21 +105,37 @@ def choose(
                 f"attention = '{name}' takes heads of a multiple of {STEP} channels, {WIDEST} at most; width / heads is "
                 f"{channels}: change heads, or take attention = 'dense'"
             )
+        if name == "triton":
+            _check_own(device, channels)
         for causal in (False, True):
             _kernel(name, causal)
     return name
 
 
-def automatic(capability: tuple[int, int] | None, flash: bool) -> Backend:
+def _check_own(device: torch.device, channels: int | None) -> None:
+    if short.attend is None:
+        raise ModelError("attention = 'triton' needs Triton, which is not installed; use 'torch_varlen'")
+    if torch.cuda.get_device_capability(device) != HOPPER:
+        raise ModelError("attention = 'triton' was measured on Hopper alone, and this is another GPU; use 'auto'")
+    if channels is not None and channels not in short.CHANNELS:
+        raise ModelError(
+            f"attention = 'triton' takes heads of {', '.join(map(str, short.CHANNELS))} channels, not {channels}; use 'auto'"
+        )
+
+
+def automatic(capability: tuple[int, int] | None, flash: bool, own: bool = False) -> Backend:
     """The backend of `auto`.
 
     Args:
         capability: compute capability of the GPU; None on a CPU. Kernels of packed attention begin with Ampere.
         flash: whether flash-attn 3 is installed and runs there: on Hopper alone.
+        own: whether our own kernels do: on Hopper alone, with Triton.
     """
     if capability is None or capability < AMPERE:
         return "segments"
-    return "flash_attn" if flash else "torch_varlen"
+    if flash:
+        return "flash_attn"
+    return "triton" if own else "torch_varlen"
 
 
 def check_traceable(name: str, device: torch.device) -> None:
@@ -180,7 +206,7 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, where: Segments) -> T
     Returns:
         `[T, H, K]`.
     """
-    if where.backend in ("torch_varlen", "flash_attn"):
+    if where.backend in FUSED:
         cu, longest = where.cu_seqlens, where.max_seqlen
         return _kernel(where.backend, where.causal)(q_THK, k_THK, v_THK, cu, cu, longest, longest)
     if where.same is not None:
@@ -207,7 +233,7 @@ def _kernel(backend: Backend, causal: bool) -> Kernel:
     """The varlen kernel of a backend, `(q, k, v, cu_q, cu_k, max_q, max_k)`, found once, by `choose` before a trace."""
     found = _kernels.get((backend, causal))
     if found is None:
-        found = _varlen(causal) if backend == "torch_varlen" else _flash(causal)
+        found = {"torch_varlen": _varlen, "flash_attn": _flash, "triton": _own}[backend](causal)
         _kernels[backend, causal] = found
     return found
 
@@ -223,6 +249,20 @@ def _varlen(causal: bool) -> Kernel:
     old = "is_causal" in inspect.signature(varlen_attn).parameters
     how: dict[str, Any] = {"is_causal": True} if old else {"window_size": (-1, 0)}
     return partial(cast(Kernel, varlen_attn), **how)
+
+
+def _own(causal: bool) -> Kernel:
+    """Ours where segments are short by the plan, PyTorch's elsewhere: a bound is known before any segment is."""
+    other, attend = _varlen(causal), short.attend
+    if causal or attend is None:
+        return other
+
+    def own(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
+        if max_q > short.LONGEST:
+            return other(q, k, v, cu_q, cu_k, max_q, max_k)
+        return attend(q, k, v, cu_q, max_q)
+
+    return own
 
 
 def _flash(causal: bool) -> Kernel:

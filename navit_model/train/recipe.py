@@ -46,7 +46,9 @@ def recipe(given: Given) -> list[Choice]:
     # From weights each image of a small set is seen some 40 times; from nothing that takes many more.
     passes = min(40.0, max(10.0, 20_000 / n)) if old else min(300.0, max(30.0, 150_000 / n))
     steps = given.steps or max(50, round(n * passes / given.step_images))
-    often = max(1, steps // 10)
+    # Scoring an image over all budgets costs about a third more than learning it at drawn sizes.
+    evaluations = int(min(10, max(2, steps * given.step_images / (12 * given.held_out))))
+    often = max(1, steps // evaluations)
     found = [
         Choice("plan.crop.kind", "random_resized", "another part of each image each time"),
         Choice("plan.crop.scale", [0.5, 1.0] if old else [0.3, 1.0], "of its area; small sets bear no small crops"),
@@ -61,9 +63,9 @@ def recipe(given: Given) -> list[Choice]:
         Choice("train.head_weight_decay", 0.05, "the paper's 3.0 is for hundreds of millions of images"),
         *_target(given),
         Choice("train.ema", round(min(0.9999, max(0.5, 1 - 20 / steps)), 4), "an average over the last twentieth"),
-        Choice("train.eval_every", often, "ten times in all"),
+        Choice("train.eval_every", often, f"{evaluations} times in all, a tenth of the time at most"),
         Choice("train.checkpoint_every", often, "as often; navit-model fit goes on from the last"),
-        *_ending(given),
+        *_ending(given, evaluations),
         Choice("train.log_every", max(1, min(20, often)), "lines of the log"),
         Choice("train.eval_tokens", _budgets(given.tokens), "a quarter, half and all of the tokens of an image"),
     ]
@@ -80,12 +82,15 @@ def recipe(given: Given) -> list[Choice]:
     ]
 
 
+DROPPED = 0.25
+"""Of the tokens of an image in a step, from weights: images of a small set are seen so often that each is seen whole."""
+
 SURE = 400
 """Images, from which on evaluations are told apart: of 100 a score is uncertain by 5 points, of 400 by 2.5, while the last half
 of a run wins fewer; the best of ten such scores is luck, and the end of the schedule is not."""
 
 
-def _ending(given: Given) -> list[Choice]:
+def _ending(given: Given, evaluations: int) -> list[Choice]:
     """Which weights are taken, and when a run ends."""
     if given.best is False:
         return [Choice("train.patience", 0, "nothing to wait for without train.best")]
@@ -94,7 +99,11 @@ def _ending(given: Given) -> list[Choice]:
         return [Choice("train.best", False, why), Choice("train.patience", 0, "nor to end the run by")]
     return [
         Choice("train.best", True, "weights of the best evaluation are kept, and used"),
-        Choice("train.patience", 5, "half of the evaluations without a better score, and the run ends"),
+        Choice(
+            "train.patience",
+            max(1, evaluations // 2),
+            "half of the evaluations without a better score, and the run ends",
+        ),
     ]
 
 

@@ -32,7 +32,7 @@ from ..model.check import TABLES
 from ..train.checkpoint import steps
 from ..train.choices import longer
 from ..train.lock import hold
-from ..train.recipe import Given, recipe
+from ..train.recipe import DROPPED, Given, recipe
 from ..train.run import train
 from ..train.settings import RunConfig, check_changes, set_key
 from ..train.task import Row
@@ -300,6 +300,7 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, own: Index | Non
         prefix_tokens=model.prefix_tokens if model else 0,
         max_grid=model.max_grid if model and model.positions in TABLES else 0,
         memory_mb=torch.cuda.get_device_properties(0).total_memory >> 20 if gpu else 0,
+        drop=DROPPED if model else 0.0,
     )
     keys = {choice.key: choice for choice in found}
     prefix = model.prefix_tokens if model else 0

@@ -4,8 +4,8 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use numpy::ndarray::{ArrayView, IxDyn};
-use numpy::{Element, PyArray};
+use numpy::ndarray::{ArrayView, ArrayView1, IxDyn};
+use numpy::{Element, PyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -34,6 +34,29 @@ impl Buffer {
     #[getter]
     fn nbytes(&self) -> usize {
         self.block.len()
+    }
+
+    /// All of it, u8, as it lies there.
+    fn bytes<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyArray1<u8>> {
+        let block = &slf.get().block;
+        // SAFETY: rendering is over, and every byte was written once at least, by zeroes.
+        let view = unsafe { ArrayView1::from_shape_ptr(block.len(), block.start().cast_const()) };
+        // SAFETY: the block neither moves nor goes before its owner, which the array keeps as its base.
+        unsafe { PyArray1::borrow_from_array(&view, slf.clone().into_any()) }
+    }
+
+    /// Whether `bind` was called for this memory, with this batch or an earlier one.
+    #[getter]
+    fn bound(&self) -> bool {
+        self.block.bound()
+    }
+
+    /// Binds this memory for all batches that will lie in it; `release` is called once before it goes.
+    fn bind(&self, release: Py<PyAny>) -> bool {
+        self.block.bind(Box::new(move || {
+            // At the interpreter's end nobody can be called, and all memory goes anyway.
+            Python::try_attach(|py| release.call0(py).map_err(|e| e.write_unraisable(py, None)).is_ok());
+        }))
     }
 
     /// Its memory is never used again after this batch.

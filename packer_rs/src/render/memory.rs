@@ -8,7 +8,7 @@ use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, Kind, Result};
 use crate::render::field::{ALIGN, Field, Value};
@@ -92,11 +92,15 @@ impl Pool {
     }
 }
 
+/// What is to be done before a piece of memory goes.
+pub type Release = Box<dyn FnOnce() + Send + Sync>;
+
 /// A piece of memory of its own, freed when dropped.
 struct Memory {
     start: NonNull<u8>,
     bytes: usize,
     shared: Option<Shared>,
+    release: OnceLock<Release>,
 }
 
 // SAFETY: memory belongs to whoever holds it, and says nothing of threads.
@@ -111,7 +115,7 @@ impl Memory {
         let _ = shared;
         // SAFETY: the size is not zero.
         let start = NonNull::new(unsafe { alloc_zeroed(allocation(bytes)) })?;
-        Some(Self { start, bytes, shared: None })
+        Some(Self { start, bytes, shared: None, release: OnceLock::new() })
     }
 
     /// A sealed memfd, mapped; None where the system cannot.
@@ -140,7 +144,8 @@ impl Memory {
             return None;
         }
         let shared = Shared { number: NEXT.fetch_add(1, Ordering::Relaxed), fd };
-        let memory = Self { start: NonNull::new(start.cast())?, bytes, shared: Some(shared) };
+        let start = NonNull::new(start.cast())?;
+        let memory = Self { start, bytes, shared: Some(shared), release: OnceLock::new() };
         // Writable mappings are only this one, from before the seal.
         let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE;
         let raw = memory.shared.as_ref()?.fd.as_raw_fd();
@@ -151,6 +156,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if let Some(release) = self.release.take() {
+            release();
+        }
         if self.shared.is_some() {
             // SAFETY: mapped by `mapped` with this size, and nobody's now.
             unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
@@ -203,6 +211,17 @@ impl Block {
     /// By what another process can map it; None on the heap.
     pub fn shared(&self) -> Option<&Shared> {
         self.memory.as_ref().and_then(|m| m.shared.as_ref())
+    }
+
+    /// Whether somebody has bound this memory to something that must be undone before it goes.
+    pub fn bound(&self) -> bool {
+        self.memory.as_ref().is_some_and(|m| m.release.get().is_some())
+    }
+
+    /// Binds the memory, which stays bound while it goes from batch to batch: `release` is called before it is freed.
+    /// False where it was bound before, and then `release` is dropped.
+    pub fn bind(&self, release: Release) -> bool {
+        self.memory.as_ref().is_some_and(|m| m.release.set(release).is_ok())
     }
 
     /// Never to be used again: some other process may read it for as long as it likes.
@@ -293,6 +312,26 @@ mod tests {
         let blocks: Vec<_> = (0..IDLE + 50).map(|_| take(&pool, 4096)).collect();
         drop(blocks);
         assert_eq!(idle(&pool).len(), IDLE);
+    }
+
+    #[test]
+    fn what_is_bound_stays_so_from_batch_to_batch_and_is_released_once_before_it_goes() {
+        use std::sync::atomic::AtomicUsize;
+        for shared in [false, true] {
+            let (pool, released) = (Pool::new(8192, shared), Arc::new(AtomicUsize::new(0)));
+            let counted = || -> Release {
+                let released = released.clone();
+                Box::new(move || drop(released.fetch_add(1, Ordering::Relaxed)))
+            };
+            let block = take(&pool, 4096);
+            assert!(!block.bound() && block.bind(counted()) && block.bound() && !block.bind(counted()));
+            drop(block);
+            assert!(take(&pool, 4096).bound());
+            assert_eq!(released.load(Ordering::Relaxed), 0);
+            drop(take(&pool, 8192));
+            assert_eq!(released.load(Ordering::Relaxed), 1);
+            assert!(!take(&pool, 4096).bound());
+        }
     }
 
     #[test]
