@@ -35,6 +35,7 @@ _COUNTERS = {
     "slots": "token slots handed over, padding included",
     "bytes_sent": "bytes of batches given to ZeroMQ",
     "batches_shared": "batches handed over in shared memory",
+    "batches_reused": "batches handed over that were rendered for another client",
     "slots_abandoned": "shared slots that never came back",
     "failed": "requests that ended in an error of the engine",
     "connections": "connections accepted",
@@ -74,6 +75,8 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("navit_storage_waiting", "reads that wait for storage", value=storage["waiting"])
         yield GaugeMetricFamily("navit_memory_bound_bytes", "serve.memory_mb", value=server.bound)
         yield GaugeMetricFamily("navit_memory_used_bytes", "bytes of batches held", value=server.share.used)
+        words = "bytes of batches kept for other clients of their plan"
+        yield GaugeMetricFamily("navit_memory_kept_bytes", words, value=server.kept.nbytes)
         yield from self._clients()
         yield from self._engines()
 
