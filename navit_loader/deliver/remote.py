@@ -1,8 +1,8 @@
 """`RemoteLoader`: the batches of `PackedLoader`, made by daemons in other processes.
 
-In: addresses. Out: a `Loader` whose supply is a connection, byte for byte what `PackedLoader` gives. It needs neither the
-index nor the configuration: the daemon's hello says what the plan looks like, and where batches start is computed here from
-the counts of its planning blocks, which are asked for as the iteration reaches them.
+In: addresses, or the name of a fleet. Out: a `Loader` whose supply is a connection, byte for byte what `PackedLoader` gives. It
+needs neither the index nor the configuration: the daemon's hello says what the plan looks like, and where batches start is
+computed here from the counts of its planning blocks, which are asked for as the iteration reaches them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Literal
 from .._packer import Layout
 from ..batch import PackedBatch
 from ..errors import ConfigError, ServiceError, StateError
+from ..fleet.cluster import SCHEME
+from ..fleet.follow import Follower
 from ..plan.layouts import recent
 from ..render.encoded import EncodedBatch
 from ..service.connection import Connection
@@ -37,7 +39,7 @@ class RemoteLoader(Loader):
 
     def __init__(
         self,
-        endpoints: Sequence[str],
+        endpoints: str | Sequence[str],
         *,
         rank: int | None = None,
         world_size: int | None = None,
@@ -61,11 +63,12 @@ class RemoteLoader(Loader):
         """Connects and learns the plan.
 
         Args:
-            endpoints: one `tcp://HOST:PORT` or `ipc://PATH` per daemon; all must serve the same plan.
+            endpoints: one `tcp://HOST:PORT` or `ipc://PATH` per daemon, which all must serve the same plan; or `ray://NAME`,
+                whose daemons are followed as they come and go (docs/fleet.md). It brings its keys.
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
             batch_size: B; None takes the daemon's `data.batch_size`.
-            prefetch: batches asked for in advance.
+            prefetch: batches asked for in advance; of a fleet, two of each daemon where that is more.
             remainder: `fill` or `drop` at an epoch's end; None takes the daemon's `data.remainder`.
             plan: name of the plan, where a daemon serves several; empty for its first.
             keys: folder with `client.key_secret` and `server.key`, made by `navit-loader keys`.
@@ -100,8 +103,9 @@ class RemoteLoader(Loader):
         boundary.check(refresh, agree, cursor.world_size)
         decoder = Decoder(decode, device, {"memory_mb": memory_mb, "ledger": ledger}, agree, cursor.world_size)
         memory = memory_mb * 2**20
+        named = [endpoints] if isinstance(endpoints, str) else list(endpoints or ())
         self._connection = Connection(
-            endpoints,
+            _followed(named, keys, connect_timeout_s) if _of_a_fleet(named) else endpoints,
             plan=plan,
             keys=None if keys is None else ClientKeys.read(keys),
             memory=memory,
@@ -151,6 +155,20 @@ class RemoteLoader(Loader):
         return dict(self._connection.opinions.lacking)
 
 
+def _of_a_fleet(endpoints: Sequence[str]) -> bool:
+    return any(str(endpoint).startswith(SCHEME) for endpoint in endpoints)
+
+
+def _followed(endpoints: Sequence[str], keys: object, connect_timeout_s: float) -> Follower:
+    if len(endpoints) > 1:
+        raise ServiceError(f"endpoints = {list(endpoints)!r} must name one fleet alone, which has all its daemons")
+    if keys is not None:
+        raise ConfigError(
+            f"keys = {str(keys)!r} is not allowed with '{endpoints[0]}'; a fleet brings its own: leave it out"
+        )
+    return Follower(endpoints[0], connect_timeout_s)
+
+
 class _Remote:
     """The supply of a `RemoteLoader`: a connection, and the counts that it gave.
 
@@ -163,7 +181,7 @@ class _Remote:
 
     def __init__(self, connection: Connection, prefetch: int, memory: int, nbytes: int) -> None:
         self._connection, self._prefetch = connection, prefetch
-        self._credits = max(1, min(prefetch, memory // nbytes))
+        self._most = max(1, memory // nbytes)
         self._limit = memory // prefetch  # all encoded batches that are asked for at once may be as large as this
         self._layouts: OrderedDict[int, _RemoteLayout] = OrderedDict()
         self.plan_id, self.render_id = connection.info.plan_id, connection.info.render_id
@@ -189,7 +207,9 @@ class _Remote:
     def ahead(self, encoded: bool) -> tuple[int, int]:
         # Each word to the daemon wakes threads on both sides. So where batches are here before they are wanted, the next are
         # asked for several at a time.
-        credits = self._prefetch if encoded else self._credits
+        credits = self._prefetch
+        if not encoded:
+            credits = min(self._most, max(self._prefetch, 2 * self._connection.followed))
         return credits // 2, credits
 
     def look(self) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import signal
 import time
@@ -305,6 +306,7 @@ class Server:
         session.asked += 1
         if not isinstance(request, protocol.GetLayout):
             session.starved += request.starved_us / 1e6
+            self.counts["starved_us"] += request.starved_us
         if isinstance(request, protocol.GetBatch):
             self._queue(session, request, info.nbytes(request.count))
         else:  # how much an encoded batch holds is known from its plan alone
@@ -534,6 +536,13 @@ class Server:
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
             self._send(session.peer, protocol.Beat())
+
+
+def raise_file_limit() -> None:
+    """A descriptor per client, and more in shared memory: take what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _not_ready(why: str) -> str:
