@@ -18,13 +18,13 @@ class Roster:
     Attributes:
         token: names this roster; what comes later has another one.
         addresses: where they are.
-        keys: what they demand.
+        keys: what they demand; None for none.
         ended: why there will never be another one; empty as long as there may.
     """
 
     token: str
     addresses: tuple[str, ...]
-    keys: ClientKeys
+    keys: ClientKeys | None
     ended: str = ""
 
 

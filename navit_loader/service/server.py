@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MAX_SESSIONS = 4096
 PROBE_S = 30.0  # an idle client that is gone is noticed by a message that cannot be delivered
 DRAIN_S = 60.0
+STUCK_S = 60.0
 MAX_REFUSALS = 1000  # of one peer in a second; what it sends beyond is thrown away unread
 
 
@@ -104,6 +105,17 @@ class Server:
     def ready(self) -> bool:
         """Whether it has its images, and so answers for them."""
         return not self._roots.why
+
+    @property
+    def unready(self) -> str:
+        """Why it should be asked nothing new, its images being out of reach or its end near; empty where it should."""
+        return "it is draining" if self._stopping else self._roots.why
+
+    @property
+    def stuck(self) -> str:
+        """Why it should be started anew: its loop, which turns once a second, has long not done so; empty where it has."""
+        silent = time.monotonic() - self._looked
+        return f"its loop has not turned for {silent:.0f} s" if silent > STUCK_S else ""
 
     # --- life ------------------------------------------------------------------------------------------------------
 
