@@ -247,7 +247,7 @@ class Connection:
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
         if able:
-            self._ask(min(able, key=lambda e: len(e.in_flight)), want, time.monotonic())
+            self._ask(_idlest(able, want), want, time.monotonic())
         return want
 
     def _wait(self, want: Want) -> Any:
@@ -349,7 +349,7 @@ class Connection:
                 continue
             others = [e for e in able if e not in want.asked.values() and self._may_answer(e, want, now)]
             if others:
-                self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
+                self._ask(_idlest(others, want), want, now)
             elif want.asked:
                 want.since = now  # nobody else to ask: look again a deadline later
 
@@ -491,6 +491,13 @@ class Connection:
             case protocol.GetLayout(), protocol.LayoutReply():
                 return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
         raise AssertionError("asked where both are of one kind")
+
+
+def _idlest(endpoints: Sequence[Endpoint], want: Want) -> Endpoint:
+    """The one with the least in flight; of several the one that other clients would ask for this too, since a daemon renders
+    once what many ask for."""
+    named = want.request.epoch, want.request.first
+    return min(endpoints, key=lambda e: (len(e.in_flight), hash((e.salt, *named))))
 
 
 def _words(request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> str:
