@@ -2,7 +2,7 @@
 
 In: nothing, or a folder of images. Out: tables. Transport alone (batches already rendered) beside one copy from local memory, a
 plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process loader and
-torch's DataLoader with torchvision; images/s of two trainers that share renderings beside two that do not, and with hostile peers;
+torch's DataLoader with torchvision, of two trainers that share renderings beside two that do not, and with hostile peers;
 shares and memory of 64 clients. Measurements are interleaved, and ratios are medians of those within one round, since a shared
 machine drifts.
 

@@ -31,8 +31,9 @@ from .service_kit import PLAN, Daemon, load, make_config
 TRAINER = """
 import hashlib, sys
 from navit_loader import RemoteLoader
-endpoint, rank, world, shared, prefetch = sys.argv[1], *map(int, sys.argv[2:])
-with RemoteLoader([endpoint], rank=rank, world_size=world, shared=bool(shared), prefetch=prefetch) as loader:
+endpoint, plan, rank, world, shared, prefetch = *sys.argv[1:3], *map(int, sys.argv[3:])
+options = {"plan": plan, "rank": rank, "world_size": world, "shared": bool(shared), "prefetch": prefetch}
+with RemoteLoader([endpoint], **options) as loader:
     batches = (batch for _ in range(3) for batch in loader)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -57,9 +58,9 @@ class Trainer:
     """A trainer in a process of its own, which takes as many batches as it is told."""
 
     def __init__(
-        self, daemon: Daemon, *, rank: int = 0, world: int = 1, shared: bool = True, prefetch: int = 2
+        self, daemon: Daemon, *, plan: str = "", rank: int = 0, world: int = 1, shared: bool = True, prefetch: int = 2
     ) -> None:
-        options = map(str, (rank, world, int(shared), prefetch))
+        options = map(str, (plan, rank, world, int(shared), prefetch))
         command = [sys.executable, "-c", TRAINER, daemon.endpoint, *options]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.said()
@@ -182,6 +183,36 @@ def test_whoever_is_beyond_what_is_kept_has_its_own_and_the_bound_holds(config: 
         before = values["navit_batches_reused_total"]
         assert second.take(len(expected) - 1) == expected[1:]
         assert metrics(daemon)["navit_batches_reused_total"] < before + len(expected) / 2
+
+
+def test_a_trainer_of_another_plan_gets_as_much_as_those_who_share(tmp_path: Path) -> None:
+    """Each pays for all that it gets: two that share are not two against one."""
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((800, 800, 3), np.uint8)).save(folder / "0.png", compress_level=1)
+    for n in range(1, 60):
+        shutil.copy(folder / "0.png", folder / f"{n}.png")
+    build_index(tmp_path / "images", tmp_path / "x.arrow")
+    configs = [tmp_path / f"{name}.toml" for name in ("sweep", "other")]
+    for seed, path in enumerate(configs):
+        path.write_text(
+            f'[data]\nindex = "{tmp_path}/x.arrow"\nbatch_size = 4\n[render]\nthreads = 1\n'
+            + PLAN.replace("seed = 5", f"seed = {seed}\nvirtual_epoch = 100_000")
+        )
+    with Daemon(*configs, args=("--metrics", "0")) as daemon, ExitStack() as stack:
+        # All render more slowly than anybody reads, so whose turn it is decides.
+        trainers = [stack.enter_context(Trainer(daemon, plan=plan)) for plan in ("sweep", "sweep", "other")]
+        for trainer in trainers:
+            trainer.begin(10_000)
+        until(daemon, lambda values: values["navit_batches_total"] > 45)
+        assert daemon.metrics is not None
+        found: dict[str, list[float]] = {"sweep": [], "other": []}
+        for (name, labels), value in read(daemon.metrics).items():
+            if name == "navit_client_batches_total":
+                found[dict(labels)["plan"]].append(value)
+        assert min(found["other"]) >= 0.75 * max(found["sweep"]), found
+        values = metrics(daemon)
+        assert values["navit_batches_reused_total"] >= values["navit_batches_total"] / 4
 
 
 ASKER = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 from navit_loader import PackedLoader, RemoteLoader
+from navit_loader.commands.top import read
 from navit_loader.errors import ServiceError
 from navit_loader.render.engine import Engine
 from navit_loader.service import names
@@ -116,6 +119,59 @@ def test_a_name_is_all_its_daemons_as_they_come_and_go(
         second.kill()
         found.extend(digest(batch) for batch in islice(batches, 5))
     assert found == expected[: len(found)]
+
+
+TRAINER = """
+import sys
+from navit_loader import RemoteLoader
+with RemoteLoader([sys.argv[1]]) as loader:
+    print(loader.plan_id, flush=True)
+    for line in sys.stdin:
+        loader.set_epoch(int(line))
+        print(sum(batch.num_images for batch in loader), flush=True)
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0, reason="no mount namespaces here"
+)
+def test_the_systems_own_resolver_gives_all_of_a_name_and_again_when_they_change(config: Path, tmp_path: Path) -> None:
+    """A trainer for whom /etc/hosts is another file."""
+    port, hosts = free_port(), tmp_path / "hosts"
+    with PackedLoader(config=load(config)) as loader:
+        images = [sum(batch.num_images for batch in loader) for _ in range(2)]
+    hosts.write_text("127.0.0.2 pods\n127.0.0.3 pods\n")
+    mounted = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mounted, str(hosts), sys.executable, "-c", TRAINER, f"tcp://pods:{port}"]
+    with ExitStack() as stack:
+        first, second, third = (
+            stack.enter_context(Daemon(config, bind=f"tcp://{host}:{port}", args=("--metrics", "0"))) for host in HOSTS
+        )
+        trainer = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        stack.callback(trainer.kill)
+        assert trainer.stdin is not None and trainer.stdout is not None
+        assert trainer.stdout.readline()
+
+        def epoch(number: int) -> int:
+            assert trainer.stdin is not None and trainer.stdout is not None
+            trainer.stdin.write(f"{number}\n")
+            trainer.stdin.flush()
+            return int(trainer.stdout.readline())
+
+        def made(daemon: Daemon) -> float:
+            assert daemon.metrics is not None
+            return read(daemon.metrics)["navit_batches_total", ()]
+
+        assert epoch(0) == images[0]
+        assert made(first) > 0 and made(second) > 0 and made(third) == 0
+        first.kill()
+        hosts.write_text("127.0.0.3 pods\n127.0.0.4 pods\n")
+        end = time.monotonic() + 60
+        while made(third) == 0:
+            assert time.monotonic() < end
+            assert epoch(1) == images[1]
 
 
 def test_a_name_without_an_address_is_waited_for_and_said(config: Path, resolver: Resolver) -> None:
