@@ -356,7 +356,7 @@ def main() -> None:
             return
         transport(long, args.seconds, args.rounds)
         whole(config, sorted(map(str, folder.rglob("*.jpg"))), args.seconds, args.rounds)
-        sweep(config, args.seconds, args.rounds)
+        sweep(long, args.seconds, args.rounds)
         with_hostile_peers(config, args.seconds, args.rounds)
         many(config, args.clients, max(10.0, args.seconds))
 

@@ -93,7 +93,7 @@ class Kept(Generic[C]):
                 break
             self._drop(name)
         for plan in [plan for plan, since in self._repeated.items() if since < old]:
-            del self._repeated[plan]
+            self.forget(plan)
 
     def forget(self, plan: str) -> None:
         """Lets go of a plan's batches, until two clients ask for the same again."""

@@ -370,7 +370,7 @@ class Server:
         del self.sessions[session.peer], self._names[session.client]
         for delivery in [j for j in self._taken() if j.session is session]:
             self._abandon(delivery)
-        if sum(other.plan == session.plan for other in self.sessions.values()) < 2:
+        if self.kept.useful and sum(other.plan == session.plan for other in self.sessions.values()) < 2:
             self.kept.forget(session.plan)
         self._planner.forget(session)
         self._lender.forget(session)
