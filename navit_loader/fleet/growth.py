@@ -158,9 +158,8 @@ class Grower:
 
     def _shares(self, since: float, until: float) -> _Sample:
         """Shares between two moments, and the trainers then."""
-        inside = [s for s in self._samples if since <= s.at <= until]
-        before = [s for s in self._samples if s.at < since]
-        some = [*before[-1:], *inside]
+        before = [s for s in self._samples if s.at <= since]
+        some = [*before[-1:], *(s for s in self._samples if since < s.at <= until)]
         seconds = some[-1].at - some[0].at
         trainers = max(s.trainers for s in some)
         if seconds <= 0:

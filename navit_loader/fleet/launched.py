@@ -7,6 +7,7 @@ reads their figures, decides (`growth`), and makes or drains daemons. All of it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -184,7 +185,7 @@ class Fleet:
         }
         made = self._ray.remote(self.daemon).options(**options)
         while len(self._actors) < self._grower.wanted and time.monotonic() >= self._again:
-            actor = made.remote(self._plans, self._keys, self._registry, self._next)
+            actor = made.remote(self._plans, self._keys, self._name, self._next)
             self._actors[self._next] = actor
             self._starting[actor.there.remote()] = self._next
             self._next += 1
@@ -222,9 +223,10 @@ class Fleet:
     # --- looking after them ----------------------------------------------------------------------------------------
 
     def _wait(self, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+        until, reports = time.monotonic() + timeout_s, list[Report]()
         while True:
-            reports = self._reports()
+            with contextlib.suppress(self._ray.exceptions.GetTimeoutError):  # it is being started yet
+                reports = self._reports()
             if any(report.address for report in reports):
                 self._tell(reports)
                 return
