@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from .remote_kit import free_port
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'navit[ray]' brings it")
 
+import ray
 import ray._private.node
 from ray.cluster_utils import Cluster
 
@@ -19,36 +22,37 @@ _HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "h
 _AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 
 
-class Nodes(Cluster):  # type: ignore[misc]
-    """A head that takes no daemons; nodes are added, and taken away as by a power cut.
+@contextmanager
+def cluster_of(nodes: int) -> Iterator[Any]:
+    """A head that takes no daemons, and nodes that do; see `add`. The cluster has what `ray.cluster_utils.Cluster` has."""
+    kind = ray._private.node.Node
+    start = kind.start_ray_processes
 
-    A raylet waits for its agents to say their ports, and ends where they are slow to; nothing here needs them, so they are said
-    beforehand.
-    """
+    def start_with_ports(node: Any) -> None:
+        # A raylet waits for its agents to say their ports, ten seconds of imports, and ends where they take fifteen. Nothing
+        # here needs them, so their ports are said beforehand.
+        for agent in _AGENTS:
+            port = getattr(node._ray_params, agent)
+            Path(node.get_session_dir_path(), f"{agent}_{node._node_id}").write_text(str(port))
+        start(node)
 
-    def __init__(self) -> None:
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH, **self._small()}
-        self._start = ray._private.node.Node.start_ray_processes
-        ray._private.node.Node.start_ray_processes = self._start_with_ports
-        super().__init__(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "start_ray_processes", start_with_ports)
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH, **_small()}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            for _ in range(nodes):
+                add(cluster)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
-    def add(self) -> Any:
-        """A node that takes one daemon."""
-        return self.add_node(num_cpus=1, **self._small())
 
-    def kill(self, node: Any) -> None:
-        """Ends a node and all that runs there."""
-        self.remove_node(node, allow_graceful=False)
+def add(cluster: Any) -> Any:
+    """One node more, for one daemon."""
+    return cluster.add_node(num_cpus=1, **_small())
 
-    def shutdown(self) -> None:
-        """Ends all."""
-        ray.shutdown()
-        super().shutdown()
-        ray._private.node.Node.start_ray_processes = self._start
 
-    @staticmethod
-    def _small() -> dict[str, Any]:
-        return {"object_store_memory": 78 * 2**20} | {agent: free_port() for agent in _AGENTS}
-
-    def _start_with_ports(self, *args: Any) -> None:  # pragma: no cover
-        raise NotImplementedError
+def _small() -> dict[str, Any]:
+    return {"object_store_memory": 78 * 2**20} | {agent: free_port() for agent in _AGENTS}

@@ -24,24 +24,14 @@ from navit_loader.service import protocol
 from navit_loader.service.connection import Connection
 from navit_loader.service.security import fresh_keys
 
-from .remote_kit import free_port
+from .fleet_kit import add, cluster_of, ray
 from .service_kit import digest, load, make_config
-
-ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'navit[ray]' brings it")
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
 )
 
-# A node that is killed is noticed after some seconds, in place of twenty.
-SYSTEM = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
-AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 HEARTBEAT_S = 1.0
-
-
-def node() -> dict[str, Any]:
-    """Of a node: a small store, and ports for its agents, for which it would wait else, and end where they are slow to come."""
-    return {"object_store_memory": 78 * 2**20} | {agent: free_port() for agent in AGENTS}
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +63,11 @@ def test_errors_name_what_was_tried(monkeypatch: pytest.MonkeyPatch, config: Pat
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that takes no daemons, and two nodes that do."""
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SYSTEM, **node()}
-    found = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(2):
-            found.add_node(num_cpus=1, **node())
+    with cluster_of(2) as found:
         before = signal.getsignal(signal.SIGTERM)
         connected(found.address)
         assert signal.getsignal(signal.SIGTERM) is before, "a trainer ends in its own way"
         yield found
-    finally:
-        ray.shutdown()
-        found.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +178,7 @@ def test_nodes_and_daemons_come_and_go_while_a_trainer_reads(
 
         during("nothing", lambda: None, 2)
         added: list[Any] = []
-        during("a node more", lambda: added.append(cluster.add_node(num_cpus=1, **node())), 3)
+        during("a node more", lambda: added.append(add(cluster)), 3)
         number = min(fleet._actors)
         gone = fleet.daemons[0]
         during("a daemon killed", lambda: ray.kill(fleet._actors[number], no_restart=False), 2)
