@@ -18,7 +18,8 @@ import ray._private.node
 from ray.cluster_utils import Cluster
 
 # A node that is killed is noticed after some seconds, in place of twenty.
-_HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
+_SYSTEM = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
+_SYSTEM["prestart_worker_first_driver"] = False
 _AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 
 
@@ -38,7 +39,7 @@ def cluster_of(nodes: int) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "start_ray_processes", start_with_ports)
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH, **_small()}
+        head = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True, "_system_config": _SYSTEM, **_small()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(nodes):
@@ -55,4 +56,5 @@ def add(cluster: Any) -> Any:
 
 
 def _small() -> dict[str, Any]:
-    return {"object_store_memory": 78 * 2**20} | {agent: free_port() for agent in _AGENTS}
+    small = {"object_store_memory": 78 * 2**20, "include_log_monitor": False}
+    return small | {agent: free_port() for agent in _AGENTS}

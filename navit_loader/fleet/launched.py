@@ -101,9 +101,7 @@ class Fleet:
         self._next = 0
         self._again = 0.0  # when to make daemons again, after one could not begin
         self._starting: dict[Any, int] = {}  # what tells that a daemon has begun
-        self._draining: dict[
-            Any, tuple[int, Any]
-        ] = {}  # what tells that a daemon has drained, its number, and the daemon
+        self._draining: dict[Any, tuple[int, Any]] = {}  # what tells that it has drained, a daemon's number, and it
         self._known: dict[int, Report] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -230,7 +228,7 @@ class Fleet:
             if any(report.address for report in reports):
                 self._tell(reports)
                 return
-            if why := self._dead():
+            if (why := self._dead()) and not self._actors:
                 raise ServiceError(f"no daemon of the fleet '{self._name}' can begin: {why}")
             if len(reports) == self._grower.wanted and all(report.why for report in reports):
                 raise ServiceError(f"no daemon of the fleet '{self._name}' can serve: {reports[0].why}")
