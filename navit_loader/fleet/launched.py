@@ -117,8 +117,8 @@ class Fleet:
 
     @property
     def daemons(self) -> list[str]:
-        """Where daemons serve now."""
-        return [report.address for report in self._reports() if report.address]
+        """Where daemons serve, as was last heard: a second ago, or before that where the registry is being started again."""
+        return [report.address for report in self._known.values() if report.address]
 
     def stop(self) -> None:
         """Drains all daemons and ends them; trainers that still wait are told. Safe to call twice."""
@@ -243,7 +243,7 @@ class Fleet:
             try:
                 reports = self._reports()
                 self._tell(reports)
-                if (decision := self._grower.look(time.monotonic(), self._counted(reports))) is not None:
+                if (decision := self._grower.look(time.monotonic(), self._known.values())) is not None:
                     log.info("fleet=%s %s", self._name, decision)
                 self._dead()
                 self._place()
@@ -259,19 +259,16 @@ class Fleet:
             except self._ray.exceptions.RayError as e:  # the registry is being started again, perhaps
                 log.warning("fleet=%s cannot be looked after: %s", self._name, type(e).__name__)
 
-    def _counted(self, reports: list[Report]) -> list[Report]:
-        return [report for report in reports if report.number in self._actors]
-
     def _tell(self, reports: list[Report]) -> None:
-        """Logs who came and who went."""
-        now = {report.number: report for report in reports}
-        for number in {*now, *self._known}:
-            report, before = now.get(number), self._known.get(number)
-            if report is None or (report.address, report.why) == (before and (before.address, before.why)):
+        """Takes up what daemons say, and logs who came and who went."""
+        now = {report.number: report for report in reports if report.number in self._actors}
+        for number, report in now.items():
+            before = self._known.get(number)
+            if before is not None and (report.address, report.why) == (before.address, before.why):
                 continue
             if report.address:
                 log.info("fleet=%s daemon=%d serves on %s", self._name, number, report.address)
-            elif report.why and number in self._actors:
+            elif report.why:
                 log.warning("fleet=%s daemon=%d on %s cannot serve: %s", self._name, number, report.node, report.why)
         for number in self._known.keys() - now.keys():
             log.info("fleet=%s daemon=%d is gone", self._name, number)
