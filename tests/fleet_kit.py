@@ -51,8 +51,8 @@ def cluster_of(nodes: int) -> Iterator[Any]:
 
 
 def add(cluster: Any) -> Any:
-    """One node more, for one daemon."""
-    return cluster.add_node(num_cpus=1, **_small())
+    """One node more, with CPUs for a daemon each of two fleets."""
+    return cluster.add_node(num_cpus=2, **_small())
 
 
 def _small() -> dict[str, Any]:

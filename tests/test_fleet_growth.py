@@ -45,7 +45,7 @@ class Simulated:
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(1, 8), st.integers(0, 24), st.lists(st.floats(0, 20), min_size=1, max_size=3), st.floats(8, 24))
+@given(st.integers(1, 8), st.integers(0, 24), st.lists(st.floats(0, 20), min_size=1, max_size=3), st.floats(10, 24))
 def test_it_settles_where_nobody_starves_and_no_daemon_is_too_many(
     least: int, more: int, needs: list[float], cool_s: float
 ) -> None:

@@ -26,7 +26,7 @@ from .registry import Registry, Report
 
 log = logging.getLogger("navit_loader.fleet")
 
-_LOOK_S = 1.0
+_LOOK_S = 0.5
 _DRAIN_S = 70.0  # a daemon drains for 60 at most
 _WATCHERS = 65536  # calls that wait at the registry at a time: one of each trainer's ranks
 _ANSWER_S = 30.0
@@ -117,7 +117,7 @@ class Fleet:
 
     @property
     def daemons(self) -> list[str]:
-        """Where daemons serve, as was last heard: a second ago, or before that where the registry is being started again."""
+        """Where daemons serve, as was last heard: a moment ago, or before that where the registry is being started again."""
         return [report.address for report in self._known.values() if report.address]
 
     def stop(self) -> None:
@@ -171,7 +171,7 @@ class Fleet:
                     raise ServiceError(
                         f"a fleet '{self._name}' runs on this cluster already; stop it, or give this one another name (--name)"
                     ) from None
-                time.sleep(_LOOK_S / 4)
+                time.sleep(_LOOK_S / 2)
 
     def _place(self) -> None:
         """Makes daemons until there are as many as wanted. Those without a node wait for one, as Ray's autoscaler sees."""
@@ -236,7 +236,7 @@ class Fleet:
                 why = next((r.why for r in reports if r.why), "")
                 why = why or "no node has the CPUs (render.threads) free, or it does not start; 'ray status' tells"
                 raise ServiceError(f"no daemon of the fleet '{self._name}' serves after {timeout_s:g} s: {why}")
-            time.sleep(_LOOK_S / 4)
+            time.sleep(_LOOK_S / 2)
 
     def _look_after(self) -> None:
         while not self._closing.wait(_LOOK_S) and self._ray.is_initialized():
