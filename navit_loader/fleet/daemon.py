@@ -1,6 +1,6 @@
 """A daemon as an actor: the server of `service` in a process that Ray starts, and starts again.
 
-In: the plans, the keys, and the registry. Out: batches over ZeroMQ at a free port of the node's address, and a report to the
+In: the plans and the keys. Out: batches over ZeroMQ at a free port of the node's address, and a report to the
 registry a few times a second. What cannot be served is told there, not raised, and tried again: a disk may be mounted later.
 """
 
@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ..config import LoaderConfig
 from ..errors import NavitError, needed
@@ -24,6 +23,7 @@ from ..service.metrics import serve_metrics
 from ..service.security import ServerKeys
 from ..service.server import Server, raise_file_limit
 from ..shown import Lines
+from .cluster import registry
 from .registry import REPORT_S, Report
 
 log = logging.getLogger("navit_loader.fleet")
@@ -40,17 +40,19 @@ class Daemon:
     Args:
         plans: configurations by plan name; `[serve]` of the first counts.
         keys: the fleet's.
-        registry: where it reports.
+        fleet: the name of the fleet, whose registry it reports to.
         number: its place in the fleet.
     """
 
-    def __init__(self, plans: Mapping[str, LoaderConfig], keys: ServerKeys, registry: Any, number: int) -> None:
+    def __init__(self, plans: Mapping[str, LoaderConfig], keys: ServerKeys, fleet: str, number: int) -> None:
         to_stderr = logging.StreamHandler(sys.stderr)
         to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[to_stderr], force=True)
         raise_file_limit()
-        self._plans, self._keys, self._registry = plans, keys, registry
-        host = needed("ray").util.get_node_ip_address()
+        ray = needed("ray")
+        # By name: as an argument its handle would lie in the object store, and be lost with a node.
+        self._plans, self._keys, self._registry = plans, keys, registry(ray, fleet)
+        host = ray.util.get_node_ip_address()
         bind = f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
         self._serve = replace(next(iter(plans.values())).serve, bind=bind)
         self._report = Report(number, secrets.token_hex(8), host)

@@ -48,7 +48,8 @@ class Growth:
                 f"daemons = {self.least}:{self.most} is not allowed; give a number, or MIN:MAX with 1 ≤ MIN ≤ MAX"
             )
         require(0 < self.starved < 1, "starved", self.starved, "above 0 and below 1")
-        require(0 < self.cool_s < 1e6, "cool_s", self.cool_s, "above 0 and below 1,000,000 seconds")
+        # Each part of a window takes more than two reports.
+        require(10 <= self.cool_s < 1e6, "cool_s", self.cool_s, "at least 10 and below 1,000,000 seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Grower:
         self._samples: deque[_Sample] = deque()
 
     def look(self, now: float, reports: Iterable[Report]) -> Decision | None:
-        """To be called about once a second with the reports of all daemons.
+        """To be called twice a second or so with the reports of all daemons.
 
         Returns:
             A new number, which `wanted` is from then on; None to go on as it is.
@@ -158,9 +159,8 @@ class Grower:
 
     def _shares(self, since: float, until: float) -> _Sample:
         """Shares between two moments, and the trainers then."""
-        inside = [s for s in self._samples if since <= s.at <= until]
-        before = [s for s in self._samples if s.at < since]
-        some = [*before[-1:], *inside]
+        before = [s for s in self._samples if s.at <= since]
+        some = [*before[-1:], *(s for s in self._samples if since < s.at <= until)]
         seconds = some[-1].at - some[0].at
         trainers = max(s.trainers for s in some)
         if seconds <= 0:

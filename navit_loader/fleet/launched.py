@@ -7,6 +7,7 @@ reads their figures, decides (`growth`), and makes or drains daemons. All of it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -25,7 +26,7 @@ from .registry import Registry, Report
 
 log = logging.getLogger("navit_loader.fleet")
 
-_LOOK_S = 1.0
+_LOOK_S = 0.5
 _DRAIN_S = 70.0  # a daemon drains for 60 at most
 _WATCHERS = 65536  # calls that wait at the registry at a time: one of each trainer's ranks
 _ANSWER_S = 30.0
@@ -100,9 +101,7 @@ class Fleet:
         self._next = 0
         self._again = 0.0  # when to make daemons again, after one could not begin
         self._starting: dict[Any, int] = {}  # what tells that a daemon has begun
-        self._draining: dict[
-            Any, tuple[int, Any]
-        ] = {}  # what tells that a daemon has drained, its number, and the daemon
+        self._draining: dict[Any, tuple[int, Any]] = {}  # what tells that it has drained, a daemon's number, and it
         self._known: dict[int, Report] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -118,8 +117,8 @@ class Fleet:
 
     @property
     def daemons(self) -> list[str]:
-        """Where daemons serve now."""
-        return [report.address for report in self._reports() if report.address]
+        """Where daemons serve, as was last heard: a moment ago, or before that where the registry is being started again."""
+        return [report.address for report in self._known.values() if report.address]
 
     def stop(self) -> None:
         """Drains all daemons and ends them; trainers that still wait are told. Safe to call twice."""
@@ -172,7 +171,7 @@ class Fleet:
                     raise ServiceError(
                         f"a fleet '{self._name}' runs on this cluster already; stop it, or give this one another name (--name)"
                     ) from None
-                time.sleep(_LOOK_S / 4)
+                time.sleep(_LOOK_S / 2)
 
     def _place(self) -> None:
         """Makes daemons until there are as many as wanted. Those without a node wait for one, as Ray's autoscaler sees."""
@@ -184,7 +183,7 @@ class Fleet:
         }
         made = self._ray.remote(self.daemon).options(**options)
         while len(self._actors) < self._grower.wanted and time.monotonic() >= self._again:
-            actor = made.remote(self._plans, self._keys, self._registry, self._next)
+            actor = made.remote(self._plans, self._keys, self._name, self._next)
             self._actors[self._next] = actor
             self._starting[actor.there.remote()] = self._next
             self._next += 1
@@ -222,13 +221,14 @@ class Fleet:
     # --- looking after them ----------------------------------------------------------------------------------------
 
     def _wait(self, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+        until, reports = time.monotonic() + timeout_s, list[Report]()
         while True:
-            reports = self._reports()
+            with contextlib.suppress(self._ray.exceptions.GetTimeoutError):  # it is being started yet
+                reports = self._reports()
             if any(report.address for report in reports):
                 self._tell(reports)
                 return
-            if why := self._dead():
+            if (why := self._dead()) and not self._actors:
                 raise ServiceError(f"no daemon of the fleet '{self._name}' can begin: {why}")
             if len(reports) == self._grower.wanted and all(report.why for report in reports):
                 raise ServiceError(f"no daemon of the fleet '{self._name}' can serve: {reports[0].why}")
@@ -236,14 +236,14 @@ class Fleet:
                 why = next((r.why for r in reports if r.why), "")
                 why = why or "no node has the CPUs (render.threads) free, or it does not start; 'ray status' tells"
                 raise ServiceError(f"no daemon of the fleet '{self._name}' serves after {timeout_s:g} s: {why}")
-            time.sleep(_LOOK_S / 4)
+            time.sleep(_LOOK_S / 2)
 
     def _look_after(self) -> None:
         while not self._closing.wait(_LOOK_S) and self._ray.is_initialized():
             try:
                 reports = self._reports()
                 self._tell(reports)
-                if (decision := self._grower.look(time.monotonic(), self._counted(reports))) is not None:
+                if (decision := self._grower.look(time.monotonic(), self._known.values())) is not None:
                     log.info("fleet=%s %s", self._name, decision)
                 self._dead()
                 self._place()
@@ -259,19 +259,16 @@ class Fleet:
             except self._ray.exceptions.RayError as e:  # the registry is being started again, perhaps
                 log.warning("fleet=%s cannot be looked after: %s", self._name, type(e).__name__)
 
-    def _counted(self, reports: list[Report]) -> list[Report]:
-        return [report for report in reports if report.number in self._actors]
-
     def _tell(self, reports: list[Report]) -> None:
-        """Logs who came and who went."""
-        now = {report.number: report for report in reports}
-        for number in {*now, *self._known}:
-            report, before = now.get(number), self._known.get(number)
-            if report is None or (report.address, report.why) == (before and (before.address, before.why)):
+        """Takes up what daemons say, and logs who came and who went."""
+        now = {report.number: report for report in reports if report.number in self._actors}
+        for number, report in now.items():
+            before = self._known.get(number)
+            if before is not None and (report.address, report.why) == (before.address, before.why):
                 continue
             if report.address:
                 log.info("fleet=%s daemon=%d serves on %s", self._name, number, report.address)
-            elif report.why and number in self._actors:
+            elif report.why:
                 log.warning("fleet=%s daemon=%d on %s cannot serve: %s", self._name, number, report.node, report.why)
         for number in self._known.keys() - now.keys():
             log.info("fleet=%s daemon=%d is gone", self._name, number)
