@@ -279,6 +279,22 @@ def test_an_error_is_told_to_all_who_wait(tmp_path: Path) -> None:
                 connection.batch(want)
 
 
+def test_encoded_batches_are_shared_among_themselves(daemon: Daemon, config: Path) -> None:
+    with PackedLoader(config=load(config)) as loader, ExitStack() as stack:
+        made = loader.engine.submit_encoded(0, 0, 4).wait()
+        assert made is not None
+        expected = {name: array.tobytes() for name, array in made.arrays().items()}
+        both = [stack.enter_context(closing(Connection([daemon.endpoint]))) for _ in range(2)]
+        for turn in range(2):
+            for connection in both:
+                pixels = connection.batch(connection.want_batch(0, 0, 4, (0, 0)))
+                files = connection.batch(connection.want_encoded(0, 0, 4, 2**30, (0, 0)))
+                assert isinstance(pixels, PackedBatch) and pixels.patches.any()
+                assert {name: array.tobytes() for name, array in files.arrays().items()} == expected, turn
+        # All but the first two of each: of these the second was what said that they are worth keeping.
+        assert metrics(daemon)["navit_batches_reused_total"] == 4
+
+
 def test_a_client_that_lies_about_where_a_batch_lies_gives_no_other_client_a_wrong_one(
     daemon: Daemon, config: Path
 ) -> None:
