@@ -296,23 +296,20 @@ def test_encoded_batches_are_shared_among_themselves(daemon: Daemon, config: Pat
 
 
 def test_a_client_that_lies_about_where_a_batch_lies_gives_no_other_client_a_wrong_one(
-    daemon: Daemon, config: Path
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that has not counted believes how many sequences precede a block, for that client's batches alone."""
-    with (
-        PackedLoader(config=load(config)) as loader,
-        closing(Connection([daemon.endpoint])) as liar,
-        closing(Connection([daemon.endpoint])) as honest,
-    ):
-        epoch = 4242  # of which no counts lie on disk
-        before = int(loader.engine.layout(epoch).counts(0, 1)[0])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no counts lie
+    with Daemon(config) as daemon, PackedLoader(config=load(config)) as loader, ExitStack() as stack:
+        liar, honest = (stack.enter_context(closing(Connection([daemon.endpoint]))) for _ in range(2))
+        before = int(loader.engine.layout(0).counts(0, 1)[0])
         first = before + 2
         for _ in range(3):
-            lie = liar.want_batch(epoch, first, 4, (1, before + 1))
-            word = honest.want_batch(epoch, first, 4, (1, before))
+            lie = liar.want_batch(0, first, 4, (1, before + 1))
+            word = honest.want_batch(0, first, 4, (1, before))
             false, found = liar.batch(lie), honest.batch(word)
             assert isinstance(false, PackedBatch) and isinstance(found, PackedBatch)
-            true = loader.engine.submit(epoch, first, 4).wait()
+            true = loader.engine.submit(0, first, 4).wait()
             assert true is not None
             assert digest(found) == digest(true) != digest(false)
 
