@@ -2,8 +2,9 @@
 
 In: nothing, or a folder of images. Out: tables. Transport alone (batches already rendered) beside one copy from local memory, a
 plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process loader and
-torch's DataLoader with torchvision; images/s with hostile peers; shares and memory of 64 clients. Measurements are interleaved,
-and ratios are medians of those within one round, since a shared machine drifts.
+torch's DataLoader with torchvision, of two trainers that share renderings beside two that do not, and with hostile peers;
+shares and memory of 64 clients. Measurements are interleaved, and ratios are medians of those within one round, since a shared
+machine drifts.
 
     python bench/service.py [--images FOLDER] [--seconds 2] [--rounds 5] [--plain-malloc] [--soak MINUTES]
 """
@@ -243,6 +244,50 @@ def many(config: Path, clients: int, seconds: float) -> None:
     )
 
 
+TRAINER = """
+import sys, time
+from navit_loader import RemoteLoader
+with RemoteLoader([sys.argv[1]]) as loader:
+    loader.set_epoch(int(sys.argv[2]))
+    batches = (batch for _ in range(10**9) for batch in loader)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        end, n = time.monotonic() + float(line), 0
+        while time.monotonic() < end:
+            n += next(batches).num_images
+        print(n, flush=True)
+"""
+
+
+def sweep(config: Path, seconds: float, count: int) -> None:
+    """Images/s of two trainers of one plan together, at the same batches, and of two that are in epochs of their own."""
+    with contextlib.ExitStack() as stack:
+        pairs: dict[str, list[subprocess.Popen[str]]] = {}
+        for name, epochs in (("apart", (0, 1000)), ("together", (0, 0))):
+            address, _ = stack.enter_context(daemon(config))
+            for epoch in epochs:
+                command = [sys.executable, "-c", TRAINER, address, str(epoch)]
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                assert process.stdout is not None
+                process.stdout.readline()
+                pairs.setdefault(name, []).append(process)
+
+        def measured(name: str) -> float:
+            for process in pairs[name]:
+                assert process.stdin is not None
+                process.stdin.write(f"{seconds}\n")
+                process.stdin.flush()
+            return sum(int(process.stdout.readline()) for process in pairs[name] if process.stdout) / seconds
+
+        found = rounds({name: lambda n=name: measured(n) for name in pairs}, count)  # type: ignore[misc]
+    print(
+        f"\ntwo trainers of one plan on one daemon: {np.median(found['together']):,.0f} images/s together at the same batches, "
+        f"{np.median(found['apart']):,.0f} where each has its own; {ratio(found, 'together', 'apart'):.2f} of that"
+    )
+
+
 def held(pid: int) -> list[float]:
     """What a process holds: resident MiB, descriptors, threads."""
     return [memory_mb(pid), *(float(len(os.listdir(f"/proc/{pid}/{what}"))) for what in ("fd", "task"))]
@@ -311,6 +356,7 @@ def main() -> None:
             return
         transport(long, args.seconds, args.rounds)
         whole(config, sorted(map(str, folder.rglob("*.jpg"))), args.seconds, args.rounds)
+        sweep(long, args.seconds, args.rounds)
         with_hostile_peers(config, args.seconds, args.rounds)
         many(config, args.clients, max(10.0, args.seconds))
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "preview",
     "bench",
     "serve",
+    "fleet",
     "keys",
     "top",
 )

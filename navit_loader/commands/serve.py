@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from ..render.engine import Engine
     from ..service.metrics import serve_metrics
     from ..service.security import ServerKeys
-    from ..service.server import Server
+    from ..service.server import Server, raise_file_limit
 
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     }
     serve = replace(next(iter(configs.values())).serve, **given)
     keys = ServerKeys.read(serve.keys) if serve.keys else None
-    _raise_file_limit()
+    raise_file_limit()
     with contextlib.ExitStack() as stack:
         engines = {}
         for name, config in configs.items():
@@ -81,15 +81,6 @@ def run(args: argparse.Namespace) -> int:
         _tell_supervisor("READY=1")
         server.run(draining=lambda: _tell_supervisor("STOPPING=1"))
     return 0
-
-
-def _raise_file_limit() -> None:
-    """A descriptor per client, and more in shared memory: take what the system allows."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _tell_supervisor(state: str) -> None:

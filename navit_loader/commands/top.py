@@ -88,9 +88,11 @@ def _table(values: Values, last: Values, seconds: float) -> Any:
     slots, tokens = total("navit_slots_total"), total("navit_tokens_total")
     padding = 100 * (1 - tokens / slots) if slots else 0.0
     used, bound = total("navit_memory_used_bytes") / 2**20, total("navit_memory_bound_bytes") / 2**20
+    batches = total("navit_batches_total")
+    reused = 100 * total("navit_batches_reused_total") / batches if batches else 0.0
     head = Text(
         f"{rate('navit_images_total'):,.0f} images/s   {rate('navit_tokens_total'):,.0f} tokens/s   "
-        f"padding {padding:.2f} %   memory {used:,.0f} of {bound:,.0f} MiB   "
+        f"padding {padding:.2f} %   reused {reused:.0f} %   memory {used:,.0f} of {bound:,.0f} MiB   "
         f"quarantined {total('navit_quarantined_total'):,.0f}   refused {total('navit_refused_total'):,.0f}"
     )
     table = Table("client", "plan", "images/s", "tokens/s", "outstanding", "held MiB", "starved s", expand=False)

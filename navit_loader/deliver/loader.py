@@ -248,10 +248,10 @@ class Loader:
         """From the cursor's start to the epoch's end: each batch, packed or encoded, in order."""
         walk = self._cursor.walk(self._supply.layout(epoch))
         asking = self._supply.ask(epoch, walk, self.batch_size, encoded)
-        few, many = self._supply.ahead(encoded)
         ahead: deque[tuple[Asked, int]] = deque()
         try:
             while True:
+                few, many = self._supply.ahead(encoded)
                 if len(ahead) <= few or not ahead[0][0].ready:
                     while len(ahead) < many and (asked := next(asking, None)) is not None:
                         ahead.append(asked)

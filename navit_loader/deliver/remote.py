@@ -1,8 +1,8 @@
 """`RemoteLoader`: the batches of `PackedLoader`, made by daemons in other processes.
 
-In: addresses. Out: a `Loader` whose supply is a connection, byte for byte what `PackedLoader` gives. It needs neither the
-index nor the configuration: the daemon's hello says what the plan looks like, and where batches start is computed here from
-the counts of its planning blocks, which are asked for as the iteration reaches them.
+In: addresses, or the name of a fleet. Out: a `Loader` whose supply is a connection, byte for byte what `PackedLoader` gives. It
+needs neither the index nor the configuration: the daemon's hello says what the plan looks like, and where batches start is
+computed here from the counts of its planning blocks, which are asked for as the iteration reaches them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import Literal
 from .._packer import Layout
 from ..batch import PackedBatch
 from ..errors import ConfigError, ServiceError, StateError
+from ..fleet.cluster import SCHEME
+from ..fleet.follow import Follower
 from ..plan.layouts import recent
 from ..render.encoded import EncodedBatch
 from ..service.connection import Connection
 from ..service.endpoint import Want
+from ..service.names import Names, named
 from ..service.protocol import PlanInfo
+from ..service.roster import Followed
 from ..service.security import ClientKeys
 from . import boundary
 from .boundary import Agree
@@ -37,7 +41,7 @@ class RemoteLoader(Loader):
 
     def __init__(
         self,
-        endpoints: Sequence[str],
+        endpoints: str | Sequence[str],
         *,
         rank: int | None = None,
         world_size: int | None = None,
@@ -61,11 +65,14 @@ class RemoteLoader(Loader):
         """Connects and learns the plan.
 
         Args:
-            endpoints: one `tcp://HOST:PORT` or `ipc://PATH` per daemon; all must serve the same plan.
+            endpoints: `tcp://HOST:PORT` or `ipc://PATH` of daemons, which all must serve the same plan; a host's name stands
+                for all addresses that it has, which are looked up every few seconds. Or `ray://NAME`, whose daemons are
+                followed as they come and go (docs/fleet.md). It brings its keys.
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
             batch_size: B; None takes the daemon's `data.batch_size`.
-            prefetch: batches asked for in advance.
+            prefetch: batches asked for in advance; of a fleet, or a name that stands for several, two of each daemon where
+                that is more.
             remainder: `fill` or `drop` at an epoch's end; None takes the daemon's `data.remainder`.
             plan: name of the plan, where a daemon serves several; empty for its first.
             keys: folder with `client.key_secret` and `server.key`, made by `navit-loader keys`.
@@ -100,10 +107,11 @@ class RemoteLoader(Loader):
         boundary.check(refresh, agree, cursor.world_size)
         decoder = Decoder(decode, device, {"memory_mb": memory_mb, "ledger": ledger}, agree, cursor.world_size)
         memory = memory_mb * 2**20
+        secret = None if keys is None else ClientKeys.read(keys)
         self._connection = Connection(
-            endpoints,
+            _source(endpoints, keys, secret, connect_timeout_s),
             plan=plan,
-            keys=None if keys is None else ClientKeys.read(keys),
+            keys=secret,
             memory=memory,
             connect_timeout_s=connect_timeout_s,
             deadline_s=deadline_s,
@@ -131,7 +139,8 @@ class RemoteLoader(Loader):
                 f"a batch of {cursor.batch_size} sequences takes {nbytes:,} bytes; memory_mb allows {memory:,} here and "
                 f"serve.memory_mb {info.memory:,} at the daemon: raise them or lower batch_size"
             )
-        supply = _Remote(self._connection, prefetch, memory, nbytes)
+        listed = sum(not str(endpoint).startswith(SCHEME) for endpoint in endpoints)
+        supply = _Remote(self._connection, prefetch, memory, nbytes, listed)
         super().__init__(cursor, supply, decoder, refresh, agree)
         self._connection.starved_s = 0.0  # measuring was not the user's waiting
 
@@ -151,6 +160,22 @@ class RemoteLoader(Loader):
         return dict(self._connection.opinions.lacking)
 
 
+def _source(
+    given: str | Sequence[str], keys: object, secret: ClientKeys | None, connect_timeout_s: float
+) -> Sequence[str] | Followed:
+    """Where daemons are: the addresses themselves, or who follows what they name."""
+    endpoints = [given] if isinstance(given, str) else [str(endpoint) for endpoint in given or ()]
+    if not any(endpoint.startswith(SCHEME) for endpoint in endpoints):
+        return Names(endpoints, secret) if not isinstance(given, str) and named(endpoints) else given
+    if len(endpoints) > 1:
+        raise ServiceError(f"endpoints = {list(endpoints)!r} must name one fleet alone, which has all its daemons")
+    if keys is not None:
+        raise ConfigError(
+            f"keys = {str(keys)!r} is not allowed with '{endpoints[0]}'; a fleet brings its own: leave it out"
+        )
+    return Follower(endpoints[0], connect_timeout_s)
+
+
 class _Remote:
     """The supply of a `RemoteLoader`: a connection, and the counts that it gave.
 
@@ -159,11 +184,12 @@ class _Remote:
         prefetch: batches asked for in advance.
         memory: bytes of batches in advance at most.
         nbytes: of a batch with pixels.
+        listed: daemons that the user has named one by one.
     """
 
-    def __init__(self, connection: Connection, prefetch: int, memory: int, nbytes: int) -> None:
-        self._connection, self._prefetch = connection, prefetch
-        self._credits = max(1, min(prefetch, memory // nbytes))
+    def __init__(self, connection: Connection, prefetch: int, memory: int, nbytes: int, listed: int) -> None:
+        self._connection, self._prefetch, self._listed = connection, prefetch, listed
+        self._most = max(1, memory // nbytes)
         self._limit = memory // prefetch  # all encoded batches that are asked for at once may be as large as this
         self._layouts: OrderedDict[int, _RemoteLayout] = OrderedDict()
         self.plan_id, self.render_id = connection.info.plan_id, connection.info.render_id
@@ -189,7 +215,9 @@ class _Remote:
     def ahead(self, encoded: bool) -> tuple[int, int]:
         # Each word to the daemon wakes threads on both sides. So where batches are here before they are wanted, the next are
         # asked for several at a time.
-        credits = self._prefetch if encoded else self._credits
+        credits, daemons = self._prefetch, self._connection.followed
+        if not encoded:
+            credits = min(self._most, max(credits, 2 * daemons if daemons > self._listed else 0))
         return credits // 2, credits
 
     def look(self) -> str:

@@ -1,10 +1,10 @@
 """The client's side of the wire: several interchangeable daemons, seen as one that does not fail.
 
-In: addresses, and the names of the batches that are wanted. Out: those batches. Each want goes to the endpoint with
-the least in flight; past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own
-heartbeats notice a silent peer after three) all that was asked there is asked again elsewhere. A batch is named by
-what it is, so an answer that comes twice is the same answer, and the second is dropped; but where one masks images, another
-endpoint is asked before it is believed (`opinions`). `RemoteLoader` adds order and epochs.
+In: addresses, fixed or followed as daemons come and go, and the names of the batches that are wanted. Out: those
+batches. Each want goes to the endpoint with the least in flight; past its deadline it goes to another one too, and when a
+connection breaks (ZeroMQ's own heartbeats notice a silent peer after three) all that was asked there is asked again elsewhere.
+A batch is named by what it is, so an answer that comes twice is the same answer, and the second is dropped; but where one masks
+images, another endpoint is asked before it is believed (`opinions`). `RemoteLoader` adds order and epochs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ from . import protocol
 from .endpoint import Endpoint, Terms, Want, log
 from .log import Patience
 from .opinions import Opinions
+from .roster import Followed, Roster
 from .security import ClientKeys, check_address
 from .shm import SUPPORTED
 
 _HANDSHAKE_S = 5.0
 _UNASKED = 10  # deadlines for which an endpoint that let one pass is asked for no second opinion
+_FOLLOWED_SOCKETS = 16384  # for as many daemons as a fleet may grow to, three each
 _TURN_S = 0.01  # how long batches that are here may be handed out without a look at the others
 
 
@@ -39,7 +42,8 @@ class Connection:
     daemons as its parent's word.
 
     Args:
-        addresses: `tcp://HOST:PORT` or `ipc://PATH`, one per daemon.
+        addresses: `tcp://HOST:PORT` or `ipc://PATH`, one per daemon; or who knows them as they come and go, whose keys count
+            and which is closed with the connection.
         plan: name of the plan at the daemons; empty for their first.
         keys: CURVE keys, where the daemons demand them.
         connect_timeout_s: how long to wait for the first daemon.
@@ -63,7 +67,7 @@ class Connection:
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        addresses: Sequence[str] | Followed,
         *,
         plan: str = "",
         keys: ClientKeys | None = None,
@@ -75,7 +79,10 @@ class Connection:
         shared: bool = True,
         refresh: bool = False,
     ) -> None:
-        if isinstance(addresses, str) or not addresses:
+        self._followed = addresses if isinstance(addresses, Followed) else None
+        if isinstance(addresses, Followed):
+            addresses = ()
+        elif isinstance(addresses, str) or not addresses:
             raise ServiceError(f"endpoints = {addresses!r} must be a list of at least one tcp:// or ipc:// address")
         for address in addresses:
             check_address(str(address))
@@ -91,9 +98,9 @@ class Connection:
         self._wants: list[Want] = []
         self._turned = 0.0  # when the last turn began
         self._context = zmq.Context()
-        self._context.max_sockets = min(65535, 64 + 8 * len(addresses))
+        self._context.max_sockets = min(65535, 64 + 8 * len(addresses)) if addresses else _FOLLOWED_SOCKETS
         self._poller = zmq.Poller()
-        terms = Terms(
+        self._terms = Terms(
             context=self._context,
             poller=self._poller,
             client=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
@@ -105,7 +112,10 @@ class Connection:
             silence_s=min(heartbeat_s, deadline_s),
             shared=shared and SUPPORTED,
         )
-        self._endpoints = [Endpoint(a, terms) for a in dict.fromkeys(addresses)]
+        self._endpoints = [Endpoint(a, self._terms) for a in dict.fromkeys(addresses)]
+        self._ended = ""
+        if self._followed is not None:
+            self._poller.register(self._followed.fileno(), zmq.POLLIN)
         self._refresh = refresh
         try:
             self._meet(connect_timeout_s)
@@ -132,9 +142,15 @@ class Connection:
         while (known := self._first_hello()) is None:
             if time.monotonic() > until:
                 raise ServiceError(f"no daemon answered within {timeout_s:g} s: {self._state()}")
+            self._go_on()
             patience.look(self._state)
             self._turn(until)
         self.info = known
+
+    @property
+    def followed(self) -> int:
+        """How many daemons there are, whether they answer or not, where they come and go; else 0."""
+        return 0 if self._followed is None else len(self._endpoints)
 
     # --- wants -----------------------------------------------------------------------------------------------------
 
@@ -211,6 +227,8 @@ class Connection:
                 endpoint.send(protocol.Bye())
                 endpoint.flush()
             endpoint.hang_up("closed", linger=200)
+        if self._followed is not None:
+            self._followed.close()
         self._context.term()
 
     def _same_process(self) -> None:
@@ -229,7 +247,7 @@ class Connection:
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
         if able:
-            self._ask(min(able, key=lambda e: len(e.in_flight)), want, time.monotonic())
+            self._ask(_idlest(able, want), want, time.monotonic())
         return want
 
     def _wait(self, want: Want) -> Any:
@@ -246,6 +264,7 @@ class Connection:
         while not want.settled:
             if time.monotonic() - start > self._timeout_s:
                 raise ServiceError(f"no answer within {self._timeout_s:g} s: {self._state()}")
+            self._go_on()
             patience.look(self._state)
             self._turn(start + self._timeout_s)
         if want in self._wants:
@@ -258,13 +277,46 @@ class Connection:
         def words(e: Endpoint) -> str:
             return f"{e.address}: {e.why}" + (f"; before that: {e.before}" if e.before not in ("", e.why) else "")
 
-        return "; ".join(words(e) for e in self._endpoints)
+        told = [self._followed.state] if self._followed is not None else []
+        return "; ".join([*told, *(words(e) for e in self._endpoints)])
+
+    # --- daemons that come and go ----------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """Takes up who has come, and asks who goes for nothing new; it is let go of when it has answered."""
+        assert self._followed is not None
+        if (roster := self._followed.news()) is not None:
+            self._take_up(roster)
+        for endpoint in [e for e in self._endpoints if e.leaving and not e.in_flight]:
+            endpoint.hang_up("it has left the fleet")
+            self._endpoints.remove(endpoint)
+            self._silent.pop(endpoint, None)
+
+    def _take_up(self, roster: Roster) -> None:
+        self._ended, here = roster.ended, set(roster.addresses)
+        if self._terms.keys != roster.keys:  # another fleet has taken the name
+            self._terms = replace(self._terms, keys=roster.keys)
+            for endpoint in self._endpoints:
+                endpoint.leave()
+        for endpoint in self._endpoints:
+            if endpoint.address not in here:
+                endpoint.leave()
+            elif not endpoint.leaving:
+                here.discard(endpoint.address)
+        self._endpoints += [Endpoint(address, self._terms) for address in roster.addresses if address in here]
+
+    def _go_on(self) -> None:
+        """Refuses to wait for a fleet that was stopped."""
+        if self._ended and not self._endpoints:
+            raise ServiceError(self._ended)
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
     def _turn(self, until: float) -> None:
         """One turn: connect, ask, wait for news until the next thing is due, and take it."""
         now = self._turned = time.monotonic()
+        if self._followed is not None:
+            self._follow()
         for endpoint in self._endpoints:
             if not endpoint.connected and now >= endpoint.retry:
                 endpoint.call(*(("", "") if self._known is None else (self._known.plan_id, self._known.render_id)))
@@ -297,7 +349,7 @@ class Connection:
                 continue
             others = [e for e in able if e not in want.asked.values() and self._may_answer(e, want, now)]
             if others:
-                self._ask(min(others, key=lambda e: len(e.in_flight)), want, now)
+                self._ask(_idlest(others, want), want, now)
             elif want.asked:
                 want.since = now  # nobody else to ask: look again a deadline later
 
@@ -439,6 +491,13 @@ class Connection:
             case protocol.GetLayout(), protocol.LayoutReply():
                 return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
         raise AssertionError("asked where both are of one kind")
+
+
+def _idlest(endpoints: Sequence[Endpoint], want: Want) -> Endpoint:
+    """The one with the least in flight; of several the one that other clients would ask for this too, since a daemon renders
+    once what many ask for."""
+    named = want.request.epoch, want.request.first
+    return min(endpoints, key=lambda e: (len(e.in_flight), hash((e.salt, *named))))
 
 
 def _words(request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> str:

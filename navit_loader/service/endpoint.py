@@ -12,6 +12,7 @@ import math
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,8 +96,10 @@ class Endpoint:
 
     Attributes:
         address: where it is.
+        salt: what all clients make of that address.
         ready: true from the daemon's hello on, until it says that it is `draining`.
         draining: it is asked for nothing new, and what it still sends is taken.
+        leaving: the same, and it will not be called again.
         retry: when to connect again.
         lost: when it was ready last, or before a silence; in the beginning, when it was made.
         why: the state of the connection in words.
@@ -106,8 +109,8 @@ class Endpoint:
     """
 
     def __init__(self, address: str, terms: Terms) -> None:
-        self.address = address
-        self.ready = self.draining = self._shook = False
+        self.address, self.salt = address, zlib.crc32(address.encode())
+        self.ready = self.draining = self.leaving = self._shook = False
         self.retry, self.lost = 0.0, time.monotonic()
         self.why, self.before = "no answer yet", ""
         self.borrowed: Borrowed | None = None
@@ -188,6 +191,12 @@ class Endpoint:
                 self.borrowed = Borrowed(*passage, self._terms.memory)
                 self._terms.poller.register(self.borrowed.fileno(), zmq.POLLIN)
         self.ready, self.why, self._backoff = True, "connected, but it answers no request", _BACKOFF_S[0]
+
+    def leave(self) -> None:
+        """It is asked for nothing new any more, nor called again once what it was asked for is here."""
+        self.leaving = True
+        self.lost = time.monotonic() if self.ready else self.lost
+        self.ready, self.draining, self.why = False, True, "it leaves the fleet"
 
     def ask(self, id: int, want: Want, **now: Any) -> None:
         """Asks for a want, with the values of `now` as the request's own."""

@@ -1,7 +1,8 @@
 """What the daemon does, in numbers: a Prometheus endpoint, read by `navit-loader top` and by whoever scrapes it.
 
 In: the server's counters and its engines' statistics, read when somebody asks. Out: metrics whose names start with
-`navit_`, over HTTP in a few threads of its own, on loopback unless another address is asked for. Serving never waits for it.
+`navit_`, and at `/ready` and `/live` what a supervisor asks, over HTTP in a few threads of its own, on loopback unless another
+address is asked for. Serving never waits for it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _COUNTERS = {
     "slots": "token slots handed over, padding included",
     "bytes_sent": "bytes of batches given to ZeroMQ",
     "batches_shared": "batches handed over in shared memory",
+    "batches_reused": "batches handed over that were rendered for another client",
     "slots_abandoned": "shared slots that never came back",
     "failed": "requests that ended in an error of the engine",
     "connections": "connections accepted",
@@ -74,6 +76,8 @@ class ServerCollector(Collector):
         yield GaugeMetricFamily("navit_storage_waiting", "reads that wait for storage", value=storage["waiting"])
         yield GaugeMetricFamily("navit_memory_bound_bytes", "serve.memory_mb", value=server.bound)
         yield GaugeMetricFamily("navit_memory_used_bytes", "bytes of batches held", value=server.share.used)
+        words = "bytes of batches kept for other clients of their plan"
+        yield GaugeMetricFamily("navit_memory_kept_bytes", words, value=server.kept.nbytes)
         yield from self._clients()
         yield from self._engines()
 
@@ -157,6 +161,23 @@ class _Http(ThreadingMixIn, WSGIServer):
         """Who hangs up early is nobody's fault."""
 
 
+def _with_probes(server: Server, metrics: Callable[..., Any]) -> Callable[..., Any]:
+    """`/ready` and `/live` say 200, or 503 and why not; all else is for `metrics`."""
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        match environ["PATH_INFO"]:
+            case "/ready":
+                why = server.unready
+            case "/live":
+                why = server.stuck
+            case _:
+                return metrics(environ, start)
+        start("503 Service Unavailable" if why else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{why or 'yes'}\n".encode()]
+
+    return answer
+
+
 def serve_metrics(server: Server, address: str) -> tuple[str, Callable[[], None]]:
     """Starts the HTTP endpoint.
 
@@ -182,7 +203,7 @@ def serve_metrics(server: Server, address: str) -> tuple[str, Callable[[], None]
         raise ServiceError(
             f"cannot serve metrics on '{address}': {e.strerror}; choose another with --metrics"
         ) from None
-    http.set_app(make_wsgi_app(registry))
+    http.set_app(_with_probes(server, make_wsgi_app(registry)))
     thread = threading.Thread(target=http.serve_forever, name="navit-metrics", daemon=True)
     thread.start()
 

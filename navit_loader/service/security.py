@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
@@ -29,7 +29,7 @@ class ServerKeys:
     """The daemon's key pair and the public keys of the clients that may connect."""
 
     public: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
     allowed: frozenset[bytes]
 
     @classmethod
@@ -61,7 +61,7 @@ class ClientKeys:
     """A client's key pair and the public key of the daemon it trusts."""
 
     public: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
     server: bytes
 
     @classmethod
@@ -79,6 +79,12 @@ class ClientKeys:
         socket.curve_publickey = self.public
         socket.curve_secretkey = self.secret
         socket.curve_serverkey = self.server
+
+
+def fresh_keys() -> tuple[ServerKeys, ClientKeys]:
+    """Keys of a daemon and of all its clients, in memory alone."""
+    (public, secret), client = zmq.curve_keypair(), zmq.curve_keypair()
+    return ServerKeys(public, secret, frozenset({client[0]})), ClientKeys(*client, public)
 
 
 def make_keys(folder: str | Path, clients: list[str]) -> list[Path]:
@@ -126,7 +132,10 @@ def _pair(path: Path) -> tuple[bytes, bytes]:
     public, secret = _load(path)
     if secret is None:
         raise ServiceError(f"'{path}' holds no secret key; make one with navit-loader keys")
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    found = path.stat()
+    # A secret that is mounted into a pod is root's, and the pod's group reads it.
+    lent = stat.S_IRGRP if found.st_uid == 0 and os.geteuid() != 0 else 0
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~lent:
         raise ServiceError(f"'{path}' can be read by others; close it first: chmod 600 '{path}'")
     return public, secret
 

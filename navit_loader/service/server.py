@@ -4,7 +4,8 @@ In: engines (plan and renderer in this process) and an address. Out: batches, to
 thread turns a loop over sockets, the engines' eventfds and a wake-up descriptor: what clients say (`Router`) becomes
 requests, whose turn it is says `FairShare`, what has to be planned for them first goes to the `Planner`, pixels are
 made by the engines' own threads, and the `Lender` hands batches to clients of this host. Nothing is rendered that no
-client has asked for. A batch goes out as views of the renderer's memory, which stays accounted until nobody reads it.
+client has asked for, and what several ask for is rendered once (`Kept`). A batch goes out as views of the renderer's
+memory, which stays accounted until nobody reads it.
 Whatever a peer sends that is not a well-formed request is refused, counted, and logged at most once a second.
 """
 
@@ -13,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import signal
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,13 +34,14 @@ from ..render.encoded import EncodedBatch
 from . import protocol
 from .editions import Editions
 from .fair import FairShare
+from .kept import Kept, Name
 from .lender import Lender
 from .log import ServiceLog
 from .planner import Planner, Planning
 from .roots import Roots
 from .router import Router
 from .security import ServerKeys
-from .session import Delivery, Session
+from .session import Delivery, Rendering, Session
 
 if TYPE_CHECKING:
     from ..render.engine import Engine
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 MAX_SESSIONS = 4096
 PROBE_S = 30.0  # an idle client that is gone is noticed by a message that cannot be delivered
 DRAIN_S = 60.0
+STUCK_S = 60.0
 MAX_REFUSALS = 1000  # of one peer in a second; what it sends beyond is thrown away unread
 
 
@@ -79,7 +83,8 @@ class Server:
         )
         self.plans, self.infos = self._editions.engines, self._editions.infos
         self._depth = sum(e.config.render.prefetch for e in self.plans.values())
-        self._rendering: list[Delivery] = []
+        self._rendering: dict[Name, Rendering] = {}
+        self.kept: Kept[Session] = Kept(lambda session: self.sessions.get(session.peer) is session)
         self._freed: deque[tuple[Session, int]] = deque()
         self._lost: dict[Session, str] = {}  # found out while sending; forgotten at the end of the turn
         self._unsent = 0  # batches that ZeroMQ still holds
@@ -100,6 +105,17 @@ class Server:
     def ready(self) -> bool:
         """Whether it has its images, and so answers for them."""
         return not self._roots.why
+
+    @property
+    def unready(self) -> str:
+        """Why it should be asked nothing new, its images being out of reach or its end near; empty where it should."""
+        return "it is draining" if self._stopping else self._roots.why
+
+    @property
+    def stuck(self) -> str:
+        """Why it should be started anew: its loop, which turns once a second, has long not done so; empty where it has."""
+        silent = time.monotonic() - self._looked
+        return f"its loop has not turned for {silent:.0f} s" if silent > STUCK_S else ""
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -302,6 +318,7 @@ class Server:
         session.asked += 1
         if not isinstance(request, protocol.GetLayout):
             session.starved += request.starved_us / 1e6
+            self.counts["starved_us"] += request.starved_us
         if isinstance(request, protocol.GetBatch):
             self._queue(session, request, info.nbytes(request.count))
         else:  # how much an encoded batch holds is known from its plan alone
@@ -322,18 +339,28 @@ class Server:
                 f"{allowed:,}; raise it or lower data.batch_size",
             )
             return
-        self.share.push(session, Delivery(session, request, nbytes), nbytes)
+        encoded = isinstance(request, protocol.GetEncoded)
+        place = request.epoch, request.first, request.count, request.block, request.before
+        delivery = Delivery(session, request, nbytes, Name(session.plan, encoded, *place))
+        self.kept.asked(delivery.name, session)
+        self.share.push(session, delivery, nbytes)
 
     def _cancel(self, session: Session, ids: set[int]) -> None:
         session.asked -= len(self.share.drop(session, lambda delivery: delivery.request.id in ids))
         session.asked -= len(self._planner.drop(session, lambda request: request.id in ids))
-        for delivery in [j for j in self._rendering if j.session is session and j.request.id in ids]:
+        for delivery in [j for j in self._taken() if j.session is session and j.request.id in ids]:
             self._abandon(delivery)
 
+    def _taken(self) -> Iterator[Delivery]:
+        """All that is being rendered, once for each who is to have it."""
+        return (delivery for rendering in self._rendering.values() for delivery in rendering.takers)
+
     def _abandon(self, delivery: Delivery) -> None:
-        if delivery.pending is not None:
-            delivery.pending.cancel()
-        self._rendering.remove(delivery)
+        rendering = self._rendering[delivery.name]
+        rendering.takers.remove(delivery)
+        if not rendering.takers:
+            rendering.pending.cancel()
+            del self._rendering[delivery.name]
         delivery.session.asked -= 1
         self.share.release(delivery.session, delivery.nbytes)
 
@@ -341,8 +368,10 @@ class Server:
         if self.sessions.get(session.peer) is not session:
             return
         del self.sessions[session.peer], self._names[session.client]
-        for delivery in [j for j in self._rendering if j.session is session]:
+        for delivery in [j for j in self._taken() if j.session is session]:
             self._abandon(delivery)
+        if self.kept.useful and sum(other.plan == session.plan for other in self.sessions.values()) < 2:
+            self.kept.forget(session.plan)
         self._planner.forget(session)
         self._lender.forget(session)
         self.share.forget(session)
@@ -357,7 +386,7 @@ class Server:
                 self._refuse(session.peer, id, error, why)
 
     def _refuse_rendering(self, error: str, why: str) -> None:
-        for delivery in list(self._rendering):
+        for delivery in list(self._taken()):
             self._abandon(delivery)
             self._refuse(delivery.session.peer, delivery.request.id, error, why)
 
@@ -367,6 +396,7 @@ class Server:
         if bool(why) != bool(self._absent):
             words = f"not ready: {why}" if why else "ready: its images are there again"
             self._log.say("ready", words, logging.WARNING)
+            self.kept.clear()  # in what was rendered meanwhile images may be masked that are there again
         self._absent = why
         if why and not self._stopping:
             self._refuse_waiting("busy", _not_ready(why))
@@ -375,23 +405,43 @@ class Server:
     # --- answers ---------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Hands requests to the engines, as many as render at once, the fairest next."""
-        while len(self._rendering) < self._depth and (found := self.share.pop(self._at_hand)) is not None:
+        """Hands requests to the engines, as many as render at once, the fairest next. What is being rendered or was lately for
+        another client needs no engine; in its turn and in memory each client pays for all that it gets."""
+        while (free := len(self._rendering) < self._depth) or self.kept.useful:
+            found = self.share.pop(self._at_hand if free else self._is_made)
+            if found is None:
+                return
             session, delivery, _ = found
+            if (rendering := self._rendering.get(delivery.name)) is not None:
+                rendering.takers.append(delivery)
+                continue
+            if (batch := self.kept.get(delivery.name)) is not None:
+                self.counts["batches_reused"] += 1
+                self._deliver(delivery, batch)
+                continue
+            self._trim()
             assert delivery.planned is not None, "pop passes over what is not planned"
             try:
-                delivery.pending = self.plans[session.plan].submit_planned(
-                    delivery.planned, isinstance(delivery.request, protocol.GetEncoded)
-                )
+                pending = self.plans[session.plan].submit_planned(delivery.planned, delivery.name.encoded)
             except NavitError as e:
                 self.share.release(session, delivery.nbytes)
                 self._failed(session, delivery.request.id, e)
             else:
-                self._rendering.append(delivery)
+                self._rendering[delivery.name] = Rendering(pending, [delivery])
+
+    def _trim(self) -> None:
+        """What is kept has half of the room that clients leave, and makes way for them."""
+        self.kept.trim((self.bound - self.share.used) // 2)
+
+    def _is_made(self, delivery: Delivery) -> bool:
+        """Whether a request's batch is there for another client, or soon will be."""
+        return delivery.name in self._rendering or self.kept.get(delivery.name) is not None
 
     def _at_hand(self, delivery: Delivery) -> bool:
-        """Whether a request's plan is there; if not, it is asked for."""
-        if delivery.planned is None and not delivery.planning:
+        """Whether a request's plan is there, or none is needed; if not, it is asked for."""
+        if delivery.planned is not None or self._is_made(delivery):
+            return True
+        if not delivery.planning:
             delivery.planned = self._planner.batch(delivery)
             delivery.planning = delivery.planned is None
         return delivery.planned is not None
@@ -417,18 +467,22 @@ class Server:
 
     def _finish(self) -> bool:
         """Sends what the engines have finished; whether that made room for more."""
-        finished = [j for j in self._rendering if j.pending is not None and j.pending.ready]
-        for delivery in finished:
-            self._rendering.remove(delivery)
-            assert delivery.pending is not None
+        finished = [(name, found) for name, found in self._rendering.items() if found.pending.ready]
+        for name, rendering in finished:
+            del self._rendering[name]
             try:
-                batch = delivery.pending.wait(0)
+                batch = rendering.pending.wait(0)
                 if batch is None:  # pragma: no cover - `ready` was true
                     raise ServiceError("the batch was withdrawn")
             except NavitError as e:
-                self.share.release(delivery.session, delivery.nbytes)
-                self._failed(delivery.session, delivery.request.id, e)
-            else:
+                for delivery in rendering.takers:
+                    self.share.release(delivery.session, delivery.nbytes)
+                    self._failed(delivery.session, delivery.request.id, e)
+                continue
+            self.kept.keep(name, batch, rendering.takers[0].nbytes)
+            self._trim()
+            self.counts["batches_reused"] += len(rendering.takers) - 1
+            for delivery in rendering.takers:
                 self._deliver(delivery, batch)
         return bool(finished)
 
@@ -489,10 +543,18 @@ class Server:
         self._looked = now
         self._refusals.clear()
         self._lender.look_after(now)
+        self._trim()
         _packer.storage_news()
         for session in [s for s in self.sessions.values() if now - s.heard > PROBE_S]:
             session.heard = now
             self._send(session.peer, protocol.Beat())
+
+
+def raise_file_limit() -> None:
+    """A descriptor per client, and more in shared memory: take what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _not_ready(why: str) -> str:

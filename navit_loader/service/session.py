@@ -1,5 +1,5 @@
-"""What the daemon remembers of a client, and of a batch that is on its way. None of it matters: a client that loses it
-says hello again.
+"""What the daemon remembers of a client, of a batch that is on its way to it, and of one that is being rendered. None of it
+matters: a client that loses it says hello again.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .kept import Name
 from .protocol import GetBatch, GetEncoded
 
 if TYPE_CHECKING:
@@ -35,11 +36,19 @@ class Session:
 
 @dataclass(eq=False, slots=True)
 class Delivery:
-    """One batch on its way: asked for, being planned, planned, or being rendered."""
+    """One batch on its way to a client: asked for, being planned, planned, or being rendered."""
 
     session: Session
     request: GetBatch | GetEncoded
     nbytes: int
+    name: Name
     planning: bool = False
     planned: PlannedBatch | None = None
-    pending: Pending | PendingEncoded | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Rendering:
+    """A batch that an engine is making, and who is to have it."""
+
+    pending: Pending | PendingEncoded
+    takers: list[Delivery]

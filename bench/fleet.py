@@ -1,0 +1,166 @@
+"""Does a fleet on Ray scale, and how long does a trainer pause where a daemon is killed?
+
+In: nothing. Out: a table of batches/s from 1, 2 and 4 daemons on as many nodes of a Ray cluster on this machine, and the
+longest pause of a trainer while one of four is killed. All nodes share this machine's cores, so each daemon's rendering is
+held to a fixed rate, far below what they can do: what is measured is whether clients keep all of them busy, not how fast they
+render.
+
+    python bench/fleet.py [--rate 10] [--seconds 15] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+import select
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from navit_loader import LoaderConfig, RemoteLoader
+from navit_loader.fleet.cluster import connected
+from navit_loader.fleet.daemon import Daemon
+from navit_loader.fleet.growth import Growth
+from navit_loader.fleet.launched import Fleet
+from navit_loader.render.engine import Engine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.fleet_kit import cluster_of
+from tests.service_kit import make_config
+
+HEARTBEAT_S = 1.0
+
+
+class Held:
+    """A batch that is rendered, and handed out no sooner than its rate allows."""
+
+    def __init__(self, pending: Any, at: float) -> None:
+        self._pending, self._at = pending, at
+
+    @property
+    def ready(self) -> bool:
+        return time.monotonic() >= self._at and self._pending.ready
+
+    def wait(self, timeout: float | None = None) -> Any:
+        return self._pending.wait(timeout)
+
+    def cancel(self) -> None:
+        self._pending.cancel()
+
+
+class LimitedEngine(Engine):
+    """Renders as the engine does, and lets go of `rate` batches a second; what it was not asked for in time is lost."""
+
+    def __init__(self, config: LoaderConfig, rate: float) -> None:
+        super().__init__(config, shared=True)
+        self._gap, self._next = 1 / rate, 0.0
+        self._due: list[float] = []
+        self._news, self._end = os.pipe()
+        os.set_blocking(self._end, False)
+        threading.Thread(target=self._tell, daemon=True).start()
+
+    def fileno(self) -> int:
+        return self._news
+
+    def submit_planned(self, planned: Any, encoded: bool = False) -> Any:
+        self._next = max(time.monotonic(), self._next) + self._gap
+        heapq.heappush(self._due, self._next)
+        return Held(super().submit_planned(planned, encoded), self._next)
+
+    def _tell(self) -> None:
+        """Wakes the server where a batch has been rendered, and where one is due."""
+        while True:
+            due = self._due[0] - time.monotonic() if self._due else self._gap
+            if due <= 0:
+                heapq.heappop(self._due)
+                os.write(self._end, b"x")
+            elif select.select([super().fileno()], [], [], min(due, self._gap))[0]:
+                os.read(super().fileno(), 4096)
+                os.write(self._end, b"x")
+
+
+class LimitedDaemon(Daemon):
+    def engine(self, config: LoaderConfig) -> Engine:
+        return LimitedEngine(config, float(os.environ["NAVIT_BENCH_RATE"]))
+
+
+class LimitedFleet(Fleet):
+    daemon = LimitedDaemon
+
+
+def fleet(config: Path, daemons: int) -> Fleet:
+    found = LimitedFleet(
+        f"of-{daemons}", {"bench": LoaderConfig.from_toml(config)}, Growth(daemons, daemons), 1, None, 300
+    )
+    while len(found.daemons) < daemons:
+        time.sleep(0.1)
+    return found
+
+
+def serving(loader: RemoteLoader) -> int:
+    return sum(endpoint.ready for endpoint in loader._connection._endpoints)
+
+
+def rate(loader: RemoteLoader, seconds: float) -> float:
+    """Batches a second, from one batch to another."""
+    batches = -1
+    while True:
+        for _ in loader:
+            batches += 1
+            if batches == 0:
+                began = time.perf_counter()
+            elif (passed := time.perf_counter() - began) > seconds:
+                return batches / passed
+
+
+def longest_pause(loader: RemoteLoader, seconds: float) -> float:
+    longest, until, last = 0.0, time.monotonic() + seconds, time.monotonic()
+    while time.monotonic() < until:
+        for _ in loader:
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+            if now > until:
+                break
+    return longest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=10.0, help="batches a second of each daemon")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    os.environ["NAVIT_BENCH_RATE"] = str(args.rate)  # nodes of this machine inherit it
+    found: dict[int, list[float]] = {}
+    pauses: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder, cluster_of(4) as cluster:
+        ray = connected(cluster.address)
+        config = make_config(Path(folder))
+        for daemons in (1, 2, 4):
+            with fleet(config, daemons) as made, RemoteLoader(made.address, heartbeat_s=HEARTBEAT_S) as loader:
+                while serving(loader) < daemons:
+                    rate(loader, 1.0)
+                found[daemons] = [rate(loader, args.seconds) for _ in range(args.rounds)]
+                for number in list(made._actors)[: args.rounds if daemons == 4 else 0]:
+                    quiet = longest_pause(loader, 5.0)
+                    timer = threading.Timer(1.0, ray.kill, (made._actors[number],), {"no_restart": False})
+                    timer.start()
+                    pauses.append((quiet, longest_pause(loader, 5.0)))
+                    timer.join()
+                    while serving(loader) < daemons:
+                        rate(loader, 0.5)
+    one = median(found[1])
+    print("| daemons | batches/s | of linear |\n|---|---|---|")
+    for daemons, rates in found.items():
+        print(f"| {daemons} | {median(rates):.2f} | {median(rates) / one / daemons:.3f} |")
+    words = ", ".join(f"{killed * 1000:.0f} ms (before: {quiet * 1000:.0f} ms)" for quiet, killed in pauses)
+    print(f"\nlongest pause between two batches while one of four is killed: {words}")
+
+
+if __name__ == "__main__":
+    main()
