@@ -136,30 +136,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     os.environ["NAVIT_BENCH_RATE"] = str(args.rate)  # nodes of this machine inherit it
-    found: dict[int, list[float]] = {}
-    pauses: list[tuple[float, float]] = []
+    one = 0.0
     with tempfile.TemporaryDirectory() as folder, cluster_of(4) as cluster:
         ray = connected(cluster.address)
         config = make_config(Path(folder))
+        print("| daemons | batches/s | of linear |\n|---|---|---|")
         for daemons in (1, 2, 4):
             with fleet(config, daemons) as made, RemoteLoader(made.address, heartbeat_s=HEARTBEAT_S) as loader:
                 while serving(loader) < daemons:
                     rate(loader, 1.0)
-                found[daemons] = [rate(loader, args.seconds) for _ in range(args.rounds)]
+                found = median(rate(loader, args.seconds) for _ in range(args.rounds))
+                one = one or found
+                print(f"| {daemons} | {found:.2f} | {found / one / daemons:.3f} |", flush=True)
                 for number in list(made._actors)[: args.rounds if daemons == 4 else 0]:
                     quiet = longest_pause(loader, 5.0)
                     timer = threading.Timer(1.0, ray.kill, (made._actors[number],), {"no_restart": False})
                     timer.start()
-                    pauses.append((quiet, longest_pause(loader, 5.0)))
+                    killed = longest_pause(loader, 5.0)
                     timer.join()
+                    words = f"longest pause between two batches: {quiet * 1000:.0f} ms, and {killed * 1000:.0f} ms"
+                    print(f"{words} where one of four daemons is killed", flush=True)
                     while serving(loader) < daemons:
                         rate(loader, 0.5)
-    one = median(found[1])
-    print("| daemons | batches/s | of linear |\n|---|---|---|")
-    for daemons, rates in found.items():
-        print(f"| {daemons} | {median(rates):.2f} | {median(rates) / one / daemons:.3f} |")
-    words = ", ".join(f"{killed * 1000:.0f} ms (before: {quiet * 1000:.0f} ms)" for quiet, killed in pauses)
-    print(f"\nlongest pause between two batches while one of four is killed: {words}")
 
 
 if __name__ == "__main__":
