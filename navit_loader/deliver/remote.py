@@ -68,7 +68,7 @@ class RemoteLoader(Loader):
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
             batch_size: B; None takes the daemon's `data.batch_size`.
-            prefetch: batches asked for in advance; of a fleet, two of each daemon where that is more.
+            prefetch: batches asked for in advance; of a fleet, from each of its daemons.
             remainder: `fill` or `drop` at an epoch's end; None takes the daemon's `data.remainder`.
             plan: name of the plan, where a daemon serves several; empty for its first.
             keys: folder with `client.key_secret` and `server.key`, made by `navit-loader keys`.
@@ -209,7 +209,7 @@ class _Remote:
         # asked for several at a time.
         credits = self._prefetch
         if not encoded:
-            credits = min(self._most, max(self._prefetch, 2 * self._connection.followed))
+            credits = min(self._most, self._prefetch * max(1, self._connection.followed))
         return credits // 2, credits
 
     def look(self) -> str:
