@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,27 +107,21 @@ def serving(loader: RemoteLoader) -> int:
     return sum(endpoint.ready for endpoint in loader._connection._endpoints)
 
 
-def rate(loader: RemoteLoader, seconds: float) -> float:
-    """Batches a second, from one batch to another."""
-    batches = -1
+def forever(loader: RemoteLoader) -> Iterator[Any]:
     while True:
-        for _ in loader:
-            batches += 1
-            if batches == 0:
-                began = time.perf_counter()
-            elif (passed := time.perf_counter() - began) > seconds:
-                return batches / passed
+        yield from loader
 
 
-def longest_pause(loader: RemoteLoader, seconds: float) -> float:
-    longest, until, last = 0.0, time.monotonic() + seconds, time.monotonic()
-    while time.monotonic() < until:
-        for _ in loader:
-            now = time.monotonic()
-            longest, last = max(longest, now - last), now
-            if now > until:
-                break
-    return longest
+def read(stream: Iterator[Any], seconds: float) -> tuple[float, float]:
+    """Batches a second, from one batch to another, and the longest pause between two. What was asked for stays asked for."""
+    next(stream)
+    began = last = time.perf_counter()
+    batches, longest = 0, 0.0
+    while last - began < seconds:
+        next(stream)
+        batches, now = batches + 1, time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return batches / (last - began), longest
 
 
 def main() -> None:
@@ -136,30 +131,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     os.environ["NAVIT_BENCH_RATE"] = str(args.rate)  # nodes of this machine inherit it
-    found: dict[int, list[float]] = {}
-    pauses: list[tuple[float, float]] = []
+    one = 0.0
     with tempfile.TemporaryDirectory() as folder, cluster_of(4) as cluster:
         ray = connected(cluster.address)
         config = make_config(Path(folder))
+        # One epoch outlasts it all: at an epoch's end nothing is asked for ahead.
+        config.write_text(config.read_text().replace("virtual_epoch = 640", "virtual_epoch = 640000"))
+        print("| daemons | batches/s | of linear |\n|---|---|---|")
         for daemons in (1, 2, 4):
             with fleet(config, daemons) as made, RemoteLoader(made.address, heartbeat_s=HEARTBEAT_S) as loader:
+                stream = forever(loader)
                 while serving(loader) < daemons:
-                    rate(loader, 1.0)
-                found[daemons] = [rate(loader, args.seconds) for _ in range(args.rounds)]
+                    next(stream)
+                read(stream, 10 / args.rate)  # until all have had their first turns
+                found = median(read(stream, args.seconds)[0] for _ in range(args.rounds))
+                one = one or found
+                print(f"| {daemons} | {found:.2f} | {found / one / daemons:.3f} |", flush=True)
                 for number in list(made._actors)[: args.rounds if daemons == 4 else 0]:
-                    quiet = longest_pause(loader, 5.0)
+                    _, quiet = read(stream, 5.0)
                     timer = threading.Timer(1.0, ray.kill, (made._actors[number],), {"no_restart": False})
                     timer.start()
-                    pauses.append((quiet, longest_pause(loader, 5.0)))
+                    _, killed = read(stream, 5.0)
                     timer.join()
+                    words = f"longest pause between two batches: {quiet * 1000:.0f} ms, and {killed * 1000:.0f} ms"
+                    print(f"{words} where one of four daemons is killed", flush=True)
                     while serving(loader) < daemons:
-                        rate(loader, 0.5)
-    one = median(found[1])
-    print("| daemons | batches/s | of linear |\n|---|---|---|")
-    for daemons, rates in found.items():
-        print(f"| {daemons} | {median(rates):.2f} | {median(rates) / one / daemons:.3f} |")
-    words = ", ".join(f"{killed * 1000:.0f} ms (before: {quiet * 1000:.0f} ms)" for quiet, killed in pauses)
-    print(f"\nlongest pause between two batches while one of four is killed: {words}")
+                        next(stream)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class DataConfig:
         index: path of the training index, or empty where `mixture` or `endpoints` is given.
         mixture: several indexes with weights.
         eval_index: path of the held-out index.
-        endpoints: daemons to ask in place of rendering in this process.
+        endpoints: daemons to ask in place of rendering in this process; or `ray://NAME`, a fleet.
         remote: how they are asked; see `Remote`.
         batch_size: B, sequences per batch.
         remainder: at an epoch's end, `fill` the last batches with masked sequences or `drop` what fills no whole step.

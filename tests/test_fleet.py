@@ -28,9 +28,10 @@ from navit_loader.service.security import fresh_keys
 from .fleet_kit import add, cluster_of, ray
 from .service_kit import digest, load, make_config
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+    pytest.mark.timeout(600),  # of the first test that is the cluster's start too
+]
 
 HEARTBEAT_S = 1.0
 

@@ -71,8 +71,7 @@ class RemoteLoader(Loader):
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
             batch_size: B; None takes the daemon's `data.batch_size`.
-            prefetch: batches asked for in advance; of a fleet, or a name that stands for several, two of each daemon where
-                that is more.
+            prefetch: batches asked for in advance; of a fleet, or a name that stands for several, from each of its daemons.
             remainder: `fill` or `drop` at an epoch's end; None takes the daemon's `data.remainder`.
             plan: name of the plan, where a daemon serves several; empty for its first.
             keys: folder with `client.key_secret` and `server.key`, made by `navit-loader keys`.
@@ -217,7 +216,7 @@ class _Remote:
         # asked for several at a time.
         credits, daemons = self._prefetch, self._connection.followed
         if not encoded:
-            credits = min(self._most, max(credits, 2 * daemons if daemons > self._listed else 0))
+            credits = min(self._most, credits * daemons if daemons > self._listed else credits)
         return credits // 2, credits
 
     def look(self) -> str:
