@@ -66,6 +66,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "ray": "ray",
     "safetensors": "model",
     "scipy": "model",
     "tensorboard": "tensorboard",
