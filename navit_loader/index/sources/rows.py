@@ -230,7 +230,7 @@ def single_labels(labels: np.ndarray[Any, Any]) -> pa.ListArray:
 
 
 PART = 32768
-"""Files of one part of a source, where it is scanned in parts."""
+"""Files of one part of a source, where it is scanned in parts: whole `folder.CHUNK`s, so that batches are cut alike."""
 
 E = TypeVar("E")
 
