@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 
-def kill_workers(root: int, title: bytes = b"ray::", most: int = 99) -> int:
+def kill_workers(root: int, title: bytes, most: int = 99) -> int:
     """SIGKILL to workers beneath a process that are at work under this title; how many there were."""
     parents = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -27,7 +27,7 @@ def kill_workers(root: int, title: bytes = b"ray::", most: int = 99) -> int:
             called = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if killed < most and called.startswith(title) and not called.startswith(b"ray::IDLE"):
+        if killed < most and called.startswith(title):
             os.kill(pid, signal.SIGKILL)
             killed += 1
     return killed

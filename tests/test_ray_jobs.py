@@ -176,7 +176,7 @@ def test_a_build_whose_driver_was_killed_goes_on(spread: OnRay, sources: list[Pa
 
 def test_shards_are_the_same_though_workers_are_killed(spread: OnRay, index: Path, tmp_path: Path) -> None:
     alone = pack_shards(open_index(index), tmp_path / "alone", max_side=40, shard_images=64)
-    killing = once(lambda: kill_workers(os.getpid()))
+    killing = once(lambda: kill_workers(os.getpid(), b"ray::Map"))
     there = pack_shards(
         open_index(index), tmp_path / "there", max_side=40, shard_images=64, progress=killing, spread=spread
     )
@@ -203,15 +203,12 @@ def test_vectors_are_the_same_though_their_maker_is_killed(spread: OnRay, index:
     torch.set_num_threads(1)
     NaViT(NaViTConfig(width=32, depth=2, heads=2, patch_size=8, classes=4)).save_pretrained(tmp_path / "model")
     opened = open_model(tmp_path / "model", torch.device("cpu"))
-    opened = replace(
-        opened,
-        run=replace(
-            opened.run,
-            loader=replace(opened.run.loader, plan=replace(opened.run.loader.plan, sequence_length=256)),
-        ),
-    )
-    failed = vectors.export(opened, str(index), tmp_path / "alone.npy")
-    killing = once(lambda: kill_workers(os.getpid()))
-    assert failed == vectors.export(opened, str(index), tmp_path / "there.npy", progress=killing, spread=spread) > 0
+    loader = opened.run.loader
+    loader = replace(loader, data=replace(loader.data, batch_size=1), plan=replace(loader.plan, sequence_length=64))
+    opened = replace(opened, run=replace(opened.run, loader=loader))
+    failed = vectors.export(opened, str(index), tmp_path / "alone.npy", tokens=36)
+    killing = once(lambda: kill_workers(os.getpid(), b"ray::Map"))
+    there = vectors.export(opened, str(index), tmp_path / "there.npy", tokens=36, progress=killing, spread=spread)
+    assert failed == there > 0
     assert (tmp_path / "alone.npy").read_bytes() == (tmp_path / "there.npy").read_bytes()
     assert not (tmp_path / "there.npy.part").exists()
