@@ -204,11 +204,12 @@ def test_vectors_are_the_same_though_their_maker_is_killed(spread: OnRay, index:
     NaViT(NaViTConfig(width=32, depth=2, heads=2, patch_size=8, classes=4)).save_pretrained(tmp_path / "model")
     opened = open_model(tmp_path / "model", torch.device("cpu"))
     loader = opened.run.loader
-    loader = replace(loader, data=replace(loader.data, batch_size=1), plan=replace(loader.plan, sequence_length=64))
+    plan = replace(loader.plan, sequence_length=64, max_tokens=36)
+    loader = replace(loader, data=replace(loader.data, batch_size=1), plan=plan)
     opened = replace(opened, run=replace(opened.run, loader=loader))
-    failed = vectors.export(opened, str(index), tmp_path / "alone.npy", tokens=36)
+    failed = vectors.export(opened, str(index), tmp_path / "alone.npy")
     killing = once(lambda: kill_workers(os.getpid(), b"ray::Map"))
-    there = vectors.export(opened, str(index), tmp_path / "there.npy", tokens=36, progress=killing, spread=spread)
+    there = vectors.export(opened, str(index), tmp_path / "there.npy", progress=killing, spread=spread)
     assert failed == there > 0
     assert (tmp_path / "alone.npy").read_bytes() == (tmp_path / "there.npy").read_bytes()
     assert not (tmp_path / "there.npy.part").exists()
