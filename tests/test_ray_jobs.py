@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,7 +35,6 @@ from navit_model import NaViT, NaViTConfig
 from navit_model.use import vectors
 from navit_model.use.opened import open_model
 
-from .ray_kit import kill_workers
 from .source_kit import encode, sample_files, write_tar, write_tree
 
 ray = pytest.importorskip("ray", reason="the package 'ray' is not installed")
@@ -124,16 +125,27 @@ def same(one: Path, other: Path) -> None:
         assert Path(f"{one}{end}").read_bytes() == Path(f"{other}{end}").read_bytes()
 
 
-def once(do: Callable[[], int]) -> Callable[..., None]:
-    """A progress function that does something when it is first called, and once."""
-    done: list[int] = []
+class Dying:
+    """Does what it is told, but for the first time: then its process is killed in the middle."""
 
-    def progress(*_: Any) -> None:
-        if not done:
-            done.append(do())
-            assert done[0], "somebody was at work"
+    def __init__(self, do: Callable[[Any], Any], mark: Path) -> None:
+        self.do, self.mark = do, mark
 
-    return progress
+    def __call__(self, item: Any) -> Any:
+        try:
+            self.mark.touch(exist_ok=False)
+        except FileExistsError:
+            return self.do(item)
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        self.do(item)
+        time.sleep(60)
+
+
+def dying(spread: OnRay, mark: Path) -> Any:
+    """The cluster, with a worker that is killed."""
+    # Workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return lambda do, items, *, kept=False: spread(Dying(do, mark), items, kept=kept)
 
 
 def test_an_index_is_the_same_bytes_and_says_the_same(spread: OnRay, sources: list[Path], tmp_path: Path) -> None:
@@ -176,10 +188,9 @@ def test_a_build_whose_driver_was_killed_goes_on(spread: OnRay, sources: list[Pa
 
 def test_shards_are_the_same_though_workers_are_killed(spread: OnRay, index: Path, tmp_path: Path) -> None:
     alone = pack_shards(open_index(index), tmp_path / "alone", max_side=40, shard_images=64)
-    killing = once(lambda: kill_workers(os.getpid(), b"ray::Map"))
-    there = pack_shards(
-        open_index(index), tmp_path / "there", max_side=40, shard_images=64, progress=killing, spread=spread
-    )
+    killing = dying(spread, tmp_path / "mark")
+    there = pack_shards(open_index(index), tmp_path / "there", max_side=40, shard_images=64, spread=killing)
+    assert (tmp_path / "mark").exists()
     assert alone == there and alone.shards == 4 and alone.broken
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("alone", "there")]
     assert files[0] == files[1]
@@ -208,8 +219,8 @@ def test_vectors_are_the_same_though_their_maker_is_killed(spread: OnRay, index:
     loader = replace(loader, data=replace(loader.data, batch_size=1), plan=plan)
     opened = replace(opened, run=replace(opened.run, loader=loader))
     failed = vectors.export(opened, str(index), tmp_path / "alone.npy")
-    killing = once(lambda: kill_workers(os.getpid(), b"ray::Map"))
-    there = vectors.export(opened, str(index), tmp_path / "there.npy", progress=killing, spread=spread)
-    assert failed == there > 0
+    killing = dying(spread, tmp_path / "mark")
+    there = vectors.export(opened, str(index), tmp_path / "there.npy", spread=killing)
+    assert (tmp_path / "mark").exists() and failed == there > 0
     assert (tmp_path / "alone.npy").read_bytes() == (tmp_path / "there.npy").read_bytes()
     assert not (tmp_path / "there.npy.part").exists()
