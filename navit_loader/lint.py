@@ -68,7 +68,7 @@ def decode_all(
             raise IndexFileError(
                 f"'{place}' cannot be made: {reason(e)}; copy the index to where you may write"
             ) from None
-        found, do = Decoded(), _Part(index, threads, place)
+        found, do = Decoded(), _Part(index, threads, place, PART)
         parts = dict[int, Decoded]()
         for number, part in spread(do, range(0, index.num_rows, PART)):
             parts[number] = part
@@ -95,9 +95,10 @@ class _Part:
     index: Index
     threads: int
     place: Path
+    count: int
 
     def __call__(self, first: int) -> Decoded:
-        part = self.index.part(first, PART)
+        part = self.index.part(first, self.count)
         path = self.place / f"{identity.digest(part.plan_fingerprint, part.render_fingerprint)}.json"
         if path.exists():
             return Decoded(**json.loads(path.read_text(encoding="utf-8")))
