@@ -1,7 +1,9 @@
 """`pack_shards`: a data set as tars of smaller JPEGs, so that training decodes less.
 
 In: an index, over whatever sources. Out: WebDataset tars in a folder, images in the order of the index, each with its
-labels and caption beside it. What is done is kept: a run that was stopped goes on with the tar it was at.
+labels and caption beside it. A tar is a part of the work, made by whoever does parts (`Spread`) and put in place by a rename,
+so a run that was stopped goes on with the tars that are missing. A note beside each says what became of its images, until all
+are there.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import io
 import json
 import os
 import tarfile
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,7 @@ from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
 from .errors import IndexFileError
 from .index import Index
 from .render.engine import Engine
+from .spread import Spread, here
 
 _RUN = 64
 """Images fetched at once: one planned sequence of one-token images."""
@@ -30,11 +36,11 @@ _RUN = 64
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What a run did.
+    """What a run did, with those before it that were stopped.
 
     Attributes:
         shards: tars in the folder.
-        images: images in them that this run wrote.
+        images: images that were written into them.
         broken: images that could not be decoded, listed in `broken.jsonl` of the folder.
         bytes_before: of the files of those images.
         bytes_after: of what was written for them.
@@ -56,6 +62,7 @@ def pack_shards(
     shard_images: int = 4096,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    spread: Spread = here,
 ) -> Packed:
     """Rewrites the images of `index` as tars `shard-000000.tar` … in `folder`.
 
@@ -70,6 +77,7 @@ def pack_shards(
         shard_images: images per tar, a multiple of 64.
         threads: encoding threads; 0 means one per core that this process may use.
         progress: called with (images done, images in all).
+        spread: who makes the tars; they are the same.
 
     Raises:
         IndexFileError: a value that is not allowed, a folder that holds the tars of another run, or one that cannot be
@@ -90,18 +98,55 @@ def pack_shards(
     try:
         os.makedirs(place, exist_ok=True)
         _same_run(os.path.join(place, "pack.json"), facts)
-        counts = {"images": 0, "broken": 0, "bytes_before": 0, "bytes_after": 0}
-        with Engine(_config(), index) as engine, ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-            for shard in range(total):
-                path = os.path.join(place, f"shard-{shard:06d}.tar")
-                first, last = shard * shard_images, min((shard + 1) * shard_images, index.num_rows)
-                if not os.path.exists(path):
-                    _write(path, _images(engine, index, first, last, pool, max_side, quality, progress), counts)
-                elif progress is not None:
-                    progress(last, index.num_rows)
+        # Elsewhere nobody sees how far a tar is.
+        make = _Tar(index, place, max_side, quality, shard_images, threads, progress if spread is here else None)
+        missing = [shard for shard in range(total) if not os.path.exists(make.path(shard))]
+        done = index.num_rows - sum(make.images(shard) for shard in missing)
+        for number, _ in spread(make, missing):
+            done += make.images(missing[number])
+            if progress is not None:
+                progress(done, index.num_rows)
+        return Packed(shards=total, **_join(Path(place)))
     except OSError as e:
         raise IndexFileError(f"'{place}' cannot be written: {e.strerror}; is there space and permission?") from None
-    return Packed(shards=total, **counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tar:
+    """Makes a tar, by its number."""
+
+    index: Index
+    place: str
+    max_side: int
+    quality: int
+    shard_images: int
+    threads: int
+    progress: Callable[[int, int], None] | None
+
+    def path(self, shard: int) -> str:
+        return os.path.join(self.place, f"shard-{shard:06d}.tar")
+
+    def images(self, shard: int) -> int:
+        return min(self.shard_images, self.index.num_rows - shard * self.shard_images)
+
+    def __call__(self, shard: int) -> None:
+        path = self.path(shard)
+        if os.path.exists(path):
+            # Whoever made it was lost before it could say so.
+            return
+        first = shard * self.shard_images
+        rows = self.index.part(first, self.shard_images)
+        with (
+            Engine(_config(), rows) as engine,
+            ThreadPoolExecutor(self.threads or len(os.sched_getaffinity(0))) as pool,
+        ):
+            _write(path, self._seen(_images(engine, rows, first, pool, self.max_side, self.quality)))
+
+    def _seen(self, members: Iterator[_Member]) -> Iterator[_Member]:
+        for member in members:
+            yield member
+            if self.progress is not None and member.row % _RUN == _RUN - 1:
+                self.progress(member.row + 1, self.index.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +185,11 @@ def _same_run(path: str, facts: dict[str, Any]) -> None:
 
 
 def _images(
-    engine: Engine,
-    index: Index,
-    first: int,
-    last: int,
-    pool: ThreadPoolExecutor,
-    max_side: int,
-    quality: int,
-    progress: Callable[[int, int], None] | None,
+    engine: Engine, index: Index, first: int, pool: ThreadPoolExecutor, max_side: int, quality: int
 ) -> Iterator[_Member]:
-    rows = index.table().slice(first, last - first).select(_annotations(index)).to_pylist()
-    sequences = range(first // _RUN, -(-last // _RUN))
+    """All images of `index`, whose rows are those of another from `first` on."""
+    rows = index.table().select(_annotations(index)).to_pylist()
+    sequences = range(-(-index.num_rows // _RUN))
     pending = [engine.submit_encoded(0, number, 1) for number in sequences[:2]]
     for number in sequences:
         batch = pending.pop(0).wait()
@@ -165,10 +204,8 @@ def _images(
         del batch
         made = pool.map(lambda file, turn: _smaller(file, turn, max_side, quality), files, turned)
         for row, uri, file, (jpeg, reason) in zip(found, uris, files, made, strict=True):
-            said = rows[row - first]
-            yield _Member(row, uri, jpeg, reason, len(file), said["label"], said.get("caption"))
-        if progress is not None:
-            progress(found[-1] + 1, index.num_rows)
+            said = rows[row]
+            yield _Member(first + row, uri, jpeg, reason, len(file), said["label"], said.get("caption"))
 
 
 def _annotations(index: Index) -> list[str]:
@@ -199,34 +236,69 @@ def _smaller(file: bytes, orientation: int, max_side: int, quality: int) -> tupl
         return None, str(e)
 
 
-def _write(path: str, members: Iterator[_Member], counts: dict[str, int]) -> None:
-    """Writes one tar under another name, then its broken images to the list, then puts it in place."""
-    broken = []
-    with tarfile.open(f"{path}.part", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for member in members:
-            if member.jpeg is None:
-                broken.append({"row": member.row, "uri": member.uri, "reason": member.reason})
-                continue
-            counts["images"] += 1
-            counts["bytes_before"] += member.before
-            counts["bytes_after"] += len(member.jpeg)
-            key = f"{member.row:09d}"
-            _add(tar, f"{key}.jpg", member.jpeg)
-            first, *_ = found = np.atleast_1d(member.label).tolist()
-            labels = [label for label in found if label >= 0]
-            if first == NO_CLASS:
-                _add(tar, f"{key}.json", b'{"label": []}')
-            elif len(labels) == 1:
-                _add(tar, f"{key}.cls", str(labels[0]).encode())
-            elif labels:
-                _add(tar, f"{key}.json", json.dumps({"label": labels}).encode())
-            if member.caption:
-                _add(tar, f"{key}.txt", member.caption.encode())
-    counts["broken"] += len(broken)
+def _write(path: str, members: Iterator[_Member]) -> None:
+    """Writes one tar under another name, then its note, then puts it in place."""
+    counts = {"images": 0, "bytes_before": 0, "bytes_after": 0}
+    broken: list[dict[str, Any]] = []
+    # Two may be at it, where one was taken for lost.
+    draft = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member in members:
+                if member.jpeg is None:
+                    broken.append({"row": member.row, "uri": member.uri, "reason": member.reason})
+                    continue
+                counts["images"] += 1
+                counts["bytes_before"] += member.before
+                counts["bytes_after"] += len(member.jpeg)
+                _add_member(tar, member, member.jpeg)
+        with open(f"{draft}.note", "w", encoding="utf-8") as file:
+            json.dump({**counts, "broken": broken}, file)
+        os.replace(f"{draft}.note", f"{path}.note")
+        os.replace(draft, path)
+    except BaseException:
+        for left in (draft, f"{draft}.note"):
+            with suppress(OSError):
+                os.unlink(left)
+        raise
+
+
+def _add_member(tar: tarfile.TarFile, member: _Member, jpeg: bytes) -> None:
+    key = f"{member.row:09d}"
+    _add(tar, f"{key}.jpg", jpeg)
+    first, *_ = found = np.atleast_1d(member.label).tolist()
+    labels = [label for label in found if label >= 0]
+    if first == NO_CLASS:
+        _add(tar, f"{key}.json", b'{"label": []}')
+    elif len(labels) == 1:
+        _add(tar, f"{key}.cls", str(labels[0]).encode())
+    elif labels:
+        _add(tar, f"{key}.json", json.dumps({"label": labels}).encode())
+    if member.caption:
+        _add(tar, f"{key}.txt", member.caption.encode())
+
+
+def _join(place: Path) -> dict[str, int]:
+    """The notes of all tars, summed up; the broken images go into `broken.jsonl`, in the order of the index."""
+    total = {"images": 0, "broken": 0, "bytes_before": 0, "bytes_after": 0}
+    broken = {}
+    listed = place / "broken.jsonl"
+    if listed.exists():
+        # Of tars from before there were notes.
+        broken = {line["row"]: line for line in map(json.loads, listed.read_text(encoding="utf-8").splitlines())}
+    notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("shard-*.tar.note"))]
+    for note in notes:
+        broken |= {line["row"]: line for line in note["broken"]}
+        total["broken"] += len(note["broken"])
+        for name in ("images", "bytes_before", "bytes_after"):
+            total[name] += note[name]
     if broken:
-        with open(os.path.join(os.path.dirname(path), "broken.jsonl"), "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in broken)
-    os.replace(f"{path}.part", path)
+        draft = place / "broken.jsonl.part"
+        draft.write_text("".join(json.dumps(broken[row]) + "\n" for row in sorted(broken)), encoding="utf-8")
+        draft.replace(listed)
+    for left in (*place.glob("shard-*.tar.note"), *place.glob("shard-*.part"), *place.glob("shard-*.part.note")):
+        left.unlink()
+    return total
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

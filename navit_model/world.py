@@ -1,6 +1,6 @@
 """The ranks that train together.
 
-In: what `torchrun` puts into the environment, or nothing for a run alone. Out: `World`, with the few collective
+In: what `torchrun` or Ray Train puts into the environment, or nothing for a run alone. Out: `World`, with the few collective
 operations that training needs. Apart from the loop, so that a single process never touches `torch.distributed`.
 """
 
@@ -68,7 +68,7 @@ class World:
 
     @classmethod
     def join(cls, device: str = "auto") -> World:
-        """Joins the processes that `torchrun` started, or stands alone.
+        """Joins the processes that `torchrun` or Ray Train started, or stands alone.
 
         Args:
             device: `auto`, `cpu` or `cuda`.
@@ -87,7 +87,9 @@ class World:
         if size == 1:
             return cls(0, 1, place)
         try:
-            torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+            # Ray Train has done so before it calls us.
+            if not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
             # Making the patient group waits as long as its patience: first see that all are still there.
             torch.distributed.barrier()
             # On the hosts' own sockets, which break at once when a process dies, so its patience costs nothing.

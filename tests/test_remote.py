@@ -12,6 +12,8 @@ import pytest
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
 from navit_loader.errors import IndexFileError, RenderError
+from navit_loader.index.sources import remote, rows
+from navit_loader.spread import here
 
 from .remote_kit import Faulty, nginx, s3_server
 from .source_kit import encode, sample_files, write_tar, write_tree
@@ -213,6 +215,18 @@ def test_keys_that_are_no_paths_stop_nothing(bucket: Any, tmp_path: Path) -> Non
     assert [done.rows, done.broken] == [len(good), 0]
     reason, (count, example) = next((r, found) for r, found in done.left_out.items() if "empty part" in r)
     assert (count, example) == (len(odd), "s3://navit/odd/a//1.png"), reason
+
+
+def test_a_prefix_in_parts_makes_the_same_index(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "PART", 16)
+    monkeypatch.setattr(remote, "CHUNK", 16)
+    one, other = (tmp_path / f"{name}.arrow" for name in ("one", "other"))
+    build_index("s3://navit/images/", one)
+    build_index("s3://navit/images/", other, spread=here)
+    assert one.read_bytes() == other.read_bytes()
+    # Each part is told what is known of it, and of no other.
+    again = build_index("s3://navit/images/", other, spread=here, refresh=True)
+    assert again.reused == again.rows == len(FILES) and one.read_bytes() == other.read_bytes()
 
 
 def test_local_and_remote_sources_make_one_index(place: Path, faulty: Faulty, tmp_path: Path) -> None:

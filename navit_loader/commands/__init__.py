@@ -9,10 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from ..shown import say
+from ..shown import say, tell
+
+if TYPE_CHECKING:
+    from ..fleet.jobs import OnRay
 
 
 class ProgressLine:
@@ -74,6 +79,36 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{kind}-column", default="", metavar="NAME", help=f"in manifests and other tables, for: {what}"
         )
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """`--ray`."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="work on a Ray cluster whose machines see the same files: HOST:PORT, or without an address that of RAY_ADDRESS, "
+        "or of this host (extra ray)",
+    )
+
+
+@contextmanager
+def spread_of(ray: str | None, cpus: int) -> Iterator[OnRay | None]:
+    """Who does the parts of a command's work: the cluster of `--ray`, or None, this process.
+
+    Args:
+        ray: what was given.
+        cpus: of one part; 0 is one.
+    """
+    if ray is None:
+        yield None
+        return
+    from ..fleet.jobs import OnRay
+
+    with OnRay(ray, cpus=max(1, cpus)) as spread:
+        tell(spread)
+        yield spread
 
 
 def listed(profiles: Sequence[tuple[str, int, str]]) -> str:

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..shown import say
-from . import ProgressLine, add_columns
+from . import ProgressLine, add_columns, add_ray, spread_of
 
 if TYPE_CHECKING:
     from ..index import IndexSummary
@@ -46,6 +46,7 @@ def add(subparsers: Any) -> None:
         "--strict", action="store_true", help="write nothing where anything but hidden files is broken or left out"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="probing threads (default: one per core)")
+    add_ray(parser)
     parser.set_defaults(run=run)
 
 
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     """Builds the index and says what it holds."""
     from ..index import IndexProgress, build_index
 
-    with ProgressLine("indexing") as line:
+    threads = max(0, args.threads)
+    with spread_of(args.ray, threads) as spread, ProgressLine("indexing") as line:
 
         def show(at: IndexProgress) -> None:
             line.update(at.share, f"{at.images:,} images, {at.broken:,} broken")
@@ -70,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
             weight_column=args.weight_column,
             refresh=args.refresh,
             strict=args.strict,
-            threads=max(0, args.threads),
+            threads=threads if spread is None else max(1, threads),
             progress=show,
+            spread=spread,
         )
     what = "different numbers" if args.target_column else "classes"
     say(f"{done.path}: {done.rows:,} images, {len(done.classes):,} {what}, {done.seconds:.1f} s")

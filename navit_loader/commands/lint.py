@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..shown import say
-from . import ProgressLine, listed
+from . import ProgressLine, add_ray, listed, spread_of
 
 
 def add(subparsers: Any) -> None:
@@ -20,45 +20,42 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
+    add_ray(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each broken image")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Renders one evaluation epoch, small, and prints its ledger.
+    """Decodes all images, and prints the ledger.
 
     Raises:
         IndexFileError: no such index.
         RenderError: a fault that may pass, such as a refused permission, outlasted its retries.
     """
-    from ..config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
-    from ..deliver.local import PackedLoader
     from ..index import open_index
+    from ..lint import decode_all
 
     index = open_index(args.index)
     index.check()
-    config = LoaderConfig(
-        data=DataConfig(batch_size=1),
-        plan=PlanConfig(sequence_length=512, max_images=64, max_tokens=64),
-        # Scaled decoding would skip coefficients of the picture, so it is off here.
-        render=RenderConfig(threads=max(0, args.threads), dct_scaling=False, failure_limit=1.0),
-    ).for_evaluation()
-    with ProgressLine("decoding") as line, PackedLoader(index, config, rank=0, world_size=1) as loader:
-        seen = 0
-        for batch in loader:
-            seen += int((batch.status > 0).sum())
-            line.update(seen / index.num_rows, f"{seen:,} images")
-        dark = loader.stats()["dark"]
-        profiles = loader.engine.profiles()
-        failures = sorted(loader.failures(), key=lambda failure: str(failure["uri"]))
+    threads = max(0, args.threads)
+    with spread_of(args.ray, threads) as spread, ProgressLine("decoding") as line:
+        found = decode_all(
+            index,
+            threads if spread is None else max(1, threads),
+            lambda seen: line.update(seen / index.num_rows, f"{seen:,} images"),
+            spread,
+        )
+    failures, profiles = found.failures, found.profiles
     for failure in failures:
         say(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
     if not args.json:
-        say(f"{index.path}: {seen - len(failures):,} of {seen:,} images decode, {len(failures):,} are broken")
-        if dark:
+        say(
+            f"{index.path}: {found.seen - len(failures):,} of {found.seen:,} images decode, {len(failures):,} are broken"
+        )
+        if found.dark:
             say(
-                f"  {dark:,.0f} images of 16 bits a sample are nearly black, since they use few of them; give [render] depth: "
-                "'largest', or how many bits they use, such as '12'"
+                f"  {found.dark:,.0f} images of 16 bits a sample are nearly black, since they use few of them; give [render] "
+                "depth: 'largest', or how many bits they use, such as '12'"
             )
         if profiles:
             count = sum(images for _, images, _ in profiles)

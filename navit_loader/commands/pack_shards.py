@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..shown import say
-from . import ProgressLine
+from . import ProgressLine, add_ray, spread_of
 
 
 def add(subparsers: Any) -> None:
@@ -23,6 +23,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 95 (default: 90)")
     parser.add_argument("--shard-images", type=int, default=4096, metavar="N", help="images per tar (default: 4096)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="encoding threads (default: one per core)")
+    add_ray(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,17 +36,20 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..index import open_index
     from ..shards import pack_shards
+    from ..spread import here
 
     index = open_index(args.index)
-    with ProgressLine("packing") as line:
+    threads = max(0, args.threads)
+    with spread_of(args.ray, threads) as spread, ProgressLine("packing") as line:
         done = pack_shards(
             index,
             args.output,
             max_side=args.max_side,
             quality=args.quality,
             shard_images=args.shard_images,
-            threads=max(0, args.threads),
+            threads=threads if spread is None else max(1, threads),
             progress=lambda n, total: line.update(n / total, f"{n:,} images"),
+            spread=spread or here,
         )
     before, after = done.bytes_before / 1e6, done.bytes_after / 1e6
     say(

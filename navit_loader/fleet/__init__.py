@@ -1,8 +1,8 @@
-"""Daemons on a Ray cluster: placed, restarted, more where trainers starve and fewer where they idle, and found by name.
+"""What runs on a Ray cluster: daemons, placed, restarted, more where trainers starve and found by name; and offline work.
 
-Takes: configurations, and a cluster. Gives: a running fleet, and to clients the addresses and keys of its daemons, as they
-come and go. May not know: what a batch is. Batches travel by ZeroMQ (`service`), never through Ray, which is imported where it
-is used.
+Takes: configurations, work in parts, and a cluster. Gives: a running fleet, and to clients the addresses and keys of its
+daemons, as they come and go; the parts' results (`jobs`). May not know: what a batch or a part is. Batches travel by ZeroMQ
+(`service`), never through Ray, which is imported where it is used.
 """
 
 from typing import TYPE_CHECKING, Any

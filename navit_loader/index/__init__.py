@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import IndexFileError
+from ..spread import Spread
+from . import parts
 from .reader import Index, open_index
 from .sources import open_sources
 from .sources.columns import Columns
@@ -99,6 +101,7 @@ def build_index(
     strict: bool = False,
     threads: int = 0,
     progress: Callable[[IndexProgress], None] | None = None,
+    spread: Spread | None = None,
 ) -> IndexSummary:
     """Indexes the images of one or more sources, reading headers only.
 
@@ -123,6 +126,7 @@ def build_index(
         strict: refuse to write an index where anything but hidden files is broken or left out.
         threads: probing threads; 0 means one per core that this process may use.
         progress: called now and then.
+        spread: who reads the sources, in parts; None is this process. The index is the same.
 
     Raises:
         IndexFileError: a source that is missing or contradicts the class table, labels that cannot be told, no usable image,
@@ -146,7 +150,7 @@ def build_index(
     for source in opened:
         need_utf8(source.shard, "the path")
     tokens = load_tokenizer(tokenizer)
-    table = _class_table(opened, classes)
+    table = _class_table(opened, classes, spread)
     if target_column and (none := next((name for name in table or () if not is_target(name)), None)) is not None:
         raise IndexFileError(
             f"class '{none}' is no number; with --target-column each source must be a table that has the column"
@@ -172,13 +176,21 @@ def build_index(
             threads=threads or len(os.sched_getaffinity(0)),
         )
         images = broken = 0
-        for i, source in enumerate(opened):
+
+        def count(share: float, more: int, wrong: int, shard: str) -> None:
+            nonlocal images, broken
+            images, broken = images + more, broken + wrong
+            if progress is not None:
+                progress(IndexProgress(share, images, broken, shard))
+
+        for i, source in enumerate(opened if spread is None else ()):
             for share, batch in source.scan(job):
                 journal.append(batch)
-                images += len(batch)
-                broken += len(batch) - batch["reason"].null_count
-                if progress is not None:
-                    progress(IndexProgress((i + share) / len(opened), images, broken, source.shard))
+                count((i + share) / len(opened), len(batch), len(batch) - batch["reason"].null_count, source.shard)
+        if spread is not None:
+            folder = os.path.join(journal.folder, "parts")
+            for part in parts.scan(opened, job, classes is not None, folder, parameters, spread, count):
+                journal.adopt(part.path)
         if job.unread:
             job.notes.append(
                 f"{job.unread:,} containers are unchanged and were not read again; what they leave out is not counted"
@@ -221,13 +233,17 @@ def build_index(
     )
 
 
-def _class_table(sources: list[Source], classes: str | os.PathLike[str] | Sequence[str] | None) -> list[str] | None:
+def _class_table(
+    sources: list[Source], classes: str | os.PathLike[str] | Sequence[str] | None, spread: Spread | None
+) -> list[str] | None:
     """The class table of the build, or None where labels are numbers without names. Walks the sources.
 
     Raises:
         IndexFileError: names and numbers are mixed without a table, or a name stands twice.
     """
-    found = [(source, source.prepare(classes is not None)) for source in sources]
+    given = classes is not None
+    each = [source.prepare(given) for source in sources] if spread is None else parts.prepare(sources, given, spread)
+    found = list(zip(sources, each, strict=True))
     if isinstance(classes, str | os.PathLike):
         return _table_at(os.fspath(classes))
     if classes is not None:

@@ -10,6 +10,7 @@ waits for no reading of all; `Index.check` looks at everything.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -295,6 +296,33 @@ class Index:
     def table(self) -> pa.Table:
         """All columns as a pyarrow table over the mapped file."""
         return pa.Table.from_batches(self._batches, self._schema)
+
+    def part(self, first: int, count: int) -> Index:
+        """The rows `first` to `first + count` as an index of their own, numbered from 0; over the same memory where they
+        lie in one record batch.
+
+        Raises:
+            IndexFileError: the file is damaged.
+        """
+        batches = self._batches
+        found = object.__new__(Index)
+        found.__dict__.update(self.__dict__)
+        found.num_rows = found._batch_rows = min(count, self.num_rows - first)
+        # What is planned over it is no plan of the whole, and kept under another name.
+        found.plan_fingerprint = hashlib.blake2b(f"{self.plan_fingerprint} {first} {count}".encode()).hexdigest()[:64]
+        cut = [
+            batch.slice(max(0, first - at), first + found.num_rows - max(at, first))
+            for at, batch in zip(range(0, self.num_rows, self._batch_rows), batches, strict=True)
+            if first < at + len(batch) and at < first + found.num_rows
+        ]
+        # One batch, since the engine counts on equal ones.
+        own = cut if len(cut) == 1 else pa.Table.from_batches(cut).combine_chunks().to_batches()
+        found.__dict__["_batches"], found._unchecked = own, {}
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An index goes to another process by its path."""
+        return open_index, (self.path, self._root_given)
 
     @property
     def remote(self) -> bool:

@@ -46,6 +46,7 @@ class Journal:
         except OSError:
             os.close(self._lock)
             raise IndexFileError(f"another process is building '{output}' (it holds '{self.folder}')") from None
+        self._adopted: list[str] = []
         self._schema = ROWS.with_metadata({"parameters": parameters})
         numbers = sorted(int(n) for name in os.listdir(self.folder) if (n := name.removesuffix(".arrows")).isdigit())
         self._old = [os.path.join(self.folder, f"{n}.arrows") for n in numbers]
@@ -79,6 +80,10 @@ class Journal:
         with self._written():
             self._writer.write_batch(batch)
 
+    def adopt(self, path: str) -> None:
+        """Adds the batches of a file that another process wrote, behind those that were added before."""
+        self._adopted.append(path)
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All batches of this run, in order, memory-mapped; nothing can be appended after it.
 
@@ -86,7 +91,8 @@ class Journal:
             IndexFileError: what is left cannot be written.
         """
         self._close()
-        yield from self._read(self.path)
+        for path in (self.path, *self._adopted):
+            yield from self._read(path)
 
     def _read(self, path: str) -> Iterator[pa.RecordBatch]:
         with pa.memory_map(path) as source:

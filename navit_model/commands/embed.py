@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from navit_loader.commands import add_ray
 from navit_loader.shown import say
 
 from . import add_budget, add_model, check_output
@@ -23,6 +24,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .npy or .arrow file")
     add_budget(parser)
+    add_ray(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: model, index or output cannot be used.
     """
-    from navit_loader.commands import ProgressLine
+    from navit_loader.commands import ProgressLine, spread_of
 
     from ..use.opened import open_model
     from ..use.vectors import check_ending, export
@@ -40,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
     check_ending(args.output)
     check_output("--output", args.output)
-    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw, last=args.last)
-    with ProgressLine("embedding") as line:
+    device = World.alone(args.device if args.ray is None else "cpu").device
+    opened = open_model(args.model, device, raw=args.raw, last=args.last)
+    with spread_of(args.ray, 1) as spread, ProgressLine("embedding") as line:
+        if spread is not None:
+            spread.gpus = int(args.device == "cuda" or (args.device == "auto" and spread.has_gpus))
         failed = export(
             opened,
             args.index,
@@ -49,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
             tokens=args.tokens,
             patch_size=args.patch_size,
             progress=lambda done, total: line.update(done / total, f"{done:,} of {total:,} images"),
+            spread=spread,
+            device=args.device,
         )
     say(f"{args.output}: embeddings of '{args.index}'" + (f"; {failed:,} images could not be read" if failed else ""))
     return 1 if failed else 0

@@ -6,7 +6,7 @@ In: a model and an index. Out: vectors, batch by batch, in the order of the inde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,22 +45,57 @@ def planned(
     return replace(config, plan=replace(config.plan, filter=rows, text_tokens=0, max_text_tokens=0))
 
 
+Counts = npt.NDArray[np.uint32]
+"""Sequences of each block of an epoch's plan."""
+
+
+def starts(index: str, config: LoaderConfig, batches: int) -> tuple[list[dict[str, Any]], Counts]:
+    """States of a loader at the first of every so many batches, from the first of all on; and the counts of the plan.
+
+    Args:
+        index: path of an index.
+        config: from `planned`.
+        batches: from one state to the next.
+
+    Raises:
+        IndexFileError: the index cannot be used.
+    """
+    with PackedLoader(index, config, rank=0, world_size=1) as loader:
+        layout = loader.engine.layout(0)
+        counts = layout.counts(0, layout.num_blocks)
+        found, at, total = [], 0, int(counts.sum())
+        while at < total:
+            found.append({**loader.state_dict(), "next_sequence": at})
+            for _ in range(batches):
+                behind = layout.next(at, loader.batch_size)
+                assert behind is not None, "a local layout always knows"
+                at = behind
+        return found, counts
+
+
 def features(
-    opened: OpenedModel, index: str, config: LoaderConfig, state: dict[str, Any] | None = None
-) -> Iterator[Features]:
+    opened: OpenedModel,
+    index: str,
+    config: LoaderConfig,
+    state: dict[str, Any] | None = None,
+    counts: Counts | None = None,
+) -> Generator[Features, None, None]:
     """Vectors of an index's images.
 
     Args:
         opened: the model.
         index: path of an index.
         config: from `planned`.
-        state: of an earlier `Features`, to go on behind it.
+        state: of an earlier `Features`, to go on behind it; or of `starts`.
+        counts: of `starts`, so that nothing before the state is planned.
 
     Raises:
         IndexFileError: the index cannot be used.
         StateError: the state is of another index or configuration.
     """
     with PackedLoader(index, config, rank=0, world_size=1) as loader:
+        if counts is not None:
+            loader.engine.layout(0).extend(counts)
         if state is not None:
             loader.load_state_dict(state)
             if state["epoch"] > 0:

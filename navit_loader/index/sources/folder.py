@@ -6,6 +6,7 @@ reported.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from .misread import are_splits
-from .rows import IMAGE_SUFFIXES, Job, KnownFiles, kind_of, make_rows, single_labels, text_names
+from .rows import IMAGE_SUFFIXES, Job, KnownFiles, in_parts, kind_of, make_rows, single_labels, text_names
 
 CHUNK = 8192
 """Files probed at once: small enough for lively progress and little lost work, large enough to keep threads busy."""
@@ -37,7 +38,7 @@ class FolderSource:
 
     def __init__(self, path: str, notes: Sequence[str] = ()) -> None:
         self.shard = os.path.join(path, "")
-        self._notes = notes
+        self._notes = list(notes)
         self._names: list[bytes] = []
         self._problems: list[tuple[bytes, str]] = []
         self._others: dict[bytes, tuple[int, bytes]] = {}
@@ -50,7 +51,21 @@ class FolderSource:
         """
         self._names, self._problems, self._others = walk(os.fsencode(self.shard))
         tops = sorted({name.split(b"/", 1)[0] for name in self._names if b"/" in name})
+        paths = [os.fsdecode(top) for top in tops]
+        if are_splits(self.shard, paths):
+            self._notes.append(
+                f"'{self.shard}': {', '.join(paths)} are names of splits, and taken for classes; if they are splits, index "
+                f"each by itself, such as '{self.shard}{paths[0]}', and all but the first with --classes FIRST.arrow"
+            )
         return [top.decode(errors="backslashreplace") for top in tops]
+
+    def parts(self, known: pa.Table | None) -> Iterator[tuple[FolderSource, pa.Table | None]]:
+        """The same rows as those of several sources one after the other, each with what is known of it; prepared."""
+        for number, (names, own) in enumerate(in_parts(self._names, lambda name: name, known)):
+            # The first says what there is to say of the whole.
+            part = FolderSource(self.shard) if number else copy.copy(self)
+            part._names = list(names)
+            yield part, own
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the files found; see `Source.scan`.
@@ -73,12 +88,6 @@ class FolderSource:
                     raise IndexFileError(f"folder '{self.shard}{text}' is no class of the class table given")
                 ids[top] = job.classes[text]
             labels[i] = ids[top]
-        tops = [os.fsdecode(top) for top in ids]
-        if are_splits(self.shard, tops):
-            job.notes.append(
-                f"'{self.shard}': {', '.join(tops)} are names of splits, and taken for classes; if they are splits, index "
-                f"each by itself, such as '{self.shard}{tops[0]}', and all but the first with --classes FIRST.arrow"
-            )
         known = KnownFiles.look_up(job.known.get(self.shard), self._names)
         total = max(1, len(self._names))
         if self._problems:

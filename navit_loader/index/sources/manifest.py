@@ -7,6 +7,7 @@ semicolons or tabs, and UTF-16, as spreadsheets save it; without a header line i
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .columns import USUAL, Columns
 from .folder import CHUNK, probe_part
 from .labels import Labels, resolve_label, target_name, weight_of
 from .lines import USUAL_NAMES, by_semicolons, column_names, have_decimal_commas, read_lines
-from .rows import Job, KnownFiles, label_lists
+from .rows import Job, KnownFiles, in_parts, label_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,14 @@ class ManifestSource:
         if not given and self.labels.mixed:
             raise IndexFileError(self.labels.mixed)
         return sorted(self.labels.names) or (None if self.labels.number else [])
+
+    def parts(self, known: pa.Table | None) -> Iterator[tuple[ManifestSource, pa.Table | None]]:
+        """The same rows as those of several sources one after the other, each with what is known of it."""
+        for number, (rows, own) in enumerate(in_parts(self._rows, lambda row: row[0], known)):
+            # The first says what there is to say of the whole.
+            part = ManifestSource(self.shard, {}, Labels()) if number else copy.copy(self)
+            part._rows = list(rows)
+            yield part, own
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the files named; see `Source.scan`.

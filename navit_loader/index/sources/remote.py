@@ -6,6 +6,7 @@ the same while indexing and while rendering.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ... import _packer
 from ...errors import IndexFileError
 from ...foreign import helpers
 from .folder import CHUNK
-from .rows import IMAGE_SUFFIXES, Job, KnownFiles, kind_of, make_rows, single_labels, text_names
+from .rows import IMAGE_SUFFIXES, Job, KnownFiles, in_parts, kind_of, make_rows, single_labels, text_names
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 """What a URL may start with."""
@@ -137,6 +138,14 @@ class BucketSource:
         )
         self._others = [key for key, *_ in found if _end(key) not in IMAGE_SUFFIXES and not key.endswith("/")]
         return sorted({key.split("/", 1)[0] for key, *_ in self._objects if "/" in key}, key=str.encode)
+
+    def parts(self, known: pa.Table | None) -> Iterator[tuple[BucketSource, pa.Table | None]]:
+        """The same rows as those of several sources one after the other, each with what is known of it; prepared."""
+        for number, (objects, own) in enumerate(in_parts(self._objects, lambda each: each[0].encode(), known)):
+            # The first says what there is to say of the whole.
+            part = BucketSource(self.shard) if number else copy.copy(self)
+            part._objects = list(objects)
+            yield part, own
 
     def scan(self, job: Job) -> Iterator[tuple[float, pa.RecordBatch]]:
         """Probes the objects; see `Source.scan`.

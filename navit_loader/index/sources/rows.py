@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -227,6 +227,33 @@ def single_labels(labels: np.ndarray[Any, Any]) -> pa.ListArray:
     offsets = np.zeros(len(labels) + 1, np.int32)
     np.cumsum(given, out=offsets[1:])
     return pa.ListArray.from_arrays(offsets, pa.array(labels[given], pa.int64()))
+
+
+PART = 32768
+"""Files of one part of a source, where it is scanned in parts: whole `folder.CHUNK`s, so that batches are cut alike."""
+
+E = TypeVar("E")
+
+
+def in_parts(
+    entries: Sequence[E], name: Callable[[E], bytes], known: pa.Table | None
+) -> Iterator[tuple[Sequence[E], pa.Table | None]]:
+    """The files of a source, `PART` at a time, each time with what an earlier build knows of them.
+
+    Args:
+        entries: a file each, in the order of their names' bytes.
+        name: of an entry.
+        known: rows of an earlier build.
+    """
+    stored = None if known is None else known["name"].cast(pa.large_binary())
+    for start in range(0, max(1, len(entries)), PART):
+        some = entries[start : start + PART]
+        if known is None or not some:
+            yield some, known
+            continue
+        first, last = (pa.scalar(name(entry), pa.large_binary()) for entry in (some[0], some[-1]))
+        within = pc.and_(pc.greater_equal(stored, first), pc.less_equal(stored, last))
+        yield some, known.filter(within).combine_chunks()
 
 
 @dataclass(frozen=True)
