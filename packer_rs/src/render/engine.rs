@@ -16,7 +16,7 @@ use super::shared::{Ended, Shared};
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
 use crate::error::{Error, Kind, Result};
-use crate::fetch::cache::{Cache, Counts, NextTurn};
+use crate::fetch::cache::{Cache, NextTurn, Saved};
 use crate::fetch::retry::until;
 use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
@@ -50,7 +50,7 @@ pub struct Stats {
     /// Bytes that came from servers for images.
     pub bytes_fetched: u64,
     /// What the cache has done, where there is one.
-    pub cache: Option<Counts>,
+    pub cache: Option<Saved>,
     /// Seconds over all threads: fetch, decode, resize, patches, wait.
     pub seconds: [f64; 5],
 }

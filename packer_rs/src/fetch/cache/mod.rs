@@ -74,7 +74,7 @@ pub fn user() -> Option<Use> {
 
 /// What a cache has done so far.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
+pub struct Saved {
     /// Bytes that came from it.
     pub read: u64,
     /// Bytes that went for others.
@@ -194,10 +194,10 @@ impl Cache {
     }
 
     /// What it has done so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Saved {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let c = &self.counters;
-        Counts { read: of(&c.read), evicted: of(&c.evicted), damaged: of(&c.damaged), unwritten: of(&c.unwritten) }
+        Saved { read: of(&c.read), evicted: of(&c.evicted), damaged: of(&c.damaged), unwritten: of(&c.unwritten) }
     }
 
     /// Takes up files that were not known.

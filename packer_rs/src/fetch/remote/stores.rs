@@ -279,6 +279,7 @@ fn refusal(error: &Error) -> bool {
         let said = cause.to_string();
         let status = said.strip_prefix(STATUS).and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or(0);
         (matches!(status, 300..=499 | 501 | 505) && !matches!(status, 408 | 409 | 425 | 429))
+            || said.starts_with("error following redirect")
             || matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
     })
 }
