@@ -405,7 +405,8 @@ class Renderer:
     def fd(self) -> int:
         """An eventfd that becomes readable when some pending batch is ready."""
     def stats(self) -> dict[str, Any]:
-        """Counts, and seconds per stage over all threads, since the start."""
+        """Counts, and seconds per stage over all threads, since the start. With `cache_dir`, and anything remote, what the
+        cache has done stands under `cache`: `bytes_read`, `bytes_evicted`, `spans_damaged`, `spans_unwritten`."""
     def profiles(self) -> list[tuple[str, int, str]]:
         """Colour profiles other than sRGB that were not applied: their kind, how many images, and one of them."""
     def failures(self) -> list[dict[str, Any]]:

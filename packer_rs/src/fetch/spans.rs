@@ -348,7 +348,7 @@ impl Spans {
             spawn(async move {
                 if let Some(place) = place.clone() {
                     let _turn = disk.acquire().await;
-                    if let Some(kept) = blocking(move || place.get()).await {
+                    if let Some(kept) = blocking(move || place.get()).await.flatten() {
                         return answer.answer(Ok(kept));
                     }
                 }
@@ -361,7 +361,7 @@ impl Spans {
                 answer.answer(found);
                 if let (Some(place), Some(bytes)) = (place, came) {
                     let _turn = disk.acquire().await;
-                    blocking(move || Some(place.put(&bytes))).await;
+                    blocking(move || place.put(&bytes)).await;
                 }
             })
         });

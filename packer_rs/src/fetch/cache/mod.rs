@@ -277,7 +277,9 @@ impl Cache {
         let mark = state.marks[usize::from(place.mark)].clone();
         let gone = self.locked(&mut state, |_, book| self.folder.remove(book, &mark, place.name.0));
         drop(state);
-        gone.map(drop).unwrap_or_else(|e| self.refused(&e));
+        if let Err(e) = gone {
+            self.refused(&e);
+        }
     }
 
     fn put(&self, place: &Place, bytes: &Bytes) {

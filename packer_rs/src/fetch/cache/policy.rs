@@ -108,7 +108,9 @@ mod tests {
             missed += 1;
             let need = (policy.len() as u64 + 1).saturating_sub(room);
             if let Some(gone) = policy.victims(need, later) {
-                gone.into_iter().for_each(|gone| drop(policy.remove(gone)));
+                for gone in gone {
+                    policy.remove(gone);
+                }
                 policy.set(key, 1, later);
             }
             assert!(policy.len() as u64 <= room);

@@ -83,9 +83,9 @@ pub fn spawn_blocking(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what may wait for a disk beside the tasks; None too where it ended in a panic.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok().flatten()
+/// Does what may wait for a disk beside the tasks; None where it ended in a panic.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 pub(super) fn invalid(url: &str, why: impl std::fmt::Display) -> io::Error {
