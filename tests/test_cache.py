@@ -51,7 +51,7 @@ def epoch(index: Path, settings: LoaderConfig, number: int = 0) -> tuple[list[by
     with PackedLoader(index, settings, rank=0, world_size=1) as loader:
         loader.set_epoch(number)
         made = [b"".join(array.tobytes() for array in batch.arrays().values()) for batch in loader]
-        time.sleep(0.1)  # what came last is still being written
+        time.sleep(0.3)  # what came last is still being written
         return made, loader.stats()
 
 
@@ -189,7 +189,7 @@ for epoch in range(epochs):
         for batch in loader:
             for array in batch.arrays().values():
                 made.update(array.tobytes())
-        time.sleep(0.1)
+        time.sleep(0.3)
         found = loader.stats()
         counts.update(found.pop("cache", {}) | {"bytes_fetched": found["bytes_fetched"], "failed": found["failed"]})
 print(made.hexdigest(), json.dumps(counts))
@@ -296,7 +296,7 @@ def test_another_data_set_takes_room_only_from_one_that_nobody_reads(
         build_index(f"{server.url}/{name}.tar", tmp_path / f"{name}.arrow")
     with PackedLoader(tmp_path / "x.arrow", config(cache, bound), rank=0, world_size=1) as reader:
         list(reader)
-        time.sleep(0.1)
+        time.sleep(0.3)
         mine = kept(cache)
         epoch(tmp_path / "y.arrow", config(cache, bound))
         assert set(mine) <= set(kept(cache)), "somebody reads them"
