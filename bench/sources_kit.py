@@ -107,6 +107,13 @@ def _busy(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def late_nginx(folder: Path, late_ms: int) -> Iterator[tuple[str, int] | None]:
     """Serves a folder, each answer `late_ms` milliseconds late; yields its address and process id, or None without nginx."""
@@ -114,10 +121,7 @@ def late_nginx(folder: Path, late_ms: int) -> Iterator[tuple[str, int] | None]:
     if found is None or not MODULE.exists():
         yield None
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = folder / "nginx"
+    home, port = folder / "nginx", free_port()
     home.mkdir()
     paths = "".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (home / "nginx.conf").write_text(

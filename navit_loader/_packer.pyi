@@ -378,9 +378,14 @@ class Renderer:
         render_json: `RenderConfig.to_json()`.
         limits: from `Plan.limits`.
         sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`;
-            `span_bytes` is what is fetched at once of remote containers, 0 for just the image.
+            `span_bytes` is what is fetched at once of remote containers, 0 for just the image; `fingerprint` names what
+            rendering reads of the index, which spans in `cache_dir` are kept by.
         helpers: read what the engine does not; without them such images are `unsupported`.
         shared: render into memfds that other processes of this host can map read-only.
+        plan: knows when a span in `cache_dir` is wanted next; without it the cache keeps what it has.
+
+    Raises:
+        RenderError: `cache_dir` cannot be used.
     """
 
     def __new__(
@@ -390,6 +395,7 @@ class Renderer:
         sources: list[dict[str, Any]],
         helpers: Helpers | None = None,
         shared: bool = False,
+        plan: Plan | None = None,
     ) -> Renderer: ...
     def submit(self, batch: PlannedBatch, encoded: bool = False) -> Pending:
         """Asks for a batch and returns at once. Raises RenderError after `close` or in a forked child.
@@ -410,7 +416,8 @@ class Renderer:
     def fd(self) -> int:
         """An eventfd that becomes readable when some pending batch is ready."""
     def stats(self) -> dict[str, Any]:
-        """Counts, and seconds per stage over all threads, since the start."""
+        """Counts, and seconds per stage over all threads, since the start. With `cache_dir`, and anything remote, what the
+        cache has done stands under `cache`: `bytes_read`, `bytes_evicted`, `spans_damaged`, `spans_unwritten`."""
     def profiles(self) -> list[tuple[str, int, str]]:
         """Colour profiles other than sRGB that were not applied: their kind, how many images, and one of them."""
     def failures(self) -> list[dict[str, Any]]:

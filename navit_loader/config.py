@@ -140,6 +140,8 @@ class RenderConfig:
             many as a minute allows.
         ledger: path of the quarantine ledger (JSON lines); empty keeps it in memory alone.
         failure_limit: share of failed images in a window of 10,000 above which rendering stops with an error.
+        cache_dir: folder on a disk of this machine in which data of buckets and web servers is kept; empty for none.
+        cache_gb: how much it may hold, in 10⁹ bytes; all processes that share the folder together.
     """
 
     threads: int = 0
@@ -156,6 +158,8 @@ class RenderConfig:
     retries: int | None = None
     ledger: str = ""
     failure_limit: float = 0.2
+    cache_dir: str = ""
+    cache_gb: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -167,6 +171,11 @@ class RenderConfig:
         require(1 <= self.max_pixels <= 2**31, "max_pixels", self.max_pixels, "between 1 and 2**31")
         require(0 <= (self.retries or 0) <= 100, "retries", self.retries, "between 0 and 100")
         require(0 < self.failure_limit <= 1, "failure_limit", self.failure_limit, "above 0 and at most 1")
+        require(0 <= self.cache_gb < 1e9, "cache_gb", self.cache_gb, "at least 0 and below 10**9")
+        if self.cache_dir:
+            require(self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0 beside cache_dir: how much it may hold")
+        else:
+            require(self.cache_gb == 0, "cache_dir", self.cache_dir, f"a folder beside cache_gb = {self.cache_gb}")
 
     def to_json(self) -> str:
         """Canonical JSON, read by the Rust renderer."""

@@ -136,8 +136,8 @@ def authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 @contextmanager
-def nginx(folder: Path) -> Iterator[str]:
-    """Serves a folder by nginx; yields its address."""
+def nginx(folder: Path, rules: str = "") -> Iterator[str]:
+    """Serves a folder by nginx, with further rules of its configuration; yields its address."""
     found = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     if found is None:
         pytest.skip("nginx is not installed; on Debian: apt-get install nginx-light")
@@ -146,7 +146,7 @@ def nginx(folder: Path) -> Iterator[str]:
     paths = "".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (home / "nginx.conf").write_text(
         f"daemon off; pid {home}/pid; error_log stderr; worker_processes 1;{'user root;' if os.getuid() == 0 else ''}"
-        f"events {{}} http {{ access_log off; {paths} server {{ listen 127.0.0.1:{port}; root {folder}; }} }}"
+        f"events {{}} http {{ access_log off; {paths} server {{ listen 127.0.0.1:{port}; root {folder}; {rules} }} }}"
     )
     with process([found, "-p", str(home), "-c", str(home / "nginx.conf")], port, home / "log"):
         yield f"http://127.0.0.1:{port}"

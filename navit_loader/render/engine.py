@@ -101,7 +101,9 @@ class Engine:
         self.config = config = replace(config, plan=replace(config.plan, order=order))
         # In block order neighbours are wanted soon after one another, so remote containers are read in spans.
         spans = 0 if order.kind == "permutation" else SPAN_BYTES
-        columns = [index.columns() | {"span_bytes": spans} for index in self.indexes]
+        columns = [
+            index.columns() | {"span_bytes": spans, "fingerprint": index.render_fingerprint} for index in self.indexes
+        ]
         streams = streams_of(config.plan, self.indexes, weights)
         self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
         fingerprints = [index.plan_fingerprint for index in self.indexes]
@@ -120,7 +122,7 @@ class Engine:
         )
         self.layouts = Layouts(self.plan, self.plan_id)
         limits = self.plan.limits(self.label_width)
-        self._renderer = _packer.Renderer(config.render.to_json(), limits, columns, helpers(), shared)
+        self._renderer = _packer.Renderer(config.render.to_json(), limits, columns, helpers(), shared, self.plan)
 
     def layout(self, epoch: int) -> _packer.Layout:
         """How the sequences of `epoch` fall into batches.

@@ -79,6 +79,8 @@ pub struct PlannedBatch {
     pub epoch: u64,
     /// Number of the first sequence in its epoch.
     pub first: u64,
+    /// Images of the run before its first sequence; 0 where it comes from no plan.
+    pub position: u64,
     /// P of all sequences of the batch.
     pub patch_size: u32,
     /// B: sequences in the batch; those beyond `sequences.len()` are masked.

@@ -69,6 +69,7 @@ fn nothing_is_allocated_per_image() {
             vec![source],
             Arc::default(),
             false,
+            Box::new(|_, _, _| 0),
             Box::new(|| {}),
         )
         .expect("a renderer");
@@ -104,7 +105,8 @@ fn nothing_stays_of_batches_that_are_gone() {
     let view = ViewLimits { sequence_length: 16, max_tokens: 16, prefix_tokens: 0 };
     let limits = BatchLimits { view, max_images: 4, ..limits() };
     let renderer =
-        Renderer::new(settings, limits, Vec::new(), Arc::default(), false, Box::new(|| {})).expect("a renderer");
+        Renderer::new(settings, limits, Vec::new(), Arc::default(), false, Box::new(|_, _, _| 0), Box::new(|| {}))
+            .expect("a renderer");
     let ask = |batch_size: usize| {
         let empty = PlannedBatch { batch_size, patch_size: 1, ..PlannedBatch::default() };
         let mut ticket = renderer.submit(empty, false).expect("a ticket");

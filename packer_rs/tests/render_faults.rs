@@ -30,8 +30,16 @@ fn a_panic_ends_its_batch_and_no_thread() {
         let mut short = index(&format!("{}/", folder.display()), &files);
         short.locations.length = Column::from_vec(Vec::new());
         let notify = Box::new(|| panic!("the listener is broken"));
-        let renderer = Renderer::new(settings(2, fetchers), limits(), vec![good, short], Arc::default(), false, notify)
-            .expect("a renderer");
+        let renderer = Renderer::new(
+            settings(2, fetchers),
+            limits(),
+            vec![good, short],
+            Arc::default(),
+            false,
+            Box::new(|_, _, _| 0),
+            notify,
+        )
+        .expect("a renderer");
         let ends = |batch: PlannedBatch| {
             let mut ticket = renderer.submit(batch, false).expect("a ticket");
             ticket.wait(Instant::now() + LONG).map(|done| done.expect("somebody waits for ever").epoch)

@@ -50,8 +50,9 @@ def refuse_secrets(spec: str) -> None:
         )
     if "?" in authority + rest:
         raise IndexFileError(
-            f"'{address}' has a query, such as a signature, which an index would keep and which expires: leave it away; "
-            "credentials come from the environment (AWS_…, GOOGLE_…, AZURE_…; for web servers from ~/.netrc)"
+            f"'{address}' has a query, such as a signature, which an index would keep and which expires: leave it away, and "
+            "put the whole address into a line of the file that NAVIT_SIGNED names; other credentials come from the "
+            "environment (AWS_…, GOOGLE_…, AZURE_…; for web servers from ~/.netrc)"
         )
 
 

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::budget::{Budget, Counted};
+use super::cache::{used, user};
 use super::file::{changed, open_file};
 use super::retry::{fault, once};
 use super::spans::{Cut, Foreseen, Spanned, Spans};
@@ -177,7 +178,8 @@ impl Containers {
             }
         };
         // Whoever wants a value will try again, not this.
-        if spawn_blocking(|| once(look)).is_err() {
+        let by = user();
+        if spawn_blocking(move || used(by, || once(look))).is_err() {
             lock(&self.looking).remove(&what);
         }
     }

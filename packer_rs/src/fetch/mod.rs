@@ -3,6 +3,7 @@
 //!
 //! May not know what the bytes mean: formats, pixels, plans and batches are for other rooms.
 
+pub mod cache;
 pub mod pages;
 pub mod remote;
 pub mod retry;
@@ -24,6 +25,7 @@ use crate::columns::{Captions, Column, Locations};
 use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::{is_remote, without_secrets};
 use budget::Budget;
+use cache::{Cache, Shelf, Use, used};
 use check::check;
 use containers::Containers;
 use file::{changed, open_file};
@@ -41,11 +43,13 @@ pub struct Source {
     /// Height after orientation.
     pub height: Column<i32>,
     /// Where the bytes are.
-    pub locations: Locations,
+    pub locations: Arc<Locations>,
     /// Caption tokens.
     pub captions: Captions,
     containers: Arc<Containers>,
     spans: Arc<Spans>,
+    /// Names what rendering reads of the index; empty where that is not known.
+    pub fingerprint: String,
     /// Of spans of remote objects, and of decoded pages: apart, since pages at hand must not keep out what comes next.
     budgets: [Arc<Budget>; 2],
 }
@@ -56,7 +60,8 @@ impl Source {
         let budgets: [Arc<Budget>; 2] = Default::default();
         let spans = Arc::new(Spans::new(0, budgets[0].clone()));
         let containers = Arc::new(Containers::new(budgets[1].clone(), spans.clone()));
-        Self { width, height, locations, captions, containers, spans, budgets }
+        let (locations, fingerprint) = (Arc::new(locations), String::new());
+        Self { width, height, locations, captions, containers, spans, fingerprint, budgets }
     }
 
     /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
@@ -83,6 +88,18 @@ impl Source {
         self.budgets[0].allow(spans);
         self.budgets[1].allow(pages);
         self.containers.keep(pages / 8);
+    }
+
+    /// Keeps what it fetches of remote objects on a disk, of which it is the `number`-th source.
+    pub fn keep_in(&self, cache: &Arc<Cache>, number: u16) {
+        if let Some(shelf) = Shelf::new(cache, number, self.locations.clone()) {
+            self.spans.keep_on(shelf);
+        }
+    }
+
+    /// Bytes that have come from servers.
+    pub fn bytes_fetched(&self) -> u64 {
+        self.spans.fetched()
     }
 
     /// Bytes of such parts at hand or on their way.
@@ -146,12 +163,16 @@ impl Source {
         })
     }
 
-    /// Starts to fetch what `row` will need, where that takes long.
-    pub fn foresee(&self, row: usize) -> Foreseen {
-        let l = &self.locations;
+    /// Starts to fetch what `row` will need, where that takes long; `at` images of the run come before its batch.
+    pub fn foresee(&self, row: usize, at: u64) -> Foreseen {
         if !is_remote(self.shard(row)) {
             return Foreseen::NOTHING;
         }
+        used(Some(Use { row, at }), || self.foresee_remote(row))
+    }
+
+    fn foresee_remote(&self, row: usize) -> Foreseen {
+        let l = &self.locations;
         if l.offset.get(row) == IN_PAGES {
             if !self.spans.coalesce() {
                 return Foreseen::NOTHING;
@@ -165,8 +186,9 @@ impl Source {
         }
     }
 
-    /// Reads the encoded bytes of `row` into `out`, replacing what it held. `path` is scratch.
-    pub fn fetch(&self, row: usize, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
+    /// Reads the encoded bytes of `row` into `out`, replacing what it held. `at` images of the run come before its batch,
+    /// `path` is scratch.
+    pub fn fetch(&self, row: usize, at: u64, path: &mut String, out: &mut Vec<u8>) -> Result<(), Fault> {
         out.clear();
         let l = &self.locations;
         let length = usize::try_from(l.length.get(row)).map_err(|_| damaged("length", l.length.get(row)))?;
@@ -176,8 +198,11 @@ impl Source {
         if is_remote(shard) && l.offset.get(row) != IN_PAGES {
             let (url, range, cut) = self.remote_place(row)?;
             out.reserve(length);
-            self.spans.each(&url, &range, &cut, |bytes| out.extend_from_slice(bytes))?;
-            return self.as_indexed(row, out);
+            return used(Some(Use { row, at }), || {
+                self.spans.each(&url, &range, &cut, |bytes| out.extend_from_slice(bytes))?;
+                // What is kept of another object than was indexed would be there when the right one is back.
+                self.as_indexed(row, out).inspect_err(|_| self.spans.disown(&url, &range, &cut))
+            });
         }
         if shard.ends_with('/') {
             path.push_str(l.name.get(row));
@@ -190,7 +215,8 @@ impl Source {
             return if got == length { Ok(()) } else { Err(changed(length as u64, got as u64)) };
         }
         if l.offset.get(row) == IN_PAGES {
-            self.containers.value(l.shard.get(row), path, l.name.get(row), self.container_length(row), out)?;
+            let (name, indexed) = (l.name.get(row), self.container_length(row));
+            used(Some(Use { row, at }), || self.containers.value(l.shard.get(row), path, name, indexed, out))?;
             if out.len() != length {
                 return Err(changed(length as u64, out.len() as u64));
             }

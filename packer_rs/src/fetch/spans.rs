@@ -9,21 +9,26 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Counted};
+use super::cache::Shelf;
 use super::retry::{self, fault};
 use super::waits::Awaited;
 use crate::failure::{Failure, Fault, Reason};
-use crate::fetch::remote::{Expect, Object, spawn, without_secrets};
+use crate::fetch::remote::{Expect, Object, blocking, spawn, without_secrets};
 use crate::fetch::window::ReadAt;
 use crate::sync::lock;
 
 /// Requests under way at once.
 const REQUESTS: usize = 64;
+
+/// Spans read from a disk or written to it at once.
+const ON_DISK: usize = 4;
 
 /// The address of an object, and a range of it.
 type Key = (String, u64, u64);
@@ -120,6 +125,10 @@ pub struct Spans {
     budget: Arc<Budget>,
     /// Bytes of a span; 0 to fetch just what is wanted.
     size: u64,
+    /// What is kept on a disk, where anything is.
+    shelf: OnceLock<Shelf>,
+    disk: Arc<Semaphore>,
+    fetched: Arc<AtomicU64>,
 }
 
 /// Requests by what they are for, and the order in which they were made.
@@ -190,7 +199,19 @@ impl Held {
 impl Spans {
     /// Spans of this many bytes; 0 fetches just what is wanted.
     pub fn new(size: u64, budget: Arc<Budget>) -> Self {
-        Self { held: Mutex::default(), requests: Arc::new(Semaphore::new(REQUESTS)), budget, size }
+        let [requests, disk] = [REQUESTS, ON_DISK].map(|places| Arc::new(Semaphore::new(places)));
+        let (held, shelf, fetched) = Default::default();
+        Self { held, requests, budget, size, shelf, disk, fetched }
+    }
+
+    /// Keeps what is fetched on a disk; the first one counts.
+    pub fn keep_on(&self, shelf: Shelf) {
+        drop(self.shelf.set(shelf));
+    }
+
+    /// Bytes that have come from servers.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
     }
 
     /// Whether containers are read by spans.
@@ -211,6 +232,9 @@ impl Spans {
             return Foreseen { reads: found, complete: true };
         }
         drop(found);
+        if self.kept(url, &spans) {
+            return Foreseen::LATER;
+        }
         let reads = start(std::slice::from_ref(range), 0);
         Foreseen { complete: !reads.is_empty(), reads }
     }
@@ -220,7 +244,7 @@ impl Spans {
         let mut spans: Vec<_> = self.parts(range, cut).collect();
         let mut size = self.size;
         let at_hand = |part: &Range<u64>| lock(&self.held).reads.contains_key(&key(url, part));
-        if size > 0 && !spans.iter().all(at_hand) && self.crowded() {
+        if size > 0 && !spans.iter().all(at_hand) && self.crowded() && !self.kept(url, &spans) {
             (spans, size) = (vec![range.clone()], 0);
         }
         // All of them first: their latencies pass together.
@@ -251,6 +275,18 @@ impl Spans {
                 read.let_go();
             }
         }
+    }
+
+    /// Lets go of what is kept on a disk of a range.
+    pub fn disown(&self, url: &str, range: &Range<u64>, cut: &Cut) {
+        if let Some(shelf) = self.shelf.get() {
+            self.parts(range, cut).filter_map(|part| shelf.place(url, &part)).for_each(|place| place.remove());
+        }
+    }
+
+    /// Whether spans are kept on a disk, from where they come quicker than a part of them from a server.
+    fn kept(&self, url: &str, spans: &[Range<u64>]) -> bool {
+        self.size > 0 && self.shelf.get().is_some_and(|shelf| spans.iter().all(|span| shelf.holds(url, span)))
     }
 
     /// Whether a span finds no room now.
@@ -304,10 +340,29 @@ impl Spans {
             (Cut::From(_, length), _) => (Expect::UpTo, *length),
         };
         let started = Object::new(url).and_then(|object| {
-            let (answer, requests, part) = (read.clone(), self.requests.clone(), part.clone());
+            // A part of a span is not kept: the whole will be wanted.
+            let shelf = self.shelf.get().filter(|_| size == self.size || matches!(cut, Cut::Whole));
+            let place = shelf.and_then(|shelf| shelf.place(url, part)).map(Arc::new);
+            let (requests, disk, fetched) = (self.requests.clone(), self.disk.clone(), self.fetched.clone());
+            let (answer, part) = (read.clone(), part.clone());
             spawn(async move {
-                let _place = requests.acquire().await;
-                answer.answer(object.read(part, expect, length).await.map_err(|e| fault(&e)));
+                if let Some(place) = place.clone() {
+                    let _turn = disk.acquire().await;
+                    if let Some(kept) = blocking(move || place.get()).await.flatten() {
+                        return answer.answer(Ok(kept));
+                    }
+                }
+                let found = {
+                    let _turn = requests.acquire().await;
+                    object.read(part, expect, length).await.map_err(|e| fault(&e))
+                };
+                let came = found.as_ref().ok().cloned();
+                fetched.fetch_add(came.as_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
+                answer.answer(found);
+                if let (Some(place), Some(bytes)) = (place, came) {
+                    let _turn = disk.acquire().await;
+                    blocking(move || place.put(&bytes)).await;
+                }
             })
         });
         started.inspect_err(|e| {

@@ -12,6 +12,7 @@ const TOLD_AFTER: Duration = Duration::from_secs(1);
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 static RETRIES: AtomicU64 = AtomicU64::new(0);
+static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static WAITS: Mutex<Waits> = Mutex::new(Waits { process: 0, all: Vec::new(), next: 0, told: None, answered: false });
 
 /// What this process waits for.
@@ -100,13 +101,21 @@ pub(super) fn tried_again() {
     RETRIES.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Has a line logged, once.
+pub(super) fn say(line: String) {
+    lock(&SAID).push(line);
+}
+
 /// Attempts after a first one so far, and reads that are waited for now.
 pub fn counts() -> (u64, usize) {
     (RETRIES.load(Ordering::Relaxed), waits().all.len())
 }
 
-/// A line for the log where one is due: what is waited for, now and again, and that it is over.
+/// A line for the log where one is due: what is to be said once; what is waited for, now and again, and that it is over.
 pub fn news() -> Option<String> {
+    if let Some(line) = lock(&SAID).pop() {
+        return Some(line);
+    }
     let mut waits = waits();
     // The oldest stands first.
     let Some(wait) = waits.all.first() else {

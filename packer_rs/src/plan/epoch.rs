@@ -310,6 +310,7 @@ impl Epoch {
         let mut batch = PlannedBatch {
             epoch: self.epoch,
             first,
+            position: 0,
             patch_size: self.plan.config.patch_sizes[0],
             batch_size,
             sequences: Vec::with_capacity(batch_size),
@@ -321,6 +322,10 @@ impl Epoch {
             let Some(planned) = block_of(block)? else { return Ok(None) };
             let run = if self.plan.run() == 0 { 0 } else { within / self.plan.run() };
             batch.patch_size = planned.patch_sizes[run as usize];
+            if sequence == first {
+                let before = self.epoch * self.plan.epoch_images() + block * self.plan.config.block_images;
+                batch.position = before + u64::from(planned.starts[within as usize]);
+            }
             let stop = (planned.len() as u64).min(within + end - sequence);
             for i in within..stop {
                 batch.sequences.push(planned.sequence(i as usize).to_vec());

@@ -19,6 +19,7 @@ pub mod sizing;
 pub mod streams;
 pub mod warp;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use crate::columns::Sizes;
 use crate::error::{Error, Kind, Result};
 use crate::failure::said;
 use crate::plan::block::{BlockPlan, BlockPlanner};
-use crate::plan::config::{CropKind, OrderKind, PlanConfig, ResolutionKind};
+use crate::plan::config::{CropKind, OrderKind, Packing, PlanConfig, ResolutionKind};
 use crate::plan::draw::{Drawn, Draws};
 use crate::plan::order::Kind as Order;
 use crate::plan::pack::Limits;
@@ -83,6 +84,18 @@ impl Plan {
     /// Blocks of one epoch.
     pub fn num_blocks(&self) -> u64 {
         self.epoch_images.div_ceil(self.config.block_images)
+    }
+
+    /// By which image of the run, behind `after`, neighbouring rows of an index have had their next turn. Packers that
+    /// take the images of a block as they fit know no turns within it.
+    pub fn next_turn(&self, source: u16, rows: &Range<u64>, after: u64) -> u64 {
+        let next = self.streams.next_turn(source, rows, after);
+        if next == u64::MAX || matches!(self.config.packing, Packing::Auto | Packing::Exact) {
+            return next;
+        }
+        let (images, block) = (self.epoch_images, self.config.block_images);
+        let (epoch, within) = ((next - 1) / images, (next - 1) % images + 1);
+        epoch * images + within.next_multiple_of(block).min(images)
     }
 
     /// Sequences that share a patch size inside a block; 0 where there is one patch size.

@@ -1,6 +1,8 @@
 //! Epoch order: position → row, computed and never stored. In: a number of rows, a key, a kind of order. Out: for each
 //! position of the epoch the row that stands there, in O(1) time and memory.
 
+use std::ops::Range;
+
 use crate::plan::random::philox;
 
 /// A keyed permutation of `0..n`: an alternating Feistel network over the smallest power of two that holds n, with
@@ -53,6 +55,23 @@ impl Permutation {
             }
         }
     }
+
+    /// The `i` that goes to `to`, which must be below `n`.
+    pub fn inverse(&self, to: u64) -> u64 {
+        debug_assert!(to < self.n);
+        let mut x = to;
+        loop {
+            let (mut high, mut low) = (x >> self.low_bits, x & self.low_mask);
+            for pair in self.keys.chunks_exact(2).rev() {
+                low ^= Self::mix(high, pair[1]) & self.low_mask;
+                high ^= Self::mix(low, pair[0]) & self.high_mask;
+            }
+            x = high << self.low_bits | low;
+            if x < self.n {
+                return x;
+            }
+        }
+    }
 }
 
 /// How an epoch is ordered; see `Order` in `navit_loader.config`.
@@ -90,7 +109,7 @@ impl Order {
             Kind::Blocks { block, .. } => {
                 let blocks = n.div_ceil(block).max(1);
                 let whole = Permutation::new(blocks, key);
-                let place = (0..blocks).find(|&p| whole.at(p) == blocks - 1).unwrap_or(0);
+                let place = whole.inverse(blocks - 1);
                 (whole, (place, blocks * block - n))
             }
             _ => (Permutation::new(n, key), (0, 0)),
@@ -116,7 +135,7 @@ impl Order {
         let w =
             if position < (short_window + 1) * span - deficit { position / span } else { (position + deficit) / span };
         let start = if w > short_window { w * span - deficit } else { w * span };
-        let end = if w >= short_window { (w + 1) * span - deficit } else { (w + 1) * span }.min(self.n);
+        let end = self.window_end(w, span, window);
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != w) {
             let r = philox(self.key, [w as u32, (w >> 32) as u32, 1, 0xB10C]);
             let key = u64::from(r[0]) | u64::from(r[1]) << 32;
@@ -126,6 +145,23 @@ impl Order {
         let shuffled = start + within;
         let full = if shuffled < (place + 1) * block - deficit { shuffled } else { shuffled + deficit };
         self.whole.at(full / block) * block + full % block
+    }
+
+    /// Where a window of `window` blocks, `span` rows if all are full, ends.
+    fn window_end(&self, w: u64, span: u64, window: u64) -> u64 {
+        let (place, deficit) = self.short;
+        if w >= place / window { (w + 1) * span - deficit } else { (w + 1) * span }.min(self.n)
+    }
+
+    /// Positions by which neighbouring rows, which must be below `n`, have had their turn: those behind each of them, or
+    /// behind the windows that their blocks stand in.
+    pub fn ends(&self, rows: Range<u64>, mut end: impl FnMut(u64)) {
+        match self.kind {
+            Kind::Permutation => rows.for_each(|row| end(self.whole.inverse(row) + 1)),
+            Kind::Sequential => end(rows.end),
+            Kind::Blocks { block, window } => (rows.start / block..=(rows.end - 1) / block)
+                .for_each(|b| end(self.window_end(self.whole.inverse(b) / window, window * block, window))),
+        }
     }
 }
 
@@ -157,6 +193,27 @@ mod tests {
             let mut walked = Order::new(n, key, kind);
             let row = (0..=at).map(|i| walked.at(i)).last();
             prop_assert_eq!(Some(Order::new(n, key, kind).at(at)), row);
+        }
+
+        #[test]
+        fn a_permutation_goes_back(n in 1u64..3000, key: u64) {
+            let p = Permutation::new(n, key);
+            prop_assert!((0..n).all(|i| p.inverse(p.at(i)) == i));
+        }
+
+        #[test]
+        fn no_row_comes_behind_its_end(n in 1u64..3000, key: u64, kind in kinds()) {
+            let mut order = Order::new(n, key, kind);
+            let slack = match kind {
+                Kind::Permutation | Kind::Sequential => 0,
+                Kind::Blocks { block, window } => block * window - 1,
+            };
+            for position in 0..n {
+                let row = order.at(position);
+                let mut ends = Vec::new();
+                order.ends(row..row + 1, |end| ends.push(end));
+                prop_assert!(matches!(ends[..], [end] if position < end && end <= position + 1 + slack), "{ends:?}");
+            }
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! out in cycles with a fixed quota for each stream, permuted within the cycle, so proportions are exact in every cycle
 //! and the k-th use of a stream is known without its predecessors: it is row k mod n of that stream's epoch k div n.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
@@ -89,6 +90,38 @@ impl Streams {
         self.streams
             .iter()
             .flat_map(|s| (0..s.len).map(|i| (s.source, s.rows.as_ref().map_or(i, |rows| rows[i as usize]))))
+    }
+
+    /// By which position of the run, behind `after`, neighbouring rows of an index have had their next turn; `u64::MAX`
+    /// where none of them is in any stream. Exact to a window of the order, and of a mixture to a cycle.
+    pub fn next_turn(&self, source: u16, rows: &Range<u64>, after: u64) -> u64 {
+        let length = self.quotas[self.quotas.len() - 1];
+        let alone = self.streams.len() == 1;
+        let mut next = u64::MAX;
+        for (which, stream) in self.streams.iter().enumerate().filter(|(_, stream)| stream.source == source) {
+            let chosen = stream.rows.as_ref().map_or(rows.start..rows.end.min(stream.len), |chosen| {
+                let place = |row: u64| chosen.partition_point(|&other| other < row) as u64;
+                place(rows.start)..place(rows.end)
+            });
+            if chosen.is_empty() {
+                continue;
+            }
+            let quota = self.quotas[which] - if which == 0 { 0 } else { self.quotas[which - 1] };
+            let uses = if alone { after } else { after / length * quota };
+            let in_run = |uses: u64| if alone { uses } else { uses.div_ceil(quota) * length };
+            let first = uses / stream.len;
+            // What had its turn in this epoch of the stream has another in the next.
+            for epoch in first..=first + 1 {
+                let order = Order::new(stream.len, derive(self.seed, which as u64, epoch, ORDER), self.kind);
+                order.ends(chosen.clone(), |end| {
+                    let end = in_run(epoch * stream.len + end);
+                    if end > after {
+                        next = next.min(end);
+                    }
+                });
+            }
+        }
+        next
     }
 
     /// A reader of places; it caches what neighbours share.
@@ -205,6 +238,34 @@ mod tests {
                 rows.iter().for_each(|&r| counts[r as usize] += 1);
                 let whole = rows.len() as u64 / n;
                 prop_assert!(counts.iter().all(|&c| c == whole || c == whole + 1));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_has_its_next_turn_when_it_is_said(
+            lens in prop::collection::vec(1u64..200, 1..4), picked in 1u64..4, block in 1u64..20, window in 1u64..5, seed: u64,
+            after in 0u64..900, kind in 0..3,
+        ) {
+            let kind = match kind {
+                0 => OrderKind::Permutation,
+                1 => OrderKind::Sequential,
+                _ => OrderKind::Blocks { block, window },
+            };
+            let mut all = streams(&lens, &vec![1.0; lens.len()]);
+            let rows: Vec<u64> = (0..lens[0]).filter(|row| row % picked == 0).collect();
+            all[0] = Stream { len: rows.len() as u64, rows: Some(Arc::new(rows)), ..all[0].clone() };
+            let s = Streams::new(all, seed, kind)?;
+            let mut cursor = s.cursor();
+            let cycle = if lens.len() == 1 { 0 } else { s.quotas[s.quotas.len() - 1] };
+            for position in after..after + 50 {
+                let place = cursor.at(position);
+                let next = s.next_turn(place.source, &(place.row..place.row + 1), after);
+                prop_assert!(next > after);
+                // Whoever stands here has had its turn by then, or by the end of its window.
+                let slack = if let OrderKind::Blocks { .. } = kind { block * window } else { 1 };
+                prop_assert!(cycle > 0 || next <= position + slack, "{next} of {position}");
             }
         }
     }

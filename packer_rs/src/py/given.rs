@@ -121,7 +121,9 @@ pub(super) fn source(d: &Bound<'_, PyDict>) -> PyResult<Source> {
         }
     }
     let spans: u64 = d.get_item("span_bytes")?.map_or(Ok(0), |s| s.extract())?;
-    Ok(Source::new(width, height, locations, captions).with_spans(spans))
+    let mut source = Source::new(width, height, locations, captions).with_spans(spans);
+    source.fingerprint = d.get_item("fingerprint")?.map_or(Ok(String::new()), |f| f.extract())?;
+    Ok(source)
 }
 
 fn captions(d: &Bound<'_, PyDict>) -> PyResult<Captions> {

@@ -20,7 +20,8 @@ use crate::slots::ViewLimits;
 /// A plan over the size columns of its indexes.
 #[pyclass(frozen, module = "navit_loader._packer")]
 pub struct Plan {
-    inner: Arc<Engine>,
+    /// The engine's own form.
+    pub inner: Arc<Engine>,
 }
 
 type StreamArgument<'py> = (u16, Option<PyReadonlyArray1<'py, u64>>, f64);

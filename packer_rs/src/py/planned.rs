@@ -58,7 +58,7 @@ impl PlannedBatch {
         let of_all = if warped { &sequences[..] } else { &[] };
         let warps = of_all.iter().map(|s| s.iter().map(warp).collect()).collect::<PyResult<_>>()?;
         let sequences = sequences.iter().map(|s| s.iter().map(image).collect()).collect::<PyResult<_>>()?;
-        Ok(Self { inner: Inner { epoch, first, patch_size, batch_size, sequences, warps } })
+        Ok(Self { inner: Inner { epoch, first, position: 0, patch_size, batch_size, sequences, warps } })
     }
 
     #[getter]

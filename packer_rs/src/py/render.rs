@@ -19,6 +19,7 @@ use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
 use crate::py::given::{bad, batch_limits, chunk_of_bytes, source};
 use crate::py::notify::Signal;
+use crate::py::plan::Plan;
 use crate::py::planned::PlannedBatch;
 use crate::render::{Input, RenderSettings, Renderer as Engine, Ticket, render_in_place};
 use crate::sync::lock;
@@ -35,7 +36,7 @@ struct Renderer {
 #[pymethods]
 impl Renderer {
     #[new]
-    #[pyo3(signature = (render_json, limits, sources, helpers = None, shared = false))]
+    #[pyo3(signature = (render_json, limits, sources, helpers = None, shared = false, plan = None))]
     fn new(
         py: Python<'_>,
         render_json: &str,
@@ -43,9 +44,12 @@ impl Renderer {
         sources: Vec<Bound<'_, PyDict>>,
         helpers: Option<&Bound<'_, Helpers>>,
         shared: bool,
+        plan: Option<&Bound<'_, Plan>>,
     ) -> PyResult<Self> {
         let settings = RenderSettings::from_json(render_json).map_err(to_py)?;
         let limits = batch_limits(limits)?;
+        let plan = plan.map(|plan| plan.get().inner.clone());
+        let next = move |source, rows: &_, after| plan.as_ref().map_or(u64::MAX, |p| p.next_turn(source, rows, after));
         let sources = sources.iter().map(source).collect::<PyResult<Vec<_>>>()?;
         let signal = Arc::new(Signal::new().map_err(|e| bad(format!("no file descriptor for events: {e}")))?);
         let notify = {
@@ -53,7 +57,9 @@ impl Renderer {
             Box::new(move || signal.raise())
         };
         let helpers = given(helpers);
-        let engine = py.detach(|| Engine::new(settings, limits, sources, helpers, shared, notify)).map_err(to_py)?;
+        let engine = py
+            .detach(|| Engine::new(settings, limits, sources, helpers, shared, Box::new(next), notify))
+            .map_err(to_py)?;
         Ok(Self { engine, signal })
     }
 
@@ -92,6 +98,15 @@ impl Renderer {
         d.set_item("dark", stats.dark)?;
         d.set_item("bytes_in_flight", stats.bytes_in_flight)?;
         d.set_item("bytes_of_parts", stats.bytes_of_parts)?;
+        d.set_item("bytes_fetched", stats.bytes_fetched)?;
+        if let Some(cache) = stats.cache {
+            let c = PyDict::new(py);
+            c.set_item("bytes_read", cache.read)?;
+            c.set_item("bytes_evicted", cache.evicted)?;
+            c.set_item("spans_damaged", cache.damaged)?;
+            c.set_item("spans_unwritten", cache.unwritten)?;
+            d.set_item("cache", c)?;
+        }
         for (name, seconds) in ["fetch", "decode", "resize", "patches", "wait"].into_iter().zip(stats.seconds) {
             d.set_item(name, seconds)?;
         }

@@ -2,6 +2,7 @@
 //! for one batch. Threads belong to the process that made them; a forked child is told so rather than left to wait for
 //! ever.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use super::shared::{Ended, Shared};
 use super::ticket::Ticket;
 use super::worker::{Clocks, Worker};
 use crate::error::{Error, Kind, Result};
+use crate::fetch::cache::{Cache, NextTurn, Saved};
 use crate::fetch::retry::until;
 use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::foreign::Helpers;
@@ -45,6 +47,10 @@ pub struct Stats {
     pub bytes_in_flight: usize,
     /// Bytes of containers at hand or on their way: spans of remote objects, pages of Parquet.
     pub bytes_of_parts: usize,
+    /// Bytes that came from servers for images.
+    pub bytes_fetched: u64,
+    /// What the cache has done, where there is one.
+    pub cache: Option<Saved>,
     /// Seconds over all threads: fetch, decode, resize, patches, wait.
     pub seconds: [f64; 5],
 }
@@ -57,13 +63,15 @@ pub struct Renderer {
 
 impl Renderer {
     /// Starts the threads. `helpers` read the formats that no decoder here does; with `shared`, other processes can map
-    /// the batches; `notify` is called, on any thread, whenever a batch is over.
+    /// the batches; `next` says when rows are wanted again, for a cache; `notify` is called, on any thread, whenever a
+    /// batch is over.
     pub fn new(
         settings: RenderSettings,
         limits: BatchLimits,
         sources: Vec<Source>,
         helpers: Arc<Helpers>,
         shared: bool,
+        next: Box<NextTurn>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         let (decoders, fetchers) = (settings.decoders(), settings.fetch_threads);
@@ -73,6 +81,7 @@ impl Renderer {
             source.allow_parts(parts.checked_div(holding.len()).unwrap_or(0));
         }
         let memory = settings.memory() - parts;
+        let cache = open_cache(&settings, &sources, next)?;
         let shared = Arc::new(Shared {
             queue: Queue::new(memory, decoders, fetchers),
             ledger: Ledger::new(&settings.ledger, settings.failure_limit)?,
@@ -90,6 +99,7 @@ impl Renderer {
             alive: Mutex::new(0),
             ended: Condvar::new(),
             owner: std::process::id(),
+            cache,
             closing: Arc::default(),
         });
         let renderer = Self { shared: shared.clone(), submitted: AtomicU64::new(0) };
@@ -175,6 +185,8 @@ impl Renderer {
             dark: s.dark.load(Ordering::Relaxed),
             bytes_in_flight: s.queue.in_flight(),
             bytes_of_parts: s.sources.iter().map(Source::parts_held).sum(),
+            bytes_fetched: s.sources.iter().map(Source::bytes_fetched).sum(),
+            cache: s.cache.as_ref().map(|cache| cache.counts()),
             seconds: [&c.fetch, &c.decode, &c.resize, &c.patches, &c.wait]
                 .map(|n| n.load(Ordering::Relaxed) as f64 / 1e9),
         })
@@ -222,7 +234,23 @@ impl Renderer {
         }
         // Whoever holds on to the loader needs no open files.
         self.shared.sources.iter().for_each(Source::close);
+        self.shared.cache.iter().for_each(|cache| cache.close());
     }
+}
+
+/// The cache of remote data, where one is asked for and any data is remote.
+fn open_cache(settings: &RenderSettings, sources: &[Source], next: Box<NextTurn>) -> Result<Option<Arc<Cache>>> {
+    let dir = &settings.cache_dir;
+    if dir.is_empty() || !sources.iter().any(|source| source.holds_parts().0) {
+        return Ok(None);
+    }
+    let fingerprints: Vec<_> = sources.iter().map(|source| source.fingerprint.clone()).collect();
+    let cache = Cache::open(Path::new(dir), (settings.cache_gb * 1e9) as u64, &fingerprints, next).map_err(|e| {
+        let words = "name a folder on a disk of this machine that this process may write, or leave the key out";
+        Error::new(Kind::Render, format!("render.cache_dir = '{dir}' cannot be used ({e}); {words}"))
+    })?;
+    sources.iter().enumerate().for_each(|(number, source)| source.keep_in(&cache, number as u16));
+    Ok(Some(cache))
 }
 
 impl Drop for Renderer {

@@ -38,6 +38,10 @@ pub struct RenderSettings {
     pub ledger: String,
     /// Share of failures that stops rendering.
     pub failure_limit: f64,
+    /// Folder in which remote data is kept; empty for none.
+    pub cache_dir: String,
+    /// Bytes that it may hold, in 10⁹.
+    pub cache_gb: f64,
 }
 
 /// `depth`, as Python has it: `full`, `largest`, or a number of bits.

@@ -9,6 +9,7 @@ use super::queue::Queue;
 use super::settings::RenderSettings;
 use super::worker::Clocks;
 use crate::error::{Error, Kind, Result};
+use crate::fetch::cache::Cache;
 use crate::fetch::{Foreseen, Source};
 use crate::pixels::decode::profile::Kind as Profile;
 use crate::render::layout::BatchLayout;
@@ -47,6 +48,8 @@ pub(super) struct Shared {
     pub(super) alive: Mutex<usize>,
     pub(super) ended: Condvar,
     pub(super) owner: u32,
+    /// What is kept of remote objects.
+    pub(super) cache: Option<Arc<Cache>>,
     /// Set when it is closed: what its threads wait for ends.
     pub(super) closing: Arc<AtomicBool>,
 }
@@ -65,7 +68,7 @@ impl Shared {
     pub(super) fn foresee(&self, plan: &PlannedBatch) -> Foreseen {
         let mut all = Foreseen::NOTHING;
         for image in plan.sequences.iter().flatten() {
-            let one = self.sources[usize::from(image.source)].foresee(image.row as usize);
+            let one = self.sources[usize::from(image.source)].foresee(image.row as usize, plan.position);
             all.reads.extend(one.reads);
             all.complete &= one.complete;
         }

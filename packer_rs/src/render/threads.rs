@@ -135,7 +135,7 @@ impl Shared {
                     return gone();
                 }
                 let from = Instant::now();
-                let fetched = source.fetch(row, path, out);
+                let fetched = source.fetch(row, job.plan.position, path, out);
                 lap(&self.clocks.fetch, from);
                 fetched
             };

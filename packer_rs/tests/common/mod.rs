@@ -51,7 +51,7 @@ pub fn settings(threads: usize, fetch_threads: usize) -> RenderSettings {
     RenderSettings::from_json(&format!(
         r#"{{"threads":{threads},"fetch_threads":{fetch_threads},"prefetch":4,"memory_mb":256,"filter":"bicubic",
         "dct_scaling":true,"background":[255,255,255],"max_pixels":178956970,"depth":"full","profiles":"ignore","damaged":"mask","retries":3,"ledger":"",
-        "failure_limit":0.2}}"#
+        "failure_limit":0.2,"cache_dir":"","cache_gb":0.0}}"#
     ))
     .expect("good settings")
 }
@@ -74,6 +74,7 @@ pub fn plan(count: usize, files: &[(String, i32, i32, i64)]) -> PlannedBatch {
     PlannedBatch {
         epoch: 0,
         first: 0,
+        position: 0,
         patch_size: 16,
         batch_size: 1,
         sequences: vec![images.collect()],

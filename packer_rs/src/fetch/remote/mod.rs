@@ -25,8 +25,8 @@ use tokio::runtime::Runtime;
 pub use blocks::Blocks;
 pub use listing::{Listing, list};
 pub use secrets::without_secrets;
+pub use stores::{blocking, spawn, spawn_blocking};
 use stores::{invalid, runtime, split, store, system};
-pub use stores::{spawn, spawn_blocking};
 
 use crate::fetch::retry::{self, Patience, patiently};
 use crate::fetch::waits::Awaited;

@@ -5,9 +5,19 @@
 //! nothing takes one that holds any, and what is said of one goes through here.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use object_store::path::Path;
+
+use crate::sync::lock;
+
+/// The file that holds signed addresses is named by this.
+const SIGNED: &str = "NAVIT_SIGNED";
 
 /// A text as it may be shown: of each URL in it, without user and password and without its query.
 pub fn without_secrets(text: &str) -> Cow<'_, str> {
@@ -64,9 +74,75 @@ fn login(netrc: &str, host: &str) -> Option<(String, String)> {
     password.map(|password| (user.to_owned(), password.to_owned()))
 }
 
+/// A file, as it was when it was read: when it was written and how long it was, and the query of each address in it.
+type Signed = (PathBuf, Option<SystemTime>, u64, Arc<HashMap<String, String>>);
+
+static READ: Mutex<Option<Signed>> = Mutex::new(None);
+
+/// The query by which a web server gives an object to us, a signature most often: from the file that `NAVIT_SIGNED`
+/// names, where the whole address stands in a line of its own. The file is read again whenever it was written.
+pub(super) fn query_for(address: &str) -> Option<String> {
+    let path = PathBuf::from(std::env::var_os(SIGNED)?);
+    let stat = std::fs::metadata(&path).ok()?;
+    let (written, length) = (stat.modified().ok(), stat.len());
+    let mut read = lock(&READ);
+    let known = read.as_ref().filter(|known| (&known.0, known.1, known.2) == (&path, written, length));
+    let queries = match known {
+        Some(known) => known.3.clone(),
+        None => {
+            let queries = Arc::new(queries(&std::fs::read_to_string(&path).ok()?));
+            *read = Some((path, written, length, queries.clone()));
+            queries
+        }
+    };
+    queries.get(&plain(address)?).cloned()
+}
+
+fn queries(file: &str) -> HashMap<String, String> {
+    let lines = file.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once('?')).filter_map(|(url, query)| Some((plain(url)?, query.into()))).collect()
+}
+
+/// An address in the one way of several to write it.
+fn plain(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (host, path) = rest.split_once('/')?;
+    Some(format!("{scheme}://{}/{}", host.to_ascii_lowercase(), Path::from_url_path(path).ok()?))
+}
+
+/// A server has refused an address that we signed.
+#[derive(Clone, Debug)]
+pub(super) struct Expired(pub String);
+
+impl fmt::Display for Expired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: the signature that the file of {SIGNED} has for it has expired, or is of something else; write the \
+             address there with a new one, which is read at once",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for Expired {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signed_address_is_found_however_it_is_written() {
+        let found = queries(
+            "# mine\nhttps://Host/a%20b/x.tar?sig=1%2F&e=2\n\n  http://h:80/y.tar?only\nhttps://h/unsigned.tar\nodd",
+        );
+        let query = |url| plain(url).and_then(|url| found.get(&url)).map(String::as_str);
+        assert_eq!(query("https://host/a b/x.tar"), Some("sig=1%2F&e=2"));
+        assert_eq!(query("https://host/a%20b/x.tar"), Some("sig=1%2F&e=2"));
+        assert_eq!(query("http://h:80/y.tar"), Some("only"));
+        assert_eq!(query("http://host/a%20b/x.tar"), None);
+        assert_eq!(query("https://h/unsigned.tar"), None);
+    }
 
     #[test]
     fn no_secret_of_an_address_is_shown() {

@@ -19,7 +19,7 @@ use object_store::list::PaginatedListStore;
 use object_store::{ClientConfigKey, ClientOptions, Error, HeaderMap, HeaderValue, ObjectStore, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
-use super::secrets::{authorization, without_secrets};
+use super::secrets::{Expired, authorization, query_for, without_secrets};
 use crate::fetch::retry::Busy;
 use crate::sync::lock;
 
@@ -30,6 +30,8 @@ const TIMED_OUT: &str = "no whole answer in the time allowed (30 s, of which 5 s
                          AZURE_TIMEOUT, HTTP_TIMEOUT and … _CONNECT_TIMEOUT set it)";
 /// What the crate says of a status, which follows; the error itself is private to it.
 const STATUS: &str = "Server returned non-2xx status code: ";
+/// The same of an answer that is the whole object.
+const NO_RANGES: &str = "Range request not supported";
 type Stores = HashMap<String, Store>;
 
 /// One origin: its objects, and where it has a listing, the same store page by page.
@@ -79,6 +81,11 @@ pub fn spawn(task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> 
 pub fn spawn_blocking(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
     runtime()?.spawn_blocking(task);
     Ok(())
+}
+
+/// Does what may wait for a disk beside the tasks; None where it ended in a panic.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 pub(super) fn invalid(url: &str, why: impl std::fmt::Display) -> io::Error {
@@ -159,7 +166,8 @@ fn build(origin: &str) -> Result<Store, Error> {
     })
 }
 
-/// Connects as the crate does, and hears what a server says with a refusal, of which the crate keeps the body alone.
+/// Connects as the crate does, adds the signature that an address needs, and hears what a server says with a refusal, of
+/// which the crate keeps the body alone.
 #[derive(Debug)]
 struct Attentive;
 
@@ -180,7 +188,17 @@ impl HttpService for Heard {
         Self: 'b,
     {
         Box::pin(async move {
-            let response = self.0.execute(request).await?;
+            let (request, signed) = sign(request);
+            let mut response = self.0.execute(request).await?;
+            if let Some(asked) = signed {
+                let status = response.status();
+                if matches!(status.as_u16(), 400 | 401 | 403) {
+                    return Err(HttpError::new(HttpErrorKind::Unknown, Expired(status.to_string())));
+                }
+                if let (Asked::Meta, Some(size)) = (asked, whole_size(&response)) {
+                    response.headers_mut().insert("content-length", HeaderValue::from(size));
+                }
+            }
             let after =
                 response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
             match after {
@@ -193,6 +211,33 @@ impl HttpService for Heard {
             }
         })
     }
+}
+
+/// What a signed request is for.
+enum Asked {
+    Bytes,
+    Meta,
+}
+
+/// Adds the query that an address needs, where one is known. A signature is good for one method, so what would be asked
+/// by HEAD is asked by the first byte.
+fn sign(mut request: HttpRequest) -> (HttpRequest, Option<Asked>) {
+    let address = request.uri().to_string();
+    let Some(query) = (!address.contains('?')).then(|| query_for(&address)).flatten() else { return (request, None) };
+    // What is no address is asked for as it is, and refused.
+    let Ok(signed) = format!("{address}?{query}").parse() else { return (request, None) };
+    *request.uri_mut() = signed;
+    if request.method().as_str() != "HEAD" {
+        return (request, Some(Asked::Bytes));
+    }
+    *request.method_mut() = Default::default();
+    request.headers_mut().insert("range", HeaderValue::from_static("bytes=0-0"));
+    (request, Some(Asked::Meta))
+}
+
+/// The size that an answer with a part of an object says the whole has.
+fn whole_size(response: &HttpResponse) -> Option<u64> {
+    response.headers().get("content-range")?.to_str().ok()?.rsplit('/').next()?.parse().ok()
 }
 
 type Answer<'b> = Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'b>>;
@@ -215,6 +260,12 @@ fn reason(error: &Error) -> String {
         return TIMED_OUT.into();
     }
     let outer = error.to_string();
+    if matches!(error, Error::NotSupported { .. }) && said.contains(NO_RANGES) {
+        return format!(
+            "{NO_RANGES}: the server answers no ranges, and would send all of it for each image; serve it by one that does \
+             (nginx, a bucket), or copy it"
+        );
+    }
     match error {
         Error::Generic { .. } => said,
         _ if outer.contains(&said) => outer,
@@ -228,6 +279,7 @@ fn refusal(error: &Error) -> bool {
         let said = cause.to_string();
         let status = said.strip_prefix(STATUS).and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or(0);
         (matches!(status, 300..=499 | 501 | 505) && !matches!(status, 408 | 409 | 425 | 429))
+            || said.starts_with("error following redirect")
             || matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
     })
 }
@@ -235,6 +287,9 @@ fn refusal(error: &Error) -> bool {
 pub(super) fn system(error: &Error) -> io::Error {
     if let Some(busy) = causes(error).find_map(|cause| cause.downcast_ref::<Busy>()) {
         return io::Error::other(busy.clone());
+    }
+    if let Some(expired) = causes(error).find_map(|cause| cause.downcast_ref::<Expired>()) {
+        return io::Error::new(ErrorKind::PermissionDenied, expired.clone());
     }
     let kind = match error {
         Error::NotFound { .. } => ErrorKind::NotFound,
