@@ -142,7 +142,7 @@ def test_a_state_goes_on_in_another_world_and_daemons_agree(config: Path) -> Non
         with PackedLoader(None, load(config), rank, world) as loader:
             if state:
                 loader.load_state_dict(state)
-            found = [digest(batch) for batch, _ in zip(loader, range(steps or 10**6), strict=False)]
+            found = [digest(batch) for _, batch in zip(range(steps or 10**6), loader, strict=False)]
             return found, loader.state_dict()
 
     whole, _ = read(0, 1, None, None)
