@@ -187,7 +187,6 @@ def main() -> None:
             .replace("[plan.resolution]", "patch_sizes = [4]\n[plan.resolution]")
         )
         found["connections"] = connections(folder, config, [n for n in (1, 50, 200, 500, 1000) if n <= args.endpoints])
-        print(json.dumps(found), flush=True)
         found["service_s"] = service_times(folder)
     MEASURED.write_text(json.dumps(found, indent=1) + "\n")
     rows = [[f"{value:,.4g}" for value in row.values()] for row in found["connections"]]
