@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,7 @@ import numpy.typing as npt
 
 from navit_loader import _packer, pack
 from navit_loader.config import Crop, Drop, PlanConfig, Resolution
+from navit_loader.summary import slowest_rank
 
 Lengths = npt.NDArray[np.int64]
 Packer = Callable[[Lengths, int], int]
@@ -210,6 +212,29 @@ def padding(images: int) -> None:
     )
 
 
+def balance(repeat: int) -> None:
+    """What attention costs the slowest rank of a step by its mean rank, and what evening it out costs the planner."""
+    columns = sizes(262_144)
+    uneven = PlanConfig(sequence_length=4096, max_tokens=1024, resolution=Resolution(kind="uniform", low=64, high=512))
+    windows = (0, 64, 256, 1024)
+    plans = {window: make(replace(uneven, balance=window), columns) for window in windows}
+    busy: dict[int, list[float]] = {window: [] for window in windows}
+    for epoch in range(repeat):
+        for window, plan in plans.items():
+            layout = plan.layout(epoch)
+            start = time.process_time()
+            layout.counts(0, layout.num_blocks)
+            busy[window].append((time.process_time() - start) * 1e9 / len(columns["width"][0]))
+    worlds = ((8, 8), (8, 2), (4, 8), (2, 8), (16, 8), (5, 8), (12, 3), (8, 64))
+    rows = []
+    for window, plan in plans.items():
+        layout = plan.layout(0)
+        found = (f"{slowest_rank(layout, b, w):.3f}" for b, w in worlds)
+        rows.append((str(window), *found, f"{median(busy[window]):.0f}"))
+    heads = ("balance", *(f"B = {b}, {w} ranks" for b, w in worlds), "ns an image to plan")
+    table("Slowest rank of a step by the mean, in Σ n²: sides U(64, 512), P = 16, L = 4096", heads, rows)
+
+
 @contextlib.contextmanager
 def cores(count: int) -> Iterator[None]:
     """Pins the process, and the threads it starts, to some of its cores."""
@@ -337,6 +362,7 @@ def main() -> None:
     print(f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} at the start, medians of {args.repeat} repetitions")
     padding(args.images)
     packers(args.images, args.repeat)
+    balance(args.repeat)
     speed(args.repeat)
     large(400_000_000 if args.large else 40_000_000, args.repeat)
 

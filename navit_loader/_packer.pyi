@@ -325,6 +325,9 @@ class Layout:
         """The same where nothing has to be planned for it, else None. Quick."""
     def reaches(self, first: int, batch_size: int) -> bool:
         """Whether the counts that are known reach to the end of the batch at `first`."""
+    def squares(self, start: int, stop: int) -> NDArray[np.uint64]:
+        """What attention takes for each sequence of the blocks `start..stop`: the sum of its images' squared segments, in both
+        views. Local layouts alone."""
     def report(self, start: int, stop: int) -> dict[str, int]:
         """What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest."""
 

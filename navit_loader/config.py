@@ -300,6 +300,7 @@ class LoaderConfig:
                 class_weights={},
                 virtual_epoch=0,
                 passes=1,
+                balance=0,
                 patch_sizes=(plan.patch_sizes[0] if patch_size is None else patch_size,),
                 patch_weights=(),
                 max_tokens=cap,

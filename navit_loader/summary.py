@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .plan.config import passes_for
 
 
@@ -53,10 +55,31 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         "drop_rate": report["dropped"] / max(1, patches + report["dropped"]),
         "moved_by_fit": report["moved"],
         "moved_tokens_mean": report["moved_tokens"] / max(1, report["moved"]),
+        "slowest_rank": slowest_rank(layout, data.batch_size, world_size) if world_size > 1 else 1.0,
+        "balance": plan.balance,
         "steps_per_rank": steps,
         "world_size": world_size,
         "batch_size": data.batch_size,
     }
+
+
+def slowest_rank(layout: Any, batch_size: int, world_size: int, most: int = 2**16) -> float:
+    """What attention costs the rank for which a step waits, by the mean of its ranks; the mean of the whole steps.
+
+    Args:
+        layout: of an epoch that is planned here.
+        batch_size: B.
+        world_size: W.
+        most: sequences that are looked at, to the end of their block.
+    """
+    ends = np.cumsum(layout.counts(0, layout.num_blocks), dtype=np.int64)
+    squares = layout.squares(0, int(np.searchsorted(ends, most)) + 1)
+    starts = [0]
+    while starts[-1] < len(squares):
+        starts.append(layout.next(starts[-1], batch_size))
+    batches = np.add.reduceat(squares, starts[:-1])
+    ranks = batches[: len(batches) // world_size * world_size].reshape(-1, world_size)
+    return float((ranks.max(1) / ranks.mean(1)).mean()) if len(ranks) else 1.0
 
 
 def _below_low(engine: Any) -> int:

@@ -77,6 +77,13 @@ def _remedies(s: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def _ranks(s: dict[str, Any]) -> list[tuple[str, str]]:
+    if s["world_size"] == 1:
+        return []
+    said = f"{s['slowest_rank']:.3f} of a step's mean in attention (squared lengths)"
+    return [("slowest rank", said if s["balance"] else f"{said}; plan.balance evens it")]
+
+
 def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("plan_id / render_id", f"{s['plan_id']} / {s['render_id']}"),
@@ -96,6 +103,7 @@ def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("tokens kept", f"{s['tokens_kept']:,}"),
         ("tokens dropped", f"{s['tokens_dropped']:,} ({s['drop_rate']:.1%})"),
         ("moved by fit", f"{s['moved_by_fit']:,} images by {s['moved_tokens_mean']:.1f} tokens"),
+        *_ranks(s),
         ("steps", f"{s['steps_per_rank']:,} on each of {s['world_size']} rank(s), {s['batch_size']} sequences a batch"),
     ]
 

@@ -328,6 +328,8 @@ class PlanConfig:
         virtual_epoch: images per epoch of a mixture or with class weights; 0 means the sum of the sources' sizes.
         passes: how often one epoch goes through the images, each once a pass. More than 1 is for small sets: an epoch's last
             batch is filled up with empty sequences, and so there are fewer of them.
+        balance: S, sequences of a window within which they are reordered, so that any run of them costs attention alike
+            (the sum of squared lengths); 0 leaves the order. Best are four steps of all ranks, or more.
         text_tokens: Lt, caption tokens per sequence; 0 without captions.
         max_text_tokens: tokens of one caption at most, longer ones are cut; 0 means `text_tokens`.
         filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`. Whole numbers are
@@ -351,6 +353,7 @@ class PlanConfig:
     block_images: int = 65536
     virtual_epoch: int = 0
     passes: int = 1
+    balance: int = 0
     text_tokens: int = 0
     max_text_tokens: int = 0
     filter: str = ""
@@ -397,6 +400,12 @@ class PlanConfig:
             self.passes,
             f"1 beside virtual_epoch = {self.virtual_epoch}: either says how long an epoch is",
         )
+        require(
+            self.balance == 0 or 8 <= self.balance <= 2**22,
+            "balance",
+            self.balance,
+            "0, or between 8 and 4194304 sequences",
+        )
         require(0 <= self.text_tokens <= 32767, "text_tokens", self.text_tokens, "between 0 and 32767")
         require(
             0 <= self.max_text_tokens <= self.text_tokens,
@@ -433,13 +442,15 @@ class PlanConfig:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`.
 
-        `passes` stands in it where it is not 1, `warp` where it is set, and what only `smart` reads with it alone, so that
-        names given before there were such keys stay.
+        `passes` stands in it where it is not 1, `balance` and `warp` where they are set, and what only `smart` reads with it
+        alone, so that names given before there were such keys stay.
         """
         table = asdict(replace(self, order=self.order.settled(remote=False)))
         table["resolution"] = self.resolution.to_table()
         if self.passes == 1:
             del table["passes"]
+        if self.balance == 0:
+            del table["balance"]
         if self.warp is None:
             del table["warp"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"))

@@ -1,15 +1,17 @@
 """The client's side of the wire: several interchangeable daemons, seen as one that does not fail.
 
 In: addresses, fixed or followed as daemons come and go, and the names of the batches that are wanted. Out: those
-batches. Each want goes to the endpoint with the least in flight; past its deadline it goes to another one too, and when a
-connection breaks (ZeroMQ's own heartbeats notice a silent peer after three) all that was asked there is asked again elsewhere.
-A batch is named by what it is, so an answer that comes twice is the same answer, and the second is dropped; but where one masks
-images, another endpoint is asked before it is believed (`opinions`). `RemoteLoader` adds order and epochs.
+batches. Each want goes to the endpoint with the least in flight, among equals to the one whose turn it is by the batch's number;
+past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own heartbeats notice a silent peer after three)
+all that was asked there is asked again elsewhere. A batch is named by what it is, so an answer that comes twice is the same answer,
+and the second is dropped; but where one masks images, another endpoint is asked before it is believed (`opinions`).
+`RemoteLoader` adds order and epochs.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 import uuid
@@ -94,6 +96,7 @@ class Connection:
         self._silent: dict[Endpoint, float] = {}  # until when it is asked for no second opinion
         self._known: protocol.PlanInfo | None = None
         self._next_id = 1
+        self._random = random.Random()  # the user's own numbers stay theirs
         self._starved_us = 0
         self._wants: list[Want] = []
         self._turned = 0.0  # when the last turn began
@@ -112,7 +115,7 @@ class Connection:
             silence_s=min(heartbeat_s, deadline_s),
             shared=shared and SUPPORTED,
         )
-        self._endpoints = [Endpoint(a, self._terms) for a in dict.fromkeys(addresses)]
+        self._endpoints = [Endpoint(a, self._terms) for a in sorted(set(addresses))]
         self._ended = ""
         if self._followed is not None:
             self._poller.register(self._followed.fileno(), zmq.POLLIN)
@@ -247,7 +250,7 @@ class Connection:
         self._wants.append(want)
         able = [e for e in self._endpoints if e.ready]
         if able:
-            self._ask(_idlest(able, want), want, time.monotonic())
+            self._ask(self._choose(able, want), want, time.monotonic())
         return want
 
     def _wait(self, want: Want) -> Any:
@@ -304,6 +307,7 @@ class Connection:
             elif not endpoint.leaving:
                 here.discard(endpoint.address)
         self._endpoints += [Endpoint(address, self._terms) for address in roster.addresses if address in here]
+        self._endpoints.sort(key=lambda endpoint: endpoint.address)
 
     def _go_on(self) -> None:
         """Refuses to wait for a fleet that was stopped."""
@@ -349,9 +353,24 @@ class Connection:
                 continue
             others = [e for e in able if e not in want.asked.values() and self._may_answer(e, want, now)]
             if others:
-                self._ask(_idlest(others, want), want, now)
+                self._ask(self._choose(others, want), want, now)
             elif want.asked:
                 want.since = now  # nobody else to ask: look again a deadline later
+
+    def _choose(self, able: Sequence[Endpoint], want: Want) -> Endpoint:
+        """One with the least in flight. Trainers of one plan ask for its batches in turn, and where they know the same daemons,
+        these are asked in turn too, by their addresses: were it the first of a list, all would ask the same few. So two
+        trainers that want the same batch ask one daemon for it, which renders once. What falls to one that is gone or slow goes
+        to any other, or its neighbour would have to do the work of two."""
+        fewest = min(len(e.in_flight) for e in able)
+        least = [e for e in able if len(e.in_flight) == fewest]
+        if not want.since and not isinstance(want.request, protocol.GetLayout):
+            number, n = want.request.first // want.request.count, len(self._endpoints)
+            # Each round begins one further on: else a rank of n, or of 2·n, would ask the same one again and again.
+            turn = self._endpoints[(number + number // n) % n]
+            if turn in least:
+                return turn
+        return self._random.choice(least)
 
     def _ask(self, endpoint: Endpoint, want: Want, now: float) -> None:
         id, self._next_id = self._next_id, self._next_id + 1
@@ -491,13 +510,6 @@ class Connection:
             case protocol.GetLayout(), protocol.LayoutReply():
                 return reply.run, reply.num_blocks, protocol.read_counts(request, frames)
         raise AssertionError("asked where both are of one kind")
-
-
-def _idlest(endpoints: Sequence[Endpoint], want: Want) -> Endpoint:
-    """The one with the least in flight; of several the one that other clients would ask for this too, since a daemon renders
-    once what many ask for."""
-    named = want.request.epoch, want.request.first
-    return min(endpoints, key=lambda e: (len(e.in_flight), hash((e.salt, *named))))
 
 
 def _words(request: protocol.GetBatch | protocol.GetEncoded | protocol.GetLayout) -> str:

@@ -12,7 +12,6 @@ import math
 import socket
 import struct
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +95,6 @@ class Endpoint:
 
     Attributes:
         address: where it is.
-        salt: what all clients make of that address.
         ready: true from the daemon's hello on, until it says that it is `draining`.
         draining: it is asked for nothing new, and what it still sends is taken.
         leaving: the same, and it will not be called again.
@@ -109,7 +107,7 @@ class Endpoint:
     """
 
     def __init__(self, address: str, terms: Terms) -> None:
-        self.address, self.salt = address, zlib.crc32(address.encode())
+        self.address = address
         self.ready = self.draining = self.leaving = self._shook = False
         self.retry, self.lost = 0.0, time.monotonic()
         self.why, self.before = "no answer yet", ""

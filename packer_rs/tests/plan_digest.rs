@@ -107,6 +107,13 @@ fn every_processor_plans_the_same_with_blocks_and_captions() {
 }
 
 #[test]
+fn every_processor_balances_the_same() {
+    let balanced = |config: &str, window: u32| config.replacen('{', &format!(r#"{{"balance": {window},"#), 1);
+    assert_eq!(format!("{:016x}", digest(&balanced(BETA, 8), &[1500, 400], &[3.0, 1.0])), "1be8013a8392f4b1");
+    assert_eq!(format!("{:016x}", digest(&balanced(DEPENDENT, 64), &[2500], &[1.0])), "65aa9aa80bf72a50");
+}
+
+#[test]
 fn every_processor_warps_the_same() {
     for (table, found) in [
         (

@@ -3,9 +3,11 @@
 //! In: what was drawn for each image of the block, in order. Out: its sequences, and what happened on the way. Apart
 //! from [`crate::plan`], which knows where the images come from; here they are sizes and numbers.
 
+use crate::plan::balance::{even, squares};
 use crate::plan::config::{Fit, Packing, PlanConfig};
 use crate::plan::draw::{Drawn, Draws};
 use crate::plan::pack::{Limits, Load, Used, bins, exact};
+use crate::plan::random::philox;
 use crate::slots::{Grid, PlannedImage, Warp};
 
 /// Where the mean length leaves room for this many images in a sequence, exact fill has the better choice.
@@ -71,6 +73,12 @@ impl BlockPlan {
     }
 }
 
+/// A packed sequence that waits for its place in a window.
+struct Held {
+    numbers: Vec<u32>,
+    at_the_end: bool,
+}
+
 /// An image at the patch size of the current run.
 #[derive(Clone, Copy, Default)]
 struct Sized {
@@ -94,16 +102,23 @@ pub struct BlockPlanner<'a> {
     head: usize,
     ready: usize,
     patch: u32,
+    /// Key of the turns of windows, and how many were turned.
+    turns: u64,
+    turned: u32,
+    /// Sequences of the run with what they cost, where they are balanced.
+    held: Vec<Held>,
+    costs: Vec<u64>,
     out: BlockPlan,
 }
 
 impl<'a> BlockPlanner<'a> {
     /// All images of the block wait, in their order; `drawn` has beside each the tokens of its caption, `warps` is empty or
-    /// has one for each.
+    /// has one for each, `turns` is the key by which windows of `balance` sequences are turned.
     pub fn new(
         config: &'a PlanConfig,
         draws: &'a Draws,
         limits: Limits,
+        turns: u64,
         drawn: &'a [(Drawn, u32)],
         warps: &'a [Warp],
     ) -> Self {
@@ -120,6 +135,10 @@ impl<'a> BlockPlanner<'a> {
             head: 0,
             ready: 0,
             patch: 0,
+            turns,
+            turned: 0,
+            held: Vec::new(),
+            costs: Vec::new(),
             out: BlockPlan {
                 images: Vec::with_capacity(n),
                 warps: Vec::with_capacity(warps.len()),
@@ -184,6 +203,21 @@ impl<'a> BlockPlanner<'a> {
             }
             self.window(packing, sequences);
         }
+        self.balance();
+    }
+
+    /// The sequences of the run, in windows from its start, so that each window has one patch size.
+    fn balance(&mut self) {
+        let (held, costs) = (std::mem::take(&mut self.held), std::mem::take(&mut self.costs));
+        let window = self.config.balance.max(1);
+        for (held, costs) in held.chunks(window).zip(costs.chunks(window)) {
+            let bits = philox(self.turns, [self.turned, 0, 0, 0])[0];
+            self.turned += 1;
+            for i in even(costs, bits) {
+                let Held { numbers, at_the_end } = &held[i as usize];
+                self.write(numbers, *at_the_end);
+            }
+        }
     }
 
     fn ready_tokens(&self) -> f64 {
@@ -208,7 +242,7 @@ impl<'a> BlockPlanner<'a> {
             }
             let at_the_end = chosen.last().map_or(0, |&p| p as usize) + c.lookahead >= self.left();
             let numbers: Vec<u32> = chosen.iter().map(|&p| self.waiting[self.head + p as usize]).collect();
-            self.emit(&numbers, at_the_end);
+            self.emit(numbers, at_the_end);
             exact::take(&mut self.waiting, self.head, &chosen);
             self.head = exact::take(&mut self.loads, self.head, &chosen);
         }
@@ -263,15 +297,29 @@ impl<'a> BlockPlanner<'a> {
             taken.extend_from_slice(sequence);
             let numbers: Vec<u32> = sequence.iter().map(|&p| self.waiting[self.head + p as usize]).collect();
             let at_the_end = taken.len() == self.left();
-            self.emit(&numbers, at_the_end);
+            self.emit(numbers, at_the_end);
         }
         taken.sort_unstable();
         exact::take(&mut self.waiting, self.head, &taken);
         self.head = exact::take(&mut self.loads, self.head, &taken);
     }
 
+    /// Takes one sequence: to its place, or to the others of its run, which are then balanced.
+    fn emit(&mut self, numbers: Vec<u32>, at_the_end: bool) {
+        let c = self.config;
+        if c.balance == 0 {
+            return self.write(&numbers, at_the_end);
+        }
+        let cost = |&number: &u32| {
+            let s = self.sized[number as usize];
+            squares(c, s.kept, s.teacher_grid)
+        };
+        self.costs.push(numbers.iter().map(cost).sum());
+        self.held.push(Held { numbers, at_the_end });
+    }
+
     /// Appends one sequence.
-    fn emit(&mut self, numbers: &[u32], at_the_end: bool) {
+    fn write(&mut self, numbers: &[u32], at_the_end: bool) {
         let c = self.config;
         let teacher_prefix = c.teacher.as_ref().map_or(0, |t| t.prefix_tokens);
         let (mut offset, mut teacher_offset, mut text_offset) = (0, 0, 0);

@@ -27,6 +27,9 @@ pub struct PlanConfig {
     /// Left out where it is 1, so that such plans keep their names.
     #[serde(default = "once")]
     pub passes: u64,
+    /// Left out where it is 0, as `passes`.
+    #[serde(default)]
+    pub balance: usize,
     pub text_tokens: u32,
     pub max_text_tokens: u32,
     /// Evaluated where the index is opened; here it is only part of the identity.

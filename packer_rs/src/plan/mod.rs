@@ -6,6 +6,7 @@
 //! what it is given, without its predecessors: the images at its positions are computed, and the patch size of a run of
 //! sequences is keyed by (seed, epoch, block, run of the block), so several patch sizes change nothing here.
 
+pub mod balance;
 pub mod block;
 pub mod config;
 pub mod draw;
@@ -38,6 +39,7 @@ use crate::plan::warp::draw_warp;
 use crate::slots::{BatchLimits, ViewLimits, Warp};
 
 const PATCH: u32 = 21;
+const BALANCE: u32 = 22;
 
 /// A configuration over opened indexes.
 pub struct Plan {
@@ -173,7 +175,8 @@ impl Plan {
                 Ok((drawn, text))
             })
             .collect::<Result<Vec<(Drawn, u32)>>>()?;
-        let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, &drawn, &warps);
+        let turns = derive(self.config.seed, epoch, block, BALANCE);
+        let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, turns, &drawn, &warps);
         let mut run = 0;
         while planner.left() > 0 {
             planner.run(

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::error::{Error, Kind};
+use crate::plan::balance;
 use crate::plan::block::Report;
 use crate::plan::epoch::{Epoch, Table};
 use crate::py::errors::to_py;
@@ -184,6 +185,21 @@ impl Layout {
     fn reaches(&self, first: u64, batch_size: u64) -> PyResult<bool> {
         let batch_size = Self::positive(batch_size)?;
         Ok(self.table(|t| t.next(first, batch_size)).is_some())
+    }
+
+    /// The sum of the images' squared segments of each sequence of the blocks `start..stop`.
+    fn squares<'py>(&self, py: Python<'py>, start: u64, stop: u64) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        let epoch = self.epoch()?;
+        let config = &epoch.plan().config;
+        let mut sums = Vec::new();
+        for block in start..stop.min(self.num_blocks()) {
+            let planned = py.detach(|| epoch.block(block)).map_err(to_py)?;
+            py.check_signals()?;
+            let of =
+                |i: usize| planned.sequence(i).iter().map(|s| balance::squares(config, s.kept, s.teacher_grid)).sum();
+            sums.extend((0..planned.len()).map(|i| -> u64 { of(i) }));
+        }
+        Ok(PyArray1::from_vec(py, sums))
     }
 
     /// What happened while the blocks `start..stop` were planned, summed up; `lateness` is the largest.
