@@ -1,11 +1,11 @@
 """The client's side of the wire: several interchangeable daemons, seen as one that does not fail.
 
 In: addresses, fixed or followed as daemons come and go, and the names of the batches that are wanted. Out: those
-batches. Each want goes to the endpoint with the least in flight, among equals to the one whose turn it is by the batch's number;
-past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own heartbeats notice a silent peer after three)
-all that was asked there is asked again elsewhere. A batch is named by what it is, so an answer that comes twice is the same answer,
-and the second is dropped; but where one masks images, another endpoint is asked before it is believed (`opinions`).
-`RemoteLoader` adds order and epochs.
+batches. Each want goes to the endpoint with the least in flight, among equals to the one whose turn it is by the
+batch's number; past its deadline it goes to another one too, and when a connection breaks (ZeroMQ's own heartbeats
+notice a silent peer after three) all that was asked there is asked again elsewhere. A batch is named by what it is, so
+an answer that comes twice is the same answer, and the second is dropped; but where one masks images, another endpoint
+is asked before it is believed (`opinions`). `RemoteLoader` adds order and epochs.
 """
 
 from __future__ import annotations
