@@ -32,9 +32,10 @@ test-rust: $(VENV)/.deps
 	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --locked --no-tests=pass \
 		&& cargo test --workspace --locked --doc; else cargo test --workspace --locked; fi
 
-# Two at a time, each file in one process: many tests wait for processes and clocks of their own.
+# Two at a time, each file in one process: many tests wait for processes and clocks of their own. Clusters by themselves.
 test-python: build $(VENV)/.dali
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not cluster"
+	@$(PY) -m pytest -m cluster
 
 # Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached. The plan alone
 # is built, and what it needs without optimising: most of the time would go there.

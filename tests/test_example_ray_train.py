@@ -19,6 +19,7 @@ from .ray_kit import kill_workers
 from .shapes import table, write_index, write_toml
 
 pytest.importorskip("ray", reason="the package 'ray' is not installed")
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parent.parent
 STEPS = 150
 

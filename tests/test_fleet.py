@@ -29,6 +29,7 @@ from .fleet_kit import add, cluster_of, ray
 from .service_kit import digest, load, make_config
 
 pytestmark = [
+    pytest.mark.cluster,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
     pytest.mark.timeout(600),  # of the first test that is the cluster's start too
 ]
