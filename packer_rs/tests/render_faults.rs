@@ -28,7 +28,7 @@ fn a_panic_ends_its_batch_and_no_thread() {
         let good = index(&format!("{}/", folder.display()), &files);
         // A column shorter than its index: `given` refuses it for Python, nothing does here.
         let mut short = index(&format!("{}/", folder.display()), &files);
-        std::sync::Arc::get_mut(&mut short.locations).unwrap().length = Column::from_vec(Vec::new());
+        std::sync::Arc::get_mut(&mut short.locations).expect("its own").length = Column::from_vec(Vec::new());
         let notify = Box::new(|| panic!("the listener is broken"));
         let renderer = Renderer::new(
             settings(2, fetchers),

@@ -18,6 +18,10 @@ use crate::sync::lock;
 /// of which a process may have only so many.
 const IDLE: usize = 256;
 
+const PAGE: usize = 4096;
+/// Bytes of a block, from which on it may be pinned.
+const LARGE: usize = 1 << 20;
+
 /// Blocks of memory, kept for reuse by size.
 pub struct Pool {
     state: Mutex<State>,
@@ -169,8 +173,10 @@ impl Drop for Memory {
     }
 }
 
+/// Large blocks begin with a page: what pins memory for a device takes whole pages, which no two of them may share.
 fn allocation(bytes: usize) -> Allocation {
-    Allocation::from_size_align(bytes, ALIGN).unwrap_or(Allocation::new::<u64>())
+    let align = if bytes < LARGE { ALIGN } else { PAGE };
+    Allocation::from_size_align(bytes, align).unwrap_or(Allocation::new::<u64>())
 }
 
 /// By what another process can map a block.
