@@ -389,7 +389,13 @@ def test_a_step_is_chosen_by_held_out_images_only_where_they_can_tell(
     assert bool(table["patience"]) == table["best"]
     # Whatever is chosen is allowed, and what was asked for is too.
     config = RunConfig.from_dict({"train": table, "data": {"eval_index": "x"}}).train
-    assert 2 <= -(-config.steps // config.eval_every) <= 19 or config.steps < 10
+    times = -(-config.steps // config.eval_every)
+    assert min(2, config.steps) <= times <= 10
+    said = next(choice.why for choice in recipe(about) if choice.key == "train.eval_every")
+    assert said.startswith(f"{times} time") and table["patience"] in (0, max(1, times // 2))
+    # Scoring an image costs a third more than learning one.
+    share = times * held_out * 4 / 3 / (config.steps * 30.5)
+    assert ("a tenth of the time at most" in said) <= (share / (1 + share) <= 0.1)
 
 
 def test_a_run_of_few_held_out_images_ends_at_its_last_step(
