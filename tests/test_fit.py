@@ -75,6 +75,9 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     assert len(choices) > 30 and all(f"<td>{one.key}</td>" in page and f"<td>{one.why}</td>" in page for one in choices)
     table = tomllib.loads((run / "fit.toml").read_text())
     assert nested(choices).keys() == table.keys() and choices[0].value == f'"{table["data"]["index"]}"'
+    # The figure on top is that of the best budget, which need not be the one that words are of.
+    assert re.search(r"<span>held-out accuracy at \d+ tokens</span>", page)
+    assert re.search(r"held-out images are named right at \d+ tokens\.", page)
     assert "<h2>In words" in page and "choose a step by; the last weights are settled." in page
     details = json.loads((run / "scores.json").read_text())["details"]
     assert len(details) == 1 and "Worst mistakes" in (run / "report.html").read_text()
