@@ -355,7 +355,7 @@ def test_a_signal_before_training_says_what_is_kept(folder: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert re.search(rf"nothing is trained yet; the index.* is kept in '{run}'; give the same command again", err)
+    assert re.search(rf"nothing is trained yet; the index.* (is|are) kept in '{run}'; give the same command again", err)
     assert main(words[3:]) == 0 and len(losses(run)) == 6
 
 
