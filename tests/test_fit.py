@@ -75,6 +75,9 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     assert len(choices) > 30 and all(f"<td>{one.key}</td>" in page and f"<td>{one.why}</td>" in page for one in choices)
     table = tomllib.loads((run / "fit.toml").read_text())
     assert nested(choices).keys() == table.keys() and choices[0].value == f'"{table["data"]["index"]}"'
+    # The figure on top is that of the best budget, which need not be the one that words are of.
+    assert re.search(r"<span>held-out accuracy at \d+ tokens</span>", page)
+    assert re.search(r"held-out images are named right at \d+ tokens\.", page)
     assert "<h2>In words" in page and "choose a step by; the last weights are settled." in page
     details = json.loads((run / "scores.json").read_text())["details"]
     assert len(details) == 1 and "Worst mistakes" in (run / "report.html").read_text()
@@ -352,7 +355,7 @@ def test_a_signal_before_training_says_what_is_kept(folder: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert re.search(rf"nothing is trained yet; the index.* is kept in '{run}'; give the same command again", err)
+    assert re.search(rf"nothing is trained yet; the index.* (is|are) kept in '{run}'; give the same command again", err)
     assert main(words[3:]) == 0 and len(losses(run)) == 6
 
 
@@ -389,7 +392,13 @@ def test_a_step_is_chosen_by_held_out_images_only_where_they_can_tell(
     assert bool(table["patience"]) == table["best"]
     # Whatever is chosen is allowed, and what was asked for is too.
     config = RunConfig.from_dict({"train": table, "data": {"eval_index": "x"}}).train
-    assert 2 <= -(-config.steps // config.eval_every) <= 19 or config.steps < 10
+    times = -(-config.steps // config.eval_every)
+    assert min(2, config.steps) <= times <= 10
+    said = next(choice.why for choice in recipe(about) if choice.key == "train.eval_every")
+    assert said.startswith(f"{times} time") and table["patience"] in (0, max(1, times // 2))
+    # Scoring an image costs a third more than learning one.
+    share = times * held_out * 4 / 3 / (config.steps * 30.5)
+    assert ("a tenth of the time at most" in said) <= (share / (1 + share) <= 0.1)
 
 
 def test_a_run_of_few_held_out_images_ends_at_its_last_step(

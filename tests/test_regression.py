@@ -223,7 +223,7 @@ def test_the_details_of_numbers_are_scikit_learn_s_with_a_baseline_and_the_farth
     for part in ("Predicted against true", "Worst mistakes", "Evaluations side by side (R² from the first)"):
         assert part in page
     best = max(e["r2"] for e in read_log(run) if e["kind"] == "eval")
-    assert f"<b>{best:.4f}</b><span>held-out R²</span>" in page
+    assert f"<b>{best:.4f}</b><span>held-out R²" in page
 
 
 def test_an_onnx_file_says_by_what_its_output_is_a_number(numbers: Path, run: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def check(config: Path, where: str, batch_size: int = 0) -> None:
         held = [b for _ in range(2) for b in ahead]  # held together: no batch is written over by a later one
         assert all(a.device.type == where for b in held for a in b.arrays().values())
         assert [on_host(b) for b in held] == expected
+        assert all(slot.held is None for slot in ahead._slots)  # the loader's memory is let go of
 
 
 def test_batches_on_the_cpu_equal_the_loaders(config: Path) -> None:

@@ -25,7 +25,7 @@ def answered(labels: list[int], guesses: list[int]) -> dict[str, Any]:
     one = np.ones(len(labels), np.float32)
     values = (one, right, one, one, chances, np.array(labels, np.float32)[:, None])
     closer = details(Answers(*map(torch.from_numpy, values)), NAMES, sigmoid=False)
-    return {"scores": [{"accuracy": float(right.mean()), "images": len(labels)}], "details": [closer]}
+    return {"scores": [{"accuracy": float(right.mean()), "images": len(labels), "tokens": 64}], "details": [closer]}
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=60))
@@ -34,7 +34,7 @@ def test_guessing_the_largest_class_and_what_is_confused_are_said(pairs: list[tu
     found = answered(labels, guesses)
     said = meaning(found)
     right = float(np.equal(labels, guesses).mean())
-    assert said[0].startswith(f"{100 * right:.1f} % of {len(labels)} held-out images are named right")
+    assert said[0].startswith(f"{100 * right:.1f} % of {len(labels)} held-out images are named right at 64 tokens.")
     counts = np.bincount(labels, minlength=3)
     usual = counts.max() / len(labels)
     if (counts > 0).sum() > 1:
@@ -57,7 +57,7 @@ def test_guessing_the_largest_class_and_what_is_confused_are_said(pairs: list[tu
 
 
 def test_numbers_and_several_labels_have_a_measure_to_be_held_against() -> None:
-    number = {"r2": 0.1, "mae": 2.0, "images": 50}
+    number = {"r2": 0.1, "mae": 2.0, "images": 50, "tokens": 64}
     closer = {"mae_95": [1.5, 2.6], "baseline": 7.25, "baseline_mae": 2.5}
     said = meaning({"scores": [number], "details": [closer]})
     assert "off by 2 on average" in said[0] and "1.5 to 2.6" in said[0]
@@ -65,8 +65,8 @@ def test_numbers_and_several_labels_have_a_measure_to_be_held_against() -> None:
     assert len(meaning({"scores": [number], "details": [{**closer, "baseline_mae": 2.7}]})) == 2
     rows = [{"class": "a", "images": 10, "ap": 0.9}, {"class": "<b>", "images": 30, "ap": 0.4}]
     ranked = {"map": 0.65, "map_95": [0.5, 0.8], "classes": rows}
-    found = {"scores": [{"accuracy": 0.9, "images": 80}], "details": [ranked]}
+    found = {"scores": [{"accuracy": 0.9, "images": 80, "tokens": 64}], "details": [ranked]}
     assert "65.0 % over 80 held-out images" in meaning(found)[0] and "about 25.0 %" in meaning(found)[1]
     assert "'<b>'" in next_images(found)
     # Without details there is the accuracy alone, and how sure it is.
-    assert len(meaning({"scores": [{"accuracy": 0.9, "images": 80}]})) == 1
+    assert len(meaning({"scores": [{"accuracy": 0.9, "images": 80, "tokens": 64}]})) == 1

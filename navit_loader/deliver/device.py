@@ -56,6 +56,12 @@ class _Slot:
         self.copied: torch.cuda.Event | None = None
         self.held: _packer.Buffer | None = None
 
+    def free(self) -> None:
+        """Waits until the copy is over; then buffers and batch may be written again."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        self.held = None
+
     def stage(self, name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         key = (name, array.shape)
         if key not in self._buffers:
@@ -94,13 +100,14 @@ def _pinned(block: _packer.Buffer) -> bool:
             f"a batch of {block.nbytes:,} bytes cannot be pinned (CUDA error {status}); lower render.memory_mb, "
             "render.prefetch or data.batch_size"
         )
-    return block.bind(partial(_unpin, runtime, address, os.getpid()))
+    return block.bind(partial(_unpin, runtime, address, torch.cuda.current_device(), os.getpid()))
 
 
-def _unpin(runtime: Any, address: int, process: int) -> None:
-    # A forked child has no share in it.
+def _unpin(runtime: Any, address: int, device: int, process: int) -> None:
+    # A forked child has no share in it. Threads of the engine have no device yet: the first GPU would be made theirs.
     if os.getpid() == process:
-        runtime.cudaHostUnregister(address)
+        with torch.cuda.device(device):
+            runtime.cudaHostUnregister(address)
 
 
 class DevicePrefetcher:
@@ -201,6 +208,9 @@ class DevicePrefetcher:
             if ended:
                 self._state = None
             self._running = False
+            # The loader is the user's again, and so is the memory of its batches.
+            for slot in self._slots:
+                slot.free()
 
     def _fill(self, ready: queue.Queue[Any], stop: threading.Event) -> None:
         end: BaseException | None = None
@@ -224,9 +234,7 @@ class DevicePrefetcher:
     def _move(self, batch: PackedBatch) -> tuple[PackedBatch, torch.cuda.Event | None]:
         slot = self._slots[self._turn % len(self._slots)]
         self._turn += 1
-        if slot.copied is not None:
-            slot.copied.synchronize()
-        slot.held = None
+        slot.free()
         context: AbstractContextManager[Any] = torch.cuda.stream(self._stream) if self._cuda else nullcontext()
         arrays = batch.arrays()
         block = _block(arrays.values()) if self._cuda else None

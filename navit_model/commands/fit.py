@@ -146,6 +146,6 @@ def _kept(out: Path) -> str:
     """What is there of a run that was stopped elsewhere than in its steps."""
     if saved := sorted(out.glob("checkpoints/step-*")):
         return f"step {int(saved[-1].name[5:13])} is saved in '{out}'; give the same command again"
-    done = "the index" if (out / "all.arrow").exists() else "what was indexed so far"
-    done = "the index and fit.toml" if (out / "fit.toml").exists() else done
-    return f"nothing is trained yet; {done} is kept in '{out}'; give the same command again, and it goes on from there"
+    done = "the index is" if (out / "all.arrow").exists() else "what was indexed so far is"
+    done = "the index and fit.toml are" if (out / "fit.toml").exists() else done
+    return f"nothing is trained yet; {done} kept in '{out}'; give the same command again, and it goes on from there"

@@ -33,8 +33,8 @@ def meaning(found: Found) -> list[str]:
     share, images = score["accuracy"], score["images"]
     low, high = of_share(share, images)
     said = [
-        f"{_percent(share)} of {images:,} held-out images are named right. So many tell that of all images of their kind it is "
-        f"between {_percent(low)} and {_percent(high)} (interval of 95 %)."
+        f"{_percent(share)} of {images:,} held-out images are named right{_budget(score)}. So many tell that of all "
+        f"images of their kind it is between {_percent(low)} and {_percent(high)} (interval of 95 %)."
     ]
     present = [row for row in closer.get("classes", ()) if row["images"]]
     if len(present) > 1:
@@ -77,7 +77,9 @@ def _best(found: Found) -> tuple[Found, Found]:
 
 
 def _of_numbers(score: Found, closer: Found) -> list[str]:
-    said = [f"The numbers of {score['images']:,} held-out images are off by {score['mae']:.4g} on average"]
+    said = [
+        f"The numbers of {score['images']:,} held-out images are off by {score['mae']:.4g} on average{_budget(score)}"
+    ]
     if "mae_95" in closer:
         low, high = closer["mae_95"]
         said[0] += f", and those of all images of their kind by {low:.4g} to {high:.4g} (interval of 95 %)"
@@ -97,8 +99,8 @@ def _of_labels(score: Found, closer: Found) -> list[str]:
     chance = sum(row["images"] for row in closer["classes"]) / len(closer["classes"]) / score["images"]
     return [
         f"Asked for the images of a label, the model puts the right ones first with a mean average precision of "
-        f"{_percent(closer['map'])} over {score['images']:,} held-out images. So many tell that of all images of their kind "
-        f"it is between {_percent(low)} and {_percent(high)} (interval of 95 %).",
+        f"{_percent(closer['map'])} over {score['images']:,} held-out images{_budget(score)}. So many tell that of all images "
+        f"of their kind it is between {_percent(low)} and {_percent(high)} (interval of 95 %).",
         f"Any order at all would have about {_percent(chance)}, the share of images that a label has on average.",
     ]
 
@@ -108,6 +110,10 @@ def _pairs(closer: Found) -> list[str]:
     if counts := closer.get("confusion"):
         pairs = pairs_of([row["class"] for row in closer["classes"]], counts)
     return [f"'{own}' for '{other}' ({n:,} of {round(n / share):,})" for own, other, n, share in pairs[:PAIRS]]
+
+
+def _budget(score: Found) -> str:
+    return f" at {score['tokens']:,} tokens"
 
 
 def _percent(share: float) -> str:

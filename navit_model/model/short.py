@@ -99,8 +99,9 @@ if triton is not None:
             inside = at < length
             y = tl.load(k + (start + at)[:, None] * kt + head * kh + c[None], mask=inside[:, None], other=0.0)
             z = tl.load(v + (start + at)[:, None] * vt + head * vh + c[None], mask=inside[:, None], other=0.0)
-            p = tl.exp2(tl.dot(x, tl.trans(y)) * scale - level[:, None])
-            # Beyond the segment keys are zero, so whatever stands there adds nothing.
+            # Beyond the segment keys are zero, but where all scores are far below that, the power would be infinite, and 0 · ∞
+            # no number.
+            p = tl.where(inside[None], tl.exp2(tl.dot(x, tl.trans(y)) * scale - level[:, None]), 0.0)
             sums += tl.dot((p * (tl.dot(g, tl.trans(z)) - d[:, None])).to(y.dtype), y)
         place = dq + (start + rows)[:, None] * dt + head * dh + c[None]
         tl.store(place, (sums * tl.cast(plain, tl.float32)).to(dq.dtype.element_ty), mask=there[:, None])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from navit_loader.shown import counted
 from navit_loader.suggest import Choice
 
 
@@ -47,8 +48,10 @@ def recipe(given: Given) -> list[Choice]:
     passes = min(40.0, max(10.0, 20_000 / n)) if old else min(300.0, max(30.0, 150_000 / n))
     steps = given.steps or max(50, round(n * passes / given.step_images))
     # Scoring an image over all budgets costs about a third more than learning it at drawn sizes.
-    evaluations = int(min(10, max(2, steps * given.step_images / (12 * given.held_out))))
-    often = max(1, steps // evaluations)
+    allowed = steps * given.step_images / (12 * given.held_out)
+    often = -(-steps // int(min(10, max(2, allowed))))
+    evaluations = -(-steps // often)
+    cost = "a tenth of the time at most" if allowed >= 2 else "the fewest, though more than a tenth of the time"
     found = [
         Choice("plan.crop.kind", "random_resized", "another part of each image each time"),
         Choice("plan.crop.scale", [0.5, 1.0] if old else [0.3, 1.0], "of its area; small sets bear no small crops"),
@@ -63,7 +66,7 @@ def recipe(given: Given) -> list[Choice]:
         Choice("train.head_weight_decay", 0.05, "the paper's 3.0 is for hundreds of millions of images"),
         *_target(given),
         Choice("train.ema", round(min(0.9999, max(0.5, 1 - 20 / steps)), 4), "an average over the last twentieth"),
-        Choice("train.eval_every", often, f"{evaluations} times in all, a tenth of the time at most"),
+        Choice("train.eval_every", often, f"{counted(evaluations, 'time')} in all, {cost}"),
         Choice("train.checkpoint_every", often, "as often; navit-model fit goes on from the last"),
         *_ending(given, evaluations),
         Choice("train.log_every", max(1, min(20, often)), "lines of the log"),

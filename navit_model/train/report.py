@@ -78,13 +78,15 @@ def write(
     latest = {(e["tokens"], e.get("patch_size")): e for e in evals if e["step"] == chosen[-1]["step"]}
     last = scores or [*latest.values()]
     name, best = _best(last)
+    # Words may be of another budget than the best.
+    at = f" at {max(last, key=_share)['tokens']:,} tokens" if len(last) > 1 else ""
     feed = _weighted(steps)
     evaluation_cards = evaluations(evaluated)
     choices = chosen_in(out)
     said = _said(out, entries, last, evaluated, choices)
     several = _several(evaluated)
     tiles = [
-        several or (f"held-out {name}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
+        several or (f"held-out {name}{at}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
@@ -174,7 +176,7 @@ def _said(
     lines = [*meaning(found), _step(entries, choices)]
     here = shlex.quote(str(out))
     lines += [f"Next: {more}" if (more := next_images(found)) else ""]
-    tokens = max((e["tokens"], e) for e in last)[0]
+    tokens = max(e["tokens"] for e in last)
     commands = {
         "Answers for other images:": f"navit-model predict {here} IMAGE … --tokens {tokens}",
         "The model for other programs:": f"navit-model export {here} -o model.onnx",

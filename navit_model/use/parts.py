@@ -79,13 +79,13 @@ def sides(index: Index, where: str, held: Index, held_where: str, train_path: Pa
     twins, many = find_twins(index, held), index.num_rows
     learnt = _usable(index, Twins(twins.groups[:many], twins.decoded[:many]), where)
     scored = _usable(held, Twins(twins.groups[many:], twins.decoded[many:]), held_where)
-    _, at, other = np.intersect1d(twins.groups[:many], twins.groups[many:][scored], return_indices=True)
-    both = learnt & np.isin(twins.groups[:many], twins.groups[many:][scored])
+    mine, theirs = twins.groups[:many], twins.groups[many:]
+    both = learnt & np.isin(mine, theirs[scored])
     if both.any():
-        # A picture may stand in `where` more than once: the first of its group that is on both sides is shown.
-        pair = next((i, j) for i, j in zip(at.tolist(), np.flatnonzero(scored)[other].tolist(), strict=True))
-        say(f"  left out of training: {counted(int(both.sum()), 'picture')} also held out, such as {index.uri(pair[0])}, "
-            f"which is {held.uri(pair[1])}")  # fmt: skip
+        first = int(np.flatnonzero(both)[0])
+        other = int(np.flatnonzero(scored & (theirs == mine[first]))[0])
+        say(f"  left out of training: {counted(int(both.sum()), 'picture')} also held out, such as {index.uri(first)}, "
+            f"which is {held.uri(other)}")  # fmt: skip
     if not (learnt & ~both).any():
         raise IndexFileError(f"all pictures of '{where}' are in '{held_where}' too; give others to score by")
     if index.targets is None:
