@@ -107,8 +107,9 @@ class RemoteLoader(Loader):
         decoder = Decoder(decode, device, {"memory_mb": memory_mb, "ledger": ledger}, agree, cursor.world_size)
         memory = memory_mb * 2**20
         secret = None if keys is None else ClientKeys.read(keys)
+        source = _source(endpoints, keys, secret, connect_timeout_s)
         self._connection = Connection(
-            _source(endpoints, keys, secret, connect_timeout_s),
+            source,
             plan=plan,
             keys=secret,
             memory=memory,
@@ -138,7 +139,7 @@ class RemoteLoader(Loader):
                 f"a batch of {cursor.batch_size} sequences takes {nbytes:,} bytes; memory_mb allows {memory:,} here and "
                 f"serve.memory_mb {info.memory:,} at the daemon: raise them or lower batch_size"
             )
-        listed = sum(not str(endpoint).startswith(SCHEME) for endpoint in endpoints)
+        listed = 0 if isinstance(source, Follower) else len(endpoints)
         supply = _Remote(self._connection, prefetch, memory, nbytes, listed)
         super().__init__(cursor, supply, decoder, refresh, agree)
         self._connection.starved_s = 0.0  # measuring was not the user's waiting
@@ -214,9 +215,11 @@ class _Remote:
     def ahead(self, encoded: bool) -> tuple[int, int]:
         # Each word to the daemon wakes threads on both sides. So where batches are here before they are wanted, the next are
         # asked for several at a time.
-        credits, daemons = self._prefetch, self._connection.followed
+        credits, connection = self._prefetch, self._connection
         if not encoded:
-            credits = min(self._most, credits * daemons if daemons > self._listed else credits)
+            # Those that are not met yet, or are gone, have no share: another would have to make it beside its own.
+            each = max(1, connection.serving) if connection.daemons > self._listed else 1
+            credits = min(self._most, credits * each)
         return credits // 2, credits
 
     def look(self) -> str:
