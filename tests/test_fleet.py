@@ -109,10 +109,11 @@ def serving(loader: RemoteLoader) -> int:
 
 
 def test_batches_are_the_same_and_a_stranger_is_refused(fleet: Fleet, expected: list[tuple[Any, ...]]) -> None:
-    with RemoteLoader([fleet.address]) as loader:
+    with RemoteLoader(fleet.address) as loader:
         assert [digest(batch) for batch in loader] == expected
         loader.set_epoch(0)
         until(lambda: next(iter(loader)) is not None and serving(loader) == 2)
+        assert loader._supply.ahead(False)[1] == 8  # type: ignore[attr-defined]  # four of each
     hosts = fleet.daemons
     assert len(set(hosts)) == 2
     server, _ = fresh_keys()
