@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def test_errors_name_what_was_tried(monkeypatch: pytest.MonkeyPatch, config: Pat
         RemoteLoader("ray://nobody")
     with pytest.raises(ServiceError, match=r"no Ray cluster at '127\.0\.0\.1:8'"):
         launch(load(config), address="127.0.0.1:8")
+    one = replace(load(config), serve=replace(load(config).serve, metrics="9187"))
+    with pytest.raises(ConfigError, match=r"serve\.metrics = '9187' is one port of a node"):
+        launch(one, per_node=2)
     for endpoints, keys, message in (
         ("ray://head:10001", None, "fleet name 'head:10001' is not allowed"),
         (["ray://a", "ray://b"], None, "one fleet alone"),

@@ -106,8 +106,7 @@ class RemoteLoader(Loader):
         boundary.check(refresh, agree, cursor.world_size)
         decoder = Decoder(decode, device, {"memory_mb": memory_mb, "ledger": ledger}, agree, cursor.world_size)
         memory = memory_mb * 2**20
-        secret = None if keys is None else ClientKeys.read(keys)
-        source = _source(endpoints, keys, secret, connect_timeout_s)
+        source, secret = _source(endpoints, keys, connect_timeout_s)
         self._connection = Connection(
             source,
             plan=plan,
@@ -161,19 +160,20 @@ class RemoteLoader(Loader):
 
 
 def _source(
-    given: str | Sequence[str], keys: object, secret: ClientKeys | None, connect_timeout_s: float
-) -> Sequence[str] | Followed:
-    """Where daemons are: the addresses themselves, or who follows what they name."""
+    given: str | Sequence[str], keys: str | os.PathLike[str] | None, connect_timeout_s: float
+) -> tuple[Sequence[str] | Followed, ClientKeys | None]:
+    """Where daemons are, the addresses themselves or who follows what they name; and the keys, which a fleet's brings."""
     endpoints = [given] if isinstance(given, str) else [str(endpoint) for endpoint in given or ()]
     if not any(endpoint.startswith(SCHEME) for endpoint in endpoints):
-        return Names(endpoints, secret) if not isinstance(given, str) and named(endpoints) else given
+        secret = None if keys is None else ClientKeys.read(keys)
+        return Names(endpoints, secret) if not isinstance(given, str) and named(endpoints) else given, secret
     if len(endpoints) > 1:
         raise ServiceError(f"endpoints = {list(endpoints)!r} must name one fleet alone, which has all its daemons")
     if keys is not None:
         raise ConfigError(
             f"keys = {str(keys)!r} is not allowed with '{endpoints[0]}'; a fleet brings its own: leave it out"
         )
-    return Follower(endpoints[0], connect_timeout_s)
+    return Follower(endpoints[0], connect_timeout_s), None
 
 
 class _Remote:
