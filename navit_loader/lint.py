@@ -62,19 +62,19 @@ def decode_all(
         found = _decoded(index, threads, progress)
     else:
         place = Path(f"{index.path}.linting")
-        try:
-            place.mkdir(exist_ok=True)
-        except OSError as e:
-            raise IndexFileError(
-                f"'{place}' cannot be made: {reason(e)}; copy the index to where you may write"
-            ) from None
         found, do = Decoded(), _Part(index, threads, place, PART)
         parts = dict[int, Decoded]()
-        for number, part in spread(do, range(0, index.num_rows, PART)):
-            parts[number] = part
-            found.seen += part.seen
-            if progress is not None:
-                progress(found.seen)
+        try:
+            place.mkdir(exist_ok=True)
+            for number, part in spread(do, range(0, index.num_rows, PART)):
+                parts[number] = part
+                found.seen += part.seen
+                if progress is not None:
+                    progress(found.seen)
+        except OSError as e:
+            raise IndexFileError(
+                f"'{place}' cannot be written: {reason(e)}; copy the index to where you, and all machines, may write"
+            ) from None
         counts: dict[str, tuple[int, str]] = {}
         for _, part in sorted(parts.items()):
             found.failures += part.failures

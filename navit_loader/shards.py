@@ -62,7 +62,7 @@ def pack_shards(
     shard_images: int = 4096,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    spread: Spread = here,
+    spread: Spread | None = None,
 ) -> Packed:
     """Rewrites the images of `index` as tars `shard-000000.tar` … in `folder`.
 
@@ -77,7 +77,7 @@ def pack_shards(
         shard_images: images per tar, a multiple of 64.
         threads: encoding threads; 0 means one per core that this process may use.
         progress: called with (images done, images in all).
-        spread: who makes the tars; they are the same.
+        spread: who makes the tars; None is this process. They are the same.
 
     Raises:
         IndexFileError: a value that is not allowed, a folder that holds the tars of another run, or one that cannot be
@@ -99,10 +99,10 @@ def pack_shards(
         os.makedirs(place, exist_ok=True)
         _same_run(os.path.join(place, "pack.json"), facts)
         # Elsewhere nobody sees how far a tar is.
-        make = _Tar(index, place, max_side, quality, shard_images, threads, progress if spread is here else None)
+        make = _Tar(index, place, max_side, quality, shard_images, threads, progress if spread is None else None)
         missing = [shard for shard in range(total) if not os.path.exists(make.path(shard))]
         done = index.num_rows - sum(make.images(shard) for shard in missing)
-        for number, _ in spread(make, missing):
+        for number, _ in (spread or here)(make, missing):
             done += make.images(missing[number])
             if progress is not None:
                 progress(done, index.num_rows)

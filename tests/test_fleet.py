@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def test_errors_name_what_was_tried(monkeypatch: pytest.MonkeyPatch, config: Pat
         RemoteLoader("ray://nobody")
     with pytest.raises(ServiceError, match=r"no Ray cluster at '127\.0\.0\.1:8'"):
         launch(load(config), address="127.0.0.1:8")
+    one = replace(load(config), serve=replace(load(config).serve, metrics="9187"))
+    with pytest.raises(ConfigError, match=r"serve\.metrics = '9187' is one port of a node"):
+        launch(one, per_node=2)
     for endpoints, keys, message in (
         ("ray://head:10001", None, "fleet name 'head:10001' is not allowed"),
         (["ray://a", "ray://b"], None, "one fleet alone"),
@@ -109,10 +113,11 @@ def serving(loader: RemoteLoader) -> int:
 
 
 def test_batches_are_the_same_and_a_stranger_is_refused(fleet: Fleet, expected: list[tuple[Any, ...]]) -> None:
-    with RemoteLoader([fleet.address]) as loader:
+    with RemoteLoader(fleet.address) as loader:
         assert [digest(batch) for batch in loader] == expected
         loader.set_epoch(0)
         until(lambda: next(iter(loader)) is not None and serving(loader) == 2)
+        assert loader._supply.ahead(False)[1] == 8  # type: ignore[attr-defined]  # four of each
     hosts = fleet.daemons
     assert len(set(hosts)) == 2
     server, _ = fresh_keys()

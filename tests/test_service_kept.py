@@ -299,8 +299,10 @@ def test_a_client_that_lies_about_where_a_batch_lies_gives_no_other_client_a_wro
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that has not counted believes how many sequences precede a block, for that client's batches alone."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no counts lie
-    with Daemon(config) as daemon, PackedLoader(config=load(config)) as loader, ExitStack() as stack:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "daemon"))  # where no counts lie
+    with Daemon(config) as daemon, ExitStack() as stack:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))  # what is counted here is not for the daemon
+        loader = stack.enter_context(PackedLoader(config=load(config)))
         liar, honest = (stack.enter_context(closing(Connection([daemon.endpoint]))) for _ in range(2))
         before = int(loader.engine.layout(0).counts(0, 1)[0])
         first = before + 2

@@ -101,7 +101,7 @@ def test_a_name_is_all_its_daemons_as_they_come_and_go(
     with ExitStack() as stack:
         first, second = (stack.enter_context(Daemon(config, bind=f"tcp://{host}:{port}")) for host in HOSTS[:2])
         resolver.hosts = HOSTS[:2]
-        loader = stack.enter_context(RemoteLoader([f"tcp://pods:{port}"], prefetch=1))
+        loader = stack.enter_context(RemoteLoader([f"tcp://pods:{port}"], prefetch=2))
         batches = (batch for _ in range(3) for batch in loader)
         found: list[Any] = []
         until(loader, set(HOSTS[:2]), batches, found)

@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..index import open_index
     from ..shards import pack_shards
-    from ..spread import here
 
     index = open_index(args.index)
     threads = max(0, args.threads)
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             shard_images=args.shard_images,
             threads=threads if spread is None else max(1, threads),
             progress=lambda n, total: line.update(n / total, f"{n:,} images"),
-            spread=spread or here,
+            spread=spread,
         )
     before, after = done.bytes_before / 1e6, done.bytes_after / 1e6
     say(

@@ -106,9 +106,9 @@ class RemoteLoader(Loader):
         boundary.check(refresh, agree, cursor.world_size)
         decoder = Decoder(decode, device, {"memory_mb": memory_mb, "ledger": ledger}, agree, cursor.world_size)
         memory = memory_mb * 2**20
-        secret = None if keys is None else ClientKeys.read(keys)
+        source, secret = _source(endpoints, keys, connect_timeout_s)
         self._connection = Connection(
-            _source(endpoints, keys, secret, connect_timeout_s),
+            source,
             plan=plan,
             keys=secret,
             memory=memory,
@@ -138,7 +138,7 @@ class RemoteLoader(Loader):
                 f"a batch of {cursor.batch_size} sequences takes {nbytes:,} bytes; memory_mb allows {memory:,} here and "
                 f"serve.memory_mb {info.memory:,} at the daemon: raise them or lower batch_size"
             )
-        listed = sum(not str(endpoint).startswith(SCHEME) for endpoint in endpoints)
+        listed = 0 if isinstance(source, Follower) else len(endpoints)
         supply = _Remote(self._connection, prefetch, memory, nbytes, listed)
         super().__init__(cursor, supply, decoder, refresh, agree)
         self._connection.starved_s = 0.0  # measuring was not the user's waiting
@@ -160,19 +160,20 @@ class RemoteLoader(Loader):
 
 
 def _source(
-    given: str | Sequence[str], keys: object, secret: ClientKeys | None, connect_timeout_s: float
-) -> Sequence[str] | Followed:
-    """Where daemons are: the addresses themselves, or who follows what they name."""
+    given: str | Sequence[str], keys: str | os.PathLike[str] | None, connect_timeout_s: float
+) -> tuple[Sequence[str] | Followed, ClientKeys | None]:
+    """Where daemons are, the addresses themselves or who follows what they name; and the keys, which a fleet's brings."""
     endpoints = [given] if isinstance(given, str) else [str(endpoint) for endpoint in given or ()]
     if not any(endpoint.startswith(SCHEME) for endpoint in endpoints):
-        return Names(endpoints, secret) if not isinstance(given, str) and named(endpoints) else given
+        secret = None if keys is None else ClientKeys.read(keys)
+        return Names(endpoints, secret) if not isinstance(given, str) and named(endpoints) else given, secret
     if len(endpoints) > 1:
         raise ServiceError(f"endpoints = {list(endpoints)!r} must name one fleet alone, which has all its daemons")
     if keys is not None:
         raise ConfigError(
             f"keys = {str(keys)!r} is not allowed with '{endpoints[0]}'; a fleet brings its own: leave it out"
         )
-    return Follower(endpoints[0], connect_timeout_s)
+    return Follower(endpoints[0], connect_timeout_s), None
 
 
 class _Remote:
@@ -214,9 +215,11 @@ class _Remote:
     def ahead(self, encoded: bool) -> tuple[int, int]:
         # Each word to the daemon wakes threads on both sides. So where batches are here before they are wanted, the next are
         # asked for several at a time.
-        credits, daemons = self._prefetch, self._connection.followed
+        credits, connection = self._prefetch, self._connection
         if not encoded:
-            credits = min(self._most, credits * daemons if daemons > self._listed else credits)
+            # Those that are not met yet, or are gone, have no share: another would have to make it beside its own.
+            each = max(1, connection.serving) if connection.daemons > self._listed else 1
+            credits = min(self._most, credits * each)
         return credits // 2, credits
 
     def look(self) -> str:

@@ -35,11 +35,12 @@ def checked(name: str) -> str:
     return name
 
 
-def connected(address: str | None = None) -> Any:
+def connected(address: str | None = None, *, alone: bool = False) -> Any:
     """The package `ray`, in touch with a cluster; the one that this process is in already, if it is in one.
 
     Args:
-        address: HOST:PORT of the cluster, or `auto`; None takes RAY_ADDRESS, or the cluster that this host is in.
+        address: HOST:PORT of the cluster, `auto` or `local`; None takes RAY_ADDRESS, or the cluster that this host is in.
+        alone: where None finds no cluster, one is started for this process.
 
     Raises:
         ExtraError: Ray is not installed.
@@ -48,18 +49,19 @@ def connected(address: str | None = None) -> Any:
     ray = needed("ray")
     if ray.is_initialized():
         return ray
-    tried = os.environ.get("RAY_ADDRESS") or "auto" if address in (None, "auto") else address
-    assert tried is not None
+    named = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else address
+    tried = named or "auto"
     # Ray would end the process on some signals of its own accord: a trainer has its own way to end.
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
     try:
         _reach(tried)
-        ray.init(address=tried, log_to_driver=False, configure_logging=False)
+        found = named if alone and address is None else tried
+        ray.init(address=found, log_to_driver=False, configure_logging=False)
     except (OSError, RuntimeError, ValueError) as e:
         raise ServiceError(
             f"no Ray cluster at '{tried}': {said(e)[0]}; start one with 'ray start --head', or say where it is (RAY_ADDRESS, "
-            "navit-loader fleet --ray HOST:PORT)"
+            "--ray HOST:PORT)"
         ) from None
     finally:
         if main and before is not None:

@@ -13,11 +13,12 @@ import threading
 import time
 from typing import Any
 
-from ..errors import ServiceError
+from ..errors import ServiceError, said
 from ..service.roster import Roster
 from .cluster import SCHEME, checked, connected, registry
 
 _AGAIN_S = 0.5
+_CLOSE_S = 2.0  # for which an end waits for the thread, which Ray holds up where its cluster is away
 _LOST_S = 30.0  # a registry that is there answers sooner, if only that nothing is new
 
 
@@ -43,7 +44,8 @@ class Follower:
             time.sleep(_AGAIN_S)
         self._roster: Roster | None = None
         self._token = ""
-        self._lock, self._turn, self._closing = threading.Lock(), threading.Event(), False
+        self._lock, self._turn = threading.Lock(), threading.Event()
+        self._closing = self._closed = False
         self._fd, self._end = os.pipe()
         for fd in (self._fd, self._end):
             os.set_blocking(fd, False)
@@ -73,16 +75,18 @@ class Follower:
             return
         self._closing = True
         self._turn.set()
-        self._thread.join()
-        os.close(self._fd)
-        os.close(self._end)
+        self._thread.join(_CLOSE_S)
+        with self._lock:  # it may be at it still
+            self._closed = True
+            os.close(self._fd)
+            os.close(self._end)
 
     def _find(self) -> Any:
         """The registry, or None and why there is none."""
         try:
             found = registry(self._ray, self._name)
-        except ServiceError as e:
-            self._why = str(e)
+        except (ServiceError, self._ray.exceptions.RayError) as e:
+            self._why = said(e)[0]
             return None
         self._why = ""
         return found
@@ -97,7 +101,8 @@ class Follower:
                     self._token, self._why = roster.token, ""
                     with self._lock:
                         self._roster = roster
-                    os.write(self._end, b"x")
+                        if not self._closed:
+                            os.write(self._end, b"x")
             except Exception as e:  # of whatever kind: Ray's own, or those of the connection to it
                 self._why = f"the registry of fleet '{self._name}' is away ({type(e).__name__})"
                 self._turn.wait(_AGAIN_S)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import ConfigError, NavitError, ServiceError, needed, said
 from ..spread import R, T
+from .cluster import connected
 
 BLOCKS = 10_000
 """Tasks at most: a block of the data set is one task, and with more items holds several."""
@@ -60,16 +61,8 @@ class OnRay:
             ServiceError: no cluster is there.
             ExtraError: Ray is not installed.
         """
-        self._ray: Any = needed("ray")
-        self._joined = not self._ray.is_initialized()
-        if self._joined:
-            try:
-                self._ray.init(address=self._address or None, log_to_driver=False, logging_level=logging.WARNING)
-            except (ConnectionError, RuntimeError, ValueError) as e:
-                raise ServiceError(
-                    f"no Ray cluster could be joined at '{self._address or 'this host'}' ({said(e)[0][:200]}); start one with "
-                    "'ray start --head', and give its address"
-                ) from None
+        self._joined = not needed("ray").is_initialized()
+        self._ray = connected(self._address or None, alone=True)
         return self
 
     def __exit__(
@@ -134,11 +127,14 @@ class _Worker:
     """What an actor keeps: its copy of `do`."""
 
     def __init__(self, work: bytes) -> None:
-        self._do = pickle.loads(work)
+        self._work = work
+        self._do: Callable[[Any], Any] | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         answer: Any
         try:
+            # It may open files, which another machine may not see.
+            self._do = self._do or pickle.loads(self._work)
             answer = self._do(pickle.loads(row["item"]))
         except (NavitError, OSError) as e:
             # Ray would wrap it, and do it again where it may pass.

@@ -71,6 +71,12 @@ def launch(
         raise ConfigError(f"per_node = {per_node} is not allowed; it must be between 1 and 64 daemons")
     given = config if isinstance(config, Mapping) else {name: config}
     plans = {plan: _absolute(LoaderConfig.checked(one)) for plan, one in given.items()}
+    metrics = next(iter(plans.values())).serve.metrics
+    if per_node > 1 and metrics and metrics.rpartition(":")[2] != "0":
+        raise ConfigError(
+            f"serve.metrics = '{metrics}' is one port of a node, which per_node = {per_node} daemons cannot share; give "
+            "port 0, which picks one and is in the daemons' logs, or leave it out"
+        )
     return Fleet(checked(name), plans, growth, per_node, address, timeout_s)
 
 

@@ -151,9 +151,14 @@ class Connection:
         self.info = known
 
     @property
-    def followed(self) -> int:
-        """How many daemons there are, whether they answer or not, where they come and go; else 0."""
-        return 0 if self._followed is None else len(self._endpoints)
+    def daemons(self) -> int:
+        """How many daemons there are, whether they answer or not."""
+        return len(self._endpoints)
+
+    @property
+    def serving(self) -> int:
+        """How many of them may be asked for more."""
+        return sum(endpoint.ready for endpoint in self._endpoints)
 
     # --- wants -----------------------------------------------------------------------------------------------------
 
