@@ -451,3 +451,15 @@ def test_a_signature_may_expire_and_be_renewed_and_is_never_shown(
         assert got == expected
         shown += [str(refused.value), caplog.text, (tmp_path / "x.arrow").read_bytes().decode("latin1")]
     assert len(secrets) == 3 and not any(secret in text for secret in secrets for text in shown)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_what_a_server_repeats_of_a_signature_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with nginx(tmp_path, f"location / {{ return {status} 'what is $request_uri'; }}") as address:
+        (tmp_path / "signed").write_text(f"{address}/x.tar?signature={SECRET}\n")
+        monkeypatch.setenv("NAVIT_SIGNED", str(tmp_path / "signed"))
+        with pytest.raises(IndexFileError, match=rf"{address}/x\.tar.*{status}") as refused:
+            build_index(f"{address}/x.tar", tmp_path / "x.arrow")
+    assert SECRET not in str(refused.value)
