@@ -381,8 +381,8 @@ class Renderer:
         render_json: `RenderConfig.to_json()`.
         limits: from `Plan.limits`.
         sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`;
-            `span_bytes` is what is fetched at once of remote containers, 0 for just the image; `fingerprint` names what
-            rendering reads of the index, which spans in `cache_dir` are kept by.
+            `span_bytes` is what is fetched at once of remote containers, 0 for just the image; `fingerprint` names its
+            contents, which spans in `cache_dir` are kept by.
         helpers: read what the engine does not; without them such images are `unsupported`.
         shared: render into memfds that other processes of this host can map read-only.
         plan: knows when a span in `cache_dir` is wanted next; without it the cache keeps what it has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,7 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from navit_loader import LoaderConfig, PackedLoader, build_index
 from navit_loader.errors import ConfigError, IndexFileError, RenderError
@@ -56,7 +59,7 @@ def epoch(index: Path, settings: LoaderConfig, number: int = 0) -> tuple[list[by
 
 
 def kept(cache: Path) -> list[Path]:
-    return sorted(path for path in cache.iterdir() if "-" in path.name and path.suffix != ".part")
+    return sorted(path for path in cache.iterdir() if path.name[16:17] == "-" and path.suffix != ".part")
 
 
 def counted(cache: Path) -> int:
@@ -170,6 +173,63 @@ def test_what_the_disk_spoils_is_fetched_anew(place: Path, faulty: Faulty, tmp_p
     got, found = epoch(tmp_path / "x.arrow", settings)
     assert got == expected and found["cache"]["spans_damaged"] == found["bytes_fetched"] == 0
     assert held(tmp_path / "cache") == counted(tmp_path / "cache")
+
+
+def test_an_index_of_other_files_begins_with_nothing(tmp_path: Path) -> None:
+    """Of the same names, places, lengths, sizes and first and last bytes, so that nothing else tells them apart."""
+
+    def write(value: int, day: int) -> None:
+        files = {}
+        for n in range(40):
+            picture = np.full((24, 24, 3), value + n, np.uint8)
+            picture[:6] = picture[-6:] = 255
+            Image.fromarray(picture).save(out := io.BytesIO(), "BMP")
+            files[f"{n:02}.bmp"] = out.getvalue()
+        write_tar(tmp_path / "x.tar", files)
+        os.utime(tmp_path / "x.tar", (day * 86400, day * 86400))
+
+    with Faulty(tmp_path) as server:
+        made = []
+        for value, day in ((10, 1), (100, 2)):
+            write(value, day)
+            build_index(f"{server.url}/x.tar", tmp_path / "x.arrow")
+            expected, _ = epoch(tmp_path / "x.arrow", config(None))
+            for _ in range(2):
+                got, found = epoch(tmp_path / "x.arrow", config(tmp_path / "cache"))
+                assert got == expected and found["failed"] == 0
+            assert found["bytes_fetched"] == 0
+            made.append(got)
+        assert made[0] != made[1]
+        server.shutdown()
+
+
+def test_what_is_not_ours_in_the_folder_stays(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SPAN_BYTES", SPAN)
+    cache = tmp_path / "cache"
+    with Faulty(many) as server:
+        build_index(f"{server.url}/x.tar", tmp_path / "x.arrow")
+        expected, _ = epoch(tmp_path / "x.arrow", config(cache))
+        (cache / "download.part").write_bytes(b"mine")
+        (cache / "vectors.part").mkdir()
+        (cache / "notes-1").write_bytes(b"mine")
+        # In place of spans there may be links, pipes and files of any length, which are not what was written.
+        spans = kept(cache)
+        (tmp_path / "else").write_bytes(spans[0].read_bytes())
+        for number, path in enumerate(spans):
+            path.unlink()
+            if number % 3 == 0:
+                path.symlink_to(tmp_path / "else")
+            elif number % 3 == 1:
+                os.mkfifo(path)
+            else:
+                path.touch()
+                os.truncate(path, 1 << 42)
+        got, found = epoch(tmp_path / "x.arrow", config(cache))
+        assert got == expected and found["cache"]["spans_damaged"] == len(spans) > 3
+        assert found["cache"]["spans_unwritten"] == 0
+        server.shutdown()
+    assert {"download.part", "vectors.part", "notes-1"} <= {path.name for path in cache.iterdir()}
+    assert (tmp_path / "else").exists() and held(cache) == counted(cache)
 
 
 RUN = """
@@ -391,3 +451,15 @@ def test_a_signature_may_expire_and_be_renewed_and_is_never_shown(
         assert got == expected
         shown += [str(refused.value), caplog.text, (tmp_path / "x.arrow").read_bytes().decode("latin1")]
     assert len(secrets) == 3 and not any(secret in text for secret in secrets for text in shown)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_what_a_server_repeats_of_a_signature_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with nginx(tmp_path, f"location / {{ return {status} 'what is $request_uri'; }}") as address:
+        (tmp_path / "signed").write_text(f"{address}/x.tar?signature={SECRET}\n")
+        monkeypatch.setenv("NAVIT_SIGNED", str(tmp_path / "signed"))
+        with pytest.raises(IndexFileError, match=rf"{address}/x\.tar.*{status}") as refused:
+            build_index(f"{address}/x.tar", tmp_path / "x.arrow")
+    assert SECRET not in str(refused.value)

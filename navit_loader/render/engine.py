@@ -101,9 +101,7 @@ class Engine:
         self.config = config = replace(config, plan=replace(config.plan, order=order))
         # In block order neighbours are wanted soon after one another, so remote containers are read in spans.
         spans = 0 if order.kind == "permutation" else SPAN_BYTES
-        columns = [
-            index.columns() | {"span_bytes": spans, "fingerprint": index.render_fingerprint} for index in self.indexes
-        ]
+        columns = [index.columns() | {"span_bytes": spans, "fingerprint": index.contents} for index in self.indexes]
         streams = streams_of(config.plan, self.indexes, weights)
         self.plan = _packer.Plan(config.plan.to_json(), columns, streams)
         fingerprints = [index.plan_fingerprint for index in self.indexes]

@@ -48,7 +48,7 @@ pub struct Source {
     pub captions: Captions,
     containers: Arc<Containers>,
     spans: Arc<Spans>,
-    /// Names what rendering reads of the index; empty where that is not known.
+    /// Names the index's contents and the times of its files; empty where that is not known.
     pub fingerprint: String,
     /// Of spans of remote objects, and of decoded pages: apart, since pages at hand must not keep out what comes next.
     budgets: [Arc<Budget>; 2],

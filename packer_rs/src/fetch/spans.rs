@@ -11,9 +11,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::budget::{Budget, Counted};
 use super::cache::Shelf;
@@ -29,6 +31,8 @@ const REQUESTS: usize = 64;
 
 /// Spans read from a disk or written to it at once.
 const ON_DISK: usize = 4;
+/// A span that has no turn to be written by then is not kept.
+const TURN: Duration = Duration::from_secs(1);
 
 /// The address of an object, and a range of it.
 type Key = (String, u64, u64);
@@ -359,8 +363,10 @@ impl Spans {
                 let came = found.as_ref().ok().cloned();
                 fetched.fetch_add(came.as_ref().map_or(0, Bytes::len) as u64, Ordering::Relaxed);
                 answer.answer(found);
-                if let (Some(place), Some(bytes)) = (place, came) {
-                    let _turn = disk.acquire().await;
+                // Until it is written it takes room from what is wanted next: nobody is to wait for a slow disk.
+                if let (Some(place), Some(bytes)) = (place, came)
+                    && let Ok(_turn) = timeout(TURN, disk.acquire()).await
+                {
                     blocking(move || place.put(&bytes)).await;
                 }
             })

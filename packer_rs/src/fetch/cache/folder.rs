@@ -7,11 +7,11 @@
 //! together. Who dies in between leaves a count that is too high, never one too low, until the folder is counted again.
 //! A file that is being written is locked by its writer: what is not locked has none any more.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -90,6 +90,18 @@ pub fn size_of(length: usize) -> u64 {
     ((HEADER + length) as u64).next_multiple_of(BLOCK)
 }
 
+/// The mark and the number that the file of a span is named by. None for a name that is not ours.
+fn named(file: &str) -> Option<(&str, u64)> {
+    let (mark, number) = file.split_once('-')?;
+    let ours = |text: &str| text.len() == MARK && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if ours(mark) && ours(number) { Some((mark, u64::from_str_radix(number, 16).ok()?)) } else { None }
+}
+
+/// Opens a file of the folder, which is never a link to another one, and never waits for a writer of a pipe.
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
 /// Locks a file; false where another has it, and that is not waited for.
 fn flock(file: &File, how: libc::c_int) -> io::Result<bool> {
     loop {
@@ -119,14 +131,15 @@ impl Folder {
     /// Opens a folder, made where there is none.
     pub fn open(path: &Path) -> io::Result<Self> {
         fs::create_dir_all(path)?;
-        let book = File::options().read(true).write(true).create(true).truncate(false).open(path.join("book"))?;
+        let mut options = File::options();
+        let book = open(options.read(true).write(true).create(true).truncate(false), &path.join("book"))?;
         Ok(Self { path: path.to_owned(), book })
     }
 
     /// Says for as long as the file is held that somebody reads what has this mark.
     pub fn attend(&self, mark: &str) -> io::Result<File> {
-        let file =
-            File::options().write(true).create(true).truncate(false).open(self.path.join(format!("{mark}.live")))?;
+        let mut options = File::options();
+        let file = open(options.write(true).create(true).truncate(false), &self.path.join(format!("{mark}.live")))?;
         flock(&file, libc::LOCK_SH)?;
         Ok(file)
     }
@@ -162,21 +175,23 @@ impl Folder {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            if let Some(rest) = name.strip_suffix(".part") {
-                let alone = File::open(entry.path())
-                    .is_ok_and(|file| flock(&file, libc::LOCK_EX | libc::LOCK_NB).unwrap_or(false));
-                if alone {
-                    fs::remove_file(entry.path())?;
-                } else {
-                    total += rest.rsplit('.').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
-                }
-            } else if let Some((mark, number)) = name.split_once('-')
-                && mark.len() == MARK
-                && let Ok(number) = u64::from_str_radix(number, 16)
-            {
+            let (span, part) = name.split_once('.').map_or((name, None), |(span, part)| (span, Some(part)));
+            // What else lies here is somebody's, even where it ends in `.part`.
+            let Some((mark, number)) = named(span) else { continue };
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            let Some(part) = part else {
                 let bytes = entry.metadata().map_or(0, |found| found.len().next_multiple_of(BLOCK));
                 total += bytes;
                 found.push(Found { mark: mark.to_owned(), name: number, bytes });
+                continue;
+            };
+            let Some(rest) = part.strip_suffix(".part") else { continue };
+            let alone = open(File::options().read(true), &entry.path())
+                .is_ok_and(|file| flock(&file, libc::LOCK_EX | libc::LOCK_NB).unwrap_or(false));
+            if !alone || fs::remove_file(entry.path()).is_err() {
+                total += rest.rsplit('.').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
             }
         }
         book.total = total;
@@ -220,7 +235,7 @@ impl Folder {
     /// Takes a span away. The bytes that it took; 0 where another process has done so.
     pub fn remove(&self, book: &mut Book, mark: &str, name: u64) -> io::Result<u64> {
         let path = self.file(mark, name);
-        let bytes = fs::metadata(&path).map_or(0, |found| found.len().next_multiple_of(BLOCK));
+        let bytes = fs::symlink_metadata(&path).map_or(0, |found| found.len().next_multiple_of(BLOCK));
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             Err(_) => return Ok(0),
@@ -234,27 +249,31 @@ impl Folder {
     /// The rows that a span is for, as its file says.
     pub fn rows(&self, mark: &str, name: u64) -> Option<Range<u64>> {
         let mut header = [0; HEADER];
-        File::open(self.file(mark, name)).ok()?.read_exact_at(&mut header, 0).ok()?;
+        open(File::options().read(true), &self.file(mark, name)).ok()?.read_exact_at(&mut header, 0).ok()?;
         Some(Header::read(&header)?.rows)
     }
 
     /// The bytes of a span, and the rows that it is for.
     pub fn read(&self, mark: &str, name: Name) -> Result<(Bytes, Range<u64>), Unread> {
-        let mut file = match File::open(self.file(mark, name.0)) {
+        let file = match open(File::options().read(true), &self.file(mark, name.0)) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(Unread::Absent),
             Err(_) => return Err(Unread::Damaged),
         };
-        let length = file.metadata().map_err(|_| Unread::Damaged)?.len() as usize;
-        let mut held = Vec::with_capacity(length + 1);
-        file.read_to_end(&mut held).map_err(|_| Unread::Damaged)?;
-        let header = held.first_chunk::<HEADER>().and_then(Header::read).ok_or(Unread::Damaged)?;
-        let data = &held[HEADER..];
-        let right = header.name == name && data.len() as u64 == header.length && crc32fast::hash(data) == header.crc;
-        if !right {
+        let mut header = [0; HEADER];
+        file.read_exact_at(&mut header, 0).map_err(|_| Unread::Damaged)?;
+        let header = Header::read(&header).ok_or(Unread::Damaged)?;
+        // Looked at before memory is taken: what lies here may be of any length.
+        let length = file.metadata().map_err(|_| Unread::Damaged)?.len();
+        if header.name != name || length.checked_sub(HEADER as u64) != Some(header.length) {
             return Err(Unread::Damaged);
         }
-        Ok((Bytes::from(held).slice(HEADER..), header.rows))
+        let mut data = vec![0; header.length as usize];
+        file.read_exact_at(&mut data, HEADER as u64).map_err(|_| Unread::Damaged)?;
+        if crc32fast::hash(&data) != header.crc {
+            return Err(Unread::Damaged);
+        }
+        Ok((Bytes::from(data), header.rows))
     }
 }
 

@@ -195,6 +195,10 @@ impl HttpService for Heard {
                 if matches!(status.as_u16(), 400 | 401 | 403) {
                     return Err(HttpError::new(HttpErrorKind::Unknown, Expired(status.to_string())));
                 }
+                if !status.is_success() {
+                    // Many a server repeats there what it was asked.
+                    *response.body_mut() = String::new().into();
+                }
                 if let (Asked::Meta, Some(size)) = (asked, whole_size(&response)) {
                     response.headers_mut().insert("content-length", HeaderValue::from(size));
                 }
