@@ -62,7 +62,7 @@ mod tests {
     fn worst(costs: impl Iterator<Item = u64>, length: usize) -> f64 {
         let costs: Vec<u64> = costs.collect();
         let runs: Vec<u64> = costs.windows(length).map(|run| run.iter().sum()).collect();
-        *runs.iter().max().unwrap() as f64 * runs.len() as f64 / runs.iter().sum::<u64>() as f64
+        *runs.iter().max().expect("runs") as f64 * runs.len() as f64 / runs.iter().sum::<u64>() as f64
     }
 
     proptest! {

@@ -327,7 +327,9 @@ mod tests {
             let (pool, released) = (Pool::new(8192, shared), Arc::new(AtomicUsize::new(0)));
             let counted = || -> Release {
                 let released = released.clone();
-                Box::new(move || drop(released.fetch_add(1, Ordering::Relaxed)))
+                Box::new(move || {
+                    released.fetch_add(1, Ordering::Relaxed);
+                })
             };
             let block = take(&pool, 4096);
             assert!(!block.bound() && block.bind(counted()) && block.bound() && !block.bind(counted()));
