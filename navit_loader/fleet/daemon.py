@@ -128,4 +128,7 @@ class Daemon:
             )
             if leaves:
                 self._report = report = replace(report, address="")
-            self._registry.report.remote(report)
+            try:
+                self._registry.report.remote(report)
+            except Exception as e:  # said again in a while: one that falls silent is taken for gone
+                log.warning("what this daemon does cannot be reported: %s", type(e).__name__)

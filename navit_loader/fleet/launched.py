@@ -264,6 +264,8 @@ class Fleet:
                     self._registry.forget.remote(number)
             except self._ray.exceptions.RayError as e:  # the registry is being started again, perhaps
                 log.warning("fleet=%s cannot be looked after: %s", self._name, type(e).__name__)
+            except Exception:  # whatever it is, daemons must go on being placed
+                log.exception("fleet=%s cannot be looked after", self._name)
 
     def _tell(self, reports: list[Report]) -> None:
         """Takes up what daemons say, and logs who came and who went."""

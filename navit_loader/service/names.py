@@ -71,7 +71,10 @@ class Names:
     def state(self) -> str:
         """As `Followed`."""
         with self._lock:
-            unknown = [f"'{name}' has no address: {why}" for name, why in self._unknown.items()]
+            unknown = [
+                f"'{name}' has no address: {why}; is the host's name right, and is it up?"
+                for name, why in self._unknown.items()
+            ]
             return "; ".join(unknown) or f"{', '.join(self._given)} stand for {len(self._found)} addresses"
 
     def close(self) -> None:
