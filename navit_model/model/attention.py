@@ -31,7 +31,6 @@ from torch import Tensor
 from navit_loader.errors import ModelError
 
 from ..world import AMPERE
-from . import short
 
 Backend = Literal["dense", "segments", "torch_varlen", "flash_attn", "triton"]
 BACKENDS: tuple[Backend, ...] = ("dense", "segments", "torch_varlen", "flash_attn", "triton")
@@ -89,7 +88,7 @@ def choose(
         name = automatic(
             capability,
             flash=hopper and importlib.util.find_spec("flash_attn_interface") is not None,
-            own=hopper and short.attend is not None and (channels is None or channels in short.CHANNELS),
+            own=hopper and _takes(channels),
         )
         if name == "segments":
             return name
@@ -112,12 +111,33 @@ def choose(
     return name
 
 
+_ours: Any = None
+
+
+def _short() -> Any:
+    """The module of our own kernels. It is loaded where they may run, since it brings PyTorch's compiler along, two seconds of
+    imports; and before a trace begins."""
+    global _ours
+    if _ours is None:
+        from . import short
+
+        _ours = short
+    return _ours
+
+
+def _takes(channels: int | None) -> bool:
+    """Whether our own kernels are there for heads of so many channels."""
+    short = _short()
+    return short.attend is not None and (channels is None or channels in short.CHANNELS)
+
+
 def _check_own(device: torch.device, channels: int | None) -> None:
-    if short.attend is None:
-        raise ModelError("attention = 'triton' needs Triton, which is not installed; use 'torch_varlen'")
     if torch.cuda.get_device_capability(device) != HOPPER:
         raise ModelError("attention = 'triton' was measured on Hopper alone, and this is another GPU; use 'auto'")
-    if channels is not None and channels not in short.CHANNELS:
+    short = _short()
+    if short.attend is None:
+        raise ModelError("attention = 'triton' needs Triton, which is not installed; use 'torch_varlen'")
+    if not _takes(channels):
         raise ModelError(
             f"attention = 'triton' takes heads of {', '.join(map(str, short.CHANNELS))} channels, not {channels}; use 'auto'"
         )
@@ -253,14 +273,16 @@ def _varlen(causal: bool) -> Kernel:
 
 def _own(causal: bool) -> Kernel:
     """Ours where segments are short by the plan, PyTorch's elsewhere: a bound is known before any segment is."""
-    other, attend = _varlen(causal), short.attend
+    short, other = _short(), _varlen(causal)
+    attend = short.attend
     if causal or attend is None:
         return other
+    longest: int = short.LONGEST
 
     def own(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
-        if max_q > short.LONGEST:
+        if max_q > longest:
             return other(q, k, v, cu_q, cu_k, max_q, max_k)
-        return attend(q, k, v, cu_q, max_q)
+        return cast(Tensor, attend(q, k, v, cu_q, max_q))
 
     return own
 
