@@ -227,7 +227,7 @@ def varlen(rows: Rows) -> None:
         torch.autograd.grad(out, (q, k, v), g)
 
     works: dict[str, Callable[[], Any]] = {"dense": dense}
-    for name in ("torch_varlen", "flash_attn"):
+    for name in ("torch_varlen", "flash_attn", "triton"):
 
         def packed(name: str = name) -> None:
             where = segments(cu, t, n * t, name)  # type: ignore[arg-type]
