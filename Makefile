@@ -35,7 +35,7 @@ test-rust: $(VENV)/.deps
 # Two at a time, each file in one process: many tests wait for processes and clocks of their own. Clusters by themselves.
 test-python: build $(VENV)/.dali
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not cluster"
-	@$(PY) -m pytest -m cluster
+	@$(PY) -m pytest -m cluster || [ $$? = 5 ]  # 5: none is left where Ray is not installed
 
 # Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached. The plan alone
 # is built, and what it needs without optimising: most of the time would go there.
