@@ -2,7 +2,7 @@
 
 In: lines to print, to log or to put into a picture. Out: the same with every character that steers a terminal, turns the
 direction of reading, breaks a line or is no character at all written as `\\u001b`, which JSON reads as well. Apart from who
-prints, since these are the doors of both command lines: `say` and `tell`, `Arguments`, `Lines` for logs, and `status_of` for
+prints, since these are the doors of both command lines: `say` and `tell`, `Arguments`, `log_to_stderr`, and `status_of` for
 errors.
 """
 
@@ -69,6 +69,13 @@ class Lines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: D102
         return "\n".join(map(shown, super().formatException(ei).split("\n")))
+
+
+def log_to_stderr(*, anew: bool = False) -> None:
+    """Log records of a process that serves go to stderr, each on one line; `anew` takes them from whoever had them before."""
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr], force=anew)
 
 
 class Arguments(argparse.ArgumentParser):

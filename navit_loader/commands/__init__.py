@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..config import LoaderConfig
+from ..errors import ConfigError
 from ..shown import say, tell
 
 if TYPE_CHECKING:
@@ -81,6 +84,31 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_configs(parser: argparse.ArgumentParser, nargs: str) -> None:
+    """The plans that daemons serve."""
+    parser.add_argument(
+        "config",
+        nargs=nargs,
+        type=Path,
+        metavar="CONFIG.toml",
+        help="a plan to serve, named after its file; clients that name none get the first, whose [serve] counts",
+    )
+
+
+def configs_of(paths: Sequence[Path]) -> dict[str, LoaderConfig]:
+    """Configurations by the names of their files.
+
+    Raises:
+        ConfigError: a bad configuration, or two of one name.
+    """
+    configs: dict[str, LoaderConfig] = {}
+    for path in paths:
+        if path.stem in configs:
+            raise ConfigError(f"two plans are named '{path.stem}'; rename one of the files")
+        configs[path.stem] = LoaderConfig.from_toml(path)
+    return configs
+
+
 def add_ray(parser: argparse.ArgumentParser) -> None:
     """`--ray`."""
     parser.add_argument(
@@ -93,20 +121,26 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def threads_of(args: argparse.Namespace) -> int:
+    """Threads of one part, by `--threads` and `--ray`: 0 is one per core; on a cluster, which others use too, one at least."""
+    threads: int = args.threads
+    return max(0 if args.ray is None else 1, threads)
+
+
 @contextmanager
 def spread_of(ray: str | None, cpus: int) -> Iterator[OnRay | None]:
     """Who does the parts of a command's work: the cluster of `--ray`, or None, this process.
 
     Args:
         ray: what was given.
-        cpus: of one part; 0 is one.
+        cpus: of one part.
     """
     if ray is None:
         yield None
         return
     from ..fleet.jobs import OnRay
 
-    with OnRay(ray, cpus=max(1, cpus)) as spread:
+    with OnRay(ray, cpus=cpus) as spread:
         tell(spread)
         yield spread
 

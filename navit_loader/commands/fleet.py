@@ -7,29 +7,20 @@ comes, who goes and what is decided, until a signal; then all daemons drain. Exi
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
-from ..config import LoaderConfig
 from ..errors import ConfigError
-from ..shown import Lines, say
+from ..shown import log_to_stderr, say
+from . import add_configs, configs_of
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser("fleet", help="daemons on a Ray cluster, as many as trainers need")
-    parser.add_argument(
-        "config",
-        nargs="*",
-        type=Path,
-        metavar="CONFIG.toml",
-        help="a plan to serve, named after its file; clients that name none get the first, whose [serve] counts",
-    )
+    add_configs(parser, "*")
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -70,16 +61,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..fleet import launch
 
-    to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
+    log_to_stderr()
     if not args.config:
         raise ConfigError("no CONFIG.toml is given; it stands before --ray, or behind --ray=auto")
-    configs = {path.stem: LoaderConfig.from_toml(path) for path in args.config}
-    if len(configs) < len(args.config):
-        raise ConfigError("two plans have one name; rename one of the files")
     fleet = launch(
-        configs,
+        configs_of(args.config),
         name=args.name,
         daemons=_range(args.daemons),
         per_node=args.per_node,

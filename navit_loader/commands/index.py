@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..shown import say
-from . import ProgressLine, add_columns, add_ray, spread_of
+from . import ProgressLine, add_columns, add_ray, spread_of, threads_of
 
 if TYPE_CHECKING:
     from ..index import IndexSummary
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Builds the index and says what it holds."""
     from ..index import IndexProgress, build_index
 
-    threads = max(0, args.threads)
+    threads = threads_of(args)
     with spread_of(args.ray, threads) as spread, ProgressLine("indexing") as line:
 
         def show(at: IndexProgress) -> None:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             weight_column=args.weight_column,
             refresh=args.refresh,
             strict=args.strict,
-            threads=threads if spread is None else max(1, threads),
+            threads=threads,
             progress=show,
             spread=spread,
         )

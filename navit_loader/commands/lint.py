@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..shown import say
-from . import ProgressLine, add_ray, listed, spread_of
+from . import ProgressLine, add_ray, listed, spread_of, threads_of
 
 
 def add(subparsers: Any) -> None:
@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
 
     index = open_index(args.index)
     index.check()
-    threads = max(0, args.threads)
+    threads = threads_of(args)
     with spread_of(args.ray, threads) as spread, ProgressLine("decoding") as line:
         found = decode_all(
             index,
-            threads if spread is None else max(1, threads),
+            threads,
             lambda seen: line.update(seen / index.num_rows, f"{seen:,} images"),
             spread,
         )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..shown import say
-from . import ProgressLine, add_ray, spread_of
+from . import ProgressLine, add_ray, spread_of, threads_of
 
 
 def add(subparsers: Any) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from ..shards import pack_shards
 
     index = open_index(args.index)
-    threads = max(0, args.threads)
+    threads = threads_of(args)
     with spread_of(args.ray, threads) as spread, ProgressLine("packing") as line:
         done = pack_shards(
             index,
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             max_side=args.max_side,
             quality=args.quality,
             shard_images=args.shard_images,
-            threads=threads if spread is None else max(1, threads),
+            threads=threads,
             progress=lambda n, total: line.update(n / total, f"{n:,} images"),
             spread=spread,
         )

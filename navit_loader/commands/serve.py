@@ -9,29 +9,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import LoaderConfig
-from ..errors import ConfigError
-from ..shown import Lines, say
+from ..shown import log_to_stderr, say
+from . import add_configs, configs_of
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser("serve", help="answer requests for batches over ZeroMQ")
-    parser.add_argument(
-        "config",
-        nargs="+",
-        type=Path,
-        metavar="CONFIG.toml",
-        help="a plan to serve, named after its file; clients that name none get the first, whose [serve] counts",
-    )
+    add_configs(parser, "+")
     parser.add_argument("--bind", metavar="ADDRESS", help="tcp://HOST:PORT or ipc://PATH; over serve.bind")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="made by navit-loader keys; over serve.keys")
     parser.add_argument(
@@ -51,14 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from ..service.security import ServerKeys
     from ..service.server import Server, raise_file_limit
 
-    to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
-    configs: dict[str, LoaderConfig] = {}
-    for path in args.config:
-        if path.stem in configs:
-            raise ConfigError(f"two plans are named '{path.stem}'; rename one of the files")
-        configs[path.stem] = LoaderConfig.from_toml(path)
+    log_to_stderr()
+    configs = configs_of(args.config)
     given: dict[str, Any] = {
         name: str(value) for name in ("bind", "keys", "metrics") if (value := getattr(args, name)) is not None
     }

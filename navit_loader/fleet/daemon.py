@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from ..render.engine import Engine
 from ..service.metrics import serve_metrics
 from ..service.security import ServerKeys
 from ..service.server import Server, raise_file_limit
-from ..shown import Lines
+from ..shown import log_to_stderr
 from .cluster import registry
 from .registry import REPORT_S, Report
 
@@ -45,9 +44,7 @@ class Daemon:
     """
 
     def __init__(self, plans: Mapping[str, LoaderConfig], keys: ServerKeys, fleet: str, number: int) -> None:
-        to_stderr = logging.StreamHandler(sys.stderr)
-        to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
-        logging.basicConfig(level=logging.INFO, handlers=[to_stderr], force=True)
+        log_to_stderr(anew=True)
         raise_file_limit()
         ray = needed("ray")
         # By name: as an argument its handle would lie in the object store, and be lost with a node.
