@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -47,6 +47,12 @@ PORTABLE = 1
 """cudaHostRegisterPortable: pinned for all devices of the process."""
 
 
+@cache
+def _kind(dtype: np.dtype[Any]) -> torch.dtype:
+    """torch's name of a dtype."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
 class _Slot:
     """What one copy reads: buffers, or the batch itself; and the event after which they may be written again."""
 
@@ -65,8 +71,7 @@ class _Slot:
     def stage(self, name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         key = (name, array.shape)
         if key not in self._buffers:
-            kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            self._buffers[key] = torch.empty(array.shape, dtype=kind, pin_memory=self._pin)
+            self._buffers[key] = torch.empty(array.shape, dtype=_kind(array.dtype), pin_memory=self._pin)
         np.copyto(self._buffers[key].numpy(), array)
         return self._buffers[key]
 
@@ -263,8 +268,7 @@ def _as_it_lies(block: _packer.Buffer, arrays: dict[str, Any], device: torch.dev
     moved = {}
     for name, array in arrays.items():
         at = array.ctypes.data - bytes.ctypes.data if array.size else 0
-        kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
-        moved[name] = there[at : at + array.nbytes].view(kind).view(array.shape)
+        moved[name] = there[at : at + array.nbytes].view(_kind(array.dtype)).view(array.shape)
     return moved
 
 
