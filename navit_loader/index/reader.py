@@ -258,6 +258,11 @@ class Index:
         """Widths and heights, oriented, a part of the index at a time."""
         return ((numbers(batch["width"]), numbers(batch["height"])) for batch in self._batches)
 
+    def labels(self) -> npt.NDArray[np.int64]:
+        """i64 `[num_rows, K]`: the classes of each image, or codes of its number; negative where there is none."""
+        found: npt.NDArray[np.int64] = np.concatenate(self.columns()["labels"])
+        return found.reshape(self.num_rows, self.label_width)
+
     @property
     def weighted(self) -> bool:
         """Whether images count differently in a loss."""

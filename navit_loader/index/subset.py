@@ -138,7 +138,7 @@ def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.Path
 def _strata(index: Index) -> np.ndarray[Any, Any]:
     """i64 `[num_rows]`: of what each row is one: its first label, or the sixteenth (of a small set, a larger part) of the
     numbers that its own is in; −1 for none."""
-    labels: np.ndarray[Any, Any] = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)[:, 0]
+    labels = index.labels()[:, 0]
     if index.targets is None:
         return labels
     rows = np.flatnonzero(labels >= 0)

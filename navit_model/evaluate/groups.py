@@ -84,7 +84,7 @@ def read_groups(asked: str, index: Index) -> Groups:
             "FILE.csv:COLUMN"
         )
     if asked == "label":
-        labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
+        labels = index.labels()
         present = np.unique(labels[labels >= 0])
         _check_count(asked, asked, len(present))
         names = [index.classes[v] for v in present]

@@ -90,7 +90,7 @@ def learnt_labels(loader: PackedLoader) -> np.ndarray[Any, Any]:
     width = max(index.label_width for index in indexes)
     found = []
     for index in indexes:
-        labels = np.concatenate(index.columns()["labels"]).reshape(index.num_rows, -1)[_learnt(loader, index)]
+        labels = index.labels()[_learnt(loader, index)]
         found.append(np.pad(labels, ((0, 0), (0, width - labels.shape[1])), constant_values=-1))
     return np.concatenate(found)
 

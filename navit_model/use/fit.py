@@ -304,7 +304,7 @@ def _choices(asked: Fit, changed: dict[str, Any], index: Index, own: Index | Non
     )
     keys = {choice.key: choice for choice in found}
     prefix = model.prefix_tokens if model else 0
-    labels = np.concatenate(part.columns()["labels"]).reshape(-1, part.label_width)
+    labels = part.labels()
     counts = np.bincount(labels[labels >= 0], minlength=1)
     most, fewest = counts.max(), counts[counts > 0].min(initial=counts.max())
     if part.targets is None and most >= UNEVEN * fewest:

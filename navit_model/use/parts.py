@@ -44,7 +44,7 @@ def split(index: Index, where: str, share: float, train_path: Path, held_path: P
     """
     _check(index, where)
     say("looking for equal and nearly equal pictures")
-    twins, labels = find_twins(index), _labels(index)
+    twins, labels = find_twins(index), index.labels()
     usable = _usable(index, twins, where)
     double = int((twins.groups != np.arange(len(twins.groups)))[usable].sum())
     held = split_groups(index, share, 0, twins.groups, usable)
@@ -90,7 +90,7 @@ def sides(index: Index, where: str, held: Index, held_where: str, train_path: Pa
         raise IndexFileError(f"all pictures of '{where}' are in '{held_where}' too; give others to score by")
     if index.targets is None:
         for part, keep, what in ((index, learnt & ~both, "to learn"), (held, scored, "to score")):
-            labels = _labels(part)[keep]
+            labels = part.labels()[keep]
             counts = np.bincount(labels[labels >= 0], minlength=len(index.classes))
             if none := [name for name, n in zip(index.classes, counts, strict=True) if not n]:
                 more = f" and {len(none) - SHOWN:,} more" if len(none) > SHOWN else ""
@@ -100,19 +100,13 @@ def sides(index: Index, where: str, held: Index, held_where: str, train_path: Pa
     return f"{counted(int(scored.sum()), 'image')} of {held_where}, as given"
 
 
-def _labels(index: Index) -> np.ndarray[Any, Any]:
-    """i64 `[num_rows, K]`."""
-    found: np.ndarray[Any, Any] = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
-    return found
-
-
 def _check(index: Index, where: str) -> None:
     """Whether there is something to learn.
 
     Raises:
         IndexFileError: says what to give.
     """
-    labels = _labels(index)
+    labels = index.labels()
     many = int((labels[:, 0] != -1).sum())
     # The images' folder is a class where their table was meant.
     tables = tables_in(where) if os.path.isdir(where) else ""
@@ -143,7 +137,7 @@ def _check(index: Index, where: str) -> None:
 
 def _usable(index: Index, twins: Twins, where: str) -> np.ndarray[Any, Any]:
     """bool `[num_rows]`: what has a label and pixels; says what has not."""
-    labelled = _labels(index)[:, 0] != -1
+    labelled = index.labels()[:, 0] != -1
     usable = labelled & twins.decoded
     if bad := np.flatnonzero(~twins.decoded).tolist():
         say(f"  left out: {counted(len(bad), 'image')} that cannot be decoded, such as {index.uri(bad[0])}")

@@ -112,7 +112,7 @@ def probe(
     given, asked = open_index(train), open_index(test)
     if given.classes != asked.classes or not given.classes:
         raise ModelError(f"'{train}' and '{test}' have different classes, or none; write one with --classes {train}")
-    labels = np.concatenate(given.columns()["labels"]).reshape(given.num_rows, -1)[:, 0]
+    labels = given.labels()[:, 0]
     classes = len(given.classes)
     chosen = []
     for draw in range(draws):
@@ -131,7 +131,7 @@ def probe(
     place[rows] = np.arange(len(rows))
     rows, x_test, y_test = _collect(opened, test, tokens, patch_size, "")
     # An image with several labels is right where the answer is one of them.
-    allowed = np.concatenate(asked.columns()["labels"]).reshape(asked.num_rows, -1)[rows][y_test >= 0]
+    allowed = asked.labels()[rows][y_test >= 0]
     x_test, y_test = x_test[y_test >= 0], y_test[y_test >= 0]
     read = ~np.isnan(x_test).any(1)
     accuracies = []

@@ -91,7 +91,7 @@ class Classification(Task):
             return []
         several = none = 0
         for index in loader.engine.indexes:
-            labels = np.concatenate(index.columns()["labels"]).reshape(-1, index.label_width)
+            labels = index.labels()
             several += int(((labels >= 0).sum(1) > 1).sum())
             none += int((labels[:, 0] == NO_CLASS).sum())
         if not several and not none:
