@@ -282,13 +282,14 @@ def server(many: Path) -> Iterator[Faulty]:
         server.shutdown()
 
 
-def test_who_is_killed_while_writing_leaves_nothing_behind(server: Faulty, tmp_path: Path) -> None:
+def test_who_is_killed_while_writing_leaves_nothing_behind(many: Path, server: Faulty, tmp_path: Path) -> None:
     build_index(f"{server.url}/x.tar", tmp_path / "x.arrow")
-    cache = tmp_path / "cache"
+    cache, third = tmp_path / "cache", (many / "x.tar").stat().st_size / 3e9
     expected, _, _ = said(run(tmp_path / "x.arrow", None, 0))
     for _ in range(2):
         shutil.rmtree(cache, ignore_errors=True)
-        process = run(tmp_path / "x.arrow", cache, 1.0, epochs=1000)
+        # Less than all of it fits, so that every epoch writes.
+        process = run(tmp_path / "x.arrow", cache, third, epochs=1000)
         while not (cache.exists() and any(path.suffix == ".part" for path in cache.iterdir())):
             assert process.poll() is None
             time.sleep(0.0005)
