@@ -117,10 +117,11 @@ class Message:
 
     @property
     def note(self) -> str:
-        """What people wrote about it, or about the file or folder that it is from; empty where nobody did."""
+        """What people wrote about it; where nobody did and it names no remedy, what they wrote of the file it is from, or ""."""
         notes = read_notes()
         places = [prefix for prefix in notes["files"] if self.file.startswith(prefix)]
-        return notes["messages"].get(self.text) or (notes["files"][max(places, key=len)] if places else "")
+        silent = places and not REMEDY.search(self.text)
+        return notes["messages"].get(self.text) or (notes["files"][max(places, key=len)] if silent else "")
 
 
 @cache
@@ -180,7 +181,8 @@ def words(node: ast.expr, around: list[ast.FunctionDef | ast.AsyncFunctionDef], 
 LITERAL = re.compile(r'"((?:[^"\\]|\\.|\\\n)*)"', re.DOTALL)
 KIND = re.compile(r"\bKind::(Pack|Plan|State|Index|Render)\b")
 NO_MESSAGE = re.compile(
-    r"documented|named as|^[A-Z]\w+ |^\w+ $|\\0|\\r|extraneous|JFIF|Invalid SOS|^timed out$|non-2xx|[Rr]edirect$|^remature|^not supp"
+    r"documented|named as|^[A-Z]\w+ |^\w+ $|\\0|\\r|extraneous|JFIF|Invalid SOS"
+    r"|^timed out$|non-2xx|[Rr]edirect$|^remature|^not supp"
 )
 """Literals of Rust that are no messages: lints' attributes, names in files, words of other libraries that are looked for."""
 
@@ -230,8 +232,8 @@ def pages() -> dict[str, str]:
     lines = [
         "# Every message",
         "",
-        "What the code can say when it stops, by the class of the error (`navit_loader.errors`) and the room that it comes from; "
-        "`…` is filled in. Most messages say what to do, behind the semicolon; a second line stands where that is not enough. "
+        "What the code can say when it stops, by the class of the error (`navit_loader.errors`) and the room that it comes "
+        "from; `…` is filled in. Most messages say what to do, behind the semicolon; a second line stands where that is not enough. "
         "Search this page for a few words of yours. [Troubleshooting](../troubleshooting.md) begins with what you see.",
     ]
     everything = collect()
