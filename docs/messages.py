@@ -117,7 +117,7 @@ class Message:
 
     @property
     def note(self) -> str:
-        """What people wrote about it; where nobody did and it names no remedy, what they wrote of the file it is from, or ""."""
+        """What people wrote about it; where nobody did and it names no remedy, of its file; else ""."""
         notes = read_notes()
         places = [prefix for prefix in notes["files"] if self.file.startswith(prefix)]
         silent = places and not REMEDY.search(self.text)
@@ -233,8 +233,8 @@ def pages() -> dict[str, str]:
         "# Every message",
         "",
         "What the code can say when it stops, by the class of the error (`navit_loader.errors`) and the room that it comes "
-        "from; `…` is filled in. Most messages say what to do, behind the semicolon; a second line stands where that is not enough. "
-        "Search this page for a few words of yours. [Troubleshooting](../troubleshooting.md) begins with what you see.",
+        "from; `…` is filled in. Most messages say what to do, behind the semicolon; where that is not enough, a "
+        "second line does. Search for a few words of yours. [Troubleshooting](../troubleshooting.md) begins with what you see.",
     ]
     everything = collect()
     for error, meaning in CLASSES.items():
