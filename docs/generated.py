@@ -231,7 +231,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def _help(parser: argparse.ArgumentParser) -> str:
     kind = parser.formatter_class
-    parser.formatter_class = lambda prog: kind(prog, width=100)  # type: ignore[assignment]
+    parser.formatter_class = lambda prog: kind(prog, width=84)  # type: ignore[assignment]
     try:
         return parser.format_help()
     finally:

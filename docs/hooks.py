@@ -1,8 +1,8 @@
 """What the site holds beside the pages of docs/, made while it is built and never committed.
 
 In: MkDocs' events. Out: the reference (`generated`); `CHANGELOG.md`, `CONTRIBUTING.md` and `bench/README.md` as pages; and a
-page for each file of this repository that a page links to, at the line of its `#symbol`. So links also work in a checkout. Apart
-from `mkdocs.yml`, which lists the pages.
+page for each file of this repository that a page links to, at the line of its `#symbol`. So links also work in a checkout.
+Apart from `mkdocs.yml`, which lists the pages.
 """
 
 from __future__ import annotations
