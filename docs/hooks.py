@@ -73,13 +73,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def line_of(path: Path, symbol: str) -> int:
-    """Where a Python file says what `Name` or `Name.name` is.
+    """Where a file says what `Name` is; in Python also `Name.name`.
 
     Raises:
         PluginError: nowhere.
     """
-    body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
-    line = 0
+    text, line = path.read_text(encoding="utf-8"), 0
+    if path.suffix == ".rs":
+        if found := re.search(rf"^[^/\n]*\b(?:fn|struct|enum|const) {symbol}\b", text, re.MULTILINE):
+            return text.count("\n", 0, found.start()) + 1
+        raise PluginError(f"'{path.relative_to(ROOT)}' has no '{symbol}', which a page links to")
+    body: list[ast.stmt] = ast.parse(text).body
     for name in symbol.split("."):
         for node in body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
