@@ -69,7 +69,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             )
         return f"{get_relative_url(found.url, here.url)}#__codelineno-0-{line_of(ROOT / path, symbol)}"
 
-    return LINK.sub(led, re.sub(r"^<!--.*?-->\n", "", markdown, flags=re.DOTALL | re.MULTILINE))
+    said = re.sub(
+        r"^<!-- (What you get) -->$", lambda section: _table_of("README.md", section[1]), markdown, flags=re.MULTILINE
+    )
+    return LINK.sub(led, re.sub(r"^<!--.*?-->\n", "", said, flags=re.DOTALL | re.MULTILINE))
 
 
 def line_of(path: Path, symbol: str) -> int:
@@ -93,6 +96,12 @@ def line_of(path: Path, symbol: str) -> int:
         else:
             raise PluginError(f"'{path.relative_to(ROOT)}' has no '{symbol}', which a page links to")
     return line
+
+
+def _table_of(path: str, section: str) -> str:
+    """The table in a section of another page."""
+    text = (ROOT / path).read_text(encoding="utf-8").partition(f"## {section}\n")[2]
+    return "\n".join(line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|"))
 
 
 def _repository_path(page: str, link: str) -> str:
