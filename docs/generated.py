@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+import messages
 import navit_loader
 import navit_model
 from navit_loader import errors
@@ -256,6 +257,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/configuration.md": configuration,
     "reference/commands.md": commands,
     "reference/errors.md": errors_page,
+    "reference/messages.md": messages.page,
     "reference/loader.md": lambda: names("loader", navit_loader),
     "reference/model.md": lambda: names("model", navit_model),
     **{

@@ -1,7 +1,7 @@
 """Every message that our code can end with, and where each has its place in the docs.
 
 In: the sources, Python's by their syntax trees, Rust's by their string literals; and `messages.toml`, what people wrote about
-some of them. Out: messages with error class, file and what to do; of them `pages()` makes the page that the site shows. Apart
+some of them. Out: messages with error class, file and what to do, and the page of them that the site shows. Apart
 from `troubleshooting.md`, which begins with what is seen, and by hand: a list by hand would soon lack what came since.
 """
 
@@ -227,8 +227,8 @@ def answered(message: Message) -> bool:
     return bool(message.note or REMEDY.search(message.text))
 
 
-def pages() -> dict[str, str]:
-    """The page of all messages, by its path from the root of the docs."""
+def page() -> str:
+    """The page of all messages, `reference/messages.md`."""
     lines = [
         "# Every message",
         "",
@@ -243,15 +243,15 @@ def pages() -> dict[str, str]:
             continue
         title = f"`{error}`" if error.endswith("Error") else "Of single images"
         lines += ["", f"## {title}", "", meaning]
-        for page in sorted({m.page or "" for m in here}):
-            name = Path(page).stem
-            lines += ["", f"From [{name}](../{page}):" if page else "From elsewhere:", ""]
-            texts = {m.text: m for m in here if m.page == page}
+        for home in sorted({m.page or "" for m in here}):
+            name = Path(home).stem
+            lines += ["", f"From [{name}](../{home}):" if home else "From elsewhere:", ""]
+            texts = {m.text: m for m in here if m.page == home}
             for text, message in sorted(texts.items()):
                 lines.append(f"- {code(text)}")
                 if message.note:
                     lines.append(f"  <br>{message.note}")
-    return {"reference/messages.md": "\n".join(lines) + "\n"}
+    return "\n".join(lines) + "\n"
 
 
 def code(text: str) -> str:

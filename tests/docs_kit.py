@@ -35,7 +35,7 @@ FENCE = re.compile(
 )
 NEEDS = {"gpu", "kubernetes", "cluster", "bucket", "network", "minutes"}
 LANGUAGES = {"sh", "python", "toml", "csv", "json", "yaml", "text", "console"}
-PORT = re.compile(r"(?<=127\.0\.0\.1:)\d{4,5}")
+PORT = re.compile(r"(?<=127\.0\.0\.1:|//0\.0\.0\.0:)\d{4,5}")
 
 
 @dataclass(frozen=True)

@@ -79,5 +79,5 @@ def test_messages_are_found_however_they_are_built(
 
 
 def test_the_page_names_each_of_them(docs: ModuleType) -> None:
-    (page,) = docs.pages().values()
+    page = docs.page()
     assert all(docs.code(m.text) in page for m in docs.collect())
