@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import messages
+
 import navit_loader
 import navit_model
 from navit_loader import errors

@@ -140,28 +140,32 @@ def collect() -> list[Message]:
     return sorted({m for m in (*python, *rust) if re.search(r"\w\w", m.text)})
 
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
 def in_python(path: Path) -> Iterator[Message]:
-    """The texts that are given to our errors and to `require` in one file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    file = path.relative_to(ROOT).as_posix()
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    """The texts that are given to our errors and to `require` in one file, and those of functions that these are made with."""
+    tree, file = parsed(path), path.relative_to(ROOT).as_posix()
+    functions = [n for n in ast.walk(tree) if isinstance(n, Function)]
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
-        if name not in CLASSES and name not in ("require", "Refused", "cls"):
+        # What is wrong with a value of a row is said by a ValueError, for whoever knows the row.
+        row = name == "ValueError" and "/index/sources/" in file
+        if not call.args or not (row or name in CLASSES or name in ("require", "Refused", "cls")):
             continue
         around = [f for f in functions if f.lineno <= call.lineno <= (f.end_lineno or 0)]
-        if name in CLASSES or (name == "cls" and file.endswith("errors.py")):
-            for text in words(call.args[0], around) if call.args else []:
-                yield Message(name if name in CLASSES else "ExtraError", file, text)
-        elif name == "require" and len(call.args) == 4:
+        if name == "require" and len(call.args) == 4:
             for key, allowed in product(words(call.args[1], around), words(call.args[3], around)):
                 yield Message("ConfigError", file, f"{key} = {HOLE} is not allowed; it must be {allowed}")
-        elif name == "Refused" and len(call.args) == 2:
-            for text in words(call.args[1], around):
-                yield Message("an image", file, text)
+        elif row or name in CLASSES or name == "Refused" or (name == "cls" and file.endswith("errors.py")):
+            error = name if name in CLASSES else "ExtraError" if name == "cls" else "an image"
+            for text in words(call.args[-1] if name == "Refused" else call.args[0], around):
+                yield Message(error, file, text)
+            for text in parts(call.args[0], around):
+                yield Message(error, file, text)
 
 
-def words(node: ast.expr, around: list[ast.FunctionDef | ast.AsyncFunctionDef], deep: int = 0) -> list[str]:
+def words(node: ast.expr, around: list[Function], deep: int = 0) -> list[str]:
     """What an expression can say, with holes; a name says what its function sets it to."""
     if isinstance(node, ast.Constant):
         return [str(node.value)]
@@ -172,10 +176,48 @@ def words(node: ast.expr, around: list[ast.FunctionDef | ast.AsyncFunctionDef], 
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return [a + b for a, b in product(words(node.left, around, deep), words(node.right, around, deep))]
     if isinstance(node, ast.Name) and around and deep < 3:
-        sets = [n for n in ast.walk(around[-1]) if isinstance(n, ast.Assign)]
-        values = [n.value for n in sets if any(isinstance(t, ast.Name) and t.id == node.id for t in n.targets)]
-        return [text for value in values for text in words(value, around, deep + 1)] or [HOLE]
+        return [text for value in sets(node.id, around) for text in words(value, around, deep + 1)] or [HOLE]
     return [HOLE]
+
+
+def sets(name: str, around: list[Function]) -> list[ast.expr]:
+    """What a name is set to in the innermost function."""
+    found = [n for n in ast.walk(around[-1]) if isinstance(n, ast.Assign)]
+    return [n.value for n in found if any(isinstance(t, ast.Name) and t.id == name for t in n.targets)]
+
+
+def parts(node: ast.expr, around: list[Function], deep: int = 0) -> Iterator[str]:
+    """What functions of ours that an expression calls can return, where that is a sentence."""
+    inner = [n for n in ast.walk(node) if isinstance(n, ast.Name | ast.Call)]
+    for n in inner:
+        if isinstance(n, ast.Name) and around and deep < 3:
+            for value in sets(n.id, around):
+                yield from (text for text in words(value, around, deep) if text.count(" ") >= 3)
+                yield from parts(value, around, deep + 1)
+        elif isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and deep < 3:
+            for function in known().get(n.func.id, []):
+                returns = [r.value for r in ast.walk(function) if isinstance(r, ast.Return) and r.value is not None]
+                for value in returns:
+                    yield from (text for text in words(value, [function]) if text.count(" ") >= 3)
+                    yield from parts(value, [function], deep + 1)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def known() -> dict[str, list[Function]]:
+    """Functions of the packages that give texts, by name, where no two files have one of the same name."""
+    found: dict[str, list[Function]] = {}
+    for room in ("navit_loader", "navit_model"):
+        for path in (ROOT / room).rglob("*.py"):
+            for f in parsed(path).body:
+                if isinstance(f, Function) and f.returns is not None and "str" in ast.unparse(f.returns):
+                    found.setdefault(f.name, []).append(f)
+    return {name: functions for name, functions in found.items() if len(functions) == 1}
 
 
 LITERAL = re.compile(r'"((?:[^"\\]|\\.|\\\n)*)"', re.DOTALL)
@@ -241,7 +283,7 @@ def page() -> str:
         here = [m for m in everything if m.error == error]
         if not here:
             continue
-        title = f"`{error}`" if error.endswith("Error") else "Of single images"
+        title = f"`{error}`" if error.endswith("Error") else "Of single images and rows"
         lines += ["", f"## {title}", "", meaning]
         for home in sorted({m.page or "" for m in here}):
             name = Path(home).stem

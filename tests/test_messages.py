@@ -50,9 +50,11 @@ def test_every_class_of_error_has_its_section(docs: ModuleType) -> None:
 def test_messages_are_found_however_they_are_built(
     docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names, conditions, sums and f-strings in Python; continued lines and the kind of a closure in Rust; no tests."""
+    """Names, conditions, sums and functions in Python; continued lines and the kind of a closure in Rust; no tests."""
     monkeypatch.setattr(docs, "ROOT", tmp_path)
-    python = tmp_path / "a.py"
+    python = tmp_path / "navit_loader" / "a.py"
+    python.parent.mkdir()
+    docs.known.cache_clear()
     python.write_text(
         "def f(x):\n"
         "    why = 'no room' if x else f'{x} is odd'\n"
@@ -60,13 +62,20 @@ def test_messages_are_found_however_they_are_built(
         "def g(e):\n"
         "    require(e, 'rate', e, 'above 0')\n"
         "    raise ServiceError(str(e))\n"
+        "def h(e) -> str:\n"
+        "    return f'there is {e} left over; sweep it up'\n"
+        "def i(e):\n"
+        "    raise IndexFileError(h(e))\n"
     )
     assert [(m.error, m.text) for m in docs.in_python(python)] == [
         ("PlanError", "…: no room"),
         ("PlanError", "…: … is odd"),
         ("ConfigError", "rate = … is not allowed; it must be above 0"),
         ("ServiceError", "…"),
+        ("IndexFileError", "…"),
+        ("IndexFileError", "there is … left over; sweep it up"),
     ]
+    docs.known.cache_clear()
     rust = tmp_path / "plan" / "a.rs"
     rust.parent.mkdir()
     rust.write_text(
