@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python test-aarch64 check bench gpu-kit build clean
+.PHONY: help demo test test-rust test-python test-aarch64 check docs bench gpu-kit build clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -53,7 +53,7 @@ test-aarch64: $(VENV)/.deps  ## the plan's digests on an emulated Arm processor;
 	@RUSTC=/usr/bin/rustc $(ARMRUN) cargo test --quiet --locked --target $(ARM) --target-dir target/aarch64 \
 		-p navit-packer --no-default-features --config 'profile.dev.package."*".opt-level=0' --test plan_digest
 
-check: build  ## formatters, linters, types, the walls between rooms, and the stub against the binary
+check: build  ## formatters, linters, types, the walls between rooms, the stub against the binary, and the site's links
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --workspace --all-targets --locked --features python -- -D warnings
@@ -62,6 +62,14 @@ check: build  ## formatters, linters, types, the walls between rooms, and the st
 	$(PY) -m mypy
 	$(BIN)/lint-imports
 	$(PY) -m mypy.stubtest navit_loader._packer
+	$(DOCS)
+
+# It says that MkDocs has a successor, at every build.
+DOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict
+
+docs: build  ## the documentation's site in runs/site, which needs no server; a link that leads nowhere is an error
+	@$(DOCS)
+	@echo "runs/site/index.html"
 
 bench: build  ## our loader beside torch + torchvision, on this machine
 	@$(UV) --group bench
@@ -96,7 +104,7 @@ $(VENV)/.deps: $(VENV)/.made pyproject.toml
 	@echo "installing Python packages into $(VENV) (torch is the large one) ..."
 	@$(UV) "cmake<5" "maturin>=1.9.4,<2" "meson>=1.3,<2" "ninja>=1.11,<2"
 	@$(UV) -r pyproject.toml --extra demo
-	@$(UV) --group test --group check
+	@$(UV) --group test --group check --group docs
 	@case "$$(uname -m)" in x86_64|amd64) command -v nasm >/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing nasm ..."; apt-get update -qq && apt-get install -y -qq nasm >/dev/null; \

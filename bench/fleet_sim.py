@@ -4,7 +4,7 @@ In: measured service times of a daemon's batches (`bench/fleet.json`, which `ben
 share of time that trainers starve. What is simulated is what the client does (`service/connection.py`, `deliver/loader.py`): a
 window of batches asked for ahead, taken in order; each asked of the endpoint with the least in flight; asked elsewhere when a
 connection breaks, after one and a half heartbeats of silence, or past the deadline; and what the daemon does: the fairest one
-next, one batch at a time. Neither networks nor processors of trainers are: `docs/scale.md` says what they take.
+next, one batch at a time. Neither networks nor processors of trainers are: `docs/rooms/scale.md` says what they take.
 
     python bench/fleet_sim.py [--trainers 1000] [--seconds 300] [--validate]
 
@@ -349,7 +349,7 @@ HEADS = ("fleet", "daemons", "starved, mean", "starved, worst trainer", "time lo
 
 
 def scale(base: Fleet) -> None:
-    """The tables of `docs/scale.md`."""
+    """The tables of `docs/rooms/scale.md`."""
     needed = base.trainers * base.service_s / base.step_s
     spare = replace(base, daemons=round(1.1 * needed), failures=0.01)
     table(

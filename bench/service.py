@@ -30,7 +30,7 @@ from navit_loader._packer import BUILD_PROFILE
 from navit_loader.service.security import make_keys
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
-"""What docs/service.md advises where batches come over TCP: large blocks are kept, not taken page by page each time."""
+"""What docs/rooms/service.md advises where batches come over TCP: large blocks are kept, not taken page by page each time."""
 
 
 def forever(loader: Any) -> Iterator[PackedBatch]:

@@ -39,7 +39,7 @@ class View:
     Attributes:
         patches: u8 `[B, L, P·P·3]`, pixels of each patch, row-major, channels last, not normalised; 0 in padding.
         positions: i16 `[B, L, 2]`, (y, x) in the image's full grid; prefix token j of an image is (−1, j); padding
-        (−1, −1).
+            (−1, −1).
         segment_ids: i16 `[B, L]`, which image of the sequence; −1 for padding and for tokens of a failed image.
         cu_seqlens: i32 `[B·(E + ⌈L/M⌉) + 1]`, offsets over the flattened B·L tokens: sequence by sequence its images (a
             failed one keeps its segment), then its padding in real segments of at most M; then repeats of B·L.
@@ -180,7 +180,8 @@ class PackedBatch:
         """As timm's NaFlex collator: `patches` `[N, T, P·P·3]`, `patch_coord` i64 `[N, T, 2]`, `patch_valid` bool `[N, T]`.
 
         Args:
-            mean, std: of the model.
+            mean: of the model.
+            std: of the model.
             max_seq_len: T; None takes the most patches that the plan allows. Tokens may be dropped.
         """
         return _as(self, "naflex", mean, std, max_seq_len)
@@ -196,7 +197,8 @@ class PackedBatch:
         `spatial_shapes` i64 `[N, 2]`.
 
         Args:
-            mean, std: of the model.
+            mean: of the model.
+            std: of the model.
             max_num_patches: T; None takes the most patches that the plan allows.
         """
         return _as(self, "siglip2", mean, std, max_num_patches)

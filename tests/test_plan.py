@@ -523,7 +523,7 @@ def test_configurations_that_contradict_themselves_are_refused() -> None:
 
 
 def test_configurations_in_the_docs_are_read() -> None:
-    text = (Path(__file__).parents[1] / "docs/plan.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs/rooms/plan.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 4
     for block in blocks:

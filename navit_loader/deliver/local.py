@@ -47,8 +47,8 @@ class PackedLoader(Loader):
             config: what to plan and how to render; None is the default configuration.
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
-            decode: `cpu`, the engine's decoder; `dali` or `nvjpeg`, NVIDIA's (docs/dali.md); `auto`, the faster of `cpu` and
-                `dali`, measured on the first batches.
+            decode: `cpu`, the engine's decoder; `dali` or `nvjpeg`, NVIDIA's (docs/rooms/dali.md); `auto`, the faster of
+                `cpu` and `dali`, measured on the first batches.
             device: where they decode, such as `cuda`; on a GPU its batches are torch tensors there.
             agree: gives every rank the texts of all ranks, in their order; with several ranks needed for `data.refresh`,
                 where they compare what they see when an epoch begins, and for `decode = "auto"`, where they choose alike.

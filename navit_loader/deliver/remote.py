@@ -67,7 +67,7 @@ class RemoteLoader(Loader):
         Args:
             endpoints: `tcp://HOST:PORT` or `ipc://PATH` of daemons, which all must serve the same plan; a host's name stands
                 for all addresses that it has, which are looked up every few seconds. Or `ray://NAME`, whose daemons are
-                followed as they come and go (docs/fleet.md). It brings its keys.
+                followed as they come and go (docs/rooms/fleet.md). It brings its keys.
             rank: this process among `world_size`; both default from torchrun's environment.
             world_size: processes that share an epoch.
             batch_size: B; None takes the daemon's `data.batch_size`.
@@ -82,7 +82,7 @@ class RemoteLoader(Loader):
                 long a daemon may take to come back.
             heartbeat_s: seconds between heartbeats; after three missed ones a connection counts as broken.
             shared: take batches of a daemon on this host through shared memory.
-            decode: `cpu`, the daemon's pixels; `dali` or `nvjpeg`, its files, decoded here (docs/dali.md); `auto`, the
+            decode: `cpu`, the daemon's pixels; `dali` or `nvjpeg`, its files, decoded here (docs/rooms/dali.md); `auto`, the
                 faster of `cpu` and `dali`, measured on the first batches.
             device: where they decode, such as `cuda`; on a GPU its batches are torch tensors there.
             refresh: at each epoch's start, ask the daemons whether their index was replaced (they need `data.refresh` too),

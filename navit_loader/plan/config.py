@@ -223,7 +223,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class Warp:
-    """`[plan.warp]`: pictures turned, sheared, moved and tilted, after crop and flip; see docs/plan.md.
+    """`[plan.warp]`: pictures turned, sheared, moved and tilted, after crop and flip; see docs/rooms/plan.md.
 
     Attributes:
         kind: `random`, torchvision's RandomAffine and RandomPerspective in one; or `randaugment`, the operations of

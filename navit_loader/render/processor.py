@@ -57,7 +57,9 @@ class ImageProcessor:
 
         Args:
             folder: where it lies.
-            render, exact, settings: as for the class; settings go before the folder's.
+            render: as for the class.
+            exact: as for the class.
+            **settings: as for the class; they go before the folder's.
 
         Raises:
             ConfigError: it cannot be read, or as for the class.

@@ -110,7 +110,7 @@ class Endpoint:
         self.address = address
         self.ready = self.draining = self.leaving = self._shook = False
         self.retry, self.lost = 0.0, time.monotonic()
-        self.why, self.before = "no answer yet", ""
+        self.why, self.before = "no answer yet; does a daemon listen there?", ""
         self.borrowed: Borrowed | None = None
         self.in_flight: dict[int, Want] = {}
         self._terms = terms

@@ -262,7 +262,7 @@ class NaViT(nn.Module, PyTorchModelHubMixin, library_name="navit", tags=["navit"
     def compile(self, **options: Any) -> None:
         """Compiles in place, without a graph break: the patch embedding once for each P, one block for all, the rest once.
 
-        For CUDA graphs record a whole step (docs/model.md); blocks that share one trace cannot be graphs of their own.
+        For CUDA graphs record a whole step (docs/rooms/model.md); blocks that share one trace cannot be graphs of their own.
 
         Args:
             options: of `torch.compile`.

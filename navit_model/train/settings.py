@@ -62,7 +62,7 @@ class TrainConfig:
             moments over them (FSDP2, `fully_shard`).
         device: `auto` takes CUDA where there is one.
         decode: who makes the pixels of the training batches: `cpu`, the loader's engine, here or at the daemons; `dali`
-            or `nvjpeg`, NVIDIA's on `device`, from encoded files (docs/dali.md); `auto`, the faster of `cpu` and `dali`,
+            or `nvjpeg`, NVIDIA's on `device`, from encoded files (docs/rooms/dali.md); `auto`, the faster of `cpu` and `dali`,
             measured at the start.
         threads: torch's CPU threads; 0 leaves torch's choice.
         seed: of the weights and of dropout, which is keyed by (seed, step, rank). The data has its own, `plan.seed`.

@@ -223,8 +223,9 @@ def test_slow_readers_hold_no_more_than_their_share(daemon: Daemon, expected: An
 
 
 def test_a_flood_of_small_requests_leaves_the_honest_client_its_stream(daemon: Daemon, expected: Any) -> None:
-    """ZeroMQ queues what comes faster than it can be refused, without a bound (docs/service.md): so the flood has one here, of
-    64 bytes a request in that queue, and what the daemon itself keeps of 150,000 refused ones is to be next to nothing."""
+    """ZeroMQ queues what comes faster than it can be refused, without a bound (docs/rooms/service.md): so the flood has one
+    here, of 64 bytes a request in that queue, and what the daemon itself keeps of 150,000 refused ones is to be next to
+    nothing."""
     before = daemon.memory_mb()
 
     def flood() -> None:

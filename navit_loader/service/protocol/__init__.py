@@ -1,5 +1,5 @@
 """The protocol of daemon and client, apart from sockets so that it can be tested and fuzzed alone. In three rooms:
-`messages` (headers), `plan` (what fixes a batch's shapes), `frames` (arrays). `docs/protocol.md` says the same in prose.
+`messages` (headers), `plan` (what fixes a batch's shapes), `frames` (arrays). `docs/rooms/protocol.md` says the same in prose.
 """
 
 from .frames import Sending, batch_frames, error_of, error_reply, read_batch, read_counts, read_encoded, read_slot

@@ -1,6 +1,6 @@
 //! What a batch looks like: the one definition of its fields, their types, shapes and places. In: limits, P and B. Out:
 //! where each field lies in the batch's block: in the order of the wire, each at a multiple of 64, so that a block can
-//! be handed to another process as it is. Python asks for it (`_packer.batch_fields`); docs/protocol.md says it in
+//! be handed to another process as it is. Python asks for it (`_packer.batch_fields`); docs/rooms/protocol.md says it in
 //! words.
 
 use crate::error::{Error, Kind, Result};
