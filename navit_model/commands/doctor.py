@@ -121,9 +121,10 @@ def _engine() -> Iterator[Row]:
         yield Row("engine", "none", f"{said(e)[0]}; a model runs without it, nothing else does: make build", well=False)
         return
     debug = _packer.BUILD_PROFILE != "release"
-    yield Row(
-        "engine", f"{_packer.BUILD_PROFILE} build", "slow, some ten times: make build makes another" if debug else ""
-    )
+    why = "slow, some ten times: make build makes another" if debug else ""
+    if not _packer.ASSEMBLER:
+        why = f"{why} built without nasm: AVIF and unusual JPEGs are slower; install it and build again".strip()
+    yield Row("engine", f"{_packer.BUILD_PROFILE} build", why)
 
 
 def _devices(torch: Any) -> Iterator[Row]:
