@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help demo test test-rust test-python test-aarch64 check bench gpu-kit wheel wheel-aarch64 sdist test-wheel build clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: build  ## digits -> index -> daemon -> training over ZeroMQ -> table and report
 	@$(PY) examples/demo.py --out $(DEMO) --steps $(STEPS)
