@@ -34,7 +34,13 @@ passes = 2
 [render]
 threads = 2
 """
-KINDS = {"jpg": {}, "progressive.jpg": {"progressive": True}, "png": {}, "webp": {}, "avif": {}}
+KINDS: dict[str, dict[str, Any]] = {
+    "jpg": {},
+    "progressive.jpg": {"progressive": True},
+    "png": {},
+    "webp": {},
+    "avif": {},
+}
 
 
 def photos(folder: Path) -> None:

@@ -118,7 +118,7 @@ def runtimes(zig: Path | None) -> Iterator[Part]:
 def host() -> str:
     """This machine's target, as rustc calls it."""
     said = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"host: (\S+)", said)[0]
+    return str(re.findall(r"host: (\S+)", said)[0])
 
 
 def write(target: str, zig: Path | None = None, out: Path = OUT) -> list[Part]:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 NOBODY = 65534
@@ -37,7 +38,7 @@ def attempt(wheel: Path, python: str, folder: Path, user: int | None, old: bool)
     home.mkdir()
     shutil.copy(wheel, folder)
     shutil.copy(HERE / "installed.py", folder)
-    who = {"user": user, "group": user, "extra_groups": []} if user is not None else {}
+    who: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if user is not None else {}
     if user is not None:
         os.chown(home, user, user)
     bin_ = home / "env" / "bin"
@@ -49,7 +50,7 @@ def attempt(wheel: Path, python: str, folder: Path, user: int | None, old: bool)
         done = subprocess.run(list(map(str, command)), env=env, cwd=home, text=True, capture_output=True, **who)
         if done.returncode:
             raise SystemExit(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout.strip()
+        return str(done.stdout).strip()
 
     run(python, "-m", "venv", home / "env")
     (site,) = (home / "env" / "lib").glob("python*/site-packages")
