@@ -18,10 +18,10 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python test-aarch64 check docs bench gpu-kit build clean
+.PHONY: help demo test test-rust test-python test-aarch64 check docs bench gpu-kit wheel wheel-aarch64 sdist test-wheel build clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: build  ## digits -> index -> daemon -> training over ZeroMQ -> table and report
 	@$(PY) examples/demo.py --out $(DEMO) --steps $(STEPS)
@@ -79,10 +79,25 @@ gpu-kit: build  ## dist/gpu: what bench/gpu.py needs on a GPU machine without a 
 	@$(UV) --group bench
 	@$(PY) bench/gpu_kit.py
 
+# Another glibc's wheel needs no engine here, so none is built. With a processor to itself it takes some nine minutes.
+wheel: $(VENV)/.release  ## dist/: the wheel for Linux on this processor as it is published, checked
+	@$(PY) release/manylinux.py
+
+wheel-aarch64: $(VENV)/.release  ## dist/: the wheel for Linux on Arm, from this machine; needs what test-aarch64 installs
+	@[ -e /usr/lib/rustlib/$(ARM) ] || { echo "no standard library of Rust for $(ARM): make test-aarch64 installs it" >&2; exit 1; }
+	@RUSTC=/usr/bin/rustc $(PY) release/manylinux.py --machine aarch64
+
+sdist: $(VENV)/.release  ## dist/: the sources, from which `pip install` builds
+	@rm -rf licences
+	@$(BIN)/maturin sdist --out dist
+
+test-wheel:  ## installs dist/'s wheel without compilers and runs what needs no model, as root also as another user
+	@$(PYTHON) release/try_wheel.py
+
 build: $(VENV)/.built  ## the Python environment and the engine, release profile
 
 clean:  ## removes what the targets made
-	rm -rf $(VENV) target runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis navit_loader/_packer*.so
+	rm -rf $(VENV) target runs dist licences .mypy_cache .ruff_cache .pytest_cache .hypothesis navit_loader/_packer*.so
 
 # --- how `build` comes about; each stamp stands for one step -------------------------------------------------------
 
@@ -102,9 +117,8 @@ $(VENV)/.made:
 
 $(VENV)/.deps: $(VENV)/.made pyproject.toml
 	@echo "installing Python packages into $(VENV) (torch is the large one) ..."
-	@$(UV) "cmake<5" "maturin>=1.9.4,<2" "meson>=1.3,<2" "ninja>=1.11,<2"
 	@$(UV) -r pyproject.toml --extra demo
-	@$(UV) --group test --group check --group docs
+	@$(UV) --group build --group test --group check --group docs
 	@case "$$(uname -m)" in x86_64|amd64) command -v nasm >/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing nasm ..."; apt-get update -qq && apt-get install -y -qq nasm >/dev/null; \
@@ -119,6 +133,10 @@ $(VENV)/.deps: $(VENV)/.made pyproject.toml
 $(VENV)/.dali: $(VENV)/.deps
 	@echo "installing NVIDIA DALI into $(VENV) ..."
 	@$(UV) -r pyproject.toml --extra dali
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.made pyproject.toml
+	@$(UV) --group release
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(RUST)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "ASSEMBLER",
     "BUILD_PROFILE",
     "FORMAT_BROKEN",
     "FORMAT_NAMES",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 __version__: str
+ASSEMBLER: bool
 BUILD_PROFILE: str
 """`release` or `debug`; benchmarks refuse a debug build."""
 

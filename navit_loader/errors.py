@@ -56,7 +56,7 @@ class ExtraError(NavitError, ImportError):
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             return None
-        return cls(f"the package '{package}' is not installed; pip install 'navit[{EXTRAS[package]}]' brings it")
+        return cls(f"the package '{package}' is not installed; pip install 'packed-navit[{EXTRAS[package]}]' brings it")
 
 
 EXTRAS = {

@@ -11,7 +11,7 @@ import pytest
 
 from .remote_kit import free_port
 
-pytest.importorskip("ray", reason="Ray is not installed; pip install 'navit[ray]' brings it")
+pytest.importorskip("ray", reason="Ray is not installed; pip install 'packed-navit[ray]' brings it")
 
 import ray
 import ray._private.node

@@ -44,7 +44,7 @@ def test_a_board_that_is_not_installed_is_one_line_before_the_first_step(
     kind: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
-    with pytest.raises(ExtraError, match=rf"'{kind}' is not installed; pip install 'navit\[{kind}\]' brings it"):
+    with pytest.raises(ExtraError, match=rf"'{kind}' is not installed; pip install 'packed-navit\[{kind}\]' brings it"):
         train(RunConfig.from_dict(table(index, tmp_path / "run", steps=2, **{kind: True})))
     assert not (tmp_path / "run" / "log.jsonl").exists()
 

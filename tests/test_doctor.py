@@ -45,7 +45,7 @@ def test_each_part_is_told_with_its_reason() -> None:
 def test_without_torch_it_says_so_and_nothing_is_wrong() -> None:
     status, rows, _ = doctor("sys.modules['torch'] = None")
     assert status == 0
-    assert "pip install 'navit[model]'" in rows["torch"]
+    assert "pip install 'packed-navit[model]'" in rows["torch"]
     assert "attention is torch's" in rows["kernel"]
     assert "without torch nothing is learnt here" in rows["device"]
     assert rows["jpeg"].strip().startswith("ok")

@@ -409,4 +409,4 @@ def test_without_torch_the_extra_is_named(here: Path) -> None:
         "    except ExtraError as e: print(e)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
-    assert done.stdout.count("pip install 'navit[model]'") == 2
+    assert done.stdout.count("pip install 'packed-navit[model]'") == 2

@@ -399,7 +399,7 @@ def without(packages: list[str], code: str) -> subprocess.CompletedProcess[str]:
 def test_without_torch_a_command_names_the_extra(place: Path, words: list[str]) -> None:
     done = without(["torch"], f"from navit_model.cli import main; sys.exit(main({filled(words, place)!r}))")
     assert done.returncode == 2, done
-    assert len(done.stderr.splitlines()) == 1 and "navit[model]" in done.stderr and "'torch'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "packed-navit[model]" in done.stderr and "'torch'" in done.stderr
 
 
 CAUGHT = """
@@ -421,7 +421,7 @@ except ImportError as e:
 )
 def test_without_torch_a_call_names_the_extra(code: str) -> None:
     done = without(["torch"], CAUGHT.format(code=code))
-    assert done.stdout.startswith("True") and "navit[model]" in done.stdout, done
+    assert done.stdout.startswith("True") and "packed-navit[model]" in done.stdout, done
 
 
 BLOCKED = """
@@ -435,7 +435,7 @@ sys.exit(main({words!r}))
 
 def test_without_what_draws_a_run_does_not_begin(place: Path) -> None:
     done = without([], BLOCKED.format(words=filled(["train", CONFIG, "train.out={drawn}"], place)))
-    assert done.returncode == 2 and "'matplotlib'" in done.stderr and "navit[model]" in done.stderr, done
+    assert done.returncode == 2 and "'matplotlib'" in done.stderr and "packed-navit[model]" in done.stderr, done
 
 
 def test_a_wrong_word_is_told_before_torch_is_loaded(place: Path) -> None:

@@ -81,13 +81,15 @@ def _rows() -> Iterator[Row]:
     others = ", ".join(
         f"{name} {version}" for name in ("numpy", "pyarrow", "pillow", "pyzmq") if (version := _version(name))
     )
-    yield Row("navit", _version("navit") or "not installed", others)
+    yield Row("navit", _version("packed-navit") or "not installed", others)
     yield from _engine()
     torch: Any = None
     try:
         import torch
     except ImportError as e:
-        yield Row("torch", "none", f"{said(e)[0]}; the loader works without, pip install 'navit[model]' brings it")
+        yield Row(
+            "torch", "none", f"{said(e)[0]}; the loader works without, pip install 'packed-navit[model]' brings it"
+        )
     except OSError as e:  # a library of its own is missing
         yield Row("torch", "fails", f"{said(e)[0]}; install torch anew, for this machine", well=False)
     else:
@@ -119,9 +121,10 @@ def _engine() -> Iterator[Row]:
         yield Row("engine", "none", f"{said(e)[0]}; a model runs without it, nothing else does: make build", well=False)
         return
     debug = _packer.BUILD_PROFILE != "release"
-    yield Row(
-        "engine", f"{_packer.BUILD_PROFILE} build", "slow, some ten times: make build makes another" if debug else ""
-    )
+    why = "slow, some ten times: make build makes another" if debug else ""
+    if not _packer.ASSEMBLER:
+        why = f"{why} built without nasm: AVIF and unusual JPEGs are slower; install it and build again".strip()
+    yield Row("engine", f"{_packer.BUILD_PROFILE} build", why)
 
 
 def _devices(torch: Any) -> Iterator[Row]:
@@ -229,7 +232,7 @@ def _decoders() -> Iterator[Row]:
     why = (
         "pillow-heif in a helper process, which is slower"
         if heif
-        else "HEIF and HEIC are refused; pip install 'navit[heif]'"
+        else "HEIF and HEIC are refused; pip install 'packed-navit[heif]'"
     )
     yield Row("  heif", "not tried" if heif else "none", why)
 
@@ -238,7 +241,7 @@ def _gpu_decoders(torch: Any) -> Iterator[Row]:
     gpu = torch is not None and torch.cuda.is_available()
     for name, package in (("nvjpeg", "torchvision"), ("dali", "nvidia.dali")):
         if not _there(package):
-            yield Row(name, "none", f"{package} is not installed: pip install 'navit[{name}]'")
+            yield Row(name, "none", f"{package} is not installed: pip install 'packed-navit[{name}]'")
         elif not gpu:
             yield Row(name, "on the CPU", f"{package} is there, a GPU is not: decode = 'cpu' is quicker")
         else:
@@ -278,5 +281,9 @@ def _extras() -> Iterator[Row]:
         by_extra.setdefault(extra, []).append(package)
     for extra, packages in sorted(by_extra.items()):
         missing = [package for package in packages if not _there(package)]
-        why = f"{', '.join(missing)} not installed: pip install 'navit[{extra}]'" if missing else ", ".join(packages)
+        why = (
+            f"{', '.join(missing)} not installed: pip install 'packed-navit[{extra}]'"
+            if missing
+            else ", ".join(packages)
+        )
         yield Row(f"extra {extra}", "missing" if missing else "there", why)

@@ -29,6 +29,8 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     // A benchmark refuses to measure a debug build.
     m.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+    // `doctor` says what is slow without it.
+    m.add("ASSEMBLER", cfg!(feature = "assembler"))?;
     attend::register(m)?;
     foreign::register(m)?;
     pack::register(m)?;
