@@ -69,9 +69,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             )
         return f"{get_relative_url(found.url, here.url)}#__codelineno-0-{line_of(ROOT / path, symbol)}"
 
-    said = re.sub(
-        r"^<!-- (What you get) -->$", lambda section: _table_of("README.md", section[1]), markdown, flags=re.MULTILINE
-    )
+    said = markdown.replace("<!-- What you get -->", _table_of("README.md", "What you get"))
     return LINK.sub(led, re.sub(r"^<!--.*?-->\n", "", said, flags=re.DOTALL | re.MULTILINE))
 
 

@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import numpy as np
@@ -87,8 +90,6 @@ LEARNT = {"model", "text", "contrastive", "distillation", "regression", "train"}
 
 @pytest.mark.parametrize("page", [name for name, found in BLOCKS.items() if any(b.language == "toml" for b in found)])
 def test_configurations_in_the_docs_are_read(page: str) -> None:
-    import tomllib
-
     for block in BLOCKS[page]:
         if block.language == "toml" and (table := tomllib.loads(block.text)).keys() <= OURS | LEARNT:
             reads = RunConfig if table.keys() & LEARNT else LoaderConfig
@@ -160,6 +161,15 @@ def test_links_of_a_checkout_lead_somewhere(name: str) -> None:
         if str(target.relative_to(ROOT / "docs")) not in made if target.is_relative_to(ROOT / "docs") else True:
             assert target.exists(), f"{name}: {link}"
             assert not anchor or anchor in _anchors(target), f"{name}: {link}"
+
+
+def test_what_the_papers_lead_to_can_be_imported() -> None:
+    links = re.findall(r"\]\(\.\./(navit_[\w/]+)\.py#([\w.]+)\)", DOCS["docs/papers.md"])
+    assert len(links) > 50
+    for path, symbol in links:
+        found: Any = import_module(path.replace("/", "."))
+        for name in symbol.split("."):
+            found = getattr(found, name)
 
 
 @cache

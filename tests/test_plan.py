@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -520,14 +518,6 @@ def test_configurations_that_contradict_themselves_are_refused() -> None:
             PlanConfig(fit="drop", packing=packing)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"upscale = False.*'native'"):
         Resolution(kind="budget")
-
-
-def test_configurations_in_the_docs_are_read() -> None:
-    text = (Path(__file__).parents[1] / "docs/rooms/plan.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 4
-    for block in blocks:
-        LoaderConfig.from_dict(tomllib.loads(block))
 
 
 def test_what_cannot_be_planned_is_named() -> None:
