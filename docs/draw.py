@@ -30,8 +30,8 @@ STYLE = """<style>
 svg { --card: #f7f8fa; --ink: #1c2330; --faint: #667085; --line: #c3c9d4; --empty: #e4e7ec }
 @media (prefers-color-scheme: dark) {
 svg { --card: #1d222c; --ink: #e8ebf1; --faint: #98a2b3; --line: #475063; --empty: #333b4a } }
-text { font: 13px system-ui, sans-serif; fill: var(--ink) }
-.s { font-size: 11px } .f { fill: var(--faint) } .b { font-weight: 600 } .w { fill: #fff }
+text { font: 16px system-ui, sans-serif; fill: var(--ink) }
+.s { font-size: 14px } .f { fill: var(--faint) } .b { font-weight: 600 } .w { fill: #fff }
 .m { text-anchor: middle } .e { text-anchor: end } .n { fill: none } .l { stroke: var(--line); stroke-width: 1 }
 .empty { fill: var(--empty) } image { image-rendering: pixelated }
 </style>"""
@@ -80,7 +80,7 @@ def first(
 
 def the_batch(batch: PackedBatch, cell: float = 27) -> str:
     """The fields of one sequence, slot by slot: what stands in each slot, in which image, and where its bounds are."""
-    left, parts = 118.0, []
+    left, parts = 136.0, []
     ids, images = batch.segment_ids[0], present(batch, 0)
     x = left
     for e in images:
@@ -104,7 +104,7 @@ def the_batch(batch: PackedBatch, cell: float = 27) -> str:
             parts.append(f'<rect x="{x}" y="{rows["patches"]}" width="{cell}" height="{cell}" class="empty"/>')
         parts.append(box(x, rows["patches"], cell, cell, "var(--card)"))
         y0, x0 = batch.positions[0, s].tolist()
-        parts += [words(x + cell / 2, rows["positions"] + dy, str(v), "m s") for dy, v in ((11, y0), (25, x0))]
+        parts += [words(x + cell / 2, rows["positions"] + dy, str(v), "m s") for dy, v in ((11, y0), (27, x0))]
         parts.append(
             f'<rect x="{x + 1}" y="{rows["segment_ids"]}" width="{cell - 2}" height="24" rx="3" '
             + (f'fill="{colour}"/>' if colour else 'class="empty"/>')
@@ -115,7 +115,7 @@ def the_batch(batch: PackedBatch, cell: float = 27) -> str:
         parts.append(f'<path class="l" d="M{x} {rows["patches"] - 8}V{rows["cu_seqlens"] + 4}"/>')
         parts.append(words(x, rows["cu_seqlens"] + 18, str(offset), "m"))
     for n, text in enumerate(("y, then x, of each patch", "in its image's grid")):
-        parts.append(words(left + L * cell + 10, rows["positions"] + 11 + 14 * n, text, "s f"))
+        parts.append(words(left + L * cell + 10, rows["positions"] + 11 + 16 * n, text, "s f"))
     notes = {
         "patches": "16 × 16 × 3 bytes a slot",
         "segment_ids": "−1 is padding",
@@ -129,12 +129,12 @@ def the_batch(batch: PackedBatch, cell: float = 27) -> str:
         words(left + L * cell + 10, y, text, "s f")
         for y, text in ((126, "one for each image,"), (144, "up to E of them"))
     ]
-    return card(left + L * cell + 160, 362, parts)
+    return card(left + L * cell + 196, 366, parts)
 
 
 def isolation(batch: PackedBatch, cell: float = 12) -> str:
     """Who attends to whom: one block for each segment of the sequence, the padding's own among them."""
-    left, top, parts, labels = 150.0, 66.0, [], []
+    left, top, parts, labels = 180.0, 66.0, [], []
     bounds = sorted({v for v in batch.cu_seqlens.tolist() if v <= L})
     side, pairs = L * cell, 0
     parts.append(f'<rect x="{left}" y="{top}" width="{side}" height="{side}" class="empty"/>')
@@ -164,8 +164,8 @@ def isolation(batch: PackedBatch, cell: float = 12) -> str:
         ("s", ""), ("b", "Padding is a segment too,"), ("s", "so every row has something to attend"),
         ("s", "to, and no NaN comes of it."),
     ]  # fmt: skip
-    parts += [words(x, top + 60 + 19 * n, text, style) for n, (style, text) in enumerate(lines)]
-    return card(x + 230, top + side + 24, parts)
+    parts += [words(x, top + 50 + 22 * n, text, style) for n, (style, text) in enumerate(lines)]
+    return card(x + 282, top + side + 24, parts)
 
 
 def plan_first(batch: PackedBatch) -> str:

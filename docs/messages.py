@@ -117,11 +117,15 @@ class Message:
 
     @property
     def note(self) -> str:
-        """What people wrote about it; where nobody did and it names no remedy, of its file; else ""."""
-        notes = read_notes()
-        places = [prefix for prefix in notes["files"] if self.file.startswith(prefix)]
-        silent = places and not REMEDY.search(self.text)
-        return notes["messages"].get(self.text) or (notes["files"][max(places, key=len)] if silent else "")
+        """What people wrote about it; empty where nobody did."""
+        return read_notes()["messages"].get(self.text, "")
+
+    @property
+    def of_file(self) -> str:
+        """What they wrote of the file it is from, where it says nothing itself and nobody did of it; else empty."""
+        notes = read_notes()["files"]
+        places = [] if self.note or REMEDY.search(self.text) else [p for p in notes if self.file.startswith(p)]
+        return notes[max(places, key=len)] if places else ""
 
 
 @cache
@@ -137,7 +141,7 @@ def collect() -> list[Message]:
         m for room in ("navit_loader", "navit_model") for p in sorted((ROOT / room).rglob("*.py")) for m in in_python(p)
     )
     rust = (m for p in sorted((ROOT / "packer_rs" / "src").rglob("*.rs")) for m in in_rust(p))
-    return sorted({m for m in (*python, *rust) if re.search(r"\w\w", m.text)})
+    return sorted({m for m in (*python, *rust) if re.search(r"\w\w.*\w\w.*\w\w", m.text)})
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -192,13 +196,13 @@ def parts(node: ast.expr, around: list[Function], deep: int = 0) -> Iterator[str
     for n in inner:
         if isinstance(n, ast.Name) and around and deep < 3:
             for value in sets(n.id, around):
-                yield from (text for text in words(value, around, deep) if text.count(" ") >= 3)
+                yield from (text for text in words(value, around, deep) if WORDY.search(text))
                 yield from parts(value, around, deep + 1)
         elif isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and deep < 3:
             for function in known().get(n.func.id, []):
                 returns = [r.value for r in ast.walk(function) if isinstance(r, ast.Return) and r.value is not None]
                 for value in returns:
-                    yield from (text for text in words(value, [function]) if text.count(" ") >= 3)
+                    yield from (text for text in words(value, [function]) if WORDY.search(text))
                     yield from parts(value, [function], deep + 1)
 
 
@@ -219,6 +223,9 @@ def known() -> dict[str, list[Function]]:
                     found.setdefault(f.name, []).append(f)
     return {name: functions for name, functions in found.items() if len(functions) == 1}
 
+
+WORDY = re.compile(r"(\w\w.* ){3}.*\w\w")
+"""A sentence, or most of one."""
 
 LITERAL = re.compile(r'"((?:[^"\\]|\\.|\\\n)*)"', re.DOTALL)
 KIND = re.compile(r"\bKind::(Pack|Plan|State|Index|Render)\b")
@@ -266,7 +273,7 @@ OF_FOLDER = [
 
 def answered(message: Message) -> bool:
     """Whether a reader is told what to do, by the message or by a note."""
-    return bool(message.note or REMEDY.search(message.text))
+    return bool(message.note or message.of_file or REMEDY.search(message.text))
 
 
 def page() -> str:
@@ -289,10 +296,12 @@ def page() -> str:
             name = Path(home).stem
             lines += ["", f"From [{name}](../{home}):" if home else "From elsewhere:", ""]
             texts = {m.text: m for m in here if m.page == home}
-            for text, message in sorted(texts.items()):
-                lines.append(f"- {code(text)}")
-                if message.note:
-                    lines.append(f"  <br>{message.note}")
+            # Those that say what to do, or of which a person did, first; then by what holds for all from their file.
+            for said in sorted({m.of_file for m in texts.values()}):
+                lines += ["", said, ""] if said else []
+                for text, message in sorted(texts.items()):
+                    if message.of_file == said:
+                        lines.append(f"- {code(text)}" + (f"<br>{message.note}" if message.note else ""))
     return "\n".join(lines) + "\n"
 
 
