@@ -23,6 +23,7 @@ TAKEN_IN = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md", 
 """Pages that lie elsewhere, since whoever looks into a repository looks for them there."""
 HOME = {page: path for path, page in TAKEN_IN.items()} | {"index.md": "docs/index.md"}
 LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#)([^()\s#]+)(?:#([^()\s]+))?(?=\))")
+PICTURES = {".gif", ".jpg", ".png", ".svg"}
 LANGUAGES = {
     ".py": "python",
     ".pyi": "python",
@@ -45,7 +46,11 @@ def on_files(files: Files, config: Any) -> Files:
         for link in LINK.finditer(text)
         if (path := _repository_path(page, link[1])) and not path.startswith("docs/")
     }
-    texts |= {_page_of(path): _source(path) for path in wanted if path not in TAKEN_IN and (ROOT / path).is_file()}
+    for path in wanted - TAKEN_IN.keys():
+        if Path(path).suffix in PICTURES and (ROOT / path).is_file():
+            files.append(File.generated(config, _page_of(path), abs_src_path=str(ROOT / path)))
+        elif (ROOT / path).exists():
+            texts[_page_of(path)] = _source(ROOT / path)
     for page, text in texts.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -109,11 +114,11 @@ def _repository_path(page: str, link: str) -> str:
 
 
 def _page_of(path: str) -> str:
-    return TAKEN_IN.get(path, f"source/{path}.md")
+    return TAKEN_IN.get(path, f"source/{path}" if Path(path).suffix in PICTURES else f"source/{path}.md")
 
 
-def _source(path: str) -> str:
-    text = (ROOT / path).read_text(encoding="utf-8")
-    language = LANGUAGES.get(Path(path).suffix, "text")
-    head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {path}\n\n"
-    return f'{head}``````{language} linenums="1"\n{text}\n``````\n'
+def _source(path: Path) -> str:
+    """A file's text, or the names in a folder."""
+    text = "\n".join(sorted(one.name for one in path.iterdir())) if path.is_dir() else path.read_text(encoding="utf-8")
+    head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {path.relative_to(ROOT)}\n\n"
+    return f'{head}``````{LANGUAGES.get(path.suffix, "text")} linenums="1"\n{text}\n``````\n'

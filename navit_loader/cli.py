@@ -25,6 +25,8 @@ COMMANDS = (
     "fleet",
     "keys",
     "top",
+    "init",
+    "schema",
 )
 """Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 

@@ -16,7 +16,20 @@ from navit_loader.shown import Arguments, escape_outputs, status_of, tell
 
 from .train.stop import Stopped
 
-COMMANDS = ("fit", "train", "finetune", "eval", "probe", "embed", "predict", "export", "report", "doctor")
+COMMANDS = (
+    "fit",
+    "train",
+    "finetune",
+    "eval",
+    "probe",
+    "embed",
+    "predict",
+    "export",
+    "report",
+    "init",
+    "schema",
+    "doctor",
+)
 """Modules of `navit_model.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 
 

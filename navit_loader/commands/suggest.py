@@ -37,7 +37,8 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the keys and their reasons."""
     from ..errors import ConfigError
-    from ..suggest import Choice, suggest, toml, value
+    from ..schema import toml_value
+    from ..suggest import Choice, suggest, toml
 
     for option, given, most in (("--patch-size", args.patch_size, 512), ("--memory-mb", args.memory_mb, 2**30)):
         if not 0 <= given <= most:
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     found = suggest(args.index, tokens=args.tokens, patch_size=args.patch_size, memory_mb=args.memory_mb)
     if not args.toml:
         for choice in found:
-            say(f"{choice.key + ' = ' + value(choice.value):<36} {choice.why}")
+            say(f"{choice.key + ' = ' + toml_value(choice.value):<36} {choice.why}")
         return 0
     keys = {choice.key: choice.value for choice in found}
     model = [
