@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BUILD_OVERRIDES",
     "BUILD_PROFILE",
     "FORMAT_BROKEN",
     "FORMAT_NAMES",
@@ -47,6 +48,8 @@ __all__ = [
 __version__: str
 BUILD_PROFILE: str
 """`release` or `debug`; benchmarks refuse a debug build."""
+BUILD_OVERRIDES: str
+"""What the build's environment put in place of the workspace's profile, as `lto=off codegen-units=16`; mostly empty."""
 
 @final
 class Helpers:
