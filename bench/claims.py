@@ -39,7 +39,7 @@ def main() -> None:
         for line in CLAIMS[name](kit):
             goal = None if line.holds is None else 1
             report.row(
-                line.claim, int(bool(line.holds)), "(1: holds here)", goal=goal, paper=line.paper, here=line.ours
+                line.claim, int(bool(line.holds)), "of 1 claim holds", goal=goal, paper=line.paper, here=line.ours
             )
     report.finish()
 

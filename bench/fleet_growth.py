@@ -70,6 +70,10 @@ UNITS = {
 }
 
 
+DRAWN = ("kib", "batch_ms", "daemon_kib")
+"""Which of them become curves."""
+
+
 @contextlib.contextmanager
 def daemon(config: Path, keys: Path) -> Iterator[tuple[int, int, str]]:
     """A daemon on every address of loopback: its process, port and page of metrics."""
@@ -205,7 +209,11 @@ def main() -> None:
         for row in connections(folder, config, [n for n in (1, 50, 200, 500, 1000) if n <= args.endpoints]):
             count = int(row.pop("endpoints"))
             for what, value in row.items():
-                given = {"better": "lower", "table": "one client, one daemon, so many connections", "x": count}
+                given = {
+                    "better": "lower",
+                    "table": "one client, one daemon, so many connections",
+                    "x": count if what in DRAWN else None,
+                }
                 report.row(f"{what}, {count} connections", value, UNITS[what], **given)
         report.row(
             "a daemon's batch", service_times(folder), "s", better="lower", table="8 × 1,024 tokens of photographs"

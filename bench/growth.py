@@ -63,16 +63,21 @@ def watch():
         most = max(most, private())
 watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
+def planned():
+    return _packer.Plan(config.to_json(), [columns], [(0, None, 1.0)]).layout(3)
+if mode == "block":
+    # Those before it count as the first one does: a block is planned by itself, whatever came before.
+    each, middle = int(planned().counts(0, 1)[0]), planned().num_blocks // 2
 start = time.perf_counter()
-layout = _packer.Plan(config.to_json(), [columns], [(0, None, 1.0)]).layout(3)
+layout = planned()
 if mode == "count":
     np.save(f"{folder}/counts.npy", layout.counts(0, layout.num_blocks))
-elif mode == "block":
-    middle = layout.num_blocks // 2
-    assert layout.counts(middle, middle + 1)[0] > 0
 else:
     position = 0
-    if mode == "middle":
+    if mode == "block":
+        layout.extend([each] * middle)
+        position = each * middle
+    elif mode == "middle":
         layout.extend(np.load(f"{folder}/counts.npy").tolist())
         position = layout.num_sequences // 2
     assert layout.batch(position, 64).sequences

@@ -33,6 +33,15 @@ Packer = Callable[[Lengths, int], int]
 """Lengths and capacity to the number of sequences."""
 
 FFD_GROUP = 4096
+ALIKE = {
+    "next_fit": ("seqpacker next fit",),
+    "first_fit": ("seqpacker first fit",),
+    "best_fit_decreasing": ("seqpacker best fit decreasing", "ffd over numba"),
+    "exact": (
+        "seqpacker best fit decreasing",
+        "ffd over numba",
+    ),  # nobody else has it: what one would take in its place
+}
 UNIFORM = Resolution(kind="uniform", low=64, high=256)
 EPOCH = 1_280_000
 NO_CAPTIONS: list[npt.NDArray[np.int32]] = []
@@ -138,7 +147,7 @@ def _decreasing(first_fit: Callable[..., int]) -> Packer:
 
 
 def packers(report: Report, images: int, repeat: int) -> None:
-    """Padding and nanoseconds an item of the packers alone; each of ours beside all peers, its own algorithm first."""
+    """Padding and nanoseconds an item of the packers alone, each of ours beside the peers that do as it does."""
     found = peers(report)
     lengths = lengths_of(sizes(images))
     for capacity in (256, 1024, 4096):
@@ -154,13 +163,12 @@ def packers(report: Report, images: int, repeat: int) -> None:
 
         spent = turns({name: way(name) for name in found}, repeat, warm=0)
         empty = {name: 100 * (1 - lengths.sum() / (n * capacity)) for name, n in bins.items()}
-        others = [name for name in found if not name.startswith("navit ")]
-        for name in (n for n in found if n not in others):
-            own, beside = name.removeprefix("navit "), f"seqpacker {name.removeprefix('navit ').replace('_', ' ')}"
+        for name in (name for name in found if name.startswith("navit ")):
+            own = name.removeprefix("navit ")
+            others = [other for other in ALIKE.get(own, ()) if other in found]
             where: dict[str, Any] = {"table": f"packers alone, L = {capacity}", "better": "lower"}
-            where["beside"] = beside if beside in others else ""
-            ways = {other: spent[other] for other in others} | {"navit": spent[name]}
             goal = {1024: 100, 4096: 60}.get(capacity) if own == "exact" else None
+            ways = {other: spent[other] for other in others} | {"navit": spent[name]}
             report.row(f"{own}, time", ways, "ns an item", goal=goal, goal_of="ours", images=images, **where)
             padded = {other: [empty[other]] for other in others} | {"navit": [empty[name]]}
             report.row(f"{own}, padding, last sequence included", padded, "%", **where)

@@ -105,26 +105,33 @@ def tables(result: Result) -> dict[str, list[Row]]:
 
 
 def behind(results: dict[str, Result]) -> str:
-    """Rows that a peer leads or is level with, and goals that are not reached."""
-    rows = []
+    """Rows that a peer leads, rows that one is level with, and goals that are not reached."""
+    found: dict[str, list[tuple[str, ...]]] = {"behind": [], "level": [], "goal": []}
     for name, result in results.items():
         for row in result["rows"]:
             place = standing(row)
-            worst = min(row["ratios"].items(), key=lambda item: item[1][0]) if place in ("behind", "level") else None
-            if worst is None and reached(row) is not False:
-                continue
-            of = f"{place} {'with' if place == 'level' else ''} {worst[0]}: {ratio(worst[1])}" if worst else ""
-            rows.append(
-                (f"[{name}](#{name})", f"{row['table']}: {row['what']}".removeprefix(": "), figure(row), of, goal(row))
-            )
-    if not rows:
-        return "Every row is ahead of every peer, and every goal is reached."
-    return table(("benchmark", "row", "ours", "against the best peer", "goal"), rows)
+            who = (f"[{name}](#{name})", f"{row['table']}: {row['what']}".removeprefix(": "), figure(row))
+            if place in ("behind", "level"):
+                peer = min(row["peers"], key=lambda other: row["ratios"][other][0])
+                found[place].append((*who, f"{peer}: {said(row['peers'][peer])}", ratio(row["ratios"][peer])))
+            if reached(row) is False:
+                beside = row["beside"] if row["goal_of"] == "ratio" else ""
+                here = f"{ratio(row['ratios'][beside])} × {beside}" if beside else ""
+                found["goal"].append((*who, here, goal(row).removesuffix(", **not reached**")))
+    heads = ("benchmark", "row", "ours")
+    parts = (
+        ("A peer is ahead", found["behind"], (*heads, "the peer", "ratio")),
+        ("A peer is level", found["level"], (*heads, "the peer", "ratio")),
+        ("A goal is not reached", found["goal"], (*heads, "here", "goal")),
+    )
+    said_parts = [f"**{title}** ({len(rows)} rows)\n\n{table(head, rows)}" for title, rows, head in parts if rows]
+    return "\n\n".join(said_parts) or "Every row is ahead of every peer, and every goal is reached."
 
 
 def words_of(machine: dict[str, Any]) -> str:
-    words = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['kernel']}"
-    return words + (f", {machine['gpu']}" if "gpu" in machine else "")
+    memory = f"{machine['memory_gib']:g} GiB" if "memory_gib" in machine else ""
+    parts = (machine.get("gpu"), machine["cpu"], f"{machine['cores']} cores", memory, machine.get("kernel"))
+    return ", ".join(part for part in parts if part)
 
 
 def letters(results: dict[str, Result]) -> dict[str, str]:
