@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python test-aarch64 check bench gpu-kit build clean
+.PHONY: help demo test test-rust test-python test-aarch64 check bench bench-quick gpu-kit build clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,12 +63,13 @@ check: build  ## formatters, linters, types, the walls between rooms, and the st
 	$(BIN)/lint-imports
 	$(PY) -m mypy.stubtest navit_loader._packer
 
-bench: build  ## our loader beside torch + torchvision, on this machine
-	@$(UV) --group bench
-	@$(PY) bench/loader.py
+bench: $(VENV)/.peers  ## bench/README.md anew, on this machine: up to three hours; what has a result of this commit is kept
+	@$(PY) bench/run.py
 
-gpu-kit: build  ## dist/gpu: what bench/gpu.py needs on a GPU machine without a network
-	@$(UV) --group bench
+bench-quick: $(VENV)/.peers  ## the same rows at small sizes in three minutes: does every one run?
+	@$(PY) bench/run.py --quick --again
+
+gpu-kit: $(VENV)/.peers  ## dist/gpu: what bench/gpu.py needs on a GPU machine without a network
 	@$(PY) bench/gpu_kit.py
 
 build: $(VENV)/.built  ## the Python environment and the engine, release profile
@@ -111,6 +112,11 @@ $(VENV)/.deps: $(VENV)/.made pyproject.toml
 $(VENV)/.dali: $(VENV)/.deps
 	@echo "installing NVIDIA DALI into $(VENV) ..."
 	@$(UV) -r pyproject.toml --extra dali
+	@touch $@
+
+# What the benchmarks stand beside.
+$(VENV)/.peers: $(VENV)/.built $(VENV)/.dali pyproject.toml
+	@$(UV) --group bench
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(RUST)

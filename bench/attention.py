@@ -1,7 +1,7 @@
 """What attention over packed images costs, by the width of the model, and what varlen kernels cost beside dense ones.
 
-In: nothing; images of 64 to 256 tokens in sequences of 1,024 are drawn. Out: for each width the time, forward and backward, of
-all of a block but its attention, and of its attention in several forms as a share of that:
+In: nothing; images of 64 to 256 tokens in sequences of 1,024 are drawn. Out: for each width the time, forward and backward,
+of all of a block but its attention, and of its attention in several forms as a share of that:
 
 - `unpacked`: as many tokens in images of 256 each, `[4B, 256]`, no mask: what a plain ViT does;
 - `packed`: our segments, whatever their lengths (`segments` on a CPU, `torch_varlen` on a GPU);

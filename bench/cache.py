@@ -1,10 +1,10 @@
 """What the disk cache of remote data saves, beside LRU and beside the least that is possible, and what it costs.
 
-In: photographs that it writes into a tar, and nginx, which serves it and logs what it sent. Out: bytes and speed. Each epoch
-is read by a loader of its own, so that spans in memory play no part. An epoch without the cache says in which order spans are
-wanted; LRU and Bélády's algorithm (with bypass, on the whole future) are computed on that order for the room that it has.
-What the cache fetches is what the server sent. Bytes are exact whatever else the machine does; the speed is a ratio of rounds
-that alternate.
+In: photographs that it writes into a tar, and nginx, which serves it and logs what it sent. Out: bytes and speed. Each
+epoch is read by a loader of its own, so that spans in memory play no part. An epoch without the cache says in which order
+spans are wanted; LRU and Bélády's algorithm (with bypass, on the whole future) are computed on that order for the room that
+it has. What the cache fetches is what the server sent. Bytes are exact whatever else the machine does; the speed is a ratio
+of rounds that alternate.
 
     python bench/cache.py [--images 8192] [--rounds 5] [--scratch DIR]
 """

@@ -1,8 +1,8 @@
 """The papers' claims at small scale: the claim, the paper's figure, ours, and whether it holds here.
 
-In: nothing (scikit-learn's digits at drawn sizes), or two indexes with the same classes. Out: for each claim whether it holds, with
-means and standard deviations over the seeds. Runs are kept in the folder and used again, so an interrupted table goes on. On two
-cores, one part on each, the whole takes about an hour with `OMP_NUM_THREADS=1`.
+In: nothing (scikit-learn's digits at drawn sizes), or two indexes with the same classes. Out: for each claim whether it
+holds, with means and standard deviations over the seeds. Runs are kept in the folder and used again, so an interrupted
+table goes on. On two cores, one part on each, the whole takes about an hour with `OMP_NUM_THREADS=1`.
 
     python bench/claims.py [--out runs/claims] [--seeds 3] [--only packing drop …] [--train INDEX --test INDEX]
 """

@@ -1,15 +1,16 @@
 """What became slower or faster between two commits, beyond noise?
 
-In: two sides, each a commit, a folder with a checkout (`.` is this one, with what is not committed), or a folder of results. Out: rows
-whose ratio B to A leaves 1 by more than noise; it exits with 1 where one is slower, and with 0 where none is.
+In: two sides, each a commit, a folder with a checkout (`.` is this one, with what is not committed), or a folder of
+results. Out: rows whose ratio B to A leaves 1 by more than noise; it exits with 1 where one is slower, and with 0 where
+none is.
 
-Commits are checked out into a scratch folder. Where `packer_rs/`, `jpeg_rs/` and the lock file are the same as here, both take
-the engine that is built here; else each is built (some minutes, kept by commit in runs/compare). The benchmarks of *this* checkout then
-measure both, at small sizes: A and B in turns, round by round, in the order AB, BA. For each row the ratios within a round
-make a bootstrapped interval of their median. A row is suspected where its interval (95 %) leaves 1 and the median by `--least`;
-what is suspected is measured once more, with as many rounds again, and counts where the new rounds alone say the same: of
-hundreds of rows some leave 1 by chance, hardly one does so twice. Two folders of results have rounds of their own; they are
-compared once, by medians drawn from each, and must be of one machine.
+Commits are checked out into a scratch folder. Where `packer_rs/`, `jpeg_rs/` and the lock file are the same as here, both
+take the engine that is built here; else each is built (some minutes, kept by commit in runs/compare). The benchmarks of
+*this* checkout then measure both, at small sizes: A and B in turns, round by round, in the order AB, BA. For each row the
+ratios within a round make a bootstrapped interval of their median. A row is suspected where its interval (95 %) leaves 1
+and the median by `--least`; what is suspected is measured once more, with as many rounds again, and counts where the new
+rounds alone say the same: of hundreds of rows some leave 1 by chance, hardly one does so twice. Two folders of results have
+rounds of their own; they are compared once, by medians drawn from each, and must be of one machine.
 
     python bench/compare.py HEAD~1 HEAD
     python bench/compare.py HEAD . --only decode packing --rounds 9

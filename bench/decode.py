@@ -1,7 +1,7 @@
 """One core: decode → antialiased resize → patches, ours beside others in the same run.
 
-In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision. Each peer makes the same u8 patches of 16 × 16 pixels from the
-same files at the same target sizes (datago at its own, see there).
+In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision. Each peer makes the same u8
+patches of 16 × 16 pixels from the same files at the same target sizes (datago at its own, see there).
 
     python bench/decode.py [--count 300] [--repeat 7] [--pillow-simd DIR]
 

@@ -1,15 +1,16 @@
 """What a photograph costs in each format, to packed patches, beside others in the same run.
 
 In: photographs of 0.2 megapixels (`corpus.py`), written in each format. Out: processor time an image of each peer, decoded,
-resized and cut into patches in one thread, and the ratio to the best of them. Processor time, since other processes on the machine change it less than they
-change a clock's. Where a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers
-that are not installed are named and left out.
+resized and cut into patches in one thread, and the ratio to the best of them. Processor time, since other processes on the
+machine change it less than they change a clock's. Where a library can be asked to decode and nothing else, its time is the
+floor beneath all of them. Peers that are not installed are named and left out.
 
     python bench/decode_formats.py [--count 60] [--repeat 9] [--only WebP]
 
 `--dali`: which of these formats DALI could take besides JPEG. One photograph in many formats; the CPU milliseconds of DALI
-and of our renderer for an image, and how the pixels differ in steps of 1/255. DALI decodes all of these on the CPU, whatever
-its device. Where DALI fails, the row says so. Formats that our renderer reads through Pillow are compared with Pillow itself.
+and of our renderer for an image, and how the pixels differ in steps of 1/255. DALI decodes all of these on the CPU,
+whatever its device. Where DALI fails, the row says so. Formats that our renderer reads through Pillow are compared with
+Pillow itself.
 """
 
 from __future__ import annotations

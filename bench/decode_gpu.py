@@ -1,7 +1,8 @@
 """Who decodes on a CPU: the engine's renderer, encoded delivery alone, and DALI on the same plan.
 
 In: JPEG files of 0.2 megapixels (`corpus.py`), indexed and in the page cache, planned at 256 tokens. Out: images/s and CPU
-milliseconds per image of each way, and bytes of a batch on the wire. A row that fails says why, and the others go on. What a GPU decodes: `bench/gpu.py`.
+milliseconds per image of each way, and bytes of a batch on the wire. A row that fails says why, and the others go on. What
+a GPU decodes: `bench/gpu.py`.
 
     python bench/decode_gpu.py [--count 600] [--repeat 5] [--threads 4]        # needs the extra `dali`
 """

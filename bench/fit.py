@@ -1,10 +1,10 @@
 """Is `navit-model fit` on some hundred images as good as timm's own script with its NaFlex loader, and how much quicker?
 
-In: two packages of Debian with labelled pictures (openclipart-png, tuxpaint-stamps-default; 290 MB, fetched by apt-get), and a
-checkout of timm's repository for its `train.py`. Out: accuracies of both on the same test images, the paired interval of their
-difference over images and seeds, wall and processor seconds. Both start from the same weights, which `fit` makes first from
-the packages' other pictures; they learn the same 500 images on one core, and choose among as many settings on images that are
-neither. Each finished part leaves a file in the work folder and is not done twice.
+In: two packages of Debian with labelled pictures (openclipart-png, tuxpaint-stamps-default; 290 MB, fetched by apt-get),
+and a checkout of timm's repository for its `train.py`. Out: accuracies of both on the same test images, the paired interval
+of their difference over images and seeds, wall and processor seconds. Both start from the same weights, which `fit` makes
+first from the packages' other pictures; they learn the same 500 images on one core, and choose among as many settings on
+images that are neither. Each finished part leaves a file in the work folder and is not done twice.
 
     .venv/bin/python bench/fit.py WORK --timm CHECKOUT --core 1            # about two hours
     .venv/bin/python bench/fit.py WORK --timm CHECKOUT --quick             # plumbing alone, some minutes

@@ -1,9 +1,8 @@
 """Does a fleet on Ray scale, and how long does a trainer pause where a daemon is killed?
 
-In: nothing. Out: batches/s from 1, 2 and 4 daemons on as many nodes of a Ray cluster on this machine, and the
-longest pause of a trainer while one of four is killed. All nodes share this machine's cores, so each daemon's rendering is
-held to a fixed rate, far below what they can do: what is measured is whether clients keep all of them busy, not how fast they
-render.
+In: nothing. Out: batches/s from 1, 2 and 4 daemons on as many nodes of a Ray cluster on this machine, and the longest pause
+of a trainer while one of four is killed. All nodes share this machine's cores, so each daemon's rendering is held to a
+fixed rate, far below what they can do: what is measured is whether clients keep all of them busy, not how fast they render.
 
     python bench/fleet.py [--rate 4] [--seconds 12] [--rounds 3]
 """

@@ -1,8 +1,8 @@
 """What grows with a fleet, measured small: bytes of an index row, time to plan an image, what an endpoint costs a client and a
 client costs a daemon, and how long a daemon takes for a batch.
 
-In: nothing. Out: what `docs/scale.md` reckons with, and the service times that `fleet_sim.py` draws from. One daemon with keys listens on all of 127.0.0.0/8, so that one client can know it by hundreds of
-addresses.
+In: nothing. Out: what `docs/scale.md` reckons with, and the service times that `fleet_sim.py` draws from. One daemon with
+keys listens on all of 127.0.0.0/8, so that one client can know it by hundreds of addresses.
 
     python bench/fleet_growth.py [--endpoints 200]
 """

@@ -1,14 +1,16 @@
 """A fleet in simulation: how long trainers wait for batches, by number of daemons, while daemons fail and some are slow.
 
-In: measured service times of a daemon's batches (`bench/fleet.json`, which `bench/fleet_growth.py` writes). Out: tables of the
-share of time that trainers starve. What is simulated is what the client does (`service/connection.py`, `deliver/loader.py`): a
-window of batches asked for ahead, taken in order; each asked of the endpoint with the least in flight; asked elsewhere when a
-connection breaks, after one and a half heartbeats of silence, or past the deadline; and what the daemon does: the fairest one
-next, one batch at a time. Neither networks nor processors of trainers are: `docs/scale.md` says what they take.
+In: measured service times of a daemon's batches (`bench/fleet.json`, which `bench/fleet_growth.py` writes). Out: tables of
+the share of time that trainers starve. What is simulated is what the client does (`service/connection.py`,
+`deliver/loader.py`): a window of batches asked for ahead, taken in order; each asked of the endpoint with the least in
+flight; asked elsewhere when a connection breaks, after one and a half heartbeats of silence, or past the deadline; and what
+the daemon does: the fairest one next, one batch at a time. Neither networks nor processors of trainers are: `docs/scale.md`
+says what they take.
 
     python bench/fleet_sim.py [--trainers 1000] [--seconds 300] [--validate]
 
-`--validate` runs the same small fleets for real, daemons paced at a fixed time a batch, and says how far off the simulation is.
+`--validate` runs the same small fleets for real, daemons paced at a fixed time a batch, and says how far off the simulation
+is.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""How does it grow: with cores, image size, images, clients and the length of a sequence? Every point is measured, none reckoned.
+"""How does it grow: with cores, image size, images, clients and the length of a sequence? Every point is measured, none
+reckoned.
 
 In: nothing. Out: five curves.
 
 - cores: a plan and a whole loader on one core, on two, and on as many powers of two as there are;
 - image size: decode, resize, patches on one core from 0.05 to 12.8 megapixels, beside torchvision;
-- images: a plan over drawn sizes of 10⁴ to 10⁹ images, each in a fresh process: first batch, one block in the middle, memory, and up
-  to `--counted` images the table of all counts and a batch in the middle by it. Two columns of four bytes an image lie in a file;
-  what the disk cannot hold is named;
+- images: a plan over drawn sizes of 10⁴ to 10⁹ images, each in a fresh process: first batch, one block in the middle,
+  memory, and up to `--counted` images the table of all counts and a batch in the middle by it. Two columns of four bytes
+  an image lie in a file; what the disk cannot hold is named;
 - clients: trainers of one daemon, 1 to 16;
 - sequence length: 256 to 65,536 tokens: planning, padding, a loader on one core, and a training step of a small model.
 

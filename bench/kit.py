@@ -1,8 +1,8 @@
 """What all benchmarks share: ways taken in turns, medians with their spread, what was measured on, and one format for results.
 
-In: what each way took in each round. Out: a line on the terminal for each row, and FOLDER/NAME.json. Apart, so that a file of
-`bench/` holds its question and nothing else; `page.py` makes README.md of these files, `compare.py` sets two such folders side
-by side, and `run.py` runs what has no result yet.
+In: what each way took in each round. Out: a line on the terminal for each row, and FOLDER/NAME.json. Apart, so that a file
+of `bench/` holds its question and nothing else; `page.py` makes README.md of these files, `compare.py` sets two such
+folders side by side, and `run.py` runs what has no result yet.
 
 A result is an object:
 
@@ -25,8 +25,8 @@ and a row of it:
     spread, n       its first and third quartile, and the number of rounds
     samples         ours, round by round
     peers, bounds   {name: median}: others that do the same, and what nothing could do better (decoding alone, a plain copy)
-    ratios          {name: [median, low, high]}: how many times as good ours is as each of them. Each ratio is taken within one round;
-                    low and high are the bootstrapped interval of its median (95 %, 2,000 draws)
+    ratios          {name: [median, low, high]}: how many times as good ours is as each of them. Each ratio is taken within
+                    one round; low and high are the bootstrapped interval of their median (95 %, 2,000 draws)
     beside          the peer, or where there is none the bound, whose ratio stands for the row: `ratio` and `interval`
     goal            of the ratio, or of `ours` where `goal_of` says so
     settings        of this row alone
@@ -118,8 +118,8 @@ def seconds_of(run: Callable[[], Any], clock: Callable[[], float] = time.perf_co
 
 
 def turns(ways: Mapping[K, Callable[[], T]], repeat: int, warm: int = 1, rest: float = 0.0) -> dict[K, list[T]]:
-    """What each way says, `repeat` rounds through all of them behind `warm` that do not count; what else the machine does and how
-    it drifts touches all alike. `rest`: seconds between two ways, where one goes on for a while after its end."""
+    """What each way says, `repeat` rounds through all of them behind `warm` that do not count, so that what else the machine
+    does and how it drifts touches all alike. `rest`: seconds between two ways, where one goes on for a while after its end."""
     found: dict[K, list[T]] = {name: [] for name in ways}
     for number in range(warm + repeat):
         for name, way in ways.items():

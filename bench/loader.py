@@ -1,15 +1,15 @@
 """A whole loader, two cores, delivered to the trainer's process: ours beside torch's DataLoader with torchvision and beside
 timm's NaFlex loader, and ours again on one core, to see what the second one brings.
 
-In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding, epochs in turns. Two loaders of one core each, in
-processes that share nothing, show what a second core is worth on the machine: caches, memory and the clock are shared. All
-draw sides from U(64, 256) and cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's collate does so
-too, first-fit over 128 images.
-timm packs nothing: it draws one length for a whole batch from the squares 4² to 16², keeps aspect ratios, and pads each
-image to that length; its rows are taken as u8, before it normalises them. datago, where it is installed, does another job: it
-crops and resizes every image to about 256 × 256 and hands out Pillow images, neither cut into patches nor packed.
-DALI, where it is installed, reads, draws, decodes and resizes on its own two threads; patches and first-fit are made here.
-Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
+In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding, epochs in turns.
+Two loaders of one core each, in processes that share nothing, show what a second core is worth on the machine: caches,
+memory and the clock are shared. All draw sides from U(64, 256) and cut patches of 16 × 16. Ours fills sequences of 1,024
+tokens; the DataLoader's collate does so too, first-fit over 128 images. timm packs nothing: it draws one length for a whole
+batch from the squares 4² to 16², keeps aspect ratios, and pads each image to that length; its rows are taken as u8, before
+it normalises them. datago, where it is installed, does another job: it crops and resizes every image to about 256 × 256 and
+hands out Pillow images, neither cut into patches nor packed. DALI, where it is installed, reads, draws, decodes and resizes
+on its own two threads; patches and first-fit are made here. Padding counts sequences that hold an image: an epoch's last
+batch is filled with empty ones, which weigh only in a short epoch.
 
 `--mixed`: of every five files one is progressive JPEG, one WebP, one PNG, as in a folder from the web; DALI and datago are
 left out then.

@@ -1,11 +1,12 @@
 """Training steps of the model beside its peers, on the same images, and what they keep in memory.
 
-In: nothing; images of 64 to 256 tokens are drawn. Out: tokens and images a second. A step is forward, loss, backward, AdamW. Each peer
-takes the images in the order in which they came, as its own code batches them: timm's NaFlexViT padded by its collator,
-vit-pytorch's NaViT packed by its own packer, with a dense mask. That packer leaves rows unfilled; a further row hands it the
-images in the order of our packing, so that it pads nothing at all, and what remains is the model alone. The bound is timm's
-plain ViT on as many tokens at 224 px, without padding or mask, with the same query-key norm and pooling. On a CPU one
-thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. On a GPU: `bench/gpu.py`.
+In: nothing; images of 64 to 256 tokens are drawn. Out: tokens and images a second. A step is forward, loss, backward,
+AdamW. Each peer takes the images in the order in which they came, as its own code batches them: timm's NaFlexViT padded by
+its collator, vit-pytorch's NaViT packed by its own packer, with a dense mask. That packer leaves rows unfilled; a further
+row hands it the images in the order of our packing, so that it pads nothing at all, and what remains is the model alone.
+The bound is timm's plain ViT on as many tokens at 224 px, without padding or mask, with the same query-key norm and
+pooling. On a CPU one thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. On a
+GPU: `bench/gpu.py`.
 
     taskset -c 0 python bench/model.py [--repeat 7] [--sequences 8]
 """

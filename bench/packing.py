@@ -1,7 +1,7 @@
 """Planning and packing: padding, speed, first batch, memory; peers in the same run.
 
-In: nothing but sizes, drawn here. Out: rows. Peers that are not installed are named and left out. How planning grows with the
-images, to a thousand million, is for `growth.py` to say.
+In: nothing but sizes, drawn here. Out: rows. Peers that are not installed are named and left out. How planning grows with
+the images, to a thousand million, is for `growth.py` to say.
 
     python bench/packing.py [--repeat 5] [--images 65536]
 

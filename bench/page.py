@@ -1,7 +1,7 @@
 """Makes README.md of the results beside it: what is not ahead first, then every row with where and when it was measured.
 
-In: bench/results/*.json (the format: `kit.py`). Out: bench/README.md and the drawn curves beside the results. Nothing of that page
-is written by hand; what is worth knowing about a figure stands in the docstring of its file and in NOTES.md.
+In: bench/results/*.json (the format: `kit.py`). Out: bench/README.md and the drawn curves beside the results. Nothing of
+that page is written by hand; what is worth knowing about a figure stands in the docstring of its file and in NOTES.md.
 
     python bench/page.py [--results bench/results] [--out bench/README.md]
 """
@@ -20,15 +20,16 @@ Result = dict[str, Any]
 
 HEAD = """# Benchmarks
 
-This page is made by `bench/page.py` from `bench/results/*.json`, whose format `bench/kit.py` says; nothing here is written by hand.
-`make bench` measures all that this machine can run, in three hours at most, and goes on where it was stopped; `make bench-quick`
-sees in three minutes whether every row runs; `python bench/run.py --list` names them, and each file of `bench/` runs by itself.
-`python bench/compare.py A B` says what changed in speed between two commits. What explains the figures, and what was tried:
-[NOTES.md](NOTES.md).
+This page is made by `bench/page.py` from `bench/results/*.json`, whose format `bench/kit.py` says; nothing here is written
+by hand. `make bench` measures all that this machine can run, in three hours at most, and goes on where it was stopped;
+`make bench-quick` sees in three minutes whether every row runs; `python bench/run.py --list` names them, and each file of
+`bench/` runs by itself. `python bench/compare.py A B` says what changed in speed between two commits. What explains the
+figures, and what was tried: [NOTES.md](NOTES.md).
 
-Ways are taken in turns, since a machine drifts. Figures are medians over the rounds, in brackets the first and third quartile. A ratio says
-how many times as good ours is as theirs, whether more or less of the unit is better: the median of the ratios within one
-round, in brackets its bootstrapped interval (95 %). *Level* is where that interval holds 1.
+Ways are taken in turns, since a machine drifts. Figures are medians over the rounds, in brackets the first and third
+quartile. A ratio says how many times as good ours is as theirs, whether more or less of the unit is better: the median of
+the ratios within one round, in brackets its bootstrapped interval (95 %). *Level* is where that interval holds 1. Results
+that are copied from an older table have no spread.
 """
 
 

@@ -1,6 +1,7 @@
 """What the tensors of a vision-language model cost from JPEG files, beside transformers' own processors in the same run.
 
-In: photographs (`corpus.py`). Out: processor time an image of ours and of transformers' fast and Pillow processors, one core. Ours twice: from the very pixels that the others see, and by the loader's way (`exact=False`).
+In: photographs (`corpus.py`). Out: processor time an image of ours and of transformers' fast and Pillow processors, one
+core. Ours twice: from the very pixels that the others see, and by the loader's way (`exact=False`).
 
     python bench/processors.py [--count 16] [--repeat 7] [--megapixels 1.0]
 """

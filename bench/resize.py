@@ -1,8 +1,8 @@
 """Resize alone: our passes beside Pillow's, from decoded pixels to the target size, one core.
 
-In: photographs of 0.2 and 2 megapixels (`corpus.py`). Out: µs an image for each filter, and the ratio. Ours is the renderer's
-own clock of its resize stage, full-size DCT, so that both sides start from as many pixels: as Y, Cb and Cr planes with
-half-size chroma, which is what it makes of a JPEG file, and as RGB, which is what it makes of BMP. Pillow's is
+In: photographs of 0.2 and 2 megapixels (`corpus.py`). Out: µs an image for each filter, and the ratio. Ours is the
+renderer's own clock of its resize stage, full-size DCT, so that both sides start from as many pixels: as Y, Cb and Cr
+planes with half-size chroma, which is what it makes of a JPEG file, and as RGB, which is what it makes of BMP. Pillow's is
 `Image.resize` of the decoded RGB image.
 
     python bench/resize.py [--count 60] [--repeat 7]

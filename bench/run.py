@@ -1,14 +1,14 @@
 """Runs the benchmarks one after another; `make bench` and `make bench-quick` are this.
 
-In: the files beside it. Out: bench/results/NAME.json of each, from which `page.py` then makes README.md. A result of this commit,
-engine and machine is not measured again, so that a run that was cut short goes on; each has a limit. What fails or hangs is
-named at the end, and keeps its older result. The claims (two hours), `fit` beside timm (two hours) and a GPU's day are not here:
-they are started by hand, with `--results bench/results`.
+In: the files beside it. Out: bench/results/NAME.json of each, from which `page.py` then makes README.md. A result of this
+commit, engine and machine is not measured again, so that a run that was cut short goes on; each has a limit. What fails or
+hangs is named at the end, and keeps its older result. The claims (two hours), `fit` beside timm (two hours) and a GPU's day
+are not here: they are started by hand, with `--results bench/results`.
 
     python bench/run.py [--list] [--only NAME …] [--again] [--quick]
 
-`--quick`: all rows at small sizes in three minutes, two benchmarks at once, into runs/bench-quick. It says whether everything
-runs; its figures mean nothing.
+`--quick`: all rows at small sizes in three minutes, two benchmarks at once, into runs/bench-quick. It says whether
+everything runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUICK_S = 240
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A result: the command that makes it, and how many minutes it may take on two cores; `needs` is a module it cannot do without."""
+    """A result: the command that makes it, its limit in minutes on two cores, and a module that it cannot do without."""
 
     name: str
     command: tuple[str, ...]
@@ -41,30 +41,30 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("packing", ("packing.py",), 5),
-    Entry("growth", ("growth.py",), 30),
-    Entry("decode", ("decode.py",), 8),
-    Entry("decode-formats", ("decode_formats.py",), 12),
+    Entry("packing", ("packing.py",), 4),
+    Entry("growth", ("growth.py",), 20),
+    Entry("decode", ("decode.py",), 6),
+    Entry("decode-formats", ("decode_formats.py",), 9),
     Entry("decode-formats-dali", ("decode_formats.py", "--dali"), 3, "nvidia.dali"),
-    Entry("decode-gpu", ("decode_gpu.py",), 4, "nvidia.dali"),
+    Entry("decode-gpu", ("decode_gpu.py",), 3, "nvidia.dali"),
     Entry("resize", ("resize.py",), 3),
-    Entry("loader", ("loader.py", "--repeat", "7"), 7),
-    Entry("loader-mixed", ("loader.py", "--mixed"), 7),
-    Entry("memory", ("memory.py",), 5),
-    Entry("sources", ("sources.py",), 12),
-    Entry("cache", ("cache.py",), 8),
-    Entry("service", ("service.py",), 8),
-    Entry("training", ("training.py",), 5),
+    Entry("loader", ("loader.py", "--repeat", "7"), 6),
+    Entry("loader-mixed", ("loader.py", "--mixed"), 6),
+    Entry("memory", ("memory.py",), 4),
+    Entry("sources", ("sources.py",), 9),
+    Entry("cache", ("cache.py",), 6),
+    Entry("service", ("service.py",), 7),
+    Entry("training", ("training.py",), 4),
     Entry("processors", ("processors.py",), 4, "transformers"),
-    Entry("model", ("model.py",), 12),
+    Entry("model", ("model.py",), 11),
     Entry("attention", ("attention.py",), 5),
     Entry("losses", ("losses.py",), 5),
-    Entry("weights", ("weights.py",), 9),
+    Entry("weights", ("weights.py",), 8),
     Entry("fleet-growth", ("fleet_growth.py",), 5),
     Entry("fleet", ("fleet.py",), 8, "ray"),
     Entry("fleet-real", ("fleet_sim.py", "--validate"), 5, "simpy"),
-    Entry("fleet-sim", ("fleet_sim.py",), 12, "simpy"),
-    Entry("towers", ("towers.py",), 28, "transformers"),
+    Entry("fleet-sim", ("fleet_sim.py",), 10, "simpy"),
+    Entry("towers", ("towers.py",), 27, "transformers"),
 )
 """In this order: the shortest questions first."""
 

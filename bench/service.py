@@ -1,9 +1,9 @@
 """What delivery costs: the service beside the same batches in process, in one run on one machine.
 
-In: nothing, or a folder of images. Out: rows. Transport alone (batches already rendered) beside one copy from local memory, a
-plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process loader and
-torch's DataLoader with torchvision, of two trainers that share renderings beside two that do not, and with hostile peers;
-shares and memory of 64 clients.
+In: nothing, or a folder of images. Out: rows. Transport alone (batches already rendered) beside one copy from local memory,
+a plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process
+loader and torch's DataLoader with torchvision, of two trainers that share renderings beside two that do not, and with
+hostile peers; shares and memory of 64 clients.
 
     python bench/service.py [--images FOLDER] [--seconds 2] [--rounds 5] [--plain-malloc] [--soak MINUTES]
 """

@@ -1,7 +1,7 @@
 """What `service.py` measures with: daemons as processes, rendered batches that cost nothing to make, and what sits beside us.
 
-In: configurations and addresses. Out: processes and iterators over bytes. The peers say what this machine allows: a plain TCP
-socket that reads into reused memory, and bare pyzmq that sends the same frame with as many requests ahead.
+In: configurations and addresses. Out: processes and iterators over bytes. The peers say what this machine allows: a plain
+TCP socket that reads into reused memory, and bare pyzmq that sends the same frame with as many requests ahead.
 """
 
 from __future__ import annotations

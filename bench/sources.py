@@ -1,8 +1,8 @@
 """How fast images are found and rendered, whatever they lie in: the table of sources.
 
-In: files, tars, Parquet and a web server that it makes in a scratch folder. Out: a row for each question. The page cache is warm,
-since everything runs once before it is timed. Rendering is measured in rounds that go through all sources, by elapsed and by
-processor time; on a machine where others work too, only the latter means anything.
+In: files, tars, Parquet and a web server that it makes in a scratch folder. Out: a row for each question. The page cache is
+warm, since everything runs once before it is timed. Rendering is measured in rounds that go through all sources, by elapsed
+and by processor time; on a machine where others work too, only the latter means anything.
 
     python bench/sources.py [--files 100000] [--tar-mb 1024] [--rows 10000000] [--images 24576] [--scratch DIR] [--repeat 3]
 """

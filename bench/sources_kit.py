@@ -117,8 +117,8 @@ def free_port() -> int:
 
 @contextmanager
 def nginx(folder: Path, late_ms: int = 0) -> Iterator[tuple[str, int, Path]]:
-    """Serves a folder, each answer `late_ms` milliseconds late; yields its address, its process id, and a log with a line for each
-    answer: the range that was asked for, and the bytes sent. `missing` says what keeps it from running."""
+    """Serves a folder, each answer `late_ms` milliseconds late; yields its address, its process id, and a log with a line for
+    each answer: the range that was asked for, and the bytes sent. `missing` says what keeps it from running."""
     found, home, port = shutil.which("nginx", path=SEARCHED), folder / "nginx", free_port()
     home.mkdir()
     paths = "".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))

@@ -1,8 +1,8 @@
 """Is a packed tower faster than the family's own, on the same images and weights?
 
 In: nothing. Out: a row a family of transformers: seconds of its own tower and of the same one packed
-(`navit_model.hf.replace_vision_tower`), taken in turns. Images have 64 to 1,024 tokens, towers the width of ViT-S and random
-weights; on a CPU the seconds are those of the process, in float32; on a GPU those of the clock, in bfloat16.
+(`navit_model.hf.replace_vision_tower`), taken in turns. Images have 64 to 1,024 tokens, towers the width of ViT-S and
+random weights; on a CPU the seconds are those of the process, in float32; on a GPU those of the clock, in bfloat16.
 
     .venv/bin/python bench/towers.py                                      # one thread, some ten minutes
     .venv/bin/python bench/towers.py pixtral siglip2 --images 8 --depth 2

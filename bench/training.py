@@ -1,7 +1,7 @@
 """How well the trainer is fed, and what it costs beside the model's own step.
 
-In: scikit-learn's digits. Out: the starved share of a run fed by a daemon, and the time of the trainer's step beside that of a bare loop (forward, loss, backward, clip, optimiser, average) on the same batches, both as CPU
-time and as wall time.
+In: scikit-learn's digits. Out: the starved share of a run fed by a daemon, and the time of the trainer's step beside that
+of a bare loop (forward, loss, backward, clip, optimiser, average) on the same batches, both as CPU time and as wall time.
 
     python bench/training.py [--steps 300] [--rounds 7]
 """

@@ -1,8 +1,8 @@
 """How many of timm's published transformers are taken, and why are the others refused?
 
-In: names of timm that have weights. Out: for each reason how many names, of how many architectures. Every architecture is laid
-out on the meta device and taken over there, name by name and shape by shape: nothing is downloaded, and no number is computed.
-That outputs are equal, `tests/test_model_families.py` says of each kind.
+In: names of timm that have weights. Out: for each reason how many names, of how many architectures. Every architecture is
+laid out on the meta device and taken over there, name by name and shape by shape: nothing is downloaded, and no number is
+computed. That outputs are equal, `tests/test_model_families.py` says of each kind.
 
     .venv/bin/python bench/weights.py                      # all families, some five minutes of one core
     .venv/bin/python bench/weights.py 'vit_pe_*' 'eva02_*'
