@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python test-aarch64 check docs bench gpu-kit wheel wheel-aarch64 sdist test-wheel build clean
+.PHONY: help demo test test-rust test-python test-aarch64 check docs bench bench-quick gpu-kit wheel wheel-aarch64 sdist test-wheel build clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -71,12 +71,13 @@ docs: build  ## the documentation's site in runs/site, which needs no server; a 
 	@$(DOCS)
 	@echo "runs/site/index.html"
 
-bench: build  ## our loader beside torch + torchvision, on this machine
-	@$(UV) --group bench
-	@$(PY) bench/loader.py
+bench: $(VENV)/.peers  ## bench/README.md anew, on this machine: up to three hours; what has a result of this commit is kept
+	@$(PY) bench/run.py
 
-gpu-kit: build  ## dist/gpu: what bench/gpu.py needs on a GPU machine without a network
-	@$(UV) --group bench
+bench-quick: $(VENV)/.peers  ## the same rows at small sizes in three minutes: does every one run?
+	@$(PY) bench/run.py --quick --again
+
+gpu-kit: $(VENV)/.peers  ## dist/gpu: what bench/gpu.py needs on a GPU machine without a network
 	@$(PY) bench/gpu_kit.py
 
 # Another glibc's wheel needs no engine here, so none is built. With a processor to itself it takes some nine minutes.
@@ -137,6 +138,11 @@ $(VENV)/.dali: $(VENV)/.deps
 
 $(VENV)/.release: $(VENV)/.made pyproject.toml
 	@$(UV) --group release
+	@touch $@
+
+# What the benchmarks stand beside.
+$(VENV)/.peers: $(VENV)/.built $(VENV)/.dali pyproject.toml
+	@$(UV) --group bench
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(RUST)

@@ -1,7 +1,7 @@
 """What attention over packed images costs, by the width of the model, and what varlen kernels cost beside dense ones.
 
-In: nothing; images of 64 to 256 tokens in sequences of 1,024 are drawn. Out: for each width the time, forward and backward, of
-all of a block but its attention, and of its attention in several forms as a share of that:
+In: nothing; images of 64 to 256 tokens in sequences of 1,024 are drawn. Out: for each width the time, forward and backward,
+of all of a block but its attention, and of its attention in several forms as a share of that:
 
 - `unpacked`: as many tokens in images of 256 each, `[4B, 256]`, no mask: what a plain ViT does;
 - `packed`: our segments, whatever their lengths (`segments` on a CPU, `torch_varlen` on a GPU);
@@ -10,19 +10,20 @@ all of a block but its attention, and of its attention in several forms as a sha
 
     taskset -c 0 python bench/attention.py [--widths 192 384 768 1024] [--sequences 4] [--repeat 7]
 
-On a CPU in float32, one thread, CPU seconds; on a GPU in bfloat16, by CUDA events. Medians over interleaved repetitions.
+On a CPU in float32, one thread, CPU seconds; on a GPU in bfloat16, by CUDA events.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from kit import Report, parse, turns
 from model import images
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from navit_model.model import encoder as blocks
 from navit_model.model.attention import attention, segments
 
 L, UNIFORM = 1024, 256
+MASKED, UNPACKED = "NaViT's mask over the whole sequence", "images of 256 tokens one by one, no mask"
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -75,23 +77,29 @@ def seconds(step: Callable[[], None], device: torch.device) -> float:
     return float(first.elapsed_time(last)) / 1000 / 20
 
 
-def row(width: int, sequences: int, repeat: int, device: torch.device) -> dict[str, float]:
-    """Seconds of the rest of a block and of each form of attention, forward and backward."""
+def row(report: Report, width: int, sequences: int, repeat: int, device: torch.device) -> None:
+    """The rest of a block and each form of attention, forward and backward."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     heads, tokens = width // 64, sequences * L
     block = blocks.Block(NaViTConfig(width=width, heads=heads), 0.0).to(device, dtype)
     x = torch.randn(tokens, width, device=device, dtype=dtype, requires_grad=True)
     qkv = [torch.randn(tokens, heads, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
-    steps: dict[str, Callable[[], None]] = {"rest": rest(block, x)}
+    ways = {"rest": partial(seconds, rest(block, x), device)}
     for name, attend in forms(sequences, device).items():
-        steps[name] = backward(attend, qkv)
-    spent: dict[str, list[float]] = {name: [] for name in steps}
-    for n in range(repeat + 2):
-        for name, step in steps.items():
-            took = seconds(step, device)
-            if n >= 2:  # the first ones warm up
-                spent[name].append(took)
-    return {name: statistics.median(took) for name, took in spent.items()}
+        ways[name] = partial(seconds, backward(attend, qkv), device)
+    spent = {name: [1000 * s for s in of] for name, of in turns(ways, repeat, warm=2).items()}
+    whole, table = spent.pop("rest"), f"attention of a block of width {width}"
+    found = {"navit": spent["packed"], MASKED: spent["masked"], UNPACKED: spent["unpacked"]}
+    report.row("packed", found, "ms", better="lower", table=table, bounds=(UNPACKED,), beside=MASKED)
+    for name, of in spent.items():
+        shares = [100 * a / b for a, b in zip(of, whole, strict=True)]
+        report.row(f"{name}, of the rest of a block", shares, "%", better="lower", table=table)
+    report.row("the rest of a block", whole, "ms", better="lower", table=table)
+    if "varlen" in spent:
+        found = {"navit": spent["varlen"], UNPACKED: spent["unpacked"]}
+        report.row(
+            f"varlen on images of {UNIFORM}", found, "ms", better="lower", table=table, bounds=(UNPACKED,), goal=0.97
+        )
 
 
 def backward(attend: Attend, qkv: list[Tensor]) -> Callable[[], None]:
@@ -117,22 +125,16 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[192, 384, 768, 1024], help="multiples of 64")
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=7)
-    arguments = parser.parse_args()
+    args = parse(parser, {"widths": [64, 128], "sequences": 1, "repeat": 2})
+    report = Report("attention", __doc__, args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.type == 'cuda' else 'one CPU thread'}")
-    for width in arguments.widths:
-        found = row(width, arguments.sequences, arguments.repeat, device)
-        whole = found.pop("rest")
-        shares = ", ".join(f"{name} {took / whole:.1%}" for name, took in found.items())
-        print(f"width {width:5}: rest of a block {whole * 1000:8.2f} ms; attention beside it: {shares}", flush=True)
-        if "varlen" in found:
-            print(
-                f"             varlen on images of {UNIFORM}: {found['varlen'] / found['unpacked'] - 1:+.1%} of dense"
-            )
     if device.type == "cpu":
-        print("no CUDA device here: varlen beside dense is unmeasured")
+        report.left_out("varlen beside dense", "no CUDA device here")
+    for width in args.widths:
+        row(report, width, args.sequences, args.repeat, device)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What the disk cache of remote data saves, beside LRU and beside the least that is possible, and what it costs.
 
-In: photographs that it writes into a tar, and nginx, which serves it and logs what it sent. Out: a Markdown table. Each epoch
-is read by a loader of its own, so that spans in memory play no part. An epoch without the cache says in which order spans are
-wanted; LRU and Bélády's algorithm (with bypass, on the whole future) are computed on that order for the room that it has.
-What the cache fetches is what the server sent. Bytes are exact whatever else the machine does; the speed is a ratio of rounds
-that alternate.
+In: photographs that it writes into a tar, and nginx, which serves it and logs what it sent. Out: bytes and speed. Each
+epoch is read by a loader of its own, so that spans in memory play no part. An epoch without the cache says in which order
+spans are wanted; LRU and Bélády's algorithm (with bypass, on the whole future) are computed on that order for the room that
+it has. What the cache fetches is what the server sent. Bytes are exact whatever else the machine does; the speed is a ratio
+of rounds that alternate.
 
-    python bench/cache.py [--images 8192] [--rounds 3] [--scratch DIR]
+    python bench/cache.py [--images 8192] [--rounds 5] [--scratch DIR]
 """
 
 from __future__ import annotations
@@ -14,51 +14,26 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from corpus import make
-from sources_kit import free_port
+from kit import Report, parse, turns
+from sources_kit import missing, nginx
 
-from navit_loader import LoaderConfig, PackedLoader, _packer, build_index
+from navit_loader import LoaderConfig, PackedLoader, build_index
 from navit_loader.config import Order, RenderConfig
 
 UNIQUE = 400
+POSSIBLE = "the least possible (Bélády)"
 EPOCHS = 4
 """The first, which finds nothing, and three more."""
 Trace = list[tuple[int, int]]
 """Spans in the order in which they are wanted: where each begins, and its bytes."""
-
-
-@contextmanager
-def logging_nginx(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Serves a folder; yields its address and the log of ranges and bytes sent."""
-    found = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
-    if found is None:
-        sys.exit("bench/cache.py: nginx is not installed; on Debian: apt-get install nginx-light")
-    home, port = folder / "nginx", free_port()
-    home.mkdir()
-    paths = "".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    (home / "nginx.conf").write_text(
-        f"daemon off; pid {home}/pid; error_log stderr; worker_processes 1;{'user root;' if os.getuid() == 0 else ''} "
-        f"events {{}} http {{ log_format sent '$http_range $body_bytes_sent'; access_log {home}/sent sent; {paths} "
-        f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}"
-    )
-    with subprocess.Popen([found, "-p", str(home), "-c", str(home / "nginx.conf")]) as server:
-        try:
-            time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}", home / "sent"
-        finally:
-            server.terminate()
 
 
 def write(folder: Path, count: int) -> Path:
@@ -134,7 +109,7 @@ def belady(trace: Trace, room: int) -> list[int]:
     return missed
 
 
-def fetched(folder: Path, index: Path, log: Path) -> None:
+def fetched(report: Report, folder: Path, index: Path, log: Path) -> None:
     """Bytes fetched with room for half of the data."""
     size = (folder / "x.tar").stat().st_size
     trace, starts = [], []
@@ -144,63 +119,59 @@ def fetched(folder: Path, index: Path, log: Path) -> None:
         trace += sent(log)
     warm = starts[1]
 
-    def bytes_of(missed: list[int], first: int) -> int:
-        return sum(trace[at][1] for at in missed if at >= first)
+    def megabytes(missed: list[int], first: int) -> list[float]:
+        return [sum(trace[at][1] for at in missed if at >= first) / 1e6]
 
     ours = []
     for epoch in range(EPOCHS):
         read(index, config(folder / "half", size / 2 / 1e9, 16), epoch)
-        ours.append(sum(n for _, n in sent(log)))
+        ours.append(sum(n for _, n in sent(log)) / 1e6)
     lru, least = least_recent(trace, size // 2), belady(trace, size // 2)
-    spans = f"{size / 1e6:,.0f} MB in {len(set(trace))} spans, room for half"
+    given = {"megabytes": round(size / 1e6), "spans": len(set(trace)), "table": "bytes fetched, room for half"}
     for what, first, own, goals in (
-        ("three epochs behind the first", warm, sum(ours[1:]), ("0.6", "1.02")),
-        ("all four", 0, sum(ours), ("", "")),
+        ("three epochs behind the first", warm, sum(ours[1:]), (1 / 0.6, 1 / 1.02)),
+        ("all four", 0, sum(ours), (None, None)),
     ):
-        a, b = bytes_of(lru, first), bytes_of(least, first)
-        row(
-            f"{spans}: bytes fetched, {what}, of LRU's", f"{own / a:.3f} ({own / 1e6:,.0f} of {a / 1e6:,.0f} MB)", "0.6"
-        )
-        row(f"the same, of what is possible, {what}", f"{own / b:.3f} ({b / 1e6:,.0f} MB)", goals[1])
+        for name, missed, goal in (("LRU", lru, goals[0]), (POSSIBLE, least, goals[1])):
+            ways = {"navit": [own], name: megabytes(missed, first)}
+            report.row(
+                f"{what}, beside {name}", ways, "MB", better="lower", bounds=(POSSIBLE,),
+                goal=goal and round(goal, 3), **given,
+            )  # fmt: skip
 
 
-def speed(folder: Path, index: Path, local: Path, log: Path, rounds: int) -> None:
+def speed(report: Report, folder: Path, index: Path, local: Path, log: Path, rounds: int) -> None:
     """The second epoch of a cache that holds all, beside the same tar on disk."""
     settings = config(folder / "all", 1000.0)
     read(index, settings, 0)
     sent(log)
-    ratios = []
-    for number in range(rounds + 1):
-        here, held = (read(*what, 1) for what in ((local, config()), (index, settings)))
-        if number:  # the first warms up
-            ratios.append((here[0] / held[0], here[1] / held[1]))
-    wall, cpu = (float(np.median(column)) for column in zip(*ratios, strict=True))
-    row("a second epoch, all held: bytes fetched", f"{sum(n for _, n in sent(log)):,}", "0")
-    row("the same: images/s, of the tar on disk", f"{wall:.2f} (processor time {cpu:.2f})", "0.97")
-
-
-def row(what: str, found: str, goal: str) -> None:
-    print(f"| {what} | {found} | {goal} |", flush=True)
+    ways = {"navit": lambda: read(index, settings, 1), "the tar on disk": lambda: read(local, config(), 1)}
+    found = turns(ways, rounds)
+    table, bounds = "a second epoch, all held", ("the tar on disk",)
+    report.row("bytes fetched", sum(n for _, n in sent(log)), "bytes", better="lower", table=table, goal=0)
+    for n, (what, goal) in enumerate((("speed", 0.97), ("speed, by processor time", None))):
+        rates = {way: [run[2] / run[n] for run in of] for way, of in found.items()}
+        report.row(what, rates, "images/s", table=table, bounds=bounds, goal=goal)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=8192, help="photographs of 70 KB")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scratch", type=Path, help="folder for the data (default: the system's)")
-    args = parser.parse_args()
-    if _packer.BUILD_PROFILE != "release":
-        sys.exit("bench/cache.py: this is a debug build; run `make build` first")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| what | measured | goal |\n|---|---|---|")
+    args = parse(parser, {"images": 512, "rounds": 2})
+    if why := missing(late=False):
+        raise SystemExit(f"bench/cache.py: {why}")
+    report = Report("cache", __doc__, args)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
         build_index(write(folder, args.images), folder / "local.arrow")
-        with logging_nginx(folder) as (address, log):
+        with nginx(folder) as (address, _, log):
             build_index(f"{address}/x.tar", folder / "x.arrow")
             sent(log)
-            fetched(folder, folder / "x.arrow", log)
-            speed(folder, folder / "x.arrow", folder / "local.arrow", log, args.rounds)
+            fetched(report, folder, folder / "x.arrow", log)
+            speed(report, folder, folder / "x.arrow", folder / "local.arrow", log, args.rounds)
+    report.finish()
 
 
 if __name__ == "__main__":

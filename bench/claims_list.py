@@ -1,7 +1,7 @@
 """The claims: each is a function that trains what it needs, and says what the paper found, what we found, and if it holds.
 
-In: a `Kit`. Out: `Line`s of the table. The scale is tiny (8 × 8 digits, a model of 0.2 million weights, minutes of one CPU),
-so a claim that does not hold here says little about the paper; it is printed as such all the same.
+In: a `Kit`. Out: `Line`s of the table. The scale is tiny (8 × 8 digits, a model of 0.2 million weights, minutes of one
+CPU), so a claim that does not hold here says little about the paper; it is printed as such all the same.
 """
 
 from __future__ import annotations

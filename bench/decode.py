@@ -1,8 +1,7 @@
 """One core: decode → antialiased resize → patches, ours beside others in the same run.
 
-In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision: medians over
-interleaved repetitions, since a shared machine drifts. Each peer makes the same u8 patches of 16 × 16 pixels from the
-same files at the same target sizes (datago at its own, see there); every ratio is taken within one repetition.
+In: JPEG files in memory (`corpus.py`). Out: images/s of each peer and the ratio to torchvision. Each peer makes the same u8
+patches of 16 × 16 pixels from the same files at the same target sizes (datago at its own, see there).
 
     python bench/decode.py [--count 300] [--repeat 7] [--pillow-simd DIR]
 
@@ -13,7 +12,6 @@ Pillow, so it runs in a process of its own. Peers that are not installed are nam
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import os
@@ -22,12 +20,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
+from kit import Report, installed, parse, seconds_of, turns
 
 P = 16
+FULL, ALONE = "navit, full-size DCT", "libjpeg-turbo, decode alone"
+GOALS = {"0.2 MP, sides U(64, 256)": 1.30, "0.2 MP, 256 tokens": 1.15, "2 MP, 256 tokens": 1.5}
+"""Times torchvision; the stretch was 1.5 for the first and 1.30 for the second."""
 Case = tuple[list[bytes], list[tuple[int, int]], list[tuple[int, int]]]
 """Files, their (height, width), and their target grids."""
 
@@ -79,8 +81,6 @@ def ours(case: Case, **options: object) -> Callable[[], None]:
     from navit_loader import _packer
     from navit_loader.config import RenderConfig
 
-    if _packer.BUILD_PROFILE != "release":
-        raise SystemExit("the extension is a debug build; run `make build`")
     files, sizes, targets = case
     length, sequences, sequence, end = 2048, [], [], 0
     for row, ((height, width), (h, w)) in enumerate(zip(sizes, targets, strict=True)):
@@ -285,14 +285,6 @@ def _write(table: dict[str, Case], folder: Path) -> None:
     (folder / "cases.json").write_text(json.dumps(names))
 
 
-def installed(module: str) -> bool:
-    """Whether a peer is there."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package around it
-        return False
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=300)
@@ -300,28 +292,28 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--pillow-simd", default="", metavar="DIR")
     parser.add_argument("--only", default="", help="comma-separated peers besides ours and torchvision")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser, {"count": 16, "repeat": 2})
     os.sched_setaffinity(0, {args.core})
     if args.serve:
         serve(args.serve)
         return
+    report = Report("decode", __doc__, args)
     table = cases(args.count)
     peers: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
     wanted: Iterable[tuple[str, str, Peer]] = (
-        ("navit, full-size DCT", "numpy", lambda case: ours(case, dct_scaling=False)),
+        (FULL, "numpy", lambda case: ours(case, dct_scaling=False)),
         ("Pillow", "PIL", pillow),
-        ("simplejpeg + OpenCV area", "cv2", simplejpeg_opencv),
+        ("simplejpeg + OpenCV area", "simplejpeg", simplejpeg_opencv),
         ("DALI on the CPU", "nvidia.dali", dali_on_cpu),
         ("datago, from /dev/shm", "datago", datago),
-        ("libjpeg-turbo, decode alone", "simplejpeg", libjpeg_turbo_alone),
+        (ALONE, "simplejpeg", libjpeg_turbo_alone),
     )
     for name, module, peer in wanted:
         if args.only and name not in args.only.split(","):
             continue
         if not installed(module):
-            print(f"{name}: not installed, left out")
+            report.left_out(name)
         else:
             peers[name] = peer
     elsewhere = None
@@ -330,38 +322,30 @@ def main() -> None:
         _write(table, Path(folder.name))
         elsewhere = Elsewhere(args.pillow_simd, Path(folder.name), args.core)
     else:
-        print("pillow-simd: not given (--pillow-simd DIR), left out")
-    figures: dict[str, dict[str, float]] = {}
+        report.left_out("pillow-simd", "not given (--pillow-simd DIR)")
     for name, case in table.items():
         runs = {peer: run for peer, make in peers.items() if (run := make(case)) is not None}
-        for run in runs.values():
-            run()
-        times: dict[str, list[float]] = {peer: [] for peer in runs}
+        ways = {peer: seconds_of(run) for peer, run in runs.items()}
         if elsewhere:
-            elsewhere(name)
-            times["pillow-simd"] = []
-        for _ in range(args.repeat):
-            for peer in times:
-                start = time.perf_counter()
-                if peer in runs:
-                    runs[peer]()
-                    times[peer].append(time.perf_counter() - start)
-                elif elsewhere:
-                    times[peer].append(elsewhere(name))
+            ways["pillow-simd"] = partial(elsewhere, name)
         count = len(case[0])
-        kilobytes = sum(map(len, case[0])) / count / 1e3
-        tokens = np.mean([h * w for h, w in case[2]])
-        print(f"\n{name}: {count} files of {kilobytes:.0f} KB, {tokens:.0f} tokens in the mean")
-        figures[name] = {}
-        for peer, seconds in times.items():
-            ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
-            figures[name][peer] = ratio
-            print(f"  {peer:<30} {count / median(seconds):7.0f} images/s   {ratio:5.2f} × torchvision")
+        found = {peer: [count / s for s in spent] for peer, spent in turns(ways, args.repeat).items()}
+        given = {"files": count, "kilobytes": round(sum(map(len, case[0])) / count / 1e3)}
+        given["tokens"] = round(float(np.mean([h * w for h, w in case[2]])))
+        full = found.pop(FULL, None)
+        report.row(
+            "decode, resize, patches", found, "images/s", table=name, bounds=(ALONE,), beside="torchvision",
+            goal=GOALS[name], **given,
+        )  # fmt: skip
+        if full:
+            report.row(
+                "the same by the full-size DCT", found | {"navit": full}, "images/s", table=name, bounds=(ALONE,)
+            )
         stats = runs["navit"].stats  # type: ignore[attr-defined]
-        share = {k: stats[k] / stats["images"] * 1e6 for k in ("decode", "resize", "patches", "wait")}
-        print("  navit, µs an image: " + ", ".join(f"{k} {v:.0f}" for k, v in share.items()))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1))
+        for part in ("decode", "resize", "patches"):
+            spent = stats[part] / stats["images"] * 1e6
+            report.row(f"{part} alone, of ours", spent, "µs an image", table=name, better="lower")
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """What a photograph costs in each format, to packed patches, beside others in the same run.
 
 In: photographs of 0.2 megapixels (`corpus.py`), written in each format. Out: processor time an image of each peer, decoded,
-resized and cut into patches in one thread, and the ratio to torchvision where it reads the format; medians over interleaved
-repetitions, each ratio within one repetition. Processor time, since other processes on the machine change it less than they
-change a clock's. Where a library can be asked to decode and nothing else, its time is the floor beneath all of them. Peers
-that are not installed are named and left out.
+resized and cut into patches in one thread, and the ratio to the best of them. Processor time, since other processes on the
+machine change it less than they change a clock's. Where a library can be asked to decode and nothing else, its time is the
+floor beneath all of them. Peers that are not installed are named and left out.
 
     python bench/decode_formats.py [--count 60] [--repeat 9] [--only WebP]
 
 `--dali`: which of these formats DALI could take besides JPEG. One photograph in many formats; the CPU milliseconds of DALI
-and of our renderer for an image, and how the pixels differ in steps of 1/255. DALI decodes all of these on the CPU, whatever
-its device. Where DALI fails, the row says so. Formats that our renderer reads through Pillow are compared with Pillow itself.
+and of our renderer for an image, and how the pixels differ in steps of 1/255. DALI decodes all of these on the CPU,
+whatever its device. Where DALI fails, the row says so. Formats that our renderer reads through Pillow are compared with
+Pillow itself.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import PIL
 from corpus import make, photographs
-from decode import Case, P, Peer, _each, _patches, grids, installed, ours, pillow
+from decode import Case, P, Peer, _each, _patches, grids, ours, pillow
+from kit import Report, installed, parse, seconds_of, turns
 from PIL import Image
 
 FORMATS: dict[str, tuple[str, dict[str, object]]] = {
@@ -46,6 +46,10 @@ FORMATS: dict[str, tuple[str, dict[str, object]]] = {
     "BMP": ("BMP", {}),
     "TIFF, LZW": ("TIFF", {"compression": "tiff_lzw"}),
 }
+
+
+GOALS = {"WebP, lossless": 1.3}
+"""Times the best peer."""
 
 
 def case(name: str, photos: list[Image.Image], sides: tuple[int, int] | None) -> Case:
@@ -160,43 +164,34 @@ def libjpeg(case: Case) -> Callable[[], None] | None:
     return run
 
 
-def peers() -> dict[str, Peer]:
+def peers(report: Report) -> dict[str, Peer]:
     found: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
     for name, module, peer in (("OpenCV area", "cv2", opencv), ("Pillow", "PIL", pillow)):
         if installed(module):
             found[name] = peer
         else:
-            print(f"{name}: not installed, left out")
+            report.left_out(name)
     return found | {"libjpeg-turbo alone": libjpeg, "libwebp alone": libwebp, "libavif alone": libavif}
 
 
-def beside_peers(count: int, repeat: int, only: str) -> None:
+def beside_peers(report: Report, count: int, repeat: int, only: str) -> None:
     photos = [Image.open(io.BytesIO(data)).convert("RGB") for data in make(count, 0.2, 0.35)]
-    each = peers()
+    each = peers(report)
     if installed("pillow_jxl"):
         import_module("pillow_jxl")  # Pillow writes and reads it from here on
     else:
-        print("JPEG XL: no pillow-jxl-plugin that could write it, left out")
+        report.left_out("JPEG XL", "no pillow-jxl-plugin that could write it")
         del FORMATS["JPEG XL"]
-    for name in (n for n in FORMATS if n.startswith(only)):
-        for title, sides in (("sides U(64, 256)", (64, 256)), ("256 tokens", None)):
+    for title, sides in (("sides U(64, 256)", (64, 256)), ("256 tokens", None)):
+        for name in (n for n in FORMATS if n.startswith(only)):
             files = case(name, photos, sides)
             runs = {peer: run for peer, make in each.items() if (run := make(files)) is not None}
-            times: dict[str, list[float]] = {peer: [] for peer in runs}
-            for n in range(repeat + 1):
-                for peer, run in runs.items():
-                    start = time.process_time()
-                    run()
-                    if n:  # the first fills caches and buffers
-                        times[peer].append((time.process_time() - start) / count)
-            print(f"\n{name}, {title}: {count} files of {sum(map(len, files[0])) / count / 1e3:.0f} KB")
-            for peer, seconds in times.items():
-                lead = median(t / s for t, s in zip(seconds, times["navit"], strict=True))
-                speeds = f"navit {lead:5.2f} × this"
-                if "torchvision" in times:
-                    ratio = median(t / s for t, s in zip(times["torchvision"], seconds, strict=True))
-                    speeds = f"{ratio:5.2f} × torchvision   {speeds}"
-                print(f"  {peer:<20} {1e3 * median(seconds):6.2f} ms   {speeds}", flush=True)
+            spent = turns({peer: seconds_of(run, time.process_time) for peer, run in runs.items()}, repeat)
+            report.row(
+                name, {peer: [1e3 * s / count for s in of] for peer, of in spent.items()}, "ms an image", better="lower",
+                table=title, bounds=[n for n in runs if n.endswith(" alone")], goal=GOALS.get(name),
+                kilobytes=round(sum(map(len, files[0])) / count / 1e3),
+            )  # fmt: skip
 
 
 WIDTH, HEIGHT, GRID, COUNT = 640, 427, (13, 20), 16
@@ -269,31 +264,19 @@ def by_pillow(data: bytes) -> Callable[[], np.ndarray]:
     return lambda: [one() for _ in range(COUNT)].pop()
 
 
-def beside_dali(repeat: int) -> None:
-    if not installed("nvidia.dali"):
-        raise SystemExit("decode_formats.py: --dali needs NVIDIA DALI; pip install nvidia-dali-cuda130")
-    print("| format | DALI, ms | ours, ms | DALI over ours | mean difference | 99.9 % |\n|---|---|---|---|---|---|")
+def beside_dali(report: Report, repeat: int) -> None:
     for name, data in files().items():
         own = by_pillow(data) if name == "JPEG 2000" else by_us(data)
         try:
             theirs = by_dali(data)
             gap = np.abs(theirs().astype(int) - own().astype(int))
         except RuntimeError:
-            print(f"| {name} | cannot decode it | | | | |")
+            report.left_out(name, "DALI cannot decode it")
             continue
-        rounds = []
-        for _ in range(repeat):
-            start = time.process_time()
-            theirs()
-            between = time.process_time()
-            own()
-            rounds.append((between - start, time.process_time() - between))
-        a, b = (1e3 * median(column) / COUNT for column in zip(*rounds, strict=True))
-        ratio = median(x / y for x, y in rounds)
-        print(
-            f"| {name} | {a:.2f} | {b:.2f} | {ratio:.2f} | {gap.mean():.2f} | {np.quantile(gap, 0.999):.0f} |",
-            flush=True,
-        )
+        ways = {peer: seconds_of(run, time.process_time) for peer, run in (("navit", own), ("DALI", theirs))}
+        spent = {peer: [1e3 * s / COUNT for s in of] for peer, of in turns(ways, repeat, warm=0).items()}
+        differs = {"mean_difference": round(float(gap.mean()), 2), "difference_99_9": float(np.quantile(gap, 0.999))}
+        report.row(name, spent, "ms an image", better="lower", table="one photograph, beside DALI", **differs)
 
 
 def main() -> None:
@@ -303,12 +286,17 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="START", help="formats whose name starts so")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--dali", action="store_true", help="pixels and times beside DALI's")
-    args = parser.parse_args()
-    if args.dali:
-        beside_dali(args.repeat)
-        return
+    args = parse(parser, {"count": 4, "repeat": 2})
     os.sched_setaffinity(0, {args.core})
-    beside_peers(args.count, args.repeat, args.only)
+    if not args.dali:
+        report = Report("decode-formats", __doc__, args)
+        beside_peers(report, args.count, args.repeat, args.only)
+    elif installed("nvidia.dali"):
+        report = Report("decode-formats-dali", "Which formats could DALI take besides JPEG?", args)
+        beside_dali(report, args.repeat)
+    else:
+        raise SystemExit("decode_formats.py: --dali needs NVIDIA DALI; pip install nvidia-dali-cuda130")
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Who decodes on a CPU: the engine's renderer, encoded delivery alone, and DALI on the same plan.
 
 In: JPEG files of 0.2 megapixels (`corpus.py`), indexed and in the page cache, planned at 256 tokens. Out: images/s and CPU
-milliseconds per image of each way, and bytes of a batch on the wire. Ways alternate over the repetitions and medians count,
-since a shared machine drifts. A row that fails says why, and the others go on. What a GPU decodes: `bench/gpu.py`.
+milliseconds per image of each way, and bytes of a batch on the wire. A row that fails says why, and the others go on. What
+a GPU decodes: `bench/gpu.py`.
 
     python bench/decode_gpu.py [--count 600] [--repeat 5] [--threads 4]        # needs the extra `dali`
 """
@@ -10,19 +10,20 @@ since a shared machine drifts. A row that fails says why, and the others go on. 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from corpus import write
+from kit import Report, parse, turns
 
 from navit_loader import LoaderConfig, PackedLoader, RemoteLoader, build_index
 from navit_loader.errors import ConfigError
@@ -136,62 +137,52 @@ class Bench:
         return run
 
 
-def attempt(name: str, work: Callable[[], Any], failed: dict[str, str]) -> Any:
-    """What `work` gives; None, and a line about it, where it fails. A benchmark's other rows are worth having."""
-    try:
-        return work()
-    except Exception as e:
-        failed[name] = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
-        print(f"{name}: failed, {failed[name]}", flush=True)
-        return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dct-scaling", action="store_true", help="let the CPU renderer decode at a smaller DCT scale")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parse(parser, {"count": 48, "repeat": 2})
+    report = Report("decode-gpu", __doc__, args)
     torch.set_num_threads(args.threads)
-    failed: dict[str, str] = {}
+    failed: set[str] = set()
+
+    def attempt(name: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives; None where it fails. A benchmark's other rows are worth having."""
+        try:
+            return work()
+        except Exception as e:
+            failed.add(name)
+            report.left_out(name, f"failed, {type(e).__name__}: {' '.join(str(e).split())[:300]}")
+            return None
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder / "files", args.count)
         build_index(folder / "files", folder / "files.arrow")
         bench = Bench(folder, args)
         made: dict[str, Callable[[], Way]] = {
-            "CPU renderer, whole loader": bench.by_cpu,
+            "navit": bench.by_cpu,
             "encoded delivery alone": bench.encoded,
             "encoded delivery from a daemon": bench.from_daemon,
             "DALI, encoded batches in memory": bench.in_memory,
             "DALI, whole loader": bench.whole,
         }
-        ways = {name: way for name, make in made.items() if (way := attempt(name, make, failed))}
-        ways = {name: way for name, way in ways.items() if attempt(name, way, failed)}  # warm
-        results: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for _ in range(args.repeat):
-            for name, way in ways.items():
-                if name not in failed and (found := attempt(name, lambda way=way: timed(way), failed)):
-                    results[name].append(found)
+        ways = {name: way for name, make in made.items() if (way := attempt(name, make))}
+        ways = {name: way for name, way in ways.items() if attempt(name, way)}  # warm
+        found = turns({name: partial(timed, way) for name, way in ways.items()}, args.repeat, warm=0)
         bench.close()
-    rows = {
-        name: {"images/s": median(r for r, _ in v), "CPU ms": median(c for _, c in v)}
-        for name, v in results.items()
-        if v
-    }
-    if args.json:
-        print(json.dumps({"rows": rows, "bytes": bench.sizes, "failed": failed}))
-        return
-    base = rows.get("CPU renderer, whole loader", {}).get("CPU ms", float("nan"))
-    print(f"{args.count} files, {args.threads} threads")
-    print(f"{'':45} {'images/s':>10} {'CPU ms/image':>13} {'of the CPU renderer':>20}")
-    for name, row in rows.items():
-        print(f"{name:45} {row['images/s']:10,.0f} {row['CPU ms']:13.3f} {row['CPU ms'] / base:20.2f}")
-    print(f"bytes per image: packed {bench.sizes['packed']:,.0f}, encoded {bench.sizes['encoded']:,.0f}")
+    bounds = [name for name in ways if name.startswith("encoded")]
+    rates = {name: [rate for rate, _ in of] for name, of in found.items()}
+    costs = {name: [cost for _, cost in of] for name, of in found.items()}
+    report.row("the CPU renderer, whole loader", rates, "images/s", bounds=bounds)
+    report.row("the CPU renderer, whole loader, processor time", costs, "ms an image", better="lower", bounds=bounds)
+    for name, size in bench.sizes.items():
+        report.row(f"bytes an image, {name}", size, "bytes", better="lower")
+    report.finish()
     if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}")
+        raise SystemExit(f"failed: {', '.join(sorted(failed))}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Is `navit-model fit` on some hundred images as good as timm's own script with its NaFlex loader, and how much quicker?
 
-In: two packages of Debian with labelled pictures (openclipart-png, tuxpaint-stamps-default; 290 MB, fetched by apt-get), and a
-checkout of timm's repository for its `train.py`. Out: accuracies of both on the same test images, the paired interval of their
-difference over images and seeds, wall and processor seconds. Both start from the same weights, which `fit` makes first from
-the packages' other pictures; they learn the same 500 images on one core, and choose among as many settings on images that are
-neither. Each finished part leaves a file in the work folder and is not done twice.
+In: two packages of Debian with labelled pictures (openclipart-png, tuxpaint-stamps-default; 290 MB, fetched by apt-get),
+and a checkout of timm's repository for its `train.py`. Out: accuracies of both on the same test images, the paired interval
+of their difference over images and seeds, wall and processor seconds. Both start from the same weights, which `fit` makes
+first from the packages' other pictures; they learn the same 500 images on one core, and choose among as many settings on
+images that are neither. Each finished part leaves a file in the work folder and is not done twice.
 
     .venv/bin/python bench/fit.py WORK --timm CHECKOUT --core 1            # about two hours
     .venv/bin/python bench/fit.py WORK --timm CHECKOUT --quick             # plumbing alone, some minutes
@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -26,7 +25,7 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
@@ -34,6 +33,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBU
 import numpy as np
 import timm
 import torch
+from kit import Report, parse
 from PIL import Image
 from timm.data import create_dataset, create_naflex_loader, resolve_data_config
 from timm.models import load_checkpoint
@@ -84,6 +84,8 @@ SIDE = 640
 
 NAME = "naflexvit_base_patch16_gap"
 
+TIMM = "timm, NaFlex loader"
+SIDES = (("navit", "ours"), (TIMM, "timm"))
 OURS: dict[str, list[str]] = {
     "as proposed": [],
     "rate 1e-3": ["train.learning_rate=1e-3"],
@@ -373,8 +375,8 @@ class Bench:
 
     # The comparison
 
-    def compare(self) -> None:
-        """Tries, chooses, runs all seeds interleaved, looks at the test once, and prints the table."""
+    def compare(self, args: argparse.Namespace) -> None:
+        """Tries, chooses, runs all seeds interleaved, and looks at the test once."""
         tried: dict[str, dict[str, float]] = {"ours": {}, "timm": {}}
         for ours, theirs in zip(OURS, THEIRS, strict=True):
             tried["ours"][ours] = _accuracy(self.ours(ours, self.sizes.tries, 0)["tune"])
@@ -395,22 +397,20 @@ class Bench:
             for side in test
         }
         low, high = interval(right["ours"] - right["timm"])
-        load = max(run["load"] for pair in runs for run in pair)
-        print(
-            f"\n{len(names)} test images, {self.sizes.seeds} seeds, depth {self.sizes.depth}, {self.sizes.epochs} passes, "
-            f"torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, load up to {load:.1f}\n"
-        )
-        print("| who | setting | tried | accuracy | wall, s | processor, s |\n|---|---|---|---|---|---|")
-        for n, side in enumerate(("ours", "timm")):
-            each = right[side].mean(1)
-            spread = stdev(each) if len(each) > 1 else 0.0
-            wall, cpu = (mean(pair[n][key] for pair in runs) for key in ("wall", "cpu"))
-            tries = ", ".join(f"{score:.1%}" for score in tried[side].values())
-            print(f"| {side} | {best[side]} | {tries} | {each.mean():.2%} ± {spread:.2%} | {wall:.0f} | {cpu:.0f} |")
-        apart = float((right["ours"] - right["timm"]).mean())
-        ratios = [mean(a[key] / b[key] for a, b in runs) for key in ("wall", "cpu")]
-        print(f"\nours − timm: {apart:+.2%} ({low:+.2%} to {high:+.2%}, 95 %)")
-        print(f"ours / timm: wall {ratios[0]:.2f}, processor {ratios[1]:.2f}")
+        report = Report("fit", __doc__, args)
+        given = {"images": len(names), "passes": self.sizes.epochs}
+        found = {who: [100 * float(v) for v in right[side].mean(1)] for who, side in SIDES}
+        tries = {who: ", ".join(f"{name}: {score:.1%}" for name, score in tried[side].items()) for who, side in SIDES}
+        report.row("accuracy", found, "%", tried=tries["navit"], timm_tried=tries[TIMM], **given)
+        apart = 100 * float((right["ours"] - right["timm"]).mean())
+        words = f"{100 * low:+.2f} to {100 * high:+.2f}, 95 %, paired over images and seeds"
+        report.row("accuracy, ours less timm's", apart, "points", interval=words, **given)
+        for key, what, goal in (("wall", "wall time", round(1 / 0.6, 3)), ("cpu", "processor time", None)):
+            ways = {who: [pair[n][key] for pair in runs] for n, (who, _) in enumerate(SIDES)}
+            report.row(
+                what, ways, "s", better="lower", goal=goal, load=max(run["load"] for pair in runs for run in pair)
+            )
+        report.finish()
 
 
 def as_timm(ours: NaViT, theirs: Any) -> dict[str, torch.Tensor]:
@@ -499,8 +499,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=40, help="passes of the weights over what they are learnt from")
     parser.add_argument("--tokens", type=int, default=196, help="of an image at most")
     parser.add_argument("--core", type=int, help="the core that everything runs on")
-    parser.add_argument("--quick", action="store_true", help="tiny everywhere: does it run?")
-    args = parser.parse_args()
+    args = parse(parser, {})
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
     tries = max(1, 2 * args.epochs // 5)
@@ -512,7 +511,7 @@ def main() -> None:
     bench = Bench(args.work, args.timm.resolve() / "train.py", sizes)
     bench.data()
     bench.weights()
-    bench.compare()
+    bench.compare(args)
 
 
 if __name__ == "__main__":

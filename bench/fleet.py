@@ -1,11 +1,10 @@
 """Does a fleet on Ray scale, and how long does a trainer pause where a daemon is killed?
 
-In: nothing. Out: a table of batches/s from 1, 2 and 4 daemons on as many nodes of a Ray cluster on this machine, and the
-longest pause of a trainer while one of four is killed. All nodes share this machine's cores, so each daemon's rendering is
-held to a fixed rate, far below what they can do: what is measured is whether clients keep all of them busy, not how fast they
-render.
+In: nothing. Out: batches/s from 1, 2 and 4 daemons on as many nodes of a Ray cluster on this machine, and the longest pause
+of a trainer while one of four is killed. All nodes share this machine's cores, so each daemon's rendering is held to a
+fixed rate, far below what they can do: what is measured is whether clients keep all of them busy, not how fast they render.
 
-    python bench/fleet.py [--rate 10] [--seconds 15] [--rounds 3]
+    python bench/fleet.py [--rate 4] [--seconds 12] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from kit import Report, parse
+from serving import forever
 
 from navit_loader import LoaderConfig, RemoteLoader
 from navit_loader.fleet.cluster import connected
@@ -30,7 +31,7 @@ from navit_loader.fleet.growth import Growth
 from navit_loader.fleet.launched import Fleet
 from navit_loader.render.engine import Engine
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind everything: what is measured may be elsewhere
 from tests.fleet_kit import cluster_of
 from tests.service_kit import make_config
 
@@ -107,11 +108,6 @@ def serving(loader: RemoteLoader) -> int:
     return sum(endpoint.ready for endpoint in loader._connection._endpoints)
 
 
-def forever(loader: RemoteLoader) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
 def read(stream: Iterator[Any], seconds: float) -> tuple[float, float]:
     """Batches a second, from one batch to another, and the longest pause between two. What was asked for stays asked for."""
     next(stream)
@@ -126,37 +122,52 @@ def read(stream: Iterator[Any], seconds: float) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=10.0, help="batches a second of each daemon")
-    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--rate", type=float, default=4.0, help="batches a second of each daemon")
+    parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = parse(parser, {"rate": 20.0, "seconds": 2.0, "rounds": 1})
+    report = Report("fleet", __doc__, args)
     os.environ["NAVIT_BENCH_RATE"] = str(args.rate)  # nodes of this machine inherit it
-    one = 0.0
+    one: list[float] = []
     with tempfile.TemporaryDirectory() as folder, cluster_of(4) as cluster:
         ray = connected(cluster.address)
         config = make_config(Path(folder))
         # One epoch outlasts it all: at an epoch's end nothing is asked for ahead.
         config.write_text(config.read_text().replace("virtual_epoch = 640", "virtual_epoch = 640000"))
-        print("| daemons | batches/s | of linear |\n|---|---|---|")
         for daemons in (1, 2, 4):
             with fleet(config, daemons) as made, RemoteLoader(made.address, heartbeat_s=HEARTBEAT_S) as loader:
                 stream = forever(loader)
                 while serving(loader) < daemons:
                     next(stream)
                 read(stream, 10 / args.rate)  # until all have had their first turns
-                found = median(read(stream, args.seconds)[0] for _ in range(args.rounds))
+                found = [read(stream, args.seconds)[0] for _ in range(args.rounds)]
                 one = one or found
-                print(f"| {daemons} | {found:.2f} | {found / one / daemons:.3f} |", flush=True)
+                ways = {"navit": found, "linear": [daemons * rate for rate in one]}
+                what = f"{daemons} daemon{'s'[: daemons > 1]}"
+                report.row(what, ways, "batches/s", table="scaling", bounds=("linear",), goal=0.97)
+                pauses: dict[str, list[float]] = {"navit": [], "none is killed": []}
                 for number in list(made._actors)[: args.rounds if daemons == 4 else 0]:
-                    _, quiet = read(stream, 5.0)
+                    pauses["none is killed"].append(read(stream, 5.0)[1])
                     timer = threading.Timer(1.0, ray.kill, (made._actors[number],), {"no_restart": False})
                     timer.start()
-                    _, killed = read(stream, 5.0)
+                    pauses["navit"].append(read(stream, 5.0)[1])
                     timer.join()
-                    words = f"longest pause between two batches: {quiet * 1000:.0f} ms, and {killed * 1000:.0f} ms"
-                    print(f"{words} where one of four daemons is killed", flush=True)
                     while serving(loader) < daemons:
                         next(stream)
+        table, bounds = "one of four daemons is killed", ("none is killed",)
+        # Three heartbeats and a batch.
+        goal = 3 * HEARTBEAT_S + 1 / args.rate
+        report.row(
+            "longest pause between two batches",
+            pauses,
+            "s",
+            better="lower",
+            table=table,
+            bounds=bounds,
+            goal=goal,
+            goal_of="ours",
+        )
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """What grows with a fleet, measured small: bytes of an index row, time to plan an image, what an endpoint costs a client and a
 client costs a daemon, and how long a daemon takes for a batch.
 
-In: nothing. Out: a table of what `docs/rooms/scale.md` reckons with, and `bench/fleet.json` with it and the service times that
-`fleet_sim.py` draws from. One daemon with keys listens on all of 127.0.0.0/8, so that one client can know it by hundreds of
-addresses.
+In: nothing. Out: what `docs/rooms/scale.md` reckons with, and the service times that `fleet_sim.py` draws from. One daemon with
+keys listens on all of 127.0.0.0/8, so that one client can know it by hundreds of addresses.
 
-    python bench/fleet_growth.py [--endpoints 500]
+    python bench/fleet_growth.py [--endpoints 200]
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import corpus
 import numpy as np
-from fleet_sim import MEASURED, table
+from kit import Report, parse
 from packing import make, sizes
 from PIL import Image
 
@@ -53,6 +51,27 @@ kind = "uniform"
 low = 64
 high = 256
 """
+
+
+UNITS = {
+    "bytes of an index row": "bytes",
+    "processor time to plan an image and its count": "ns",
+    "images a sequence": "images",
+    "kib": "KiB of the client",
+    "files": "descriptors of the client",
+    "batch_ms": "ms of the client a batch",
+    "greeted_s": "s of the client until all are known",
+    "ready": "endpoints that are ready",
+    "daemon_kib": "KiB of the daemon",
+    "daemon_files": "descriptors of the daemon",
+    "metrics_bytes": "bytes of the page of metrics",
+    "metrics_series": "series",
+    "scrape_ms": "ms for the page of metrics",
+}
+
+
+DRAWN = ("kib", "batch_ms", "daemon_kib")
+"""Which of them become curves."""
 
 
 @contextlib.contextmanager
@@ -166,35 +185,40 @@ def index_and_plan(folder: Path) -> dict[str, float]:
     counts = layout.counts(0, layout.num_blocks)
     spent = time.process_time() - cpu
     return {
-        "row_bytes": (large - small) / (many - few),
-        "plan_ns": 1e9 * spent / 1_280_000,
-        "images_a_sequence": 1_280_000 / float(counts.sum()),
+        "bytes of an index row": (large - small) / (many - few),
+        "processor time to plan an image and its count": 1e9 * spent / 1_280_000,
+        "images a sequence": 1_280_000 / float(counts.sum()),
     }
 
 
 def main() -> None:
-    """Measures and writes."""
     parser = argparse.ArgumentParser(description="What grows with a fleet, measured small.")
-    parser.add_argument("--endpoints", type=int, default=500, metavar="N", help="connections of a client at most")
-    args = parser.parse_args()
+    parser.add_argument("--endpoints", type=int, default=200, metavar="N", help="connections of a client at most")
+    args = parse(parser, {"endpoints": 50})
+    report = Report("fleet-growth", __doc__, args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found: dict[str, Any] = index_and_plan(folder)
+        for what, value in index_and_plan(folder).items():
+            report.row(what, value, UNITS[what], better="lower", table="an index and a plan")
         config = folder / "tiny.toml"
         config.write_text(
             PLAN.format(index=folder / "tiny1000.arrow", batch=1, length=64, tokens=16)
             .replace("low = 64", "low = 8")
             .replace("[plan.resolution]", "patch_sizes = [4]\n[plan.resolution]")
         )
-        found["connections"] = connections(folder, config, [n for n in (1, 50, 200, 500, 1000) if n <= args.endpoints])
-        found["service_s"] = service_times(folder)
-    MEASURED.write_text(json.dumps(found, indent=1) + "\n")
-    rows = [[f"{value:,.4g}" for value in row.values()] for row in found["connections"]]
-    table("One client, one daemon, so many connections", list(found["connections"][0]), rows)
-    service = np.array(found.pop("service_s"))
-    del found["connections"]
-    found |= {"service_ms": 1e3 * service.mean(), "service_spread": service.std() / service.mean()}
-    table("An index, a plan, a daemon's batches", ("what", "measured"), [[k, f"{v:,.4g}"] for k, v in found.items()])
+        for row in connections(folder, config, [n for n in (1, 50, 200, 500, 1000) if n <= args.endpoints]):
+            count = int(row.pop("endpoints"))
+            for what, value in row.items():
+                given = {
+                    "better": "lower",
+                    "table": "one client, one daemon, so many connections",
+                    "x": count if what in DRAWN else None,
+                }
+                report.row(f"{what}, {count} connections", value, UNITS[what], **given)
+        report.row(
+            "a daemon's batch", service_times(folder), "s", better="lower", table="8 × 1,024 tokens of photographs"
+        )
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,33 +1,33 @@
 """A fleet in simulation: how long trainers wait for batches, by number of daemons, while daemons fail and some are slow.
 
-In: measured service times of a daemon's batches (`bench/fleet.json`, which `bench/fleet_growth.py` writes). Out: tables of the
-share of time that trainers starve. What is simulated is what the client does (`service/connection.py`, `deliver/loader.py`): a
-window of batches asked for ahead, taken in order; each asked of the endpoint with the least in flight; asked elsewhere when a
-connection breaks, after one and a half heartbeats of silence, or past the deadline; and what the daemon does: the fairest one
-next, one batch at a time. Neither networks nor processors of trainers are: `docs/rooms/scale.md` says what they take.
+In: measured service times of a daemon's batches (`bench/fleet.json`, which `bench/fleet_growth.py` writes). Out: tables of
+the share of time that trainers starve. What is simulated is what the client does (`service/connection.py`,
+`deliver/loader.py`): a window of batches asked for ahead, taken in order; each asked of the endpoint with the least in
+flight; asked elsewhere when a connection breaks, after one and a half heartbeats of silence, or past the deadline; and what
+the daemon does: the fairest one next, one batch at a time. Neither networks nor processors of trainers are: `docs/rooms/scale.md`
+says what they take.
 
     python bench/fleet_sim.py [--trainers 1000] [--seconds 300] [--validate]
 
-`--validate` runs the same small fleets for real, daemons paced at a fixed time a batch, and says how far off the simulation is.
+`--validate` runs the same small fleets for real, daemons paced at a fixed time a batch, and says how far off the simulation
+is.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import random
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import simpy
+from kit import RESULTS, Report, parse, read
 
-MEASURED = Path(__file__).with_name("fleet.json")
 HANG_UP = 1.5
 """Heartbeats of silence after which a client that waits asks elsewhere; one that does not wait learns of it after three."""
 
@@ -329,81 +329,88 @@ def simulated(fleet: Fleet, failing: Sequence[tuple[float, int, bool]] = ()) -> 
     return sim.run()
 
 
-def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table as Markdown."""
-    print(f"\n### {title}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
+HEADS = {"starved": "starved, mean", "worst": "starved, worst trainer", "stalled": "time lost"}
+GOAL = "60 times as many failures"
+"""The fleet of which no more than half a percent may be starved (1 % failing an hour, and sixty times as many)."""
 
 
-def shares(fleets: dict[str, Fleet]) -> list[tuple[str, ...]]:
-    """A row for each fleet."""
-    rows = []
+def shares(report: Report, table: str, fleets: dict[str, Fleet]) -> None:
+    """Rows for each fleet."""
     for name, fleet in fleets.items():
         found = simulated(fleet)
-        rows.append((name, f"{fleet.daemons:,}", *(f"{found[key]:.3%}" for key in ("starved", "worst", "stalled"))))
-    return rows
+        for key, words in HEADS.items():
+            goal = 0.5 if name == GOAL and key == "starved" else None
+            share = 100 * found[key]
+            report.row(
+                f"{name}: {words}",
+                share,
+                "% of the time",
+                better="lower",
+                table=table,
+                goal=goal,
+                daemons=fleet.daemons,
+            )
 
 
-HEADS = ("fleet", "daemons", "starved, mean", "starved, worst trainer", "time lost")
-
-
-def scale(base: Fleet) -> None:
+def scale(report: Report, base: Fleet) -> None:
     """The tables of `docs/rooms/scale.md`."""
     needed = base.trainers * base.service_s / base.step_s
     spare = replace(base, daemons=round(1.1 * needed), failures=0.01)
-    table(
+    shares(
+        report,
         f"{base.trainers:,} trainers, {base.step_s:g} s a step, {base.service_s:g} s a batch and daemon, 1 % of daemons "
         "failing an hour, half of them silently",
-        HEADS,
-        shares(
-            {f"{x:.0%} of what is needed": replace(spare, daemons=round(x * needed)) for x in (0.9, 1, 1.05, 1.1, 1.2)}
-        ),
+        {f"{x:.0%} of what is needed": replace(spare, daemons=round(x * needed)) for x in (0.9, 1, 1.05, 1.1, 1.2)},
     )
     slow = replace(spare, slow=0.05)
-    table(
-        "The same with 10 % spare",
-        HEADS,
-        shares(
-            {
-                "the first of the list is asked, as before": replace(spare, spread=False, seconds=60),
-                "each trainer knows 8 daemons": replace(spare, endpoints=8),
-                "each trainer knows 64 daemons": replace(spare, endpoints=64),
-                "60 times as many failures": replace(spare, failures=0.6),
-                "60 times as many, one job": replace(spare, failures=0.6, together=True),
-                "60 times as many, one job, heartbeat_s = 0.25": replace(
-                    spare, failures=0.6, together=True, heartbeat_s=0.25
-                ),
-                "5 % at half speed": slow,
-                "5 % at half speed, deadline_s = 2": replace(slow, deadline_s=2),
-                "5 % at half speed, deadline_s = 2, prefetch = 8": replace(slow, deadline_s=2, ahead=8),
-                "the last, 20 % spare": replace(slow, deadline_s=2, ahead=8, daemons=round(1.2 * needed)),
-                "one job": replace(spare, together=True),
-            }
-        ),
+    shares(
+        report,
+        "the same with 10 % spare",
+        {
+            "the first of the list is asked, as before": replace(spare, spread=False, seconds=min(60.0, spare.seconds)),
+            "each trainer knows 8 daemons": replace(spare, endpoints=8),
+            "each trainer knows 64 daemons": replace(spare, endpoints=64),
+            GOAL: replace(spare, failures=0.6),
+            "60 times as many, one job": replace(spare, failures=0.6, together=True),
+            "60 times as many, one job, heartbeat_s = 0.25": replace(
+                spare, failures=0.6, together=True, heartbeat_s=0.25
+            ),
+            "5 % at half speed": slow,
+            "5 % at half speed, deadline_s = 2": replace(slow, deadline_s=2),
+            "5 % at half speed, deadline_s = 2, prefetch = 8": replace(slow, deadline_s=2, ahead=8),
+            "the last, 20 % spare": replace(slow, deadline_s=2, ahead=8, daemons=round(1.2 * needed)),
+            "one job": replace(spare, together=True),
+        },
     )
     many = replace(base, service_s=2 / 1.1 * base.step_s, daemons=2 * base.trainers, failures=0.01)
-    table(
+    shares(
+        report,
         f"{2 * base.trainers:,} daemons, which take {many.service_s:.2f} s a batch",
-        HEADS,
-        shares({"prefetch = 4": many, "prefetch = 8": replace(many, ahead=8)}),
+        {"prefetch = 4": many, "prefetch = 8": replace(many, ahead=8)},
     )
+
+
+def service_times() -> tuple[float, ...]:
+    """Seconds of a daemon's batches, as `fleet_growth.py` measured them last."""
+    (row,) = (row for row in read(RESULTS)["fleet-growth"]["rows"] if row["what"] == "a daemon's batch")
+    return tuple(row["samples"])
 
 
 def main() -> None:
-    """Prints the tables."""
     parser = argparse.ArgumentParser(description="How long trainers of a large fleet wait, in simulation.")
     parser.add_argument("--trainers", type=int, default=1000, metavar="N")
     parser.add_argument("--seconds", type=float, default=300, metavar="S", help="simulated and counted")
     parser.add_argument("--validate", action="store_true", help="real small fleets beside simulated ones")
-    args = parser.parse_args()
+    args = parse(parser, {"trainers": 30, "seconds": 20.0})
     if args.validate:
         from fleet_real import validate
 
-        validate()
-        return
-    service = tuple(json.loads(MEASURED.read_text())["service_s"])
-    scale(Fleet(args.trainers, 0, service=service, seconds=args.seconds))
+        report = Report("fleet-real", "How far off is the simulation of a fleet?", args)
+        validate(report, args.quick)
+    else:
+        report = Report("fleet-sim", __doc__, args)
+        scale(report, Fleet(args.trainers, 0, service=service_times(), seconds=args.seconds))
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A GPU's day: everything that a GPU does here, checked and measured by one command, in nine minutes at most.
 
-In: one CUDA GPU, no network; Python ≥ 3.11, torch ≥ 2.10, numpy, Triton, and what `make gpu-kit` carries. Out: after each part
-FOLDER/gpu.json and FOLDER/gpu.md, so that a day cut short keeps what it had. Parts are processes of their own, each under a
-limit: one that fails or hangs is a row. Without a GPU every row is there and says that it is unmeasured.
+In: one CUDA GPU, no network; Python ≥ 3.11, torch ≥ 2.10, numpy, Triton, and what `make gpu-kit` carries. Out: after each
+part FOLDER/gpu.json and FOLDER/gpu.md, so that a day cut short keeps what it had. Parts are processes of their own, each
+under a limit: one that fails or hangs is a row. Without a GPU every row is there and says that it is unmeasured.
 
     python bench/gpu.py --out FOLDER [--only steps decode] [--kit dist/gpu]
 

@@ -1,21 +1,20 @@
 """A whole loader, two cores, delivered to the trainer's process: ours beside torch's DataLoader with torchvision and beside
 timm's NaFlex loader, and ours again on one core, to see what the second one brings.
 
-In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding: medians over
-interleaved epochs, since a shared machine drifts, and ratios taken within one repetition. Two loaders of one core each, in
-processes that share nothing, show what a second core is worth on the machine: caches, memory and the clock are shared. All
-draw sides from U(64, 256) and cut patches of 16 × 16. Ours fills sequences of 1,024 tokens; the DataLoader's collate does so
-too, first-fit over 128 images.
-timm packs nothing: it draws one length for a whole batch from the squares 4² to 16², keeps aspect ratios, and pads each
-image to that length; its rows are taken as u8, before it normalises them. datago, where it is installed, does another job: it
-crops and resizes every image to about 256 × 256 and hands out Pillow images, neither cut into patches nor packed.
-DALI, where it is installed, reads, draws, decodes and resizes on its own two threads; patches and first-fit are made here.
-Padding counts sequences that hold an image: an epoch's last batch is filled with empty ones, which weigh only in a short epoch.
+In: a folder of JPEG files (made by `corpus.py` where none is given). Out: images/s, tokens/s and padding, epochs in turns.
+Two loaders of one core each, in processes that share nothing, show what a second core is worth on the machine: caches,
+memory and the clock are shared. All draw sides from U(64, 256) and cut patches of 16 × 16. Ours fills sequences of 1,024
+tokens; the DataLoader's collate does so too, first-fit over 128 images. timm packs nothing: it draws one length for a whole
+batch from the squares 4² to 16², keeps aspect ratios, and pads each image to that length; its rows are taken as u8, before
+it normalises them. datago, where it is installed, does another job: it crops and resizes every image to about 256 × 256 and
+hands out Pillow images, neither cut into patches nor packed. DALI, where it is installed, reads, draws, decodes and resizes
+on its own two threads; patches and first-fit are made here. Padding counts sequences that hold an image: an epoch's last
+batch is filled with empty ones, which weigh only in a short epoch.
 
 `--mixed`: of every five files one is progressive JPEG, one WebP, one PNG, as in a folder from the web; DALI and datago are
 left out then.
 
-    python bench/loader.py [--folder DIR] [--count 2000] [--mixed] [--repeat 5] [--json FILE]
+    python bench/loader.py [--folder DIR] [--count 2000] [--mixed] [--repeat 5]
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,14 +29,12 @@ from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from corpus import mix, write
-from decode import installed
+from kit import Report, installed, parse, turns
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
@@ -46,7 +42,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from navit_loader import LoaderConfig, PackedLoader, build_index
-from navit_loader._packer import BUILD_PROFILE
 
 P, L, LOW, HIGH, TOKENS, WORKERS, COLLATE = 16, 1024, 64, 256, 256, 2, 128
 SQUARES = tuple(side * side for side in range(LOW // P, HIGH // P + 1))
@@ -282,10 +277,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="files to make where no folder is given")
     parser.add_argument("--mixed", action="store_true", help="make files of several formats")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every repetition as JSON too")
-    args = parser.parse_args()
-    if BUILD_PROFILE != "release":
-        raise SystemExit(f"the engine is a {BUILD_PROFILE} build; measure a release build: make build")
+    args = parse(parser, {"count": 160, "repeat": 2})
+    report = Report("loader-mixed" if args.mixed else "loader", __doc__, args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder
         if folder is None:
@@ -293,11 +286,12 @@ def main() -> None:
             write(folder / "all", args.count)
             if args.mixed:
                 mix(folder / "all")
-        measure(folder, Path(temporary) / "bench.arrow", args.repeat, args.json)
+        measure(report, folder, Path(temporary) / "bench.arrow", args.repeat)
+    report.finish()
 
 
-def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
-    """Runs the peers in turn and prints the table."""
+def measure(report: Report, folder: Path, index: Path, repeat: int) -> None:
+    """Runs the peers in turn."""
     build_index(folder, index)
     files = sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".webp", ".png"))
     jpeg = all(path.endswith(".jpg") for path in files)
@@ -324,56 +318,54 @@ def measure(folder: Path, index: Path, repeat: int, out: Path | None) -> None:
     )
     with one_core():
         single = PackedLoader(index, LoaderConfig.from_dict(lone))
-    flexible = naflex(files)
     with single, PackedLoader(index, config) as loader, apart(index, lone) as both:
         peers: dict[str, Callable[[], Counts]] = {
             OURS: lambda: ours(loader),
             ALONE: lambda: ours(single),
             APART: both,
             THEIRS: lambda: theirs(peer, len(files)),
-            TIMM: lambda: timms(flexible),
         }
+        if installed("timm"):
+            flexible = naflex(files)
+            peers[TIMM] = lambda: timms(flexible)
+        else:
+            report.left_out(TIMM)
         if not jpeg:
-            print("datago, DALI: left out, since not all files are JPEG")
+            report.left_out("datago, DALI", "not all files are JPEG")
         elif installed("datago"):
             peers[DATAGO] = lambda: datagos(folder, len(files))
         else:
-            print("datago: not installed, left out")
-        if not jpeg:
-            pass
-        elif installed("nvidia.dali"):
+            report.left_out(DATAGO)
+        if jpeg and installed("nvidia.dali"):
             peers[DALI] = dalis(files)
-        else:
-            print("DALI: not installed (pip install nvidia-dali-cuda130), left out")
-        for epoch in peers.values():
-            epoch()  # threads, workers, page cache
-        rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
-        for _ in range(repeat):
-            for name, epoch in peers.items():
+        elif jpeg:
+            report.left_out(DALI, "not installed (pip install nvidia-dali-cuda130)")
+
+        def way(name: str) -> Callable[[], tuple[float, float, float]]:
+            def epoch() -> tuple[float, float, float]:
                 with one_core() if name == ALONE else nullcontext():
                     start = time.perf_counter()
-                    images, tokens, slots = epoch()
+                    images, tokens, slots = peers[name]()
                     seconds = time.perf_counter() - start
-                rows[name].append((images / seconds, tokens / seconds, 1 - tokens / slots))
-                time.sleep(REST)
-    base = rows[THEIRS]
-    print(
-        f"{len(files):,} files, {repeat} repetitions, {WORKERS} threads or workers, {os.cpu_count()} cores "
-        f"({platform.machine()}), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}\n"
-    )
-    print("| loader | images/s | tokens/s | padding | ratio of images/s |\n|---|---|---|---|---|")
-    for name, found in rows.items():
-        ratio = median(a[0] / b[0] for a, b in zip(found, base, strict=True))
-        images, tokens, padding = (float(np.median([f[i] for f in found])) for i in range(3))
-        print(f"| {name} | {images:,.0f} | {tokens:,.0f} | {padding:.2%} | {ratio:.2f} |")
-    print()
-    pairs = [(OURS, other) for other in rows if other != OURS] + [(APART, ALONE)]
-    for one, other in pairs:
-        ratio = median(a[0] / b[0] for a, b in zip(rows[one], rows[other], strict=True))
-        print(f"{one}: {ratio:.2f} × {other}")
-    if out:
-        out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+                return images / seconds, tokens / seconds, 100 * (1 - tokens / slots)
+
+            return epoch
+
+        rows = turns({name: way(name) for name in peers}, repeat, rest=REST)
+    for n, unit in enumerate(("images/s", "tokens/s")):
+        found = {name: [figures[n] for figures in of] for name, of in rows.items()}
+        others = {name: of for name, of in found.items() if name not in (OURS, ALONE, APART)}
+        goal = (2.2 if not jpeg else 2.0) if unit == "images/s" else None
+        report.row("two cores", others | {"navit": found[OURS]}, unit, beside=THEIRS, goal=goal, files=len(files))
+        report.row("one core", others | {"navit": found[ALONE]}, unit, beside=THEIRS)
+        if unit == "images/s":
+            if TIMM in others:
+                report.row("two cores, beside timm", {"navit": found[OURS], TIMM: found[TIMM]}, unit, goal=5)
+            both_rows = {"navit": found[OURS], "one core": found[ALONE], "two processes of one core each": found[APART]}
+            bounds = list(both_rows)[1:]
+            report.row("what the second core brings", both_rows, unit, bounds=bounds, beside="one core", goal=1.9)
+    found = {name: [figures[2] for figures in of] for name, of in rows.items() if name not in (ALONE, APART, DATAGO)}
+    report.row("padding", {"navit": found.pop(OURS)} | found, "%", better="lower")
 
 
 if __name__ == "__main__":

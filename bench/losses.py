@@ -15,15 +15,18 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from kit import Report, parse, turns
 from torch import Tensor
 
 from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 
 FORMS = ("ours", "whole")
+WHOLE = "the whole matrix, PyTorch"
 KINDS = ("softmax", "sigmoid")
 
 
@@ -98,26 +101,32 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--cell", nargs=3, metavar=("KIND", "FORM", "PAIRS"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser, {"pairs": [256, 512]})
     torch.set_num_threads(args.threads)
     if args.cell:
         kind, form, count = args.cell
         print(json.dumps(cell(kind, form, int(count), args.width, args.device)))
         return
-    print(f"{'loss':8} {'pairs':>7} {'form':>6} {'MiB':>9} {'bytes/pair':>11} {'seconds':>8}")
+    report = Report("losses", __doc__, args)
+    flags = ["--width", args.width, "--device", args.device, "--threads", args.threads]
+
+    def way(*which: object) -> dict[str, float]:
+        command = [str(part) for part in (sys.executable, Path(__file__), *flags, "--cell", *which)]
+        return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
     for kind in KINDS:
         for count in args.pairs:
-            for form in FORMS:
-                flags = ["--width", args.width, "--device", args.device, "--threads", args.threads]
-                command = [sys.executable, Path(__file__), *flags, "--cell", kind, form, count]
-                done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-                got = json.loads(done.stdout)
-                row = f"{kind:8} {count:7,} {form:>6} {got['bytes'] / 2**20:9.1f}"
-                print(f"{row} {got['bytes'] / count:11,.0f} {got['seconds']:8.2f}", flush=True)
-        print(
-            f"{kind:8} largest relative difference from the whole matrix: {difference(kind, 3000, 512, args.device):.1e}"
-        )
+            got = turns({form: partial(way, kind, form, count) for form in FORMS}, args.repeat, warm=0)
+            for what, key, unit, by in (("memory", "bytes", "MiB", 2**20), ("time", "seconds", "s", 1)):
+                ways = {
+                    name: [run[key] / by for run in got[form]] for name, form in (("navit", "ours"), (WHOLE, "whole"))
+                }
+                report.row(f"{what}, {count:,} pairs", ways, unit, better="lower", table=kind, x=count)
+        gap = difference(kind, max(args.pairs[0], 3000 if not args.quick else 0), args.width, args.device)
+        report.row("largest relative difference", gap, "of the whole matrix", better="lower", table=f"{kind}, float64")
+    report.finish()
 
 
 if __name__ == "__main__":

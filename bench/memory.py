@@ -19,6 +19,7 @@ from statistics import median
 
 import numpy as np
 from corpus import photographs
+from kit import Report, parse
 from PIL import Image
 
 from navit_loader import LoaderConfig, PackedBatch, PackedLoader, build_index
@@ -50,7 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--files", type=int, default=400)
-    args = parser.parse_args()
+    args = parse(parser, {"images": 3000, "files": 40})
+    report = Report("memory", __doc__, args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         folder.mkdir()
@@ -70,11 +72,12 @@ def main() -> None:
                 "render": {"threads": 2},
             }
         )
-        watch(index, config, args.images)
+        watch(report, index, config, args.images)
+    report.finish()
 
 
-def watch(index: Path, config: LoaderConfig, images: int) -> None:
-    """Renders, and prints."""
+def watch(report: Report, index: Path, config: LoaderConfig, images: int) -> None:
+    """Renders, and says what it held."""
     seen: list[list[int]] = [[] for _ in range(10)]
     done, start = 0, time.perf_counter()
     with PackedLoader(index, config) as loader:
@@ -94,7 +97,8 @@ def watch(index: Path, config: LoaderConfig, images: int) -> None:
                 if done >= images:
                     break
     first, last = median(seen[1]), median(seen[9])
-    print(f"growth after warm-up: {last / first - 1:+.2%} ({first / 2**20:.1f} to {last / 2**20:.1f} MiB)")
+    report.row("growth after warm-up", 100 * (last / first - 1), "%", better="lower", goal=2, images=images)
+    report.row("resident at the end", last / 2**20, "MiB", better="lower")
 
 
 if __name__ == "__main__":

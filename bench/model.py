@@ -1,45 +1,40 @@
 """Training steps of the model beside its peers, on the same images, and what they keep in memory.
 
-In: nothing; images of 64 to 256 tokens are drawn. Out: tokens and images a second: medians over interleaved repetitions,
-since a shared machine drifts, and ratios taken within one repetition. A step is forward, loss, backward, AdamW. Each peer
-takes the images in the order in which they came, as its own code batches them: timm's NaFlexViT padded by its collator,
-vit-pytorch's NaViT packed by its own packer, with a dense mask. That packer leaves rows unfilled; a further row hands it the
-images in the order of our packing, so that it pads nothing at all, and what remains is the model alone. The bound is timm's
-plain ViT on as many tokens at 224 px, without padding or mask, with the same query-key norm and pooling. On a CPU one
-thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. On a GPU: `bench/gpu.py`.
+In: nothing; images of 64 to 256 tokens are drawn. Out: tokens and images a second. A step is forward, loss, backward,
+AdamW. Each peer takes the images in the order in which they came, as its own code batches them: timm's NaFlexViT padded by
+its collator, vit-pytorch's NaViT packed by its own packer, with a dense mask. That packer leaves rows unfilled; a further
+row hands it the images in the order of our packing, so that it pads nothing at all, and what remains is the model alone.
+The bound is timm's plain ViT on as many tokens at 224 px, without padding or mask, with the same query-key norm and
+pooling. On a CPU one thread is timed in CPU seconds, to which other programs do least; pin it with `taskset -c 0`. On a
+GPU: `bench/gpu.py`.
 
-    taskset -c 0 python bench/model.py [--repeat 7] [--sequences 8] [--json FILE]
+    taskset -c 0 python bench/model.py [--repeat 7] [--sequences 8]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
+from kit import Report, installed, parse, seconds_of, turns
 from timm.data.naflex_dataset import NaFlexCollator
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from vit_pytorch.na_vit import NaViT as TheirNaViT
 
 from navit_loader import LoaderConfig, PackedBatch, pack_images
-from navit_loader._packer import BUILD_PROFILE
 from navit_loader.batch import OK
 from navit_loader.config import PlanConfig, Resolution
 from navit_model import NaViT, NaViTConfig
 
 P, L, MOST, CLASSES = 16, 1024, 256, 1000
+PLAIN, NAFLEX, THEIRS = "timm ViT, plain, 224 px", "timm NaFlexViT", "vit-pytorch NaViT"
 Step = Callable[[], Tensor]
 """One loss, ready for `backward`."""
 
@@ -137,6 +132,8 @@ class Peers:
         return net, lambda: F.cross_entropy(net(given), self.labels), self.tokens, self.count
 
     def vit_pytorch(self, packed: bool = False) -> tuple[nn.Module, Step, int, int]:
+        from vit_pytorch.na_vit import NaViT as TheirNaViT
+
         net = TheirNaViT(
             image_size=256,
             patch_size=P,
@@ -189,45 +186,37 @@ def kept(step: Step, net: nn.Module) -> int:
     return total
 
 
-def cpu_rows(repeat: int, threads: int, sequences: int) -> Iterator[dict[str, Any]]:
+def cpu_rows(report: Report, repeat: int, threads: int, sequences: int, depth: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    peers = Peers((192, 12, 3), sequences, "cpu")
-    makers = {
-        "timm ViT, plain, 224 px": peers.plain,
-        "navit": peers.navit,
-        "timm NaFlexViT": peers.naflex,
-        "vit-pytorch NaViT": peers.vit_pytorch,
-        "vit-pytorch, our order": partial(peers.vit_pytorch, packed=True),
-    }
-    print(f"{peers.count} images, {peers.tokens} tokens, padding {peers.host.padding:.2%}", flush=True)
-    runs, sizes, memory = {}, {}, {}
+    peers = Peers((192, depth, 3), sequences, "cpu")
+    makers = {PLAIN: peers.plain, "navit": peers.navit, NAFLEX: peers.naflex}
+    if installed("vit_pytorch"):
+        makers |= {THEIRS: peers.vit_pytorch, f"{THEIRS}, our order": partial(peers.vit_pytorch, packed=True)}
+    else:
+        report.left_out(THEIRS)
+    ways, sizes, memory = {}, {}, {}
+    clock = time.process_time if threads == 1 else time.perf_counter
     for name, make in makers.items():
         net, step, tokens, count = make()
-        memory[name] = kept(step, net) / tokens
-        runs[name], sizes[name] = trained(net, step), (tokens, count)
-        runs[name]()
-    clock = time.process_time if threads == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeat):
-        for name, run in runs.items():
-            start = clock()
-            run()
-            seconds[name].append(clock() - start)
-    bound = next(iter(makers))
-    for name, spent in seconds.items():
-        tokens, count = sizes[name]
-        rates = [tokens / s for s in spent]
-        ratios = [r / (sizes[bound][0] / s) for r, s in zip(rates, seconds[bound], strict=True)]
-        ours = [sizes["navit"][0] / s / r for r, s in zip(rates, seconds["navit"], strict=True)]
-        yield {
-            "model": name,
-            "tokens_per_s": statistics.median(rates),
-            "images_per_s": statistics.median(count / s for s in spent),
-            "of_plain": statistics.median(ratios),
-            "navit_is": statistics.median(ours),
-            "kept_kib_per_token": memory[name] / 1024,
-        }
+        memory[name] = [kept(step, net) / tokens / 1024]
+        ways[name], sizes[name] = seconds_of(trained(net, step), clock), (tokens, count)
+    spent = turns(ways, repeat)
+    given = {"images": peers.count, "tokens": peers.tokens, "padding": round(float(peers.host.padding), 4)}
+    for n, unit in enumerate(("tokens/s", "images/s")):
+        found = {name: [sizes[name][n] / s for s in of] for name, of in spent.items()}
+        if n:  # its images are all of one size
+            del found[PLAIN]
+            report.row("a training step", found, unit, **given)
+            continue
+        report.row("a training step", found, unit, bounds=(PLAIN,), beside=PLAIN, goal=0.95, **given)
+        for name, goal in ((NAFLEX, 1.8), (THEIRS, 2.0)):
+            if name in found:
+                report.row(
+                    f"a training step, beside {name}", {"navit": found["navit"], name: found[name]}, unit, goal=goal
+                )
+    kept_by = "kept a token for the backward pass"
+    report.row(kept_by, memory, "KiB", better="lower", bounds=(PLAIN,), beside=PLAIN, goal=round(1 / 1.05, 3))
 
 
 def main() -> None:
@@ -237,21 +226,11 @@ def main() -> None:
         "--threads", type=int, default=1, help="of the CPU rows; above 1 they are timed by the wall clock"
     )
     parser.add_argument("--sequences", type=int, default=8, help="of 1024 tokens a step, in the CPU rows")
-    parser.add_argument("--json", help="also write the figures to this file")
-    arguments = parser.parse_args()
-    if BUILD_PROFILE != "release":
-        raise SystemExit("the engine is a debug build; say: make build")
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, timm {timm.__version__}")
-    rows = list(cpu_rows(arguments.repeat, arguments.threads, arguments.sequences))
-    for row in rows:
-        extra = f" {row['kept_kib_per_token']:.1f} KiB kept a token" if "kept_kib_per_token" in row else ""
-        print(
-            f"{row['model']:28} {row['tokens_per_s']:>12,.0f} tokens/s {row['images_per_s']:>10,.1f} images/s "
-            f"{row['of_plain']:.3f} of plain, navit {row['navit_is']:.2f} x{extra}"
-        )
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as f:
-            json.dump(rows, f, indent=1)
+    parser.add_argument("--depth", type=int, default=12, help="blocks of each model")
+    args = parse(parser, {"repeat": 2, "sequences": 1, "depth": 1})
+    report = Report("model", __doc__, args)
+    cpu_rows(report, args.repeat, args.threads, args.sequences, args.depth)
+    report.finish()
 
 
 if __name__ == "__main__":

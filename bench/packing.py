@@ -1,12 +1,9 @@
 """Planning and packing: padding, speed, first batch, memory; peers in the same run.
 
-In: nothing but sizes, drawn here. Out: tables. Repetitions of the peers are interleaved and medians are shown, since a
-shared machine drifts. Peers that are not installed are named and left out. A debug build is refused.
+In: nothing but sizes, drawn here. Out: rows. Peers that are not installed are named and left out. How planning grows with
+the images, to a thousand million, is for `growth.py` to say.
 
-    python bench/packing.py [--repeat 5] [--images 65536] [--large]
-
-`--large`: the epoch of the first-batch row has 400 million images (two size columns of 1.6 GB in a temporary directory)
-in place of 40 million.
+    python bench/packing.py [--repeat 5] [--images 65536]
 
 Peers: `seqpacker` (`pip install seqpacker`) for next fit, first fit and best fit decreasing; `ffd over numba`: items from
 long to short into the first open sequence with room, the sequences searched one after another, in groups of
@@ -17,21 +14,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from kit import Report, installed, parse, turns
 
 from navit_loader import _packer, pack
 from navit_loader.config import Crop, Drop, PlanConfig, Resolution
@@ -42,6 +33,15 @@ Packer = Callable[[Lengths, int], int]
 """Lengths and capacity to the number of sequences."""
 
 FFD_GROUP = 4096
+ALIKE = {
+    "next_fit": ("seqpacker next fit",),
+    "first_fit": ("seqpacker first fit",),
+    "best_fit_decreasing": ("seqpacker best fit decreasing", "ffd over numba"),
+    "exact": (
+        "seqpacker best fit decreasing",
+        "ffd over numba",
+    ),  # nobody else has it: what one would take in its place
+}
 UNIFORM = Resolution(kind="uniform", low=64, high=256)
 EPOCH = 1_280_000
 NO_CAPTIONS: list[npt.NDArray[np.int32]] = []
@@ -91,25 +91,24 @@ def ours(algorithm: str) -> Packer:
     return lambda lengths, capacity: int(pack(lengths, capacity, algorithm=algorithm)[0].max()) + 1  # type: ignore[arg-type]
 
 
-def peers() -> tuple[dict[str, Packer], list[str]]:
-    """Packers by name, and what is missing."""
+def peers(report: Report) -> dict[str, Packer]:
+    """Packers by name."""
     names = ("exact", "first_fit", "best_fit", "best_fit_decreasing", "spfhp", "next_fit")
     found: dict[str, Packer] = {f"navit {name}": ours(name) for name in names}
-    missing = []
-    try:
-        import seqpacker
-    except ImportError:
-        missing.append("seqpacker")
+    if not installed("seqpacker"):
+        report.left_out("seqpacker")
     else:
+        import seqpacker
+
         for name, short in (("next fit", "nf"), ("first fit", "ff"), ("best fit decreasing", "bfd")):
             found[f"seqpacker {name}"] = _seqpacker(seqpacker.Packer, short)
-    try:
-        import numba
-    except ImportError:
-        missing.append("numba")
+    if not installed("numba"):
+        report.left_out("ffd over numba")
     else:
+        import numba
+
         found["ffd over numba"] = _decreasing(numba.njit(_first_fit_group))
-    return found, missing
+    return found
 
 
 def _seqpacker(packer: Any, short: str) -> Packer:
@@ -147,92 +146,82 @@ def _decreasing(first_fit: Callable[..., int]) -> Packer:
     return run
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result."""
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
-
-
-def table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Prints a table as Markdown."""
-    print(f"\n### {title}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-
-
-def packers(images: int, repeat: int) -> None:
-    """Padding and nanoseconds an item of the packers alone."""
-    found, missing = peers()
+def packers(report: Report, images: int, repeat: int) -> None:
+    """Padding and nanoseconds an item of the packers alone, each of ours beside the peers that do as it does."""
+    found = peers(report)
     lengths = lengths_of(sizes(images))
     for capacity in (256, 1024, 4096):
-        seconds: dict[str, list[float]] = {name: [] for name in found}
-        padding = {}
-        for _ in range(repeat):
-            for name, run in found.items():
-                took, bins = timed(partial(run, lengths, capacity))
-                seconds[name].append(took)
-                padding[name] = 1 - lengths.sum() / (bins * capacity)
-        rows = [
-            (name, f"{padding[name]:.4%}", f"{median(seconds[name]) * 1e9 / images:,.0f}")
-            for name in sorted(found, key=lambda name: padding[name])
-        ]
-        table(
-            f"Packers alone, {images:,} images of {lengths.mean():.0f} tokens on average, L = {capacity}",
-            ("packer", "padding, last sequence included", "ns an item"),
-            rows,
-        )
-    if missing:
-        print(f"\nNot installed, left out: {', '.join(missing)}.")
+        bins: dict[str, int] = {}
+
+        def way(name: str, bins: dict[str, int] = bins, capacity: int = capacity) -> Callable[[], float]:
+            def pack_all() -> float:
+                start = time.perf_counter()
+                bins[name] = found[name](lengths, capacity)
+                return (time.perf_counter() - start) * 1e9 / images
+
+            return pack_all
+
+        spent = turns({name: way(name) for name in found}, repeat, warm=0)
+        empty = {name: 100 * (1 - lengths.sum() / (n * capacity)) for name, n in bins.items()}
+        for name in (name for name in found if name.startswith("navit ")):
+            own = name.removeprefix("navit ")
+            others = [other for other in ALIKE.get(own, ()) if other in found]
+            where: dict[str, Any] = {"table": f"packers alone, L = {capacity}", "better": "lower"}
+            goal = {1024: 100, 4096: 60}.get(capacity) if own == "exact" else None
+            ways = {other: spent[other] for other in others} | {"navit": spent[name]}
+            report.row(f"{own}, time", ways, "ns an item", goal=goal, goal_of="ours", images=images, **where)
+            padded = {other: [empty[other]] for other in others} | {"navit": [empty[name]]}
+            report.row(f"{own}, padding, last sequence included", padded, "%", **where)
 
 
-def padding(images: int) -> None:
+def padding(report: Report, images: int) -> None:
     """Padding of the plan, inside blocks and over an epoch."""
-    rows = []
+    goals = {"L = 1024": (1e-4, 0.02, 64), "L = 256": (None, 1.3, None)}
+    goals |= dict.fromkeys(("L = 256, fit by resolution", "L = 256, fit by drop"), (None, 0.02, None))
     for name, config in CASES.items():
         layout = make(config, sizes(images * 4)).layout(0)
-        report = layout.report(0, layout.num_blocks)
-        empty = report["slots"] - report["tokens"]
-        moved = f"{report['moved'] / report['images']:.1%} by {report['moved_tokens'] / max(1, report['moved']):.1f}"
-        rows.append(
-            (
-                name,
-                f"{(empty - report['tail']) / report['slots']:.6%}",
-                f"{empty / report['slots']:.4%}",
-                f"{report['lateness']:,}",
-                f"{report['images'] / report['sequences']:.2f}",
-                moved if report["moved"] else "",
-            )
-        )
-    heads = ("plan", "padding inside blocks", "over an epoch", "lateness", "images a sequence", "moved by fit, tokens")
-    table(
-        f"Plan, sides U(64, 256), P = 16, {images * 4:,} images in blocks of {CASES['L = 1024'].block_images:,}",
-        heads,
-        rows,
-    )
+        found = layout.report(0, layout.num_blocks)
+        empty, (inside, over, late) = found["slots"] - found["tokens"], goals.get(name, (None, None, None))
+        table = f"plan, sides U(64, 256), P = 16: {name}"
+        given = {"images": images * 4, "block": config.block_images}
+        share = 100 * (empty - found["tail"]) / found["slots"]
+        report.row("padding inside blocks", share, "%", better="lower", table=table, goal=inside, **given)
+        report.row("padding over an epoch", 100 * empty / found["slots"], "%", better="lower", table=table, goal=over)
+        report.row("lateness", found["lateness"], "images", better="lower", table=table, goal=late)
+        report.row("images a sequence", found["images"] / found["sequences"], "images", table=table)
+        if found["moved"]:
+            report.row("moved by fit", 100 * found["moved"] / found["images"], "%", better="lower", table=table)
+            tokens = found["moved_tokens"] / found["moved"]
+            report.row("moved by fit, each by", tokens, "tokens", better="lower", table=table)
 
 
-def balance(repeat: int) -> None:
+def balance(report: Report, repeat: int) -> None:
     """What attention costs the slowest rank of a step by its mean rank, and what evening it out costs the planner."""
     columns = sizes(262_144)
     uneven = PlanConfig(sequence_length=4096, max_tokens=1024, resolution=Resolution(kind="uniform", low=64, high=512))
-    windows = (0, 64, 256, 1024)
-    plans = {window: make(replace(uneven, balance=window), columns) for window in windows}
-    busy: dict[int, list[float]] = {window: [] for window in windows}
-    for epoch in range(repeat):
-        for window, plan in plans.items():
-            layout = plan.layout(epoch)
+    plans = {window: make(replace(uneven, balance=window), columns) for window in (0, 64, 256, 1024, 4096)}
+    epochs = dict.fromkeys(plans, 0)
+
+    def way(window: int) -> Callable[[], float]:
+        def count() -> float:
+            layout = plans[window].layout(epochs[window])
+            epochs[window] += 1
             start = time.process_time()
             layout.counts(0, layout.num_blocks)
-            busy[window].append((time.process_time() - start) * 1e9 / len(columns["width"][0]))
+            return (time.process_time() - start) * 1e9 / len(columns["width"][0])
+
+        return count
+
+    busy = turns({window: way(window) for window in plans}, repeat, warm=0)
     worlds = ((8, 8), (8, 2), (4, 8), (2, 8), (16, 8), (5, 8), (12, 3), (8, 64))
-    rows = []
     for window, plan in plans.items():
-        layout = plan.layout(0)
-        found = (f"{slowest_rank(layout, b, w):.3f}" for b, w in worlds)
-        rows.append((str(window), *found, f"{median(busy[window]):.0f}"))
-    heads = ("balance", *(f"B = {b}, {w} ranks" for b, w in worlds), "ns an image to plan")
-    table("Slowest rank of a step by the mean, in Σ n²: sides U(64, 512), P = 16, L = 4096", heads, rows)
+        layout, table = plan.layout(0), f"balance = {window}: sides U(64, 512), P = 16, L = 4096"
+        for b, w in worlds:
+            goal = 1.02 if window == 256 and (b, w) == (8, 8) else None
+            what = f"slowest rank of a step by the mean, in Σ n², B = {b}, {w} ranks"
+            report.row(what, slowest_rank(layout, b, w), "×", better="lower", table=table, goal=goal)
+        ways = {"navit": busy[window], "without balance": busy[0]}
+        report.row("planning", ways, "ns an image", better="lower", table=table, bounds=("without balance",))
 
 
 @contextlib.contextmanager
@@ -246,11 +235,10 @@ def cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def speed(repeat: int) -> None:
+def speed(report: Report, repeat: int) -> None:
     """The whole plan, order and draws included."""
     columns = sizes(EPOCH)
     available = len(os.sched_getaffinity(0))
-    counts = [c for c in (1, 2, 4, 8, 16) if c <= available]
     cases = {
         "U(64, 256), L = 1024": CASES["L = 1024"],
         "truncated normal, L = 4096": PlanConfig(sequence_length=4096),
@@ -261,110 +249,37 @@ def speed(repeat: int) -> None:
             crop=Crop(kind="random_resized", flip=0.5),
         ),
     }
-    seconds: dict[tuple[str, int], list[float]] = {(name, c): [] for name in cases for c in counts}
-    busy: dict[tuple[str, int], list[float]] = {key: [] for key in seconds}
-    for _ in range(repeat):
-        for name, config in cases.items():
-            for count in counts:
-                with cores(count):
-                    layout = make(config, columns).layout(0)
-                    start = time.process_time()
-                    seconds[name, count].append(timed(partial(layout.counts, 0, layout.num_blocks))[0])
-                    busy[name, count].append(time.process_time() - start)
-    rows = [
-        (
-            name,
-            str(c),
-            f"{EPOCH / median(s) / 1e6:.2f}",
-            f"{median(s):.2f}",
-            f"{EPOCH / median(busy[name, c]) / 1e6:.2f}",
-        )
-        for (name, c), s in seconds.items()
-    ]
-    heads = ("plan", "cores", "M images/s", f"s for {EPOCH:,}", "M images per CPU second")
-    table("The whole plan: order, draws, packing", heads, rows)
 
+    def way(config: PlanConfig, count: int) -> Callable[[], tuple[float, float]]:
+        def plan() -> tuple[float, float]:
+            with cores(count):
+                layout = make(config, columns).layout(0)
+                start, cpu = time.perf_counter(), time.process_time()
+                layout.counts(0, layout.num_blocks)
+                return time.perf_counter() - start, time.process_time() - cpu
 
-LARGE = """
-import json, sys, threading, time
-import numpy as np
-from navit_loader import _packer
-from navit_loader.config import PlanConfig, Resolution
-rows, folder, mode = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-columns = {n: [np.asarray(np.memmap(f"{folder}/{n}", np.int32, "r", shape=(rows,)))] for n in ("width", "height")}
-config = PlanConfig(resolution=Resolution(kind="uniform", low=64, high=256))
-def private():
-    # Anonymous memory alone: the mapped columns are the page cache's.
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
-most = before = private()
-done = threading.Event()
-def watch():
-    global most
-    while not done.wait(0.02):
-        most = max(most, private())
-watcher = threading.Thread(target=watch)
-watcher.start()
-start = time.perf_counter()
-layout = _packer.Plan(config.to_json(), [columns], [(0, None, 1.0)]).layout(3)
-if mode == "count":
-    np.save(f"{folder}/counts.npy", layout.counts(0, layout.num_blocks))
-else:
-    position = 0
-    if mode == "middle":
-        layout.extend(np.load(f"{folder}/counts.npy").tolist())
-        position = layout.num_sequences // 2
-    assert len(layout.batch(position, 64).sequences) == 64
-seconds = time.perf_counter() - start
-done.set()
-watcher.join()
-print(json.dumps([seconds, max(most, private()) - before, layout.num_blocks]))
-"""
-"""Run in fresh processes; what it prints: seconds, MiB, blocks."""
+        return plan
 
-
-def large(rows: int, repeat: int) -> None:
-    """First batch, the whole table, and a state in the middle, each in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        for name in ("width", "height"):
-            with Path(folder, name).open("wb") as out:
-                for start in range(0, rows, 1 << 22):
-                    rng.integers(256, 1500, min(1 << 22, rows - start), np.int32).tofile(out)
-
-        def run(mode: str) -> list[float]:
-            command = [sys.executable, "-c", LARGE, str(rows), folder, mode]
-            return list(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-
-        count = run("count")
-        runs = [(run("first"), run("middle")) for _ in range(repeat)]
-    found = [
-        (what, f"{median(r[0] for r in of):.3f}", f"{max(r[1] for r in of):.0f}")
-        for what, of in (
-            ("first batch of 64 sequences, nothing known", [first for first, _ in runs]),
-            ("a batch in the middle, table restored", [middle for _, middle in runs]),
-            ("the table of all counts, which len needs", [count]),
-        )
-    ]
-    heads = ("what, from opening the plan on", "s", "MiB beyond the mapped columns")
-    table(f"An epoch of {rows:,} images ({count[2]:,} blocks), each in a fresh process", heads, found)
+    counts = [c for c in (1, 2, 4, 8, 16) if c <= available]
+    ways = {(name, count): way(config, count) for name, config in cases.items() for count in counts}
+    for (name, count), spent in turns(ways, repeat, warm=0).items():
+        what, table = f"{name}, {count} core{'s'[: count > 1]}", "the whole plan: order, draws, packing"
+        goal = 3.0 if count == 1 else None
+        report.row(what, [EPOCH / s / 1e6 for s, _ in spent], "M images/s", table=table, goal=goal, images=EPOCH)
+        report.row(f"{what}, a CPU second", [EPOCH / c / 1e6 for _, c in spent], "M images", table=table)
 
 
 def main() -> None:
-    """Prints all tables."""
-    parser = argparse.ArgumentParser(description="Planning and packing beside peers.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--images", type=int, default=65_536, metavar="N", help="images of the packers' table")
-    parser.add_argument("--large", action="store_true", help="400 million images; 3.2 GB of temporary files")
-    args = parser.parse_args()
-    if _packer.BUILD_PROFILE != "release":
-        sys.exit(f"bench/packing.py: the extension is a {_packer.BUILD_PROFILE} build; build it with maturin --release")
-    load = os.getloadavg()[0]
-    print(f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} at the start, medians of {args.repeat} repetitions")
-    padding(args.images)
-    packers(args.images, args.repeat)
-    balance(args.repeat)
-    speed(args.repeat)
-    large(400_000_000 if args.large else 40_000_000, args.repeat)
+    args = parse(parser, {"repeat": 2, "images": 16_384})
+    report = Report("packing", __doc__, args)
+    padding(report, args.images)
+    packers(report, args.images, args.repeat)
+    balance(report, args.repeat)
+    speed(report, args.repeat)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Resize alone: our passes beside Pillow's, from decoded pixels to the target size, one core.
 
-In: photographs of 0.2 and 2 megapixels (`corpus.py`). Out: µs an image for each filter, and the ratio. Ours is the renderer's
-own clock of its resize stage, full-size DCT, so that both sides start from as many pixels: as Y, Cb and Cr planes with
-half-size chroma, which is what it makes of a JPEG file, and as RGB, which is what it makes of BMP. Pillow's is
-`Image.resize` of the decoded RGB image. Medians over interleaved repetitions.
+In: photographs of 0.2 and 2 megapixels (`corpus.py`). Out: µs an image for each filter, and the ratio. Ours is the
+renderer's own clock of its resize stage, full-size DCT, so that both sides start from as many pixels: as Y, Cb and Cr
+planes with half-size chroma, which is what it makes of a JPEG file, and as RGB, which is what it makes of BMP. Pillow's is
+`Image.resize` of the decoded RGB image.
 
     python bench/resize.py [--count 60] [--repeat 7]
 """
@@ -15,10 +15,10 @@ import io
 import os
 import time
 from collections.abc import Callable
-from statistics import median
 
 from corpus import make
 from decode import P, grids, ours
+from kit import Report, parse, turns
 from PIL import Image
 
 FILTERS = {
@@ -63,10 +63,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
-    args = parser.parse_args()
+    args = parse(parser, {"count": 16, "repeat": 2})
     os.sched_setaffinity(0, {args.core})
-    print("| from | filter | Pillow, µs | ours from RGB | ours from Y, Cb, Cr | ratio, RGB | ratio, Y Cb Cr |")
-    print("|---|---|---|---|---|---|---|")
+    report = Report("resize", __doc__, args)
     for area, count in ((0.2, args.count), (2.0, max(8, args.count // 6))):
         jpegs = make(count, area, 0.35)
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs]
@@ -79,13 +78,12 @@ def main() -> None:
             bitmaps.append(buffer.getvalue())
         for name, resampling in FILTERS.items():
             ours_rgb, ours_planes = (stage(files, sizes, targets, name) for files in (bitmaps, jpegs))
-            runs = (pillow(images, targets, resampling), ours_rgb, ours_planes)
-            rows = [[run() for run in runs] for _ in range(args.repeat)]
-            theirs, rgb, planes = (median(row[i] for row in rows) / count * 1e6 for i in range(3))
-            ratios = [median(row[0] / row[i] for row in rows) for i in (1, 2)]
-            print(
-                f"| {area:g} MP | {name} | {theirs:.0f} | {rgb:.0f} | {planes:.0f} | {ratios[0]:.1f} | {ratios[1]:.1f} |"
-            )
+            ways = {"Pillow": pillow(images, targets, resampling), "RGB": ours_rgb, "Y, Cb, Cr": ours_planes}
+            found = {way: [s / count * 1e6 for s in spent] for way, spent in turns(ways, args.repeat, warm=0).items()}
+            for kind in ("RGB", "Y, Cb, Cr"):
+                pair = {"navit": found[kind], "Pillow": found["Pillow"]}
+                report.row(f"{name} from {kind}", pair, "µs an image", better="lower", table=f"{area:g} MP", goal=5)
+    report.finish()
 
 
 if __name__ == "__main__":

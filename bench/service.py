@@ -1,10 +1,9 @@
 """What delivery costs: the service beside the same batches in process, in one run on one machine.
 
-In: nothing, or a folder of images. Out: tables. Transport alone (batches already rendered) beside one copy from local memory, a
-plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process loader and
-torch's DataLoader with torchvision, of two trainers that share renderings beside two that do not, and with hostile peers;
-shares and memory of 64 clients. Measurements are interleaved, and ratios are medians of those within one round, since a shared
-machine drifts.
+In: nothing, or a folder of images. Out: rows. Transport alone (batches already rendered) beside one copy from local memory,
+a plain TCP socket and bare pyzmq; added latency of one 6 MB batch; images/s of the remote loader beside the in-process
+loader and torch's DataLoader with torchvision, of two trainers that share renderings beside two that do not, and with
+hostile peers; shares and memory of 64 clients.
 
     python bench/service.py [--images FOLDER] [--seconds 2] [--rounds 5] [--plain-malloc] [--soak MINUTES]
 """
@@ -19,35 +18,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import corpus
 import numpy as np
-from serving import AHEAD, CONFIG, SET, RenderedEngine, cpu_seconds, daemon, hostile, memory_mb, peer
+from kit import Report, parse, turns
+from serving import AHEAD, SET, RenderedEngine, configured, cpu_seconds, daemon, forever, hostile, memory_mb, peer
 
-from navit_loader import LoaderConfig, PackedBatch, PackedLoader, RemoteLoader, build_index
-from navit_loader._packer import BUILD_PROFILE
+from navit_loader import LoaderConfig, PackedLoader, RemoteLoader
 from navit_loader.service.security import make_keys
 
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
 """What docs/rooms/service.md advises where batches come over TCP: large blocks are kept, not taken page by page each time."""
 
 
-def forever(loader: Any) -> Iterator[PackedBatch]:
-    while True:
-        yield from loader
-
-
-def rounds(measures: dict[str, Callable[[], float]], count: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Each measure in turn, `count` times over; after one round that does not count."""
-    for measure in measures.values():
-        measure()
-    found = [[measure() for measure in measures.values()] for _ in range(count)]
-    return dict(zip(measures, np.array(found).T, strict=True))
-
-
-def ratio(found: dict[str, np.ndarray[Any, Any]], name: str, base: str) -> float:
-    return float(np.median(found[name] / found[base]))
+TORCH = "torch DataLoader + torchvision"
+GOALS = {"shared memory": (0.9, "local memory", "ratio"), "tcp": (4.0, "pyzmq", "ours")}
+LATENCY = {"shared memory": (1.0, 3.0), "tcp": (3.0, 8.0)}
 
 
 # --- transport alone -------------------------------------------------------------------------------------------------
@@ -75,7 +64,7 @@ def latency(loader: RemoteLoader, count: int) -> np.ndarray[Any, Any]:
     return np.percentile(times[count // 10 :], [50, 99])
 
 
-def transport(config: Path, seconds: float, count: int) -> None:
+def transport(report: Report, config: Path, seconds: float, count: int) -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         os.chmod(folder, 0o700)
@@ -98,28 +87,33 @@ def transport(config: Path, seconds: float, count: int) -> None:
         sources |= {name: (batch.patches for batch in forever(loader)) for name, loader in loaders.items()}
         for kind in ("socket", "pyzmq"):
             sources[kind], pids[kind] = stack.enter_context(peer(kind, size))
-        spent = dict.fromkeys(sources, 0.0)
-        moved = dict.fromkeys(sources, 0.0)
 
-        def measured(name: str) -> Callable[[], float]:
-            def measure() -> float:
+        def measured(name: str) -> Callable[[], tuple[float, float]]:
+            def measure() -> tuple[float, float]:
                 before, start = cpu_seconds(pids[name]), time.perf_counter()
                 speed = gigabytes(sources[name], seconds)
-                spent[name] += cpu_seconds(pids[name]) - before
-                moved[name] += speed * (time.perf_counter() - start)
-                return speed
+                spent = cpu_seconds(pids[name]) - before
+                return speed, speed * (time.perf_counter() - start) / spent if spent else 0.0
 
             return measure
 
-        found = rounds({name: measured(name) for name in sources}, count)
-        print(f"\ntransport alone, batches of {size / 1e6:.1f} MB, one copy into a reused buffer\n")
-        print("| path | GB/s | of local | of bare pyzmq | GB a processor second of the sender | p50 ms | p99 ms |")
-        print("|---|---|---|---|---|---|---|")
-        for name, speeds in found.items():
-            times = " | ".join(f"{t:.2f}" for t in latency(loaders[name], 300)) if name in loaders else "– | –"
-            core = f"{moved[name] / spent[name]:.1f}" if spent[name] and name != "local memory" else "–"
-            of = f"{ratio(found, name, 'local memory'):.2f} | {ratio(found, name, 'pyzmq'):.2f}"
-            print(f"| {name} | {np.median(speeds):.2f} | {of} | {core} | {times} |", flush=True)
+        found = turns({name: measured(name) for name in sources}, count)
+        times = {name: latency(loaders[name], 300) for name in loaders}
+    table = "transport alone, one copy into a reused buffer"
+    others = ("local memory", "socket", "pyzmq")
+    for name in loaders:
+        ways = {"navit": found[name]} | {other: found[other] for other in others}
+        speeds = {way: [speed for speed, _ in of] for way, of in ways.items()}
+        goal, beside, goal_of = GOALS.get(name, (None, "local memory", ""))
+        report.row(
+            name, speeds, "GB/s", table=table, bounds=("local memory",), beside=beside, goal=goal, goal_of=goal_of,
+            megabytes=round(size / 1e6, 1),
+        )  # fmt: skip
+        for n, (what, goal) in enumerate(zip(("p50", "p99"), LATENCY.get(name, (None, None)), strict=True)):
+            report.row(f"{name}, latency, {what}", times[name][n], "ms", better="lower", table=table, goal=goal)
+        spent = {way: [core for _, core in of] for way, of in ways.items() if way != "local memory"}
+        if all(all(of) for of in spent.values()):  # a short round may be less than the clock's tick
+            report.row(f"{name}, a processor second of the sender", spent, "GB", table=table)
 
 
 # --- the whole loader ------------------------------------------------------------------------------------------------
@@ -158,7 +152,7 @@ def torch_images(files: list[str], seconds: float) -> Callable[[], float]:
     return measure
 
 
-def whole(config: Path, files: list[str], seconds: float, count: int) -> None:
+def whole(report: Report, config: Path, files: list[str], seconds: float, count: int) -> None:
     with contextlib.ExitStack() as stack:
         measures: dict[str, Callable[[], float]] = {}
         local = stack.enter_context(PackedLoader(config=LoaderConfig.from_toml(config)))
@@ -179,30 +173,35 @@ def whole(config: Path, files: list[str], seconds: float, count: int) -> None:
 
             measures[name] = measure
         measures["torch DataLoader + torchvision"] = torch_images(files, seconds)
-        found = rounds(measures, count)
-    print("\nwhole loader, daemon and trainer on the same cores\n")
-    print("| loader | images/s | of in-process | of torch |\n|---|---|---|---|")
-    for name, speeds in found.items():
-        of = f"{ratio(found, name, 'in process'):.2f} | {ratio(found, name, 'torch DataLoader + torchvision'):.2f}"
-        print(f"| {name} | {np.median(speeds):,.0f} | {of} |", flush=True)
+        found = turns(measures, count)
+    table = "whole loader, daemon and trainer on the same cores"
+    for name in ("in process", "remote, shared memory", "remote, tcp"):
+        ways = {"navit": found[name], TORCH: found[TORCH], "in process": found["in process"]}
+        if name == "in process":
+            report.row(name, {"navit": found[name], TORCH: found[TORCH]}, "images/s", table=table)
+            continue
+        goal = 0.95 if "shared" in name else 0.85
+        report.row(name, ways, "images/s", table=table, bounds=("in process",), beside="in process", goal=goal)
+        report.row(
+            f"{name}, beside torch", ways, "images/s", table=table, bounds=("in process",), beside=TORCH, goal=1.9
+        )
 
 
-def with_hostile_peers(config: Path, seconds: float, count: int) -> None:
+def with_hostile_peers(report: Report, config: Path, seconds: float, count: int) -> None:
     """Two daemons, one of them with peers that lie, stall and hang: images/s of an honest client of each."""
     with contextlib.ExitStack() as stack:
         (alone, _), (beset, process) = (stack.enter_context(daemon(config)) for _ in range(2))
         before = memory_mb(process.pid)
         stack.enter_context(hostile(beset))
         time.sleep(2.0)
-        names = {"alone": alone, "with hostile peers": beset}
+        names = {"alone": alone, "navit": beset}
         loaders = {name: stack.enter_context(RemoteLoader([address])) for name, address in names.items()}
         streams = {name: forever(loader) for name, loader in loaders.items()}
-        found = rounds({name: lambda s=s: images(s, seconds) for name, s in streams.items()}, count)  # type: ignore[misc]
+        found = turns({name: partial(images, stream, seconds) for name, stream in streams.items()}, count)
         after = memory_mb(process.pid)
-    print(
-        f"\nhonest client beside 1,000 idle or broken connections and 6 readers that read nothing: "
-        f"{ratio(found, 'with hostile peers', 'alone'):.2f} of its speed alone; daemon {before:,.0f} -> {after:,.0f} MiB"
-    )
+    table = "an honest client beside 1,000 idle or broken connections and 6 readers that read nothing"
+    report.row("speed", found, "images/s", table=table, bounds=("alone",), goal=0.8)
+    report.row("the daemon's memory, beyond what it was", after - before, "MiB", better="lower", table=table)
 
 
 # --- many clients, long runs -----------------------------------------------------------------------------------------
@@ -222,7 +221,8 @@ with RemoteLoader([sys.argv[1]], prefetch=2, batch_size=2, timeout_s=300) as loa
 """
 
 
-def many(config: Path, clients: int, seconds: float) -> None:
+def many(config: Path, clients: int, seconds: float) -> tuple[np.ndarray[Any, Any], float]:
+    """So many clients of one daemon: the batches that each of them got, and the daemon's memory in MiB."""
     with daemon(config) as (address, process):
         command = [sys.executable, "-c", CLIENT, address, str(seconds)]
         workers = [
@@ -237,11 +237,16 @@ def many(config: Path, clients: int, seconds: float) -> None:
             worker.stdin.flush()
         time.sleep(seconds * 0.8)
         memory = memory_mb(process.pid)
-        served = np.array([int(worker.communicate()[0]) for worker in workers])
-    print(
-        f"\n{clients} clients: {served.sum() / seconds:,.0f} batches/s; least {served.min()}, "
-        f"mean {served.mean():.1f}, most {served.max()} batches each; {memory:,.0f} MiB resident, memory_mb = 512"
-    )
+        return np.array([int(worker.communicate()[0]) for worker in workers]), memory
+
+
+def fair(report: Report, config: Path, clients: int, seconds: float) -> None:
+    served, memory = many(config, clients, seconds)
+    table = "many clients of one daemon, memory_mb = 512"
+    report.row("together", served.sum() / seconds, "batches/s", table=table, clients=clients)
+    report.row("least by the mean", served.min() / served.mean(), "of it", table=table, goal=0.9)
+    report.row("most by the mean", served.max() / served.mean(), "of it", better="lower", table=table, goal=1.1)
+    report.row("the daemon's memory", memory, "MiB", better="lower", table=table)
 
 
 TRAINER = """
@@ -259,7 +264,7 @@ with RemoteLoader([sys.argv[1]]) as loader:
 """
 
 
-def sweep(config: Path, seconds: float, count: int) -> None:
+def sweep(report: Report, config: Path, seconds: float, count: int) -> None:
     """Images/s of two trainers of one plan together, at the same batches, and of two that are in epochs of their own."""
     with contextlib.ExitStack() as stack:
         pairs: dict[str, list[subprocess.Popen[str]]] = {}
@@ -281,11 +286,10 @@ def sweep(config: Path, seconds: float, count: int) -> None:
                 process.stdin.flush()
             return sum(int(process.stdout.readline()) for process in pairs[name] if process.stdout) / seconds
 
-        found = rounds({name: lambda n=name: measured(n) for name in pairs}, count)  # type: ignore[misc]
-    print(
-        f"\ntwo trainers of one plan on one daemon: {np.median(found['together']):,.0f} images/s together at the same batches, "
-        f"{np.median(found['apart']):,.0f} where each has its own; {ratio(found, 'together', 'apart'):.2f} of that"
-    )
+        found = turns({name: partial(measured, name) for name in pairs}, count)
+    table = "two trainers of one plan on one daemon"
+    ways = {"navit": found["together"], "each at batches of its own": found["apart"]}
+    report.row("together at the same batches", ways, "images/s", table=table, bounds=list(ways)[1:], goal=1.8)
 
 
 def held(pid: int) -> list[float]:
@@ -293,27 +297,25 @@ def held(pid: int) -> list[float]:
     return [memory_mb(pid), *(float(len(os.listdir(f"/proc/{pid}/{what}"))) for what in ("fd", "task"))]
 
 
-def soak(config: Path, minutes: float) -> None:
-    """Serves for so long, with a row a minute, and says whether what the two processes hold still grows at the end."""
-    print("\n| minute | images | daemon: MiB | descriptors | threads | trainer: MiB | descriptors | threads |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    rows: list[list[float]] = []
+def soak(report: Report, config: Path, minutes: float) -> None:
+    """Serves for so long, with a line a minute, and says whether what the two processes hold still grows at the end."""
+    names = [f"{who} {what}" for who in ("daemon", "trainer") for what in ("MiB", "descriptors", "threads")]
+    lines: list[list[float]] = []
     with daemon(config) as (address, process), RemoteLoader([address]) as loader:
         batches, images, start = forever(loader), 0, time.monotonic()
-        while (passed := (time.monotonic() - start) / 60) < minutes or len(rows) <= minutes:
+        while (passed := (time.monotonic() - start) / 60) < minutes or len(lines) <= minutes:
             images += next(batches).num_images
-            if passed >= len(rows):
-                rows.append([*held(process.pid), *held(os.getpid())])
-                values = " | ".join(f"{value:,.0f}" for value in rows[-1])
-                print(f"| {len(rows) - 1} | {images:,} | {values} |", flush=True)
+            if passed >= len(lines):
+                lines.append([*held(process.pid), *held(os.getpid())])
+                values = ", ".join(f"{name} {value:,.0f}" for name, value in zip(names, lines[-1], strict=True))
+                print(f"minute {len(lines) - 1}: {images:,} images; {values}", flush=True)
     # What is filled once, such as buffers and the 64 MiB of planned blocks, is full after the first half of a long run.
-    late = np.array(rows[len(rows) // 2 :])
-    names = [f"{who} {what}" for who in ("daemon", "trainer") for what in ("MiB", "descriptors", "threads")]
-    words = []
+    late = np.array(lines[len(lines) // 2 :])
     for name, values in zip(names, late.T, strict=True):
-        slope = np.polyfit(np.arange(len(values)), values, 1)[0] if len(values) > 1 else 0.0
-        words.append(f"{name} {values.min():,.0f} to {values.max():,.0f}, {round(slope, 2) + 0.0:+.2f} a minute")
-    print(f"\nover the last {len(late)} rows: " + "; ".join(words))
+        slope = float(np.polyfit(np.arange(len(values)), values, 1)[0]) if len(values) > 1 else 0.0
+        table = "the second half of a long run"
+        report.row(f"{name}, growth", slope, "a minute", better="lower", table=table, minutes=minutes, images=images)
+        report.row(f"{name}, most", float(values.max()), name.split()[-1], better="lower", table=table)
 
 
 def main() -> None:
@@ -327,38 +329,29 @@ def main() -> None:
         "--plain-malloc", action="store_true", help="without the setting of malloc that the docs advise"
     )
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="only this: serve for so long")
-    args = parser.parse_args()
-    if BUILD_PROFILE != "release":
-        raise SystemExit(f"the engine is a {BUILD_PROFILE} build; measure a release build: make build")
+    args = parse(parser, {"count": 60, "seconds": 0.2, "rounds": 2, "clients": 4})
     if not args.plain_malloc and not MALLOC.items() <= os.environ.items():
         # It is read where a process starts. The peers in this process and torch's workers have it too.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+        env = {**os.environ, **MALLOC} | ({"NAVIT_BENCH_SET": "6"} if args.quick else {})
+        os.execve(sys.executable, [sys.executable, *sys.argv], env)
+    report = Report("service-soak" if args.soak else "service", __doc__, args)
     with tempfile.TemporaryDirectory() as work:
         folder = args.images
         if folder is None:
-            import corpus
-
             folder = Path(work) / "images"
             corpus.write(folder / "photographs", args.count)
-        index = Path(work) / "bench.arrow"
-        build_index(folder, index)
-        config = Path(work) / "bench.toml"
-        threads = len(os.sched_getaffinity(0))
-        config.write_text(CONFIG.format(index=index, threads=threads, epoch=0))
-        # Transport alone has nothing to do with the end of an epoch, where nothing is asked for ahead.
-        long = Path(work) / "long.toml"
-        long.write_text(CONFIG.format(index=index, threads=threads, epoch=1_000_000))
-        print(
-            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, malloc {'plain' if args.plain_malloc else 'as advised'}"
-        )
+        config = configured(Path(work), folder, 0)
         if args.soak:
-            soak(config, args.soak)
-            return
-        transport(long, args.seconds, args.rounds)
-        whole(config, sorted(map(str, folder.rglob("*.jpg"))), args.seconds, args.rounds)
-        sweep(long, args.seconds, args.rounds)
-        with_hostile_peers(config, args.seconds, args.rounds)
-        many(config, args.clients, max(10.0, args.seconds))
+            soak(report, config, args.soak)
+        else:
+            # Transport alone has nothing to do with the end of an epoch, where nothing is asked for ahead.
+            long = configured(Path(work), folder, 1_000_000)
+            transport(report, long, args.seconds, args.rounds)
+            whole(report, config, sorted(map(str, folder.rglob("*.jpg"))), args.seconds, args.rounds)
+            sweep(report, long, args.seconds, args.rounds)
+            with_hostile_peers(report, config, args.seconds, args.rounds)
+            fair(report, config, args.clients, max(1.0, 5 * args.seconds))
+    report.finish()
 
 
 if __name__ == "__main__":

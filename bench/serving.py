@@ -1,7 +1,7 @@
 """What `service.py` measures with: daemons as processes, rendered batches that cost nothing to make, and what sits beside us.
 
-In: configurations and addresses. Out: processes and iterators over bytes. The peers say what this machine allows: a plain TCP
-socket that reads into reused memory, and bare pyzmq that sends the same frame with as many requests ahead.
+In: configurations and addresses. Out: processes and iterators over bytes. The peers say what this machine allows: a plain
+TCP socket that reads into reused memory, and bare pyzmq that sends the same frame with as many requests ahead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from navit_loader import LoaderConfig, PackedBatch, RemoteLoader
+from navit_loader import LoaderConfig, PackedBatch, RemoteLoader, build_index
 from navit_loader.config import ServeConfig
 from navit_loader.render.engine import Engine
 from navit_loader.service import protocol
@@ -50,8 +50,17 @@ high = 256
 """
 
 
-SET = 48
-"""Rendered batches in turn: 300 MB."""
+def configured(work: Path, images: Path, epoch: int) -> Path:
+    """A configuration of as many threads as cores over a folder's index, which is made where it is not there."""
+    index, config = work / "bench.arrow", work / f"epoch-{epoch}.toml"
+    if not index.exists():
+        build_index(images, index)
+    config.write_text(CONFIG.format(index=index, threads=len(os.sched_getaffinity(0)), epoch=epoch))
+    return config
+
+
+SET = int(os.environ.get("NAVIT_BENCH_SET", "48"))
+"""Rendered batches in turn: 300 MB; a quick look has fewer."""
 
 
 class Rendered:
@@ -120,7 +129,7 @@ def memory_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
-def forever(loader: RemoteLoader) -> Iterator[PackedBatch]:
+def forever(loader: Any) -> Iterator[PackedBatch]:
     while True:
         yield from loader
 

@@ -1,16 +1,16 @@
 """How fast images are found and rendered, whatever they lie in: the table of sources.
 
-In: files, tars, Parquet and a web server that it makes in a scratch folder. Out: a Markdown table, a row for each question with
-the goal beside it. The page cache is warm, since everything runs once before it is timed. Rendering is measured in rounds that
-go through all sources; what counts is the median of the rounds' ratios, of elapsed time and of processor time. On a machine
-where others work too, only the latter means anything.
+In: files, tars, Parquet and a web server that it makes in a scratch folder. Out: a row for each question. The page cache is
+warm, since everything runs once before it is timed. Rendering is measured in rounds that go through all sources, by elapsed
+and by processor time; on a machine where others work too, only the latter means anything.
 
-    python bench/sources.py [--files 100000] [--tar-mb 1024] [--rows 10000000] [--images 8192] [--scratch DIR] [--repeat 3]
+    python bench/sources.py [--files 100000] [--tar-mb 1024] [--rows 10000000] [--images 24576] [--scratch DIR] [--repeat 3]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -18,15 +18,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import sources_kit
+from kit import Report, parse, seconds_of, turns
 from PIL import Image
 
-from navit_loader import _packer, build_index
+from navit_loader import build_index
 from navit_loader.index.sources.rows import make_rows, single_labels
 from navit_loader.index.tokens import TokenFacts
 from navit_loader.index.write import survey, write_index
@@ -66,17 +68,13 @@ def images() -> list[bytes]:
     return found
 
 
-def best(sources: list[Path], output: Path, threads: int, repeat: int) -> float:
-    """Seconds of the quickest of several builds from scratch."""
-    seconds = []
-    for _ in range(repeat + 1):
-        start = time.perf_counter()
-        build_index(sources, output, threads=threads)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def builds(sources: list[Path], output: Path, threads: int, repeat: int) -> list[float]:
+    """Seconds of several builds from scratch, behind one that fills the page cache."""
+    run = seconds_of(lambda: build_index(sources, output, threads=threads))
+    return turns({"": run}, repeat)[""]
 
 
-def folder(scratch: Path, count: int, repeat: int) -> None:
+def folder(report: Report, scratch: Path, count: int, repeat: int) -> None:
     samples = images()
     for i in range(count):
         path = scratch / "files" / f"{i % 100:03d}"
@@ -84,11 +82,12 @@ def folder(scratch: Path, count: int, repeat: int) -> None:
             path.mkdir(parents=True)
         (path / f"{i:08d}.{('jpg', 'png')[i % 2]}").write_bytes(samples[i % 64])
     for threads in (1, len(os.sched_getaffinity(0))):
-        rate = count / best([scratch / "files"], scratch / "files.arrow", threads, repeat)
-        row(f"index of {count:,} files, {threads} thread(s)", f"{rate:,.0f} files/s", "20,000 a core")
+        rates = [count / s for s in builds([scratch / "files"], scratch / "files.arrow", threads, repeat)]
+        goal = 20_000 * threads
+        report.row(f"files, {threads} thread(s)", rates, "files/s", table="indexing", goal=goal, files=count)
 
 
-def tars(scratch: Path, megabytes: int, repeat: int) -> None:
+def tars(report: Report, scratch: Path, megabytes: int, repeat: int) -> None:
     content = os.urandom(70_000)
     head = next(sample for sample in images() if sample.startswith(b"\xff\xd8"))
     paths, size, key = [], 0, 0
@@ -102,11 +101,11 @@ def tars(scratch: Path, megabytes: int, repeat: int) -> None:
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         size += paths[-1].stat().st_size
-    seconds = best(paths, scratch / "tars.arrow", 1, repeat)
-    row(f"index of {size / 1e9:.1f} GB of tar, {key:,} images, 1 thread", f"{size / 1e9 / seconds:.1f} GB/s", "1 GB/s")
+    rates = [size / 1e9 / s for s in builds(paths, scratch / "tars.arrow", 1, repeat)]
+    report.row("tar, 1 thread", rates, "GB/s", table="indexing", goal=1, images=key, gigabytes=round(size / 1e9, 2))
 
 
-def opening(scratch: Path, rows: int, repeat: int) -> None:
+def opening(report: Report, scratch: Path, rows: int, repeat: int) -> None:
     part = 65_536
 
     def batches() -> list[pa.RecordBatch]:
@@ -130,61 +129,60 @@ def opening(scratch: Path, rows: int, repeat: int) -> None:
     found = survey(lambda: few, "/data", classes, NO_TOKENS)
     write_index(str(scratch / "tiny.arrow"), lambda: few, found, "/data", classes, NO_TOKENS)
     held = []
+    command = [sys.executable, "-c", OPEN, str(scratch / "big.arrow"), str(scratch / "tiny.arrow")]
     runs = []
     for _ in range(repeat):
-        command = [sys.executable, "-c", OPEN, str(scratch / "big.arrow"), str(scratch / "tiny.arrow")]
         runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    opened, ready, resident, count = min(runs)
     size = (scratch / "big.arrow").stat().st_size / 1e6
-    row(
-        f"open {count:,} rows ({size:,.0f} MB)",
-        f"{opened:.1f} ms, with all columns {ready:.1f} ms; {resident:.1f} MB more resident",
-        "50 ms, 50 MB",
-    )
+    given = {"table": "opening an index", "rows": rows, "megabytes": round(size)}
+    for what, n, unit, goal in (
+        ("open", 0, "ms", None),
+        ("with all columns", 1, "ms", 50),
+        ("more resident", 2, "MB", 50),
+    ):
+        report.row(what, [run[n] for run in runs], unit, better="lower", goal=goal, **given)
 
 
-def rendering(scratch: Path, count: int, repeat: int) -> None:
+def rendering(report: Report, scratch: Path, count: int, repeat: int) -> None:
     """Each source beside files in the same order; the server beside the same tar on disk."""
     indexes = sources_kit.write(scratch, count)
     plain = [("files", "permutation"), ("x.tar", "permutation"), ("none.parquet", "permutation")]
     blocks = [("files", "blocks"), ("x.tar", "blocks"), ("snappy.parquet", "blocks")]
-    with sources_kit.late_nginx(scratch, LATE_MS) as server:
+    why = sources_kit.missing(late=True)
+    if why:
+        report.left_out("rendering from a server", why)
+    with contextlib.ExitStack() as stack:
         pid = 0
-        if server is not None:
-            address, pid = server
+        if not why:
+            address, pid, _ = stack.enter_context(sources_kit.nginx(scratch, LATE_MS))
             for name in ("x.tar", "snappy.parquet"):
                 indexes[f"server {name}"] = scratch / f"server-{name}.arrow"
                 build_index(f"{address}/{name}", indexes[f"server {name}"])
                 blocks.append((f"server {name}", "blocks"))
-        runs: dict[tuple[str, str], list[sources_kit.Run]] = {}
-        for _ in range(repeat + 1):
-            for name, order in plain + blocks:
-                found = sources_kit.render(indexes[name], order, pid if name.startswith("server") else 0)
-                runs.setdefault((name, order), []).append(found)
+
+        def way(name: str, order: Any) -> Callable[[], sources_kit.Run]:
+            return lambda: sources_kit.render(indexes[name], order, pid if name.startswith("server") else 0)
+
+        runs = turns({which: way(*which) for which in plain + blocks}, repeat)
+    # What the server computes, it takes from the cores that render.
+    cores = os.cpu_count() or 1
     for name, order in plain + blocks:
+        table = f"rendering, order: {order}"
+        own = runs[name, order]
+        rates = [run.images / (run.seconds - run.served / cores) for run in own]
         if name == "files":
-            own = runs[name, order][1:]
-            row(f"render from files, {order}", f"{max(run.images / run.seconds for run in own):,.0f} images/s", "")
+            report.row("files", rates, "images/s", table=table, images=count)
             continue
-        base = runs[name.removeprefix("server ") if name.startswith("server") else "files", order][1:]
-        own = runs[name, order][1:]
-        # What the server computes, it takes from the cores that render.
-        cores = os.cpu_count() or 1
-        ratios = [(b.seconds / (o.seconds - o.served / cores), b.cpu / o.cpu) for b, o in zip(base, own, strict=True)]
-        wall, cpu = (float(np.median(column)) for column in zip(*ratios, strict=True))
-        said = f"{wall:.2f} (processor time {cpu:.2f})"
-        if name.startswith("server"):
-            served = float(np.median([run.served / run.seconds for run in own]))
-            said += f"; the server takes {served:.1%} of a core, subtracted"
-            row(f"render from {name}, {LATE_MS} ms late, {order}, of the same on disk", said, "0.9")
-        else:
-            row(f"render from {name}, {order}, of files", said, "0.95")
-    if server is None:
-        row("render from a server", "not measured: no nginx, or no libnginx-mod-http-echo", "0.9")
-
-
-def row(what: str, found: str, goal: str) -> None:
-    print(f"| {what} | {found} | {goal} |", flush=True)
+        remote = name.startswith("server ")
+        base, bound = (name.removeprefix("server "), "on disk") if remote else ("files", "files")
+        what, given = (f"{name}, {LATE_MS} ms late" if remote else name), {"table": table, "bounds": (bound,)}
+        if remote:
+            given["server_share_of_a_core"] = round(float(np.median([run.served / run.seconds for run in own])), 3)
+        local = runs[base, order]
+        ways = {"navit": rates, bound: [run.images / run.seconds for run in local]}
+        report.row(what, ways, "images/s", goal=0.9 if remote else 0.95, **given)
+        ways = {"navit": [run.images / run.cpu for run in own], bound: [run.images / run.cpu for run in local]}
+        report.row(f"{what}, a processor second", ways, "images", **given)
 
 
 def main() -> None:
@@ -192,19 +190,17 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--tar-mb", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--images", type=int, default=8192, help="photographs of 70 KB to render, in each container")
+    parser.add_argument("--images", type=int, default=24_576, help="photographs of 70 KB to render, in each container")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="folder for the data (default: the system's)")
-    args = parser.parse_args()
-    if _packer.BUILD_PROFILE != "release":
-        sys.exit("bench/sources.py: this is a debug build; run `make build` first")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| what | measured | goal |\n|---|---|---|")
+    args = parse(parser, {"files": 2000, "tar_mb": 20, "rows": 200_000, "images": 256, "repeat": 2})
+    report = Report("sources", __doc__, args)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        folder(Path(scratch), args.files, args.repeat)
-        tars(Path(scratch), args.tar_mb, args.repeat)
-        opening(Path(scratch), args.rows, args.repeat)
-        rendering(Path(scratch) / "render", args.images, args.repeat)
+        folder(report, Path(scratch), args.files, args.repeat)
+        tars(report, Path(scratch), args.tar_mb, args.repeat)
+        opening(report, Path(scratch), args.rows, args.repeat)
+        rendering(report, Path(scratch) / "render", args.images, args.repeat)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ UNIQUE = 400
 GROUP = 100
 """Rows of a row group, as Hugging Face's `datasets` writes images; each is one page."""
 MODULE = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
+SEARCHED = os.environ["PATH"] + ":/usr/sbin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +116,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def late_nginx(folder: Path, late_ms: int) -> Iterator[tuple[str, int] | None]:
-    """Serves a folder, each answer `late_ms` milliseconds late; yields its address and process id, or None without nginx."""
-    found = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
-    if found is None or not MODULE.exists():
-        yield None
-        return
-    home, port = folder / "nginx", free_port()
+def nginx(folder: Path, late_ms: int = 0) -> Iterator[tuple[str, int, Path]]:
+    """Serves a folder, each answer `late_ms` milliseconds late; yields its address, its process id, and a log with a line for
+    each answer: the range that was asked for, and the bytes sent. `missing` says what keeps it from running."""
+    found, home, port = shutil.which("nginx", path=SEARCHED), folder / "nginx", free_port()
     home.mkdir()
     paths = "".join(f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    late = f"location / {{ echo_sleep {late_ms / 1000}; echo_exec @file; }} location @file {{ }}" if late_ms else ""
     (home / "nginx.conf").write_text(
-        f"load_module {MODULE}; daemon off; pid {home}/pid; error_log stderr; worker_processes 1;"
-        f"{'user root;' if os.getuid() == 0 else ''} events {{}} http {{ access_log off; {paths} sendfile on; "
-        f"server {{ listen 127.0.0.1:{port}; root {folder}; "
-        f"location / {{ echo_sleep {late_ms / 1000}; echo_exec @file; }} location @file {{ }} }} }}"
+        f"{f'load_module {MODULE};' if late_ms else ''} daemon off; pid {home}/pid; error_log stderr; worker_processes 1;"
+        f"{'user root;' if os.getuid() == 0 else ''} events {{}} http {{ log_format sent '$http_range $body_bytes_sent'; "
+        f"access_log {home}/sent sent; {paths} sendfile on; server {{ listen 127.0.0.1:{port}; root {folder}; {late} }} }}"
     )
-    command = [found, "-p", str(home), "-c", str(home / "nginx.conf")]
+    command = [str(found), "-p", str(home), "-c", str(home / "nginx.conf")]
     with (home / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             for _ in range(100):
@@ -140,6 +138,13 @@ def late_nginx(folder: Path, late_ms: int) -> Iterator[tuple[str, int] | None]:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}", server.pid
+            yield f"http://127.0.0.1:{port}", server.pid, home / "sent"
         finally:
             server.terminate()
+
+
+def missing(late: bool) -> str:
+    """What `nginx` would need, on Debian; nothing where it can run."""
+    if shutil.which("nginx", path=SEARCHED) is None:
+        return "no nginx; on Debian: apt-get install nginx-light"
+    return "no module echo; on Debian: apt-get install libnginx-mod-http-echo" if late and not MODULE.exists() else ""

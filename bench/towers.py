@@ -1,8 +1,8 @@
 """Is a packed tower faster than the family's own, on the same images and weights?
 
 In: nothing. Out: a row a family of transformers: seconds of its own tower and of the same one packed
-(`navit_model.hf.replace_vision_tower`), taken in turns. Images have 64 to 1,024 tokens, towers the width of ViT-S and random
-weights; on a CPU the seconds are those of the process, in float32; on a GPU those of the clock, in bfloat16.
+(`navit_model.hf.replace_vision_tower`), taken in turns. Images have 64 to 1,024 tokens, towers the width of ViT-S and
+random weights; on a CPU the seconds are those of the process, in float32; on a GPU those of the clock, in bfloat16.
 
     .venv/bin/python bench/towers.py                                      # one thread, some ten minutes
     .venv/bin/python bench/towers.py pixtral siglip2 --images 8 --depth 2
@@ -12,13 +12,14 @@ weights; on a CPU the seconds are those of the process, in float32; on a GPU tho
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from kit import Report, parse, turns
 from torch import nn
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionConfig, Glm4vVisionModel
 from transformers.models.paddleocr_vl.modeling_paddleocr_vl import PaddleOCRVisionConfig, PaddleOCRVisionModel
@@ -32,6 +33,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, 
 from navit_model.hf import replace_vision_tower, restore_vision_tower
 
 P, WIDTH, HEADS, HIDDEN = 14, 384, 6, 1536
+OWN = "its own tower"
 Grids = list[tuple[int, int]]
 Inputs = dict[str, torch.Tensor]
 
@@ -158,32 +160,31 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    args = parse(parser, {"images": 2, "depth": 1, "rounds": 2})
+    report = Report("towers", __doc__, args)
     torch.set_num_threads(1)
-    device = torch.device(arguments.device)
-    grids = images(arguments.images)
-    print(
-        f"{len(grids)} images, {sum(h * w for h, w in grids)} tokens, the longest "
-        f"{max(h * w for h, w in grids)}; depth {arguments.depth}, width {WIDTH}, {device}\n"
-    )
-    print("| family | it | its own, s | packed, s | ratio |\n|---|---|---|---|---|")
-    table = towers(arguments.depth)
-    for name in arguments.families or table:
+    device = torch.device(args.device)
+    grids = images(args.images)
+    tokens = sum(h * w for h, w in grids)
+    table = towers(args.depth)
+    for name in args.families or table:
         kind, make, inputs = table[name]
         tower = make().eval().to(device)
         given = {key: value.to(device) for key, value in inputs(grids).items()}
         if device.type == "cuda":
             tower = tower.bfloat16()
             given = {key: value.bfloat16() if value.is_floating_point() else value for key, value in given.items()}
-        times: dict[str, list[float]] = {"own": [], "packed": []}
-        for turn in range(arguments.rounds + 1):
-            for way, change in (("own", restore_vision_tower), ("packed", replace_vision_tower)):
-                change(tower)
-                spent = seconds(device, lambda: tower(**given))  # noqa: B023
-                if turn:  # the first warms up
-                    times[way].append(spent)
-        own, packed = (statistics.median(times[way]) for way in ("own", "packed"))
-        print(f"| {name} | {kind} | {own:.3f} | {packed:.3f} | {own / packed:.2f} |", flush=True)
+
+        def way(change: Callable[[nn.Module], Any], run: Callable[[], Any], tower: nn.Module = tower) -> float:
+            change(tower)
+            return seconds(device, run)
+
+        run = partial(tower, **given)
+        ways = {"navit": partial(way, replace_vision_tower, run), OWN: partial(way, restore_vision_tower, run)}
+        goal = 1.5 if kind == "pads" else 1.0
+        spent = turns(ways, args.rounds)
+        report.row(name, spent, "s", better="lower", table=f"its own {kind}", goal=goal, tokens=tokens)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """How well the trainer is fed, and what it costs beside the model's own step.
 
-In: scikit-learn's digits. Out: the starved share of a run fed by a daemon, median over its log, and the time of the
-trainer's step over that of a bare loop (forward, loss, backward, clip, optimiser, average) on the same batches, both as CPU
-time and as wall time, medians of interleaved rounds.
+In: scikit-learn's digits. Out: the starved share of a run fed by a daemon, and the time of the trainer's step beside that
+of a bare loop (forward, loss, backward, clip, optimiser, average) on the same batches, both as CPU time and as wall time.
 
     python bench/training.py [--steps 300] [--rounds 7]
 """
@@ -12,16 +11,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
+from kit import Report, parse, turns
 from torch import nn
 
 from navit_loader import build_index
@@ -40,22 +39,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import demo
 import digits
 
+BARE = "the bare step"
 BATCHES = 20
 """Batches of one round."""
 
 
-def starved(run: Path, steps: int) -> float:
-    """The median share of the time that a step of the demo's run waits for its daemon."""
+def starved(run: Path, steps: int) -> list[float]:
+    """The share of the time that a step of the demo's run waits for its daemon, line by line of its log."""
     with demo.daemon(run) as address:
         changes = [f"data.endpoints=['{address}']", f"train.steps={steps}", "train.eval_tokens=[]", "data.eval_index="]
         config = RunConfig.from_toml(run, changes)
         train(config)
     # The first line holds the warming up of threads and caches.
-    return median([e["starved"] for e in read_log(Path(config.train.out)) if e["kind"] == "train"][1:])
+    return [e["starved"] for e in read_log(Path(config.train.out)) if e["kind"] == "train"][1:]
 
 
-def overhead(run: Path, rounds: int) -> tuple[float, float]:
-    """CPU time and wall time of the trainer's step over the bare one's."""
+def overhead(run: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of `BATCHES` steps of the trainer and of bare ones, by CPU time and wall time."""
     config = RunConfig.from_toml(run)
     world = World.join("cpu")
     with open_loader(config, world) as loader:
@@ -82,21 +82,20 @@ def overhead(run: Path, rounds: int) -> tuple[float, float]:
                 optimizer.zero_grad(set_to_none=True)
                 average.update(bare)
 
-        times: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
-        for _ in range(rounds + 1):
-            for name, work in (("ours", ours), ("plain", plain)):
-                wall, cpu = time.perf_counter(), time.process_time()
-                work()
-                times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    pairs = list(zip(times["ours"], times["plain"], strict=True))[1:]
-    return median(a[0] / b[0] for a, b in pairs), median(a[1] / b[1] for a, b in pairs)
+        def timed(work: Callable[[], None]) -> tuple[float, float]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            return time.process_time() - cpu, time.perf_counter() - wall
+
+        return turns({"navit": partial(timed, ours), BARE: partial(timed, plain)}, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = parse(parser, {"steps": 40, "rounds": 1})
+    report = Report("training", __doc__, args)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         counts = digits.write(out / "digits")
@@ -105,16 +104,14 @@ def main() -> None:
         run = out / "demo.toml"
         text = demo.CONFIG.read_text(encoding="utf-8").replace("runs/digits/run", str(out / "run"))
         run.write_text(text.replace("runs/digits/", f"{out}/"), encoding="utf-8")
-        share = starved(run, args.steps)
-        cpu, wall = overhead(run, args.rounds)
-    print(
-        f"\n{args.steps} steps, {args.rounds} rounds, torch {torch.__version__}, {os.cpu_count()} cores "
-        f"({platform.machine()}), load {os.getloadavg()[0]:.1f}\n"
-    )
-    print("| what | goal | here |\n|---|---|---|")
-    print(f"| starved share, tiny NaViT from a daemon | ≤ 2 % | {share:.1%} |")
-    print(f"| trainer's step over the bare step, CPU time | ≤ 1.03 | {cpu:.3f} |")
-    print(f"| the same, wall time | ≤ 1.03 | {wall:.3f} |")
+        shares = [100 * share for share in starved(run, args.steps)]
+        report.row("starved share, a tiny NaViT from a daemon", shares, "%", better="lower", goal=2)
+        found = overhead(run, args.rounds)
+        for n, clock in enumerate(("CPU time", "wall time")):
+            ways = {name: [1e3 * times[n] / BATCHES for times in of] for name, of in found.items()}
+            what = f"the trainer's step, {clock}"
+            report.row(what, ways, "ms", better="lower", bounds=(BARE,), goal=round(1 / 1.03, 3))
+    report.finish()
 
 
 if __name__ == "__main__":

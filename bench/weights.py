@@ -1,8 +1,8 @@
 """How many of timm's published transformers are taken, and why are the others refused?
 
-In: names of timm that have weights. Out: for each reason how many names, of how many architectures. Every architecture is laid
-out on the meta device and taken over there, name by name and shape by shape: nothing is downloaded, and no number is computed.
-That outputs are equal, `tests/test_model_families.py` says of each kind.
+In: names of timm that have weights. Out: for each reason how many names, of how many architectures. Every architecture is
+laid out on the meta device and taken over there, name by name and shape by shape: nothing is downloaded, and no number is
+computed. That outputs are equal, `tests/test_model_families.py` says of each kind.
 
     .venv/bin/python bench/weights.py                      # all families, some five minutes of one core
     .venv/bin/python bench/weights.py 'vit_pe_*' 'eva02_*'
@@ -16,6 +16,7 @@ import warnings
 
 import timm
 import torch
+from kit import Report, parse
 
 from navit_loader.errors import ModelError
 from navit_model import NaViT
@@ -42,16 +43,22 @@ def verdict(architecture: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", default=FAMILIES, help="names of timm (all families)")
-    counts = names(parser.parse_args().patterns)
+    args = parse(parser, {"patterns": ["deit_*", "beit_*"]})
+    report = Report("weights", __doc__, args)
+    counts = names(args.patterns)
     warnings.simplefilter("ignore")
     reasons: dict[str, list[str]] = collections.defaultdict(list)
     for architecture in sorted(counts):
         reasons[verdict(architecture)].append(architecture)
-    print(f"timm {timm.__version__}: {sum(counts.values())} sets of weights of {len(counts)} architectures\n")
-    print("| sets | architectures | |\n|---|---|---|")
+    table = "sets of weights on timm's shelf"
+    report.row("there are", counts.total(), "sets", table=table, architectures=len(counts))
     for reason, those in sorted(reasons.items(), key=lambda item: -sum(counts[name] for name in item[1])):
-        which = "" if reason == "taken" else f": {', '.join(those[:3])}{', …' if len(those) > 3 else ''}"
-        print(f"| {sum(counts[name] for name in those)} | {len(those)} | {reason}{which} |")
+        what = "taken" if reason == "taken" else f"refused: {reason}"
+        better = "higher" if reason == "taken" else "lower"
+        examples = {} if reason == "taken" else {"such_as": ", ".join(those[:3])}
+        sets = sum(counts[name] for name in those)
+        report.row(what, sets, "sets", better=better, table=table, architectures=len(those), **examples)
+    report.finish()
 
 
 if __name__ == "__main__":

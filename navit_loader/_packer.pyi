@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "ASSEMBLER",
+    "BUILD_OVERRIDES",
     "BUILD_PROFILE",
     "FORMAT_BROKEN",
     "FORMAT_NAMES",
@@ -49,6 +50,8 @@ __version__: str
 ASSEMBLER: bool
 BUILD_PROFILE: str
 """`release` or `debug`; benchmarks refuse a debug build."""
+BUILD_OVERRIDES: str
+"""What the build's environment put in place of the workspace's profile, as `lto=off codegen-units=16`; mostly empty."""
 
 @final
 class Helpers:

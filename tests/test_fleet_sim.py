@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,12 +32,8 @@ def test_ranks_that_know_the_same_daemons_ask_all_of_them(tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def sim() -> Any:
     pytest.importorskip("simpy")
-    spec = importlib.util.spec_from_file_location("fleet_sim", Path(__file__).parents[1] / "bench" / "fleet_sim.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+    return importlib.import_module("fleet_sim")
 
 
 def test_simulated_fleets_do_what_arithmetic_says(sim: Any) -> None:

@@ -31,6 +31,7 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
     // `doctor` says what is slow without it.
     m.add("ASSEMBLER", cfg!(feature = "assembler"))?;
+    m.add("BUILD_OVERRIDES", overrides())?;
     attend::register(m)?;
     foreign::register(m)?;
     pack::register(m)?;
@@ -43,4 +44,16 @@ fn _packer(m: &Bound<'_, PyModule>) -> PyResult<()> {
     encoded::register(m)?;
     floats::register(m)?;
     Ok(())
+}
+
+/// What the environment of the build put in place of the workspace's own release profile, such as `lto=off`: a table of figures
+/// names it, since such an engine is slower.
+fn overrides() -> String {
+    let given = [
+        ("lto", option_env!("CARGO_PROFILE_RELEASE_LTO")),
+        ("codegen-units", option_env!("CARGO_PROFILE_RELEASE_CODEGEN_UNITS")),
+        ("opt-level", option_env!("CARGO_PROFILE_RELEASE_OPT_LEVEL")),
+    ];
+    let set = given.into_iter().filter_map(|(key, value)| value.map(|value| format!("{key}={value}")));
+    set.collect::<Vec<_>>().join(" ")
 }
