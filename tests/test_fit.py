@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     # Each key and its reason stand in the report.
     page = html.unescape((run / "report.html").read_text())
     choices = chosen_in(run)
-    assert len(choices) > 30 and all(f"<td>{one.key}</td>" in page and f"<td>{one.why}</td>" in page for one in choices)
+    assert len(choices) > 30 and all(f">{one.key}</th>" in page and f"<td>{one.why}</td>" in page for one in choices)
     table = tomllib.loads((run / "fit.toml").read_text())
     assert nested(choices).keys() == table.keys() and choices[0].value == f'"{table["data"]["index"]}"'
     # The figure on top is that of the best budget, which need not be the one that words are of.
