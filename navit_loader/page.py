@@ -63,7 +63,9 @@ td.bar{width:45%;min-width:80px}td.bar i{display:block;height:12px;margin-top:5p
 code{font-size:13px;overflow-wrap:anywhere}
 summary{cursor:pointer;font-size:17px;font-weight:700}details table{margin-top:12px}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
-.group{display:flex;flex-wrap:wrap;gap:14px;padding:12px 0;border-top:1px solid var(--line)}.group figure{width:150px}
+.groups{display:flex;flex-wrap:wrap;gap:12px}
+.group{border:1px solid var(--line);border-radius:8px;padding:12px;max-width:100%}.group p{font-size:12px;margin:0 0 8px}
+.group>div{display:flex;flex-wrap:wrap;gap:12px}.group figure{width:124px}
 figure{margin:0;min-width:0}figure img{display:block;height:112px;max-width:100%;object-fit:contain;border-radius:6px}
 figcaption{font-size:12px;line-height:1.35;margin-top:4px;overflow-wrap:anywhere}figcaption span{color:var(--soft)}
 @media(max-width:640px){main{padding:20px 12px 40px}section{padding:14px}th,td{padding:6px 5px}}
@@ -126,12 +128,13 @@ def tiles(figures: Sequence[tuple[str, str]]) -> str:
 def table(head: Sequence[object], rows: Sequence[Sequence[object]], *, left: bool = False) -> str:
     """A table of texts, numbers to the right; `left` has words in all of its columns."""
     top = "".join(f'<th scope="col">{text(cell)}</th>' if cell else "<td></td>" for cell in head)
+    top = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
     body = "".join(
         f'<tr><th scope="row">{text(first)}</th>{"".join(f"<td>{text(cell)}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
     )
     kind = "scroll left" if left else "scroll"
-    return f'<div class="{kind}" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="{kind}" tabindex="0"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def bars(head: tuple[str, str], rows: Sequence[tuple[str, int]]) -> str:
@@ -166,7 +169,12 @@ def data_url(pixels: npt.NDArray[np.uint8]) -> str:
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return jpeg_url(file.getvalue())
+
+
+def jpeg_url(data: bytes) -> str:
+    """The same of a JPEG file; empty of none."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode() if data else ""
 
 
 def themed(svg: str) -> str:
@@ -178,7 +186,7 @@ def themed(svg: str) -> str:
     return svg
 
 
-WIDTH, HEIGHT, FOOT, LEFT = 480, 190, 34, 40
+WIDTH, HEIGHT, FOOT, LEFT = 480, 190, 34, 56
 """Of a drawing made here, in its own units: the area of the data, what is beneath it and what is beside it."""
 
 
@@ -268,4 +276,4 @@ def short(value: float) -> str:
     """A number on an axis."""
     if abs(value) >= 10_000:
         return f"{value / 1000:,.0f}k"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}"

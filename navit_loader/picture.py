@@ -13,8 +13,8 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,19 @@ def packed_image(batch: PackedBatch, sequences: int = 2) -> Image.Image:
         else:
             pen.rectangle((left, top, right - 1, bottom - 1), outline=piece.colour, width=2 * SCALE)
     return sheet
+
+
+def pixels_of(batch: PackedBatch) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+    """Row, labels `[K]` and pixels u8 `[H, W, 3]` of each image that was decoded; patches that were dropped are black."""
+    side = batch.patch_size
+    for b, e in np.argwhere(batch.status == OK):
+        mine = batch.segment_ids[b] == e
+        height, width = (int(v) for v in batch.grids[b, e])
+        canvas = np.zeros((height, width, side, side, 3), np.uint8)
+        y, x = batch.positions[b][mine].T
+        canvas[y, x] = batch.patches[b][mine].reshape(-1, side, side, 3)
+        found: Any = canvas.swapaxes(1, 2).reshape(height * side, width * side, 3)
+        yield int(batch.image_ids[b, e]), batch.labels[b, e], found
 
 
 def _svg(piece: Piece) -> str:

@@ -24,11 +24,11 @@ from navit_loader import build_index, open_index
 from navit_loader.cli import main as loader
 from navit_loader.config import LoaderConfig
 from navit_loader.suggest import nested
+from navit_loader.twins import find_twins
 from navit_model.cli import main
 from navit_model.train.choices import chosen_in
 from navit_model.train.recipe import SURE, Given, recipe
 from navit_model.train.settings import RunConfig
-from navit_model.use.twins import find_twins
 
 SMALL = ("train.steps=6", "train.log_every=1", "train.device=cpu", "model.width=32", "model.depth=2", "model.heads=1")
 

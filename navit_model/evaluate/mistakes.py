@@ -15,10 +15,11 @@ from navit_loader.batch import NO_CLASS
 from navit_loader.config import LoaderConfig
 from navit_loader.index import open_index
 from navit_loader.page import data_url
+from navit_loader.picture import pixels_of
 
 from ..world import World
 from .cascade import Answers
-from .sources import pixels_of, source_batches
+from .sources import source_batches
 
 MOST = 24
 """Mistakes that are pictured."""
