@@ -12,6 +12,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,21 @@ def page(title: object, lead: object, body: str) -> str:
 
 
 def write(path: Path, whole: str) -> None:
-    """Writes a page so that nobody reads half of it.
+    """Writes a page; where a file is or will be, so that nobody reads half of it. A device, a pipe or a link stays what it is.
 
     Raises:
         ConfigError: it cannot be written.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    plain = not path.is_symlink() and (path.is_file() or not path.exists())
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft") if plain else path
     try:
         draft.write_text(whole, encoding="utf-8")
-        draft.replace(path)
+        if plain:
+            draft.replace(path)
     except OSError as e:
-        draft.unlink(missing_ok=True) if draft.parent.is_dir() else None
+        if plain:
+            with suppress(OSError):
+                draft.unlink()
         raise ConfigError(f"'{path}' cannot be written: {reason(e)}; is there a folder and space?") from None
 
 

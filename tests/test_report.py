@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from PIL import Image
 
 from navit_loader import build_index, open_index
 from navit_loader.cli import main
+from navit_loader.errors import ConfigError
 from navit_loader.facts import ASPECTS, SIDES, facts_of
 from navit_loader.look import look
-from navit_loader.page import STYLE, histogram, page, table, text
+from navit_loader.page import STYLE, histogram, page, table, text, write
 from navit_loader.report import report
 
 from .remote_kit import Faulty
@@ -212,6 +215,25 @@ def test_preview_and_plan_have_the_same_look(odd: Path, tmp_path: Path) -> None:
     for name in ("p.html", "q.html"):
         Page((tmp_path / name).read_text()).check()
     assert main(["plan", index, config, "--html", str(tmp_path / "none" / "q.html")]) == 2
+
+
+def test_what_is_no_file_is_written_into_and_stays(tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target.html"
+    os.mkfifo(pipe)
+    target.write_text("old")
+    link.symlink_to(target)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    for path in (pipe, link):
+        write(path, "new")
+    reader.join(30)
+    assert found == ["new"] and pipe.is_fifo() and link.is_symlink() and target.read_text() == "new"
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "none" / "x.html"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            write(path, "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link", "pipe", "target.html"]
 
 
 @given(st.text(), st.text())
