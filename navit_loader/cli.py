@@ -20,6 +20,7 @@ COMMANDS = (
     "suggest",
     "plan",
     "preview",
+    "report",
     "bench",
     "serve",
     "fleet",

@@ -13,17 +13,17 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from .batch import OK, PackedBatch
+from .page import COLOURS, card, paragraph
 from .shown import shown
 
-COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#dc2626", "#0891b2", "#65a30d")
 WIDTH, GAP, MARGIN, FONT = 1120, 14, 2, 12
 EMPTY = 232
 """Grey of padding and of dropped patches."""
@@ -75,9 +75,19 @@ def packed_svg(batch: PackedBatch, classes: Sequence[str] = (), sequences: int =
     """
     pieces, height = _pieces(batch, classes, sequences)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{MARGIN} 0 {WIDTH + 2 * MARGIN} {height:.0f}" '
+        '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="packed sequences" '
+        f'viewBox="-{MARGIN} 0 {WIDTH + 2 * MARGIN} {height:.0f}" '
         f'font-family="system-ui, sans-serif" font-size="{FONT}">{"".join(map(_svg, pieces))}</svg>'
     )
+
+
+def packed_card(svg: str, title: str = "Packed sequences") -> str:
+    """The section of a page that shows such an SVG, and says what it is."""
+    said = (
+        "Every row of patches is one sequence, as the model gets it; each image has its outline. Below it the same images put "
+        "together again: grey patches were dropped and cost nothing."
+    )
+    return card(title, f'{paragraph(said)}<div class="scroll" tabindex="0"><div class="wide">{svg}</div></div>')
 
 
 def packed_image(batch: PackedBatch, sequences: int = 2) -> Image.Image:
@@ -98,6 +108,19 @@ def packed_image(batch: PackedBatch, sequences: int = 2) -> Image.Image:
         else:
             pen.rectangle((left, top, right - 1, bottom - 1), outline=piece.colour, width=2 * SCALE)
     return sheet
+
+
+def pixels_of(batch: PackedBatch) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+    """Row, labels `[K]` and pixels u8 `[H, W, 3]` of each image that was decoded; patches that were dropped are black."""
+    side = batch.patch_size
+    for b, e in np.argwhere(batch.status == OK):
+        mine = batch.segment_ids[b] == e
+        height, width = (int(v) for v in batch.grids[b, e])
+        canvas = np.zeros((height, width, side, side, 3), np.uint8)
+        y, x = batch.positions[b][mine].T
+        canvas[y, x] = batch.patches[b][mine].reshape(-1, side, side, 3)
+        found: Any = canvas.swapaxes(1, 2).reshape(height * side, width * side, 3)
+        yield int(batch.image_ids[b, e]), batch.labels[b, e], found
 
 
 def _svg(piece: Piece) -> str:

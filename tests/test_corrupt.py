@@ -15,9 +15,10 @@ from PIL import Image
 
 from navit_loader import PackedLoader, build_index, open_index, pack_images
 from navit_loader.config import LoaderConfig
+from navit_loader.picture import pixels_of
 from navit_model.cli import main
 from navit_model.evaluate.corrupt import KINDS, STRENGTHS, corrupt
-from navit_model.evaluate.sources import ROOM, pixels_of, source_batches
+from navit_model.evaluate.sources import ROOM, source_batches
 from navit_model.train.run import train
 from navit_model.train.settings import RunConfig
 from navit_model.world import World

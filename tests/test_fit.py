@@ -24,11 +24,11 @@ from navit_loader import build_index, open_index
 from navit_loader.cli import main as loader
 from navit_loader.config import LoaderConfig
 from navit_loader.suggest import nested
+from navit_loader.twins import find_twins
 from navit_model.cli import main
 from navit_model.train.choices import chosen_in
 from navit_model.train.recipe import SURE, Given, recipe
 from navit_model.train.settings import RunConfig
-from navit_model.use.twins import find_twins
 
 SMALL = ("train.steps=6", "train.log_every=1", "train.device=cpu", "model.width=32", "model.depth=2", "model.heads=1")
 
@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_run_that_its_toml_gives_again_bit_for_bit(
     # Each key and its reason stand in the report.
     page = html.unescape((run / "report.html").read_text())
     choices = chosen_in(run)
-    assert len(choices) > 30 and all(f"<td>{one.key}</td>" in page and f"<td>{one.why}</td>" in page for one in choices)
+    assert len(choices) > 30 and all(f">{one.key}</th>" in page and f"<td>{one.why}</td>" in page for one in choices)
     table = tomllib.loads((run / "fit.toml").read_text())
     assert nested(choices).keys() == table.keys() and choices[0].value == f'"{table["data"]["index"]}"'
     # The figure on top is that of the best budget, which need not be the one that words are of.

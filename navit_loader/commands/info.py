@@ -35,27 +35,22 @@ def run(args: argparse.Namespace) -> int:
     """Prints the summary."""
     import numpy as np
 
-    from ..batch import NO_CLASS
+    from ..facts import facts_of
     from ..index import open_index
 
     index = open_index(args.index)
     index.check()
-    columns = index.columns()
-    width, height, length = (np.concatenate(columns[name]) for name in ("width", "height", "length"))
-    say(f"{index.path}: {index.num_rows:,} images, {int(length.sum()) / 1e6:,.1f} MB, {len(index.shards):,} shards")
+    facts = facts_of(index)
+    width, height = (np.concatenate(sides) for sides in zip(*index.sides(), strict=True))
+    say(f"{index.path}: {index.num_rows:,} images, {facts.nbytes / 1e6:,.1f} MB, {len(index.shards):,} shards")
     say(f"  data beneath {index.root}")
-    formats = np.concatenate([batch["format"].indices.to_numpy() for batch in index.table().to_batches()])
-    names = index.table()["format"].chunk(0).dictionary.to_pylist()
-    counts = np.bincount(formats, minlength=len(names))
-    say("  formats: " + ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True) if n))
-    turned = int((np.concatenate(columns["orientation"]) > 1).sum())
-    say(f"  turned by EXIF: {turned:,}")
+    say("  formats: " + ", ".join(f"{name} {n:,}" for name, n in facts.formats))
+    say(f"  turned by EXIF: {facts.turned:,}")
     say(f"  colour profiles other than sRGB: {_profiles(index)}")
-    if columns["caption_tokens"]:
-        tokens = np.concatenate(columns["caption_tokens"])
-        say(
-            f"  captions: {int((tokens > 0).sum()):,}, {tokens.mean():.1f} tokens in the mean, {tokens.max():,} at most"
-        )
+    if len(facts.captions):
+        mean = facts.captions @ np.arange(len(facts.captions)) / index.num_rows
+        most = len(facts.captions) - 1
+        say(f"  captions: {int(facts.captions[1:].sum()):,}, {mean:.1f} tokens in the mean, {most:,} at most")
     if (weights := index.weights) is not None:
         mean = weights.mean(dtype=np.float64)
         say(f"  weights in a loss: from {weights.min():g} to {weights.max():g}, {mean:.4g} in the mean")
@@ -64,14 +59,11 @@ def run(args: argparse.Namespace) -> int:
     _histogram("side (square root of the area, pixels)", edges, np.histogram(side, edges)[0])
     aspect = [0.0, 1 / 4, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2.0, 4.0, np.inf]
     _histogram("aspect ratio (width / height)", aspect, np.histogram(width / height, aspect)[0])
-    labels = np.concatenate(columns["labels"])
-    given = np.bincount(labels[labels >= 0], minlength=len(index.classes))
-    unlabelled = int((labels.reshape(-1, index.label_width) == -1).all(axis=1).sum())
-    negatives = int((labels == NO_CLASS).sum())
-    none = f", known to be of no class: {negatives:,}" if negatives else ""
+    given, unlabelled = facts.given, facts.unlabelled
+    none = f", known to be of no class: {facts.negatives:,}" if facts.negatives else ""
     several = f", up to {index.label_width} labels an image" if index.label_width > 1 else ""
     if index.targets is not None and given.any():
-        numbers = index.targets[labels[labels >= 0]]
+        numbers = index.targets.repeat(given)
         counts, bins = np.histogram(numbers, 8)
         _histogram("number to be predicted", bins.tolist(), counts)
         say(
@@ -84,43 +76,28 @@ def run(args: argparse.Namespace) -> int:
             say(f"  {given[label]:>12,}  {index.classes[label]}")
         if len(given) > SHOWN:
             say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
-    quarantine = index.quarantine()
     say()
-    say(f"quarantine: {len(quarantine):,}")
-    for line in quarantine[:SHOWN]:
+    say(f"quarantine: {index.broken:,}")
+    for line in index.quarantine(SHOWN):
         say(f"  {line['uri']}: {line['reason']}")
-    if len(quarantine) > SHOWN:
-        say(f"  and {len(quarantine) - SHOWN:,} more in {index.path}.quarantine.jsonl")
+    if index.broken > SHOWN:
+        say(f"  and {index.broken - SHOWN:,} more in {index.path}.quarantine.jsonl")
     return 0
 
 
 def _profiles(index: Index) -> str:
     """What colour profiles some files of the index embed; nothing is decoded."""
-    import numpy as np
-
-    from .. import _packer
-    from ..config import LoaderConfig, PlanConfig, RenderConfig, Resolution
     from ..errors import RenderError
-    from ..render.engine import Engine
+    from ..look import evenly, file_of, opened
 
-    columns = index.columns()
-    height, width = (np.concatenate(columns[name]) for name in ("height", "width"))
-    rows = np.unique(np.linspace(0, index.num_rows - 1, LOOKED_AT).astype(np.int64))
-    blank = {"key": 0, "offset": 0, "kept": 1, "grid": (1, 1), "teacher_offset": 0, "teacher_grid": (0, 0)}
-    blank |= {"text_offset": 0, "source": 0, "flip": False}
-    render = RenderConfig(threads=1, retries=0, failure_limit=1.0)
-    plan = PlanConfig(prefix_tokens=0, resolution=Resolution(upscale=True))  # which takes images of any size
-    engine = Engine(LoaderConfig(plan=plan, render=render), index)
-    try:
-        for row in rows.tolist():
-            image = blank | {"row": row, "crop": (0, 0, int(height[row]), int(width[row]))}
-            planned = _packer.PlannedBatch(0, 0, engine.config.plan.patch_sizes[0], 1, [[image]])
-            engine.submit_planned(planned, encoded=True).wait()
-    except RenderError as e:
-        return f"unknown, since the files cannot be read ({e})"
-    finally:
+    few = index.sample(evenly(index.num_rows, LOOKED_AT))
+    with opened(few, retries=0) as engine:
+        try:
+            for row in range(few.num_rows):
+                file_of(engine, few, row)
+        except RenderError as e:
+            return f"unknown, since the files cannot be read ({e})"
         found, seen = engine.profiles(), int(engine.stats()["images"])
-        engine.close()
     return f"{listed(found) or 'none'}; in {seen:,} files that were opened, and `lint` opens all"
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import html
 import json
 from pathlib import Path
 from typing import Any
 
 from ..shown import say
-
-BINS = 40
 
 
 def add(subparsers: Any) -> None:
@@ -33,7 +30,7 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the summary."""
     from ..config import LoaderConfig
-    from ..errors import ConfigError, reason
+    from ..errors import ConfigError
     from ..render.engine import Engine
     from ..summary import summarise
 
@@ -47,13 +44,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             _table(summary)
         if args.html:
-            page = _page(summary, distributions(engine, args.epoch))
-            try:
-                Path(args.html).write_text(page, encoding="utf-8")
-            except OSError as e:
-                raise ConfigError(
-                    f"--html '{args.html}' cannot be written: {reason(e)}; is there a folder and space?"
-                ) from None
+            from ..page import write
+
+            write(Path(args.html), _page(summary, distributions(engine, args.epoch)))
             if not args.json:
                 say(f"  wrote {args.html}")
     return 0
@@ -134,36 +127,23 @@ def distributions(engine: Any, epoch: int, most: int = 4096) -> dict[str, list[f
 
 
 def _page(summary: dict[str, Any], found: dict[str, list[float]]) -> str:
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _lines(summary))
-    plots = "".join(f"<figure>{_bars(v)}<figcaption>{html.escape(k)}</figcaption></figure>" for k, v in found.items())
-    style = (
-        "body{font:15px system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2430}"
-        "table{border-collapse:collapse}th{text-align:left;font-weight:500;padding:.2rem 2rem .2rem 0}"
-        "figure{display:inline-block;width:31%;min-width:18rem;margin:1rem 1% 0 0}"
-        "figcaption{color:#566}rect{fill:#3b6fb6}text{font-size:11px;fill:#566}"
-    )
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>plan {summary['plan_id']}</title>"
-        f"<style>{style}</style><h1>Plan of epoch {summary['epoch']}</h1><table>{rows}</table>{plots}</html>"
-    )
-
-
-def _bars(values: list[float]) -> str:
-    """A histogram as SVG."""
     import numpy as np
 
-    low, high = min(values), max(values)
-    counts, edges = np.histogram(values, BINS, (low, high if high > low else low + 1))
-    width, height, top = 320, 150, max(1, int(counts.max()))
-    step = width / BINS
-    bars = ""
-    for i, count in enumerate(counts):
-        tall = height * count / top
-        title = f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {count:,}</title>"
-        place = f"x='{i * step:.1f}' y='{height - tall:.1f}' width='{step - 1:.1f}' height='{tall:.1f}'"
-        bars += f"<rect {place}>{title}</rect>"
-    axis = (
-        f"<text x='0' y='{height + 14}'>{edges[0]:.4g}</text>"
-        f"<text x='{width}' y='{height + 14}' text-anchor='end'>{edges[-1]:.4g}</text>"
-    )
-    return f"<svg viewBox='0 0 {width} {height + 20}' role='img'>{bars}{axis}</svg>"
+    from .. import page
+
+    tiles = [
+        ("images", f"{summary['images']:,}"),
+        ("sequences", f"{summary['sequences']:,}"),
+        ("images a sequence", f"{summary['images_per_sequence']:.2f}"),
+        ("padding", f"{summary['padding']:.2%}"),
+        ("steps of a rank", f"{summary['steps_per_rank']:,}"),
+    ]
+    units = {"fill of a sequence": "sequences"}
+    drawn = ""
+    for what, values in found.items():
+        low, high = min(values), max(values)
+        counts, edges = np.histogram(values, page.BINS, (low, high if high > low else low + 1))
+        drawn += page.card(what, page.histogram(what, counts, edges, units.get(what, "images")))
+    body = page.tiles(tiles) + page.card("In figures", page.table(["", ""], _lines(summary), left=True))
+    lead = f"plan {summary['plan_id']}; before any pixel is decoded"
+    return page.page(f"Plan of epoch {summary['epoch']}", lead, f'{body}<div class="two">{drawn}</div>')

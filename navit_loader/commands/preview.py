@@ -19,7 +19,9 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("index", metavar="INDEX")
     parser.add_argument("config", metavar="CONFIG", help="a TOML file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="by its suffix: .svg, .png, …")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="by its suffix: .html, .svg, .png, …"
+    )
     parser.add_argument("--epoch", type=int, default=0, metavar="N")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first sequence of the epoch to draw (0)")
     parser.add_argument("--sequences", type=int, default=4, metavar="N", help="how many (4)")
@@ -30,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Draws the picture."""
     from ..config import LoaderConfig
     from ..errors import ConfigError, RenderError
-    from ..picture import packed_image, packed_svg
+    from ..page import page, write
+    from ..picture import packed_card, packed_image, packed_svg
     from ..render.engine import Engine
 
     if args.epoch < 0 or args.first < 0 or not 1 <= args.sequences <= 64:
@@ -45,8 +48,14 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--first {args.first}: epoch {args.epoch} has {layout.num_sequences} sequences")
     assert batch is not None, "without a timeout there is a batch or an error"
     try:
-        if args.output.suffix.lower() == ".svg":
-            args.output.write_text(packed_svg(batch, sequences=args.sequences), encoding="utf-8")
+        suffix, svg = args.output.suffix.lower(), ""
+        if suffix in (".svg", ".html"):
+            svg = packed_svg(batch, engine.classes, args.sequences)
+        if suffix == ".svg":
+            args.output.write_text(svg, encoding="utf-8")
+        elif suffix == ".html":
+            title = f"Epoch {args.epoch}, sequences {args.first} to {args.first + args.sequences - 1}"
+            write(args.output, page(title, f"{args.index}, planned by {args.config}", packed_card(svg)))
         else:
             packed_image(batch, args.sequences).save(args.output)
     except (OSError, ValueError) as e:

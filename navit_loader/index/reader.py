@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any, NoReturn
 
 import numpy as np
@@ -319,17 +320,33 @@ class Index:
         Raises:
             IndexFileError: the file is damaged.
         """
-        batches = self._batches
+        rows = min(count, self.num_rows - first)
+        cut = [
+            batch.slice(max(0, first - at), first + rows - max(at, first))
+            for at, batch in zip(range(0, self.num_rows, self._batch_rows), self._batches, strict=True)
+            if first < at + len(batch) and at < first + rows
+        ]
+        return self._of(cut, rows, f"{first} {count}")
+
+    def sample(self, rows: npt.NDArray[np.int64]) -> Index:
+        """These rows, rising, as an index of their own, numbered from 0; in memory.
+
+        Raises:
+            IndexFileError: the file is damaged.
+        """
+        cut = [
+            batch.take(pa.array(rows[low:high] - at))
+            for at, batch in zip(range(0, self.num_rows, self._batch_rows), self._batches, strict=True)
+            if (low := int(np.searchsorted(rows, at))) < (high := int(np.searchsorted(rows, at + len(batch))))
+        ]
+        return self._of(cut, len(rows), hashlib.blake2b(rows.tobytes()).hexdigest())
+
+    def _of(self, cut: list[pa.RecordBatch], rows: int, name: str) -> Index:
         found = object.__new__(Index)
         found.__dict__.update(self.__dict__)
-        found.num_rows = found._batch_rows = min(count, self.num_rows - first)
+        found.num_rows = found._batch_rows = rows
         # What is planned over it is no plan of the whole, and kept under another name.
-        found.plan_fingerprint = hashlib.blake2b(f"{self.plan_fingerprint} {first} {count}".encode()).hexdigest()[:64]
-        cut = [
-            batch.slice(max(0, first - at), first + found.num_rows - max(at, first))
-            for at, batch in zip(range(0, self.num_rows, self._batch_rows), batches, strict=True)
-            if first < at + len(batch) and at < first + found.num_rows
-        ]
+        found.plan_fingerprint = hashlib.blake2b(f"{self.plan_fingerprint} {name}".encode()).hexdigest()[:64]
         # One batch, since the engine counts on equal ones.
         own = cut if len(cut) == 1 else pa.Table.from_batches(cut).combine_chunks().to_batches()
         found.__dict__["_batches"], found._unchecked = own, {}
@@ -375,8 +392,8 @@ class Index:
                 found.append(pa.RecordBatch.from_arrays([values[name] for name in ROWS.names], schema=ROWS))
         return found
 
-    def quarantine(self) -> list[dict[str, str]]:
-        """What was broken when the index was built: `uri`, `shard`, `name`, `reason`.
+    def quarantine(self, most: int | None = None) -> list[dict[str, str]]:
+        """What was broken when the index was built: `uri`, `shard`, `name`, `reason`; the first `most`, or all.
 
         Raises:
             IndexFileError: the list is damaged.
@@ -384,7 +401,7 @@ class Index:
         path = quarantine_path(self.path)
         try:
             with open(path, encoding="utf-8") as file:
-                lines = [json.loads(line) for line in file]
+                lines = [json.loads(line) for line in islice(file, most)]
                 return [{key: str(line[key]) for key in ("uri", "shard", "name", "reason")} for line in lines]
         except FileNotFoundError:
             return []

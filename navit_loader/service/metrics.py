@@ -87,6 +87,7 @@ class ServerCollector(Collector):
             "client_batches": (CounterMetricFamily, "batches handed to a client"),
             "client_images": (CounterMetricFamily, "images handed to a client"),
             "client_tokens": (CounterMetricFamily, "tokens handed to a client"),
+            "client_slots": (CounterMetricFamily, "token slots handed to a client, padding included"),
             "client_held_bytes": (GaugeMetricFamily, "bytes that a client holds"),
             "client_outstanding": (GaugeMetricFamily, "requests of a client without an answer"),
         }
@@ -95,7 +96,7 @@ class ServerCollector(Collector):
             labels = [session.client, session.plan]
             counts = dict(session.counts)
             metrics["starved_seconds"].add_metric(labels, session.starved)
-            for name in ("batches", "images", "tokens"):
+            for name in ("batches", "images", "tokens", "slots"):
                 metrics[f"client_{name}"].add_metric(labels, counts.get(name, 0))
             metrics["client_held_bytes"].add_metric(labels, self._server.share.held(session))
             metrics["client_outstanding"].add_metric(labels, session.asked)

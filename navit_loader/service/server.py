@@ -497,10 +497,9 @@ class Server:
         session.asked -= 1
         slots = batch.slots if isinstance(batch, EncodedBatch) else batch
         images, tokens = int(np.count_nonzero(slots.status == OK)), int(np.count_nonzero(slots.segment_ids >= 0))
-        for name, n in (("images", images), ("tokens", tokens), ("batches", 1)):
+        for name, n in (("images", images), ("tokens", tokens), ("batches", 1), ("slots", slots.segment_ids.size)):
             self.counts[name] += n
             session.counts[name] += n
-        self.counts["slots"] += slots.segment_ids.size
         if isinstance(batch, PackedBatch) and (slot := self._lender.lend(session, batch, delivery.nbytes)) >= 0:
             self.counts["batches_shared"] += 1
             reply = protocol.BatchReply(delivery.request.id, slots.patch_size, slot)

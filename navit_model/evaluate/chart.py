@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import io
 
-BLUE, GREY, RED, GREEN = "#2563eb", "#8b929e", "#dc2626", "#059669"
-
-COLOURS = (BLUE, "#d97706", GREEN, "#db2777", "#7c3aed", "#0891b2", "#65a30d", RED)
-"""Of lines side by side."""
+from navit_loader.page import GREY, text, themed
 
 
 class Chart:
@@ -27,25 +24,25 @@ class Chart:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        self.svg = ""
+        self.svg, self._what = "", " against ".join(filter(None, (y, x)))
         self._figure = Figure(figsize=(6.4, height), layout="constrained")
         self._canvas = FigureCanvasSVG(self._figure)
         if below:
             self.axes, self.below = self._figure.subplots(2, sharex=True, height_ratios=(3, 1))
-            self.below.set_ylabel(below, color=GREY)
+            self.below.set_ylabel(below, color=GREY, fontsize=11)
         else:
             self.axes = self.below = self._figure.add_subplot()
-        self.below.set_xlabel(x, color=GREY)
-        self.axes.set_ylabel(y, color=GREY)
+        self.below.set_xlabel(x, color=GREY, fontsize=11)
+        self.axes.set_ylabel(y, color=GREY, fontsize=11)
         for axes in {self.axes, self.below}:
-            axes.tick_params(colors=GREY, length=0)
+            axes.tick_params(colors=GREY, length=0, labelsize=11)
             axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
             for side in axes.spines.values():
                 side.set_visible(False)
 
     def legend(self) -> None:
         """Says which line is which."""
-        self.axes.legend(frameon=False, labelcolor=GREY, fontsize=9)
+        self.axes.legend(frameon=False, labelcolor=GREY, fontsize=10)
 
     def __enter__(self) -> Chart:
         return self
@@ -57,5 +54,6 @@ class Chart:
         # Text stays text: searchable, and in the reader's own font.
         with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "navit"}):
             self._figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        text = file.getvalue()
-        self.svg = text[text.index("<svg") :]
+        drawn = file.getvalue()
+        drawn = drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{text(self._what)}"', 1)
+        self.svg = themed(drawn)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from navit_loader.page import BLUE, RED, themed
 from navit_loader.shown import shown
-
-from .chart import BLUE, RED
 
 MOST_CLASSES = 100
 """Classes that a matrix is drawn of."""
@@ -69,7 +68,8 @@ def confusion_svg(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     short = [_short(names[i]) for i in order]
     room = 0.6 * font * max(map(len, short)) + 10
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {room + side:.0f} {room + side:.0f}" '
+        '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="confusion matrix" '
+        f'viewBox="0 0 {room + side:.0f} {room + side:.0f}" '
         f'font-family="system-ui, sans-serif" font-size="{font:.1f}" style="max-width:{room + side:.0f}px">'
         f'<rect x="{room:.1f}" y="{room:.1f}" width="{side:.1f}" height="{side:.1f}" fill="currentColor" fill-opacity=".045"/>'
     ]
@@ -95,7 +95,7 @@ def confusion_svg(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
                 parts.append(
                     f'<text {middle} text-anchor="middle" fill="{colour}" pointer-events="none">{table[i, j]:,}</text>'
                 )
-    return "".join(parts) + "</svg>"
+    return themed("".join(parts) + "</svg>")
 
 
 def _short(name: str) -> str:

@@ -6,21 +6,20 @@ back to the images: those few are decoded again, here for numbers that are far o
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from navit_loader.batch import NO_CLASS
 from navit_loader.config import LoaderConfig
 from navit_loader.index import open_index
+from navit_loader.page import data_url
+from navit_loader.picture import pixels_of
 
 from ..world import World
 from .cascade import Answers
-from .sources import pixels_of, source_batches
+from .sources import source_batches
 
 MOST = 24
 """Mistakes that are pictured."""
@@ -65,7 +64,7 @@ def pictures_of(rows: Sequence[int], index: str, config: LoaderConfig, world: Wo
     alone = World(0, 1, world.device)
     where = f"row in ({', '.join(map(str, sorted(rows)))},)"
     return {
-        row: _picture(pixels)
+        row: data_url(pixels)
         for batch in source_batches(index, config, SIDE**2, alone, where)
         for row, _, pixels in pixels_of(batch)
     }
@@ -73,9 +72,3 @@ def pictures_of(rows: Sequence[int], index: str, config: LoaderConfig, world: Wo
 
 def _names(labels: Sequence[float], classes: Sequence[str]) -> list[str]:
     return [] if labels[0] == NO_CLASS else [classes[int(label)] for label in labels if label >= 0]
-
-
-def _picture(pixels: Any) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

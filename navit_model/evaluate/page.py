@@ -6,30 +6,21 @@ files stand side by side first. Whatever the files hold is escaped. Apart from t
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from navit_loader.errors import ModelError, reason
+from navit_loader.page import BLUE, COLOURS, GREEN, GREY, RED, card, figure, paragraph, table, text
 from navit_loader.shown import shown
 
-from .chart import BLUE, COLOURS, GREEN, GREY, RED, Chart
+from .chart import Chart
 from .confusion import MOST_CLASSES, PAIRS, WRITTEN, Pair, confusion_svg, pairs_of
 from .interval import FEW, of_share
 
-STYLE = """
-.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
-figure{margin:0}figure img{display:block;height:112px;max-width:100%;object-fit:contain;border-radius:6px}
-figcaption{font-size:12px;line-height:1.35;margin-top:4px;overflow-wrap:anywhere}figcaption span{color:var(--soft)}
-.narrow{max-width:620px}
-"""
-
 CLASSES = 20
 """Rows of the table by class: those that are served worst."""
-
-Rows = Sequence[Sequence[str]]
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -105,22 +96,6 @@ def caution(found: Mapping[str, Any], chose: bool) -> str:
     return f"{said}; the interval of 95 % of {'R²' if key == 'r2' else LABELS[key]}, {low} to {high}, is {width} wide."
 
 
-def card(title: str, body: str) -> str:
-    """A section of the page; both are HTML."""
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
-def table(head: Sequence[str], rows: Rows) -> str:
-    """A table of texts, which are escaped."""
-    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _text(value: object) -> str:
-    return html.escape(shown(value))
-
-
 def _plain(value: object) -> str:
     """Text of a chart, of which matplotlib would else set what stands between dollars as a formula."""
     return shown(value).replace("$", r"\$")
@@ -163,12 +138,12 @@ def _side_by_side(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> s
 def _sections(name: str, found: Mapping[str, Any]) -> str:
     scores = found["scores"]
     best = max(range(len(scores)), key=lambda n: float(scores[n][main_of(scores[n])]))
-    at = f"{_text(name)}, {_text(_setting(scores[best]))}"
+    at = f"{name}, {_setting(scores[best])}"
     page = []
     if main_of(scores[0]) == "r2":
-        return _of_numbers(_text(name), at, scores, found["details"], best) if "details" in found else ""
+        return _of_numbers(name, at, scores, found["details"], best) if "details" in found else ""
     if "details" in found:
-        page.append(card(f"Scores and intervals of 95 %: {_text(name)}", _overview(scores, found["details"])))
+        page.append(card(f"Scores and intervals of 95 %: {name}", _overview(scores, found["details"])))
         closer = found["details"][best]
         if closer.get("confusion") or "confused" in closer:
             names = [row["class"] for row in closer["classes"]]
@@ -179,9 +154,9 @@ def _sections(name: str, found: Mapping[str, Any]) -> str:
             pair += card(f"Classes served worst: {at}", _classes(closer["classes"]))
         page.append(f'<div class="two">{pair}</div>')
     for grouped in found.get("groups", [[]] * len(scores))[best]:
-        page.append(card(f"By {_text(grouped['column'])}: {at}", _groups(grouped)))
+        page.append(card(f"By {grouped['column']}: {at}", _groups(grouped)))
     if "corruptions" in found:
-        page.append(card(f"Under corruption: {_text(name)}", _corruptions(found["corruptions"], best)))
+        page.append(card(f"Under corruption: {name}", _corruptions(found["corruptions"], best)))
     if "details" in found and found["details"][best].get("mistakes"):
         page.append(card(f"Worst mistakes: {at}", _mistakes(found["details"][best]["mistakes"])))
     return "".join(page)
@@ -190,16 +165,16 @@ def _sections(name: str, found: Mapping[str, Any]) -> str:
 def _of_numbers(
     name: str, at: str, scores: Sequence[Mapping[str, Any]], closer: Sequence[Mapping[str, Any]], best: int
 ) -> str:
-    """The sections of a regression; the names are HTML."""
+    """The sections of a regression."""
     keys = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
     rows = [
         [_setting(score), *(f"{one[key]:.4g} ({one[f'{key}_95'][0]:.4g} – {one[f'{key}_95'][1]:.4g})" for key in keys)]
         for score, one in zip(scores, closer, strict=True)
     ]
     one = closer[best]
-    note = (
-        f"<p>Always answering the mean of the training's numbers, {one['baseline']:.6g}, has a mean absolute error of "
-        f"{one['baseline_mae']:.4g}. The true numbers go from {one['low']:.6g} to {one['high']:.6g}.</p>"
+    note = paragraph(
+        f"Always answering the mean of the training's numbers, {one['baseline']:.6g}, has a mean absolute error of "
+        f"{one['baseline_mae']:.4g}. The true numbers go from {one['low']:.6g} to {one['high']:.6g}."
     )
     page = card(f"Scores and intervals of 95 %: {name}", table(["", *keys.values()], rows) + note)
     with Chart("true number", "predicted", height=4.4) as chart:
@@ -208,8 +183,8 @@ def _of_numbers(
         chart.axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (5, 4)))
         chart.axes.plot(truth, told, color=BLUE, marker="o", markersize=4, alpha=0.5, linewidth=0, markeredgewidth=0)
     drawn = "" if len(truth) == scores[best]["images"] else f" {len(truth):,} of {scores[best]['images']:,} are drawn."
-    said = f"<p>Each point is an image; on the broken line the answer is the true number.{drawn}</p>"
-    page += card(f"Predicted against true: {at}", f'{said}<div class="narrow">{chart.svg}</div>')
+    note = paragraph(f"Each point is an image; on the broken line the answer is the true number.{drawn}")
+    page += card(f"Predicted against true: {at}", f'{note}<div class="narrow">{chart.svg}</div>')
     if one["mistakes"]:
         page += card(f"Worst mistakes: {at}", _far_off(one["mistakes"]))
     return page
@@ -293,7 +268,7 @@ def _groups(found: Mapping[str, Any]) -> str:
         chart.axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.8)
         chart.axes.set_xlim(0, 100)
     gap = f"{100 * found['gap']:.1f} points, 95 %: {_ends(found['gap_95'])}"
-    note = f"<p>Worst is {_text(found['worst'])}, best {_text(found['best'])}; gap {gap}."
+    note = f"<p>Worst is {text(found['worst'])}, best {text(found['best'])}; gap {gap}."
     if found["without"]:
         note += f" {found['without']:,} labelled images have no group."
     if found.get("several"):
@@ -336,7 +311,7 @@ def _corruptions(found: Sequence[Mapping[str, Any]], best: int) -> str:
         for o in found
     ]
     note = "<p>Means over the strengths; in brackets what is left of the clean accuracy.</p>"
-    curves = f'<div class="two"><div><p>By strength: {_text(_setting(one))}</p>{chart.svg}</div>{by_tokens}</div>'
+    curves = f'<div class="two"><div><p>By strength: {text(_setting(one))}</p>{chart.svg}</div>{by_tokens}</div>'
     return f"{curves}{note}{table(['', 'clean', *kinds, 'mean', '95 %'], rows)}"
 
 
@@ -346,30 +321,27 @@ def _kept(row: Mapping[str, Any]) -> str:
 
 def _mistakes(rows: Sequence[Mapping[str, Any]]) -> str:
     figures = [
-        _figure(row, f"{_text(row['predicted'])} <span>{row['confidence']:.1%}</span>",
-            f"is {_text(', '.join(row['labels']) or 'of no class')}")
+        figure(
+            row["picture"],
+            row["image"],
+            f"{text(row['predicted'])} <span>{row['confidence']:.1%}</span>",
+            f"<span>is {text(', '.join(row['labels']) or 'of no class')}</span>",
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     note = "<p>Wrong answers of which the model was surest: what it said, and what the image is.</p>"
     return f'{note}<div class="pictures">{"".join(figures)}</div>'
 
 
 def _far_off(rows: Sequence[Mapping[str, Any]]) -> str:
     figures = [
-        _figure(
-            row,
+        figure(
+            row["picture"],
+            row["image"],
             f"{row['predicted']:.6g} <span>{row['predicted'] - row['number']:+.4g}</span>",
-            f"is {row['number']:.6g}",
+            f"<span>is {row['number']:.6g}</span>",
         )
         for row in rows
     ]
     note = "<p>Answers that are farthest off: what the model said, by how much it is off, and what the image is.</p>"
     return f'{note}<div class="pictures">{"".join(figures)}</div>'
-
-
-def _figure(row: Mapping[str, Any], said: str, truth: str) -> str:
-    """A picture with two lines beneath, which are HTML."""
-    name, picture, image = _text(row["image"]), str(row["picture"]), ""
-    if picture.startswith("data:image/jpeg;base64,"):
-        image = f'<img src="{html.escape(picture)}" alt="{name}" title="{name}">'
-    return f"<figure>{image}<figcaption>{said}<br><span>{truth}</span></figcaption></figure>"

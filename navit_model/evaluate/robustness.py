@@ -18,6 +18,7 @@ from torch import nn
 from navit_loader.batch import ABSENT, FAILED
 from navit_loader.config import LoaderConfig
 from navit_loader.index import open_index
+from navit_loader.picture import pixels_of
 from navit_loader.render.images import pack_images
 
 from ..world import World
@@ -25,7 +26,7 @@ from .cascade import Answers
 from .classification import Score, predict
 from .corrupt import SIDE, STRENGTHS, Pixels, corrupt
 from .interval import interval
-from .sources import pixels_of, source_batches
+from .sources import source_batches
 from .tally import Tally
 
 Picture = tuple[int, np.ndarray[Any, np.dtype[np.int64]], Pixels]

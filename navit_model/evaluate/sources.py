@@ -1,8 +1,9 @@
 """The images of an index as they are: pixels in arrays, not in patches.
 
-In: an index and an area. Out: each image once, decoded by the engine at its own size, a larger one scaled down to about that
-area. From whatever container, and with the same rules for orientation, alpha and damage as every batch: it is a batch, whose
-patches are single pixels. Apart from the passes over the index: corruptions and thumbnails need the picture itself.
+In: an index and an area. Out: batches for `navit_loader.picture.pixels_of`: each image once, decoded by the engine at its own
+size, a larger one scaled down to about that area. From whatever container, and with the same rules for orientation, alpha and
+damage as every batch: it is a batch, whose patches are single pixels. Apart from the passes over the index: corruptions and
+thumbnails need the picture itself.
 """
 
 from __future__ import annotations
@@ -10,19 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from navit_loader import PackedLoader, open_index
-from navit_loader.batch import OK, PackedBatch
+from navit_loader.batch import PackedBatch
 from navit_loader.config import LoaderConfig, Resolution
 from navit_loader.plan.selection import rows_where
 
 from ..world import World
-
-Pixels = npt.NDArray[np.uint8]
 
 ROOM = 32767
 """Tokens of a sequence at most, and so pixels of an image where patches are single pixels."""
@@ -69,16 +66,3 @@ def source_batches(index: str, config: LoaderConfig, area: int, world: World, wh
         batches = replace(config, data=replace(config.data, batch_size=1, remainder="fill", refresh=False), plan=part)
         with PackedLoader(index, batches, rank=world.rank, world_size=world.size) as loader:
             yield from loader
-
-
-def pixels_of(batch: PackedBatch) -> Iterator[tuple[int, npt.NDArray[np.int64], Pixels]]:
-    """Row, labels `[K]` and pixels u8 `[H, W, 3]` of each image that was decoded."""
-    side = batch.patch_size
-    for b, e in np.argwhere(batch.status == OK):
-        mine = batch.segment_ids[b] == e
-        height, width = (int(v) for v in batch.grids[b, e])
-        canvas = np.zeros((height, width, side, side, 3), np.uint8)
-        y, x = batch.positions[b][mine].T
-        canvas[y, x] = batch.patches[b][mine].reshape(-1, side, side, 3)
-        found: Any = canvas.swapaxes(1, 2).reshape(height * side, width * side, 3)
-        yield int(batch.image_ids[b, e]), batch.labels[b, e], found

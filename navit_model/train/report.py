@@ -7,43 +7,24 @@ files alone, so it can be made again at any time.
 
 from __future__ import annotations
 
-import html
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from navit_loader import page
 from navit_loader.errors import ExtraError, ModelError
-from navit_loader.shown import counted, shown
+from navit_loader.page import BLUE, GREY, card, table, text
+from navit_loader.picture import packed_card
+from navit_loader.shown import counted
 from navit_loader.suggest import Choice
 
-from ..evaluate.chart import BLUE, GREY, Chart
-from ..evaluate.page import STYLE as SCORES_STYLE
-from ..evaluate.page import evaluations, read_scores, table
+from ..evaluate.chart import Chart
+from ..evaluate.page import evaluations, read_scores
 from ..evaluate.words import meaning, next_images
 from .choices import chosen_in, longer
 from .log import read_log
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#e3e6ea;--card:#fff;--page:#f6f7f9}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa3ad;--line:#2b3138;--card:#171b20;--page:#0f1216}}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:32px 20px 60px}
-h1{font-size:26px;margin:0 0 2px}h2{font-size:17px;margin:0 0 12px}p{color:var(--soft);margin:0 0 18px}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 20px;margin:0 0 18px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-.tile b{display:block;font-size:23px;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:18px}.two section{margin:0}
-.two{margin-bottom:18px}svg{width:100%;height:auto;display:block}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
-th:first-child,td:first-child{text-align:left;white-space:nowrap}
-.scroll{overflow-x:auto}
-.said{margin:0;padding-left:18px}.said li{margin:0 0 6px}code{font-size:13px;overflow-wrap:anywhere}
-.left td,.left th{text-align:left}summary{cursor:pointer;font-size:17px;font-weight:700}details table{margin-top:12px}
-"""
 
 
 def write(
@@ -93,34 +74,19 @@ def write(
         ("padding", f"{feed['padding']:.2%}"),
         ("starved share", f"{feed['starved']:.1%}"),
     ]
-    cards = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for what, value in tiles)
-    charts = _card("Loss", _loss_chart(steps))
+    charts = card("Loss", _loss_chart(steps))
     if last:
         curve = [{"tokens": e["tokens"], "share": _share(e)} for e in last]
-        charts += _card(f"Held-out {name} against tokens of one image", _accuracy_chart(curve, name, baselines or {}))
-    charts += _card("Share of the time in which a step waits for data", _starved_chart(steps))
+        charts += card(f"Held-out {name} against tokens of one image", _accuracy_chart(curve, name, baselines or {}))
+    charts += card("Share of the time in which a step waits for data", _starved_chart(steps))
     if last:
-        charts += _card("Scores", f'<div class="scroll">{_table(last, baselines or {})}</div>')
+        charts += card("Scores", _table(last, baselines or {}))
     packed = out / "packed.svg"
-    picture = ""
-    if packed.exists():
-        note = (
-            "<p>The first training batch as the model gets it. Every row of patches is one sequence; each image has its "
-            "outline. Below it the same images put together again: grey patches were dropped and cost nothing.</p>"
-        )
-        picture = _card("Packed sequences", note + packed.read_text(encoding="utf-8"))
-    title = html.escape(shown(out))
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
-        f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div>{said}<div class="two">{charts}</div>{evaluation_cards}{_chosen(choices)}{picture}'
-        "</main></html>"
-    )
+    picture = packed_card(packed.read_text(encoding="utf-8"), "The first training batch") if packed.exists() else ""
+    lead = f"step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences"
+    body = f'{page.tiles(tiles)}{said}<div class="two">{charts}</div>{evaluation_cards}{_chosen(choices)}{picture}'
     path = out / "report.html"
-    draft = path.with_suffix(".draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    page.write(path, page.page(out, lead, body))
     return path
 
 
@@ -152,7 +118,7 @@ def _several(evaluated: Sequence[Path]) -> tuple[str, str] | None:
     """The tile of a model by which an image may have several labels, where it was evaluated: accuracy says little."""
     for found in map(read_scores, evaluated):
         if maps := [one["map"] for one in found.get("details", ()) if "map" in one]:
-            return html.escape(shown(f"mAP on {Path(str(found['index'])).name}")), f"{max(maps):.2%}"
+            return f"mAP on {Path(str(found['index'])).name}", f"{max(maps):.2%}"
     return None
 
 
@@ -183,9 +149,9 @@ def _said(
     }
     if more := longer(out):
         commands["More steps from these weights, on the same split:"] = more
-    items = [html.escape(shown(line)) for line in lines if line]
-    items += [f"{what} <code>{html.escape(shown(command))}</code>" for what, command in commands.items()]
-    return _card("In words", f'<ul class="said">{"".join(f"<li>{item}</li>" for item in items)}</ul>')
+    items = [text(line) for line in lines if line]
+    items += [f"{what} <code>{text(command)}</code>" for what, command in commands.items()]
+    return card("In words", f'<ul class="said">{"".join(f"<li>{item}</li>" for item in items)}</ul>')
 
 
 def _step(entries: Sequence[Mapping[str, Any]], choices: Sequence[Choice]) -> str:
@@ -212,7 +178,7 @@ def _chosen(choices: Sequence[Choice]) -> str:
     if not choices:
         return ""
     rows = [[choice.key, choice.value, choice.why] for choice in choices]
-    body = f'<div class="left">{table(["key of fit.toml", "value", "why"], rows)}</div>'
+    body = table(["key of fit.toml", "value", "why"], rows, left=True)
     return f"<section><details><summary>What fit chose, and why</summary>{body}</details></section>"
 
 
@@ -224,51 +190,34 @@ def _weighted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _card(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
 def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
+    rows: list[list[str]]
     if "r2" in scores[0]:
-        return _regression_table(scores)
-    if "accuracy" not in scores[0]:
-        return _retrieval_table(scores)
-    rows = "".join(
-        f"<tr><td>navit, {e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['accuracy']:.2%}</td>"
-        f"<td>{e['ece']:.3f}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
-        for e in scores
-    )
-    rows += "".join(
-        f"<tr><td>{html.escape(shown(name))}</td><td>{accuracy:.2%}</td><td></td><td></td><td></td></tr>"
-        for name, accuracy in baselines.items()
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("", "accuracy", "calibration error", "images", "failed"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        head = ["", "R²", "mean absolute error"]
+        rows = [[_at(e), f"{e['r2']:.4f}", f"{e['mae']:.4g}", *_counts(e)] for e in scores]
+    elif "accuracy" in scores[0]:
+        head = ["", "accuracy", "calibration error"]
+        own = "navit, " if baselines else ""
+        rows = [[own + _at(e), f"{e['accuracy']:.2%}", f"{e['ece']:.3f}", *_counts(e)] for e in scores]
+        rows += [[name, f"{accuracy:.2%}", "", "", ""] for name, accuracy in baselines.items()]
+    else:
+        # A row for each way: six recalls side by side are wider than half a page.
+        ways = {"image_to_text": "image → text", "text_to_image": "text → image"}
+        head = ["", *(f"R@{k}" for k in scores[0]["image_to_text"])]
+        rows = [
+            [f"{_at(e)}, {name}", *(f"{share:.2%}" for share in e[way].values()), *_counts(e)]
+            for e in scores
+            for way, name in ways.items()
+        ]
+    return table([*head, "images", "failed"], rows)
 
 
-def _regression_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    rows = "".join(
-        f"<tr><td>{e['tokens']} tokens{' (outside training)' if e['outside'] else ''}</td><td>{e['r2']:.4f}</td>"
-        f"<td>{e['mae']:.4g}</td><td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
-        for e in scores
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("", "R²", "mean absolute error", "images", "failed"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+def _at(score: Mapping[str, Any]) -> str:
+    return f"{score['tokens']} tokens{' (outside training)' if score['outside'] else ''}"
 
 
-def _retrieval_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    # A row for each way: six recalls side by side are wider than half a page.
-    ways = {"image_to_text": "image → text", "text_to_image": "text → image"}
-    rows = "".join(
-        f"<tr><td>{e['tokens']} tokens, {name}{' (outside training)' if e['outside'] else ''}</td>"
-        + "".join(f"<td>{share:.2%}</td>" for share in e[way].values())
-        + f"<td>{e['images']:,}</td><td>{e['failed']:,}</td></tr>"
-        for e in scores
-        for way, name in ways.items()
-    )
-    names = [f"R@{k}" for k in scores[0]["image_to_text"]]
-    head = "".join(f"<th>{name}</th>" for name in ("", *names, "images", "failed"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+def _counts(score: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{score['images']:,}", f"{score['failed']:,}"
 
 
 def _loss_chart(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -17,8 +17,7 @@ from navit_loader.index import Index
 from navit_loader.index.sources.misread import tables_in
 from navit_loader.index.subset import split_groups, write_subset
 from navit_loader.shown import counted, say
-
-from .twins import Twins, find_twins
+from navit_loader.twins import Twins, find_twins
 
 FEWEST = 8
 """Labelled images; of fewer no score means anything."""

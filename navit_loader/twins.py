@@ -7,15 +7,14 @@ index, which looks at no pixel; here each image is decoded once, by the engine, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from navit_loader import PackedLoader
-from navit_loader.batch import OK, PackedBatch
-from navit_loader.config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
-from navit_loader.index import Index
+from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
+from .deliver.local import PackedLoader
+from .index import Index
+from .picture import pixels_of
 
 HEIGHT, WIDTH = 8, 9
 """Of the thumbnail whose neighbours are compared: 64 bits."""
@@ -63,25 +62,15 @@ def find_twins(*indexes: Index, threads: int = 0) -> Twins:
     for index in indexes:
         with PackedLoader(index, config) as loader:
             for batch in loader:
-                for row, picture in _pictures(batch):
-                    small[start + row], decoded[start + row] = _shrunk(picture), True
+                for row, _, picture in pixels_of(batch):
+                    small[start + row], decoded[start + row] = shrunk(picture), True
         start += index.num_rows
-    return Twins(_joined(small, decoded), decoded)
+    return Twins(joined(small, decoded), decoded)
 
 
-def _pictures(batch: PackedBatch) -> Any:
-    """Row and grey pixels `[h, w]` of each image that was decoded."""
-    for b, e in np.argwhere(batch.status == OK):
-        mine = batch.segment_ids[b] == e
-        height, width = batch.grids[b, e]
-        grey = np.zeros((height, width), np.float32)
-        y, x = batch.positions[b][mine].T
-        grey[y, x] = batch.patches[b][mine].reshape(-1, 3).mean(1)
-        yield int(batch.image_ids[b, e]), grey
-
-
-def _shrunk(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """To `HEIGHT` × `WIDTH`, each cell the mean of the area that it covers."""
+def shrunk(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The thumbnail of pixels `[H, W, 3]`: grey, each cell the mean of the area that it covers."""
+    picture: npt.NDArray[np.float32] = pixels.mean(2, dtype=np.float32)
     for axis, size in ((0, HEIGHT), (1, WIDTH)):
         length = picture.shape[axis]
         total = np.concatenate([np.zeros_like(picture.take([0], axis)), np.cumsum(picture, axis)], axis)
@@ -93,9 +82,12 @@ def _shrunk(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return picture
 
 
-def _joined(small: npt.NDArray[np.float32], decoded: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def joined(small: npt.NDArray[np.float32], decoded: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The first row of each row's group, of thumbnails `[N, HEIGHT, WIDTH]`; those that were not decoded are alone."""
     rows = np.flatnonzero(decoded)
-    signs = np.where(np.diff(small[rows], axis=2) > 0, 1, -1).reshape(len(rows), -1).astype(np.float32)
+    signs = (
+        np.where(np.diff(small[rows], axis=2) > 0, 1, -1).reshape(len(rows), HEIGHT * (WIDTH - 1)).astype(np.float32)
+    )
     first = np.arange(len(small))
 
     def root(row: int) -> int:
