@@ -24,11 +24,10 @@ from navit_loader.errors import ConfigError, IndexFileError, RenderError
 from navit_loader.render.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).parent))
+from pycocotools import mask as mask_utils
 from rendering import LIMITS, batch, planned, source
 from service_kit import Daemon, digest
 from test_targets import coco, pictures, turned
-
-mask_utils = pytest.importorskip("pycocotools.mask")
 
 # Of pycocotools under numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -473,7 +472,7 @@ def test_what_cannot_be_had_is_refused_by_name(regions: Any, files: Any) -> None
         PackedLoader(regions[0], config(), rank=0, world_size=1, decode="nvjpeg")
     with pytest.raises(ConfigError, match="has no boxes"):
         Engine(config(), files[0])
-    with pytest.raises(ConfigError, match="do not tell regions|does not tell regions"):
+    with pytest.raises(ConfigError, match="does not tell regions"):
         _mixed(regions[0], files[0])
 
 
