@@ -4,8 +4,8 @@ In: measured service times of a daemon's batches (`bench/fleet.json`, which `ben
 the share of time that trainers starve. What is simulated is what the client does (`service/connection.py`,
 `deliver/loader.py`): a window of batches asked for ahead, taken in order; each asked of the endpoint with the least in
 flight; asked elsewhere when a connection breaks, after one and a half heartbeats of silence, or past the deadline; and what
-the daemon does: the fairest one next, one batch at a time. Neither networks nor processors of trainers are: `docs/rooms/scale.md`
-says what they take.
+the daemon does: the fairest one next, one batch at a time. Neither networks nor processors of trainers are:
+`docs/rooms/scale.md` says what they take.
 
     python bench/fleet_sim.py [--trainers 1000] [--seconds 300] [--validate]
 

@@ -35,6 +35,9 @@ __all__ = [
     "probe_objects",
     "probe_parquet",
     "probe_tar",
+    "region_of_counts",
+    "region_of_polygons",
+    "region_of_text",
     "remote_list",
     "remote_meta",
     "remote_read",
@@ -204,6 +207,25 @@ def remote_meta(url: str) -> tuple[int, int]:
 def remote_read(url: str, offset: int, length: int) -> bytes:
     """A range of an object, tried again after faults that may pass. Raises IndexFileError."""
 
+def region_of_polygons(polygons: list[list[float]], width: int, height: int) -> bytes:
+    """The pixels in any of some polygons, as pycocotools finds them, as COCO's text of runs.
+
+    Args:
+        polygons: x and y of each corner in pixels, one after another; three corners at least.
+        width: of the image.
+        height: of the image.
+
+    Raises:
+        ValueError: a corner that is no number, or an image too large to have runs.
+    """
+
+def region_of_counts(counts: list[int], width: int, height: int) -> bytes:
+    """The same of runs, "not" and "of" the region in turns, down the columns. Raises ValueError where they do not fill the
+    image."""
+
+def region_of_text(text: bytes, width: int, height: int) -> bytes:
+    """The same text, checked. Raises ValueError where it is none, or its runs do not fill the image."""
+
 def without_secrets(text: str) -> str:
     """A text as it may be shown: of each URL in it, without user and password and without its query."""
 
@@ -282,7 +304,8 @@ class Plan:
     def num_blocks(self) -> int:
         """Independently planned blocks of one epoch."""
     def limits(self, label_width: int) -> dict[str, Any]:
-        """The limits that fix a batch's shapes, as `Renderer` takes them."""
+        """The limits that fix a batch's shapes, as `Renderer` takes them; `boxes` (O), `clip`, `masks` (S) and `regions` say
+        what it has of targets."""
     def layout(self, epoch: int, block: int = 0, before: int = 0) -> Layout:
         """How an epoch's sequences fall into batches. Raises StateError for an epoch or block out of range.
 
@@ -385,9 +408,9 @@ class Renderer:
     Args:
         render_json: `RenderConfig.to_json()`.
         limits: from `Plan.limits`.
-        sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`;
-            `span_bytes` is what is fetched at once of remote containers, 0 for just the image; `fingerprint` names its
-            contents, which spans in `cache_dir` are kept by.
+        sources: for each index its columns, from `Index.columns`; `caption_ids` count before `caption`; boxes and masks where
+            there are any; `span_bytes` is what is fetched at once of remote containers, 0 for just the image; `fingerprint`
+            names its contents, which spans in `cache_dir` are kept by.
         helpers: read what the engine does not; without them such images are `unsupported`.
         shared: render into memfds that other processes of this host can map read-only.
         plan: knows when a span in `cache_dir` is wanted next; without it the cache keeps what it has.

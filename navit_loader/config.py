@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from .bounds import Bound
 from .errors import ConfigError
-from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher, Warp
+from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Targets, Teacher, Warp
 from .schema import check_types, convert, read_toml, require
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Schedule",
     "ServeConfig",
     "Source",
+    "Targets",
     "Teacher",
     "Warp",
 ]

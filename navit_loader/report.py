@@ -21,8 +21,9 @@ from .facts import ASPECTS, SIDES, Facts, facts_of
 from .index import Index
 from .index.sources.remote import is_remote
 from .look import TORN, Seen, evenly, look
+from .schema import toml_value
 from .shown import counted
-from .suggest import suggest, value
+from .suggest import suggest
 from .torn import torn
 from .twins import HEIGHT, WIDTH, joined, shrunk
 
@@ -303,7 +304,7 @@ def _proposed(index: Index) -> str:
         found = suggest(index if rows <= PLANNED else index.sample(evenly(rows, PLANNED)))
     except NavitError as e:
         return page.card("Sizes to train with", page.paragraph(f"Nothing can be proposed: {e}"))
-    lines = [(choice.key, value(choice.value), choice.why) for choice in found if choice.key != "data.index"]
+    lines = [(choice.key, toml_value(choice.value), choice.why) for choice in found if choice.key != "data.index"]
     sampled = f" From {PLANNED:,} of the images." if rows > PLANNED else ""
     note = page.paragraph(f"What 'navit-loader suggest' proposes; with --toml it prints a configuration.{sampled}")
     return page.card("Sizes to train with", note + page.table(["key", "value", "why"], lines, left=True))

@@ -20,11 +20,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import licences
 import maturin
 from maturin import build_sdist as build_sdist
 from maturin import get_requires_for_build_sdist as get_requires_for_build_sdist
-
-import licences
 
 Settings = Mapping[str, Any] | None
 
