@@ -26,7 +26,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
     add_ray(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each broken image")
-    add_output(parser, json=False)
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
