@@ -15,6 +15,7 @@ from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
 from .deliver.local import PackedLoader
 from .index import Index
 from .picture import pixels_of
+from .progress import watched
 
 HEIGHT, WIDTH = 8, 9
 """Of the thumbnail whose neighbours are compared: 64 bits."""
@@ -61,7 +62,7 @@ def find_twins(*indexes: Index, threads: int = 0) -> Twins:
     start = 0
     for index in indexes:
         with PackedLoader(index, config) as loader:
-            for batch in loader:
+            for batch in watched(loader, index.num_rows):
                 for row, _, picture in pixels_of(batch):
                     small[start + row], decoded[start + row] = shrunk(picture), True
         start += index.num_rows

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..shown import say
-from . import listed
+from ..shown import answer, say
+from . import add_output, listed
 
 if TYPE_CHECKING:
     from ..index import Index
@@ -31,10 +31,12 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "info",
+        examples=("info train.arrow",),
         help="show what an index holds",
         description="Counts, formats, sizes, aspect ratios, classes, quarantine.",
     )
     parser.add_argument("index", metavar="INDEX")
+    add_output(parser, prints=True)
     parser.set_defaults(run=run)
 
 
@@ -88,6 +90,23 @@ def run(args: argparse.Namespace) -> int:
             say(f"  {given[label]:>12,}  {index.classes[label]}")
         if len(given) > SHOWN:
             say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
+    answer(
+        {
+            "index": str(index.path),
+            "images": index.num_rows,
+            "bytes": facts.nbytes,
+            "shards": len(index.shards),
+            "root": str(index.root),
+            "formats": dict(facts.formats),
+            "turned": facts.turned,
+            "side": {f"p{q}": float(np.percentile(side, q)) for q in (5, 50, 95)},
+            "aspect": {f"p{q}": float(np.percentile(width / height, q)) for q in (5, 50, 95)},
+            "classes": {name: int(n) for name, n in zip(index.classes, facts.given, strict=True)},
+            "unlabelled": facts.unlabelled,
+            "negatives": facts.negatives,
+            "quarantine": index.broken,
+        }
+    )
     say()
     say(f"quarantine: {index.broken:,}")
     for line in index.quarantine(SHOWN):

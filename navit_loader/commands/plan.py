@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from ..shown import say
+from ..shown import answer, say
+from . import add_output
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "plan",
+        examples=(
+            "plan train.arrow config.toml",
+            "plan train.arrow config.toml --world-size 8 --html plan.html",
+        ),
         help="show what a plan does with an index",
         description="Plans one epoch from headers alone: sequences, padding, images a sequence, lateness, tokens kept "
         "and dropped, steps a rank.",
@@ -24,6 +28,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the epoch")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument("--html", metavar="FILE", help="write a page with the distributions too")
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
@@ -39,16 +44,13 @@ def run(args: argparse.Namespace) -> int:
     config = LoaderConfig.from_toml(args.config)
     with Engine(config, args.index) as engine:
         summary = summarise(engine, args.epoch, args.world_size)
-        if args.json:
-            say(json.dumps(summary))
-        else:
-            _table(summary)
+        answer(summary)
+        _table(summary)
         if args.html:
             from ..page import write
 
             write(Path(args.html), _page(summary, distributions(engine, args.epoch)))
-            if not args.json:
-                say(f"  wrote {args.html}")
+            say(f"  wrote {args.html}")
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 import urllib.request
 from collections import deque
@@ -18,7 +17,8 @@ from typing import Any
 
 from .. import _packer
 from ..errors import ServiceError
-from ..shown import say, shown
+from ..shown import answer, say, shown
+from . import add_output
 
 Labels = tuple[tuple[str, str], ...]
 Values = dict[tuple[str, Labels], float]
@@ -41,6 +41,10 @@ def add(commands: Any) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "top",
+        examples=(
+            "top 127.0.0.1:9100",
+            "top 10.0.0.1:9100 10.0.0.2:9100 --once",
+        ),
         help="watch daemons and their trainers",
         description="Draws the rates of daemons and of each of their trainers every second, with starvation (the share of its "
         "time that a trainer waits for batches) and padding over the last two minutes. Where nobody watches it prints a line "
@@ -48,9 +52,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("address", nargs="+", metavar="HOST:PORT", help="what was given to serve --metrics")
     parser.add_argument("--once", action="store_true", help="print the rates of one second and end")
-    parser.add_argument(
-        "--json", action="store_true", help="a JSON object for each daemon and each trainer, a line each"
-    )
+    add_output(parser, prints=True)
     parser.set_defaults(run=run)
 
 
@@ -95,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
             if watched:
                 console.print(watch.table(console.width, plain))
             for line in () if watched else lines:
-                say(json.dumps(line) if args.json else in_words(line))
+                answer(line)
+                say(in_words(line))
             if args.once:
                 break
         return 0
