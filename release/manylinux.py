@@ -47,6 +47,11 @@ def wrappers(folder: Path, machine: str) -> None:
             file.chmod(0o755)
 
 
+def tag(machine: str) -> str:
+    """The platform that a wheel is for."""
+    return f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
+
+
 def target_folder() -> Path:
     """Where cargo puts what it makes."""
     return Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
@@ -78,7 +83,9 @@ def build(machine: str, out: Path) -> Path:
     if machine == licences.host().partition("-")[0]:
         env["CC"] = str(tools / "zcc")  # meson's; where it crosses, the crate tells it gcc's name
     maturin = [str(Path(sys.executable).with_name("maturin")), "build", "--release", "--locked", "--zig"]
-    maturin += ["--target", f"{machine}-unknown-linux-gnu", "--compatibility", "linux", "--out", str(out)]
+    # From the tag's name maturin takes the glibc that zig is told.
+    maturin += ["--target", f"{machine}-unknown-linux-gnu", "--compatibility", tag(machine).removesuffix(f"_{machine}")]
+    maturin += ["--auditwheel", "skip", "--out", str(out)]
     subprocess.run(maturin, cwd=ROOT, env=env, check=True)
     (wheel,) = out.glob("*.whl")
     return wheel
@@ -108,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain = build(args.machine, Path(folder))
         # Refuses where a symbol is younger than that glibc, or a library is needed that is not on every Linux.
-        plat = f"manylinux_{GLIBC.replace('.', '_')}_{args.machine}"
+        plat = tag(args.machine)
         repair = [
             sys.executable,
             "-m",
