@@ -42,6 +42,7 @@ def parser() -> Arguments:
         epilog=EXITS,
     )
     top.add_argument("--version", action=Version)
+    top.set_defaults(whole=top)  # for `completion`
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)

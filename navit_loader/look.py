@@ -89,11 +89,13 @@ def look(index: Index, progress: Callable[[int], None] | None = None) -> Seen:
         found.profiles = engine.profiles()
         for failure in engine.failures():
             found.why.setdefault(failure["image"], f"{failure['reason']}: {failure['detail']}")
+        if found.stopped:
+            return found
         for row in sorted(found.pictures)[:: -(-len(found.pictures) // FILES) or 1]:
             with suppress(RenderError):
                 if mode := _mode(file_of(engine, index, row)):
                     found.modes[row] = mode
-        for row in sorted(found.why)[: 0 if found.stopped else TORN]:
+        for row in sorted(found.why)[:TORN]:
             with suppress(RenderError):
                 if drawn := torn(file_of(engine, index, row)):
                     found.torn[row] = drawn

@@ -191,6 +191,16 @@ def themed(svg: str) -> str:
     return svg
 
 
+def binned(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Counts and edges of some `BINS` bins of equal width; of whole numbers each has as many of them."""
+    low, high = float(values.min()), float(values.max())
+    if (values == np.round(values)).all():
+        step = max(1, math.ceil((high + 1 - low) / BINS))
+        edges = np.arange(low, high + step + 1, step)
+        return np.histogram(values, edges)
+    return np.histogram(values, BINS, (low, high))
+
+
 WIDTH, HEIGHT, FOOT, LEFT = 480, 190, 34, 56
 """Of a drawing made here, in its own units: the area of the data, what is beneath it and what is beside it."""
 

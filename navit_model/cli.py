@@ -40,6 +40,7 @@ def parser() -> Arguments:
         prog="navit-model", description="Train and use native-resolution vision transformers.", epilog=EXITS
     )
     top.add_argument("--version", action=Version)
+    top.set_defaults(whole=top)  # for `completion`
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)

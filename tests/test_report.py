@@ -109,6 +109,8 @@ def test_the_page_shows_what_is_there_and_steers_nothing(
 ) -> None:
     assert main(["report", str(odd / "i.arrow"), "-o", str(tmp_path / "i.html")]) == 0
     assert not list(tmp_path.glob("*.draft")) and "wrote" in capsys.readouterr().out
+    assert main(["report", str(odd / "i.arrow"), "-o", str(tmp_path / "j.html"), "--images", "0"]) == 2
+    assert "--images = 0 is not allowed" in capsys.readouterr().err
     found = Page((tmp_path / "i.html").read_text())
     found.check()
     said = found.said()

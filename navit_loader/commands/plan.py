@@ -153,8 +153,7 @@ def _page(summary: dict[str, Any], found: dict[str, list[float]]) -> str:
     units = {"fill of a sequence": "sequences"}
     drawn = ""
     for what, values in found.items():
-        low, high = min(values), max(values)
-        counts, edges = np.histogram(values, page.BINS, (low, high if high > low else low + 1))
+        counts, edges = page.binned(np.array(values))
         drawn += page.card(what, page.histogram(what, counts, edges, units.get(what, "images")))
     body = page.tiles(tiles) + page.card("In figures", page.table(["", ""], _lines(summary), left=True))
     lead = f"plan {summary['plan_id']}; before any pixel is decoded"

@@ -57,8 +57,12 @@ def run(args: argparse.Namespace) -> int:
         if suffix == ".svg":
             args.output.write_text(svg, encoding="utf-8")
         elif suffix == ".html":
-            title = f"Epoch {args.epoch}, sequences {args.first} to {args.first + args.sequences - 1}"
-            write(args.output, page(title, f"{args.index}, planned by {args.config}", packed_card(svg)))
+            last = args.first + args.sequences - 1
+            which = f"sequence {last}" if args.first == last else f"sequences {args.first} to {last}"
+            write(
+                args.output,
+                page(f"Epoch {args.epoch}, {which}", f"{args.index}, planned by {args.config}", packed_card(svg)),
+            )
         else:
             packed_image(batch, args.sequences).save(args.output)
     except (OSError, ValueError) as e:

@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from ..progress import ProgressLine
     from ..report import report
 
-    if not 1 <= args.images <= 65536:
-        raise ConfigError(f"--images = {args.images} is not allowed; it must be between 1 and 65536")
+    if not 1 <= args.images <= 16384:
+        raise ConfigError(f"--images = {args.images} is not allowed; it must be between 1 and 16384")
     with ProgressLine("decoding") as line:
         page = report(open_index(args.index), args.images, lambda done, of: line.update(done / of, done))
     write(args.output, page)
