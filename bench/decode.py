@@ -294,11 +294,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="comma-separated peers besides ours and torchvision")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     args = parse(parser, {"count": 16, "repeat": 2})
-    os.sched_setaffinity(0, {args.core})
     if args.serve:
+        os.sched_setaffinity(0, {args.core})
         serve(args.serve)
         return
     report = Report("decode", __doc__, args)
+    os.sched_setaffinity(0, {args.core})
     table = cases(args.count)
     peers: dict[str, Peer] = {"navit": ours, "torchvision": torchvision}
     wanted: Iterable[tuple[str, str, Peer]] = (

@@ -287,12 +287,13 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--dali", action="store_true", help="pixels and times beside DALI's")
     args = parse(parser, {"count": 4, "repeat": 2})
-    os.sched_setaffinity(0, {args.core})
     if not args.dali:
         report = Report("decode-formats", __doc__, args)
+        os.sched_setaffinity(0, {args.core})
         beside_peers(report, args.count, args.repeat, args.only)
     elif installed("nvidia.dali"):
         report = Report("decode-formats-dali", "Which formats could DALI take besides JPEG?", args)
+        os.sched_setaffinity(0, {args.core})
         beside_dali(report, args.repeat)
     else:
         raise SystemExit("decode_formats.py: --dali needs NVIDIA DALI; pip install nvidia-dali-cuda130")

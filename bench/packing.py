@@ -43,7 +43,6 @@ ALIKE = {
     ),  # nobody else has it: what one would take in its place
 }
 UNIFORM = Resolution(kind="uniform", low=64, high=256)
-EPOCH = 1_280_000
 NO_CAPTIONS: list[npt.NDArray[np.int32]] = []
 
 
@@ -195,9 +194,9 @@ def padding(report: Report, images: int) -> None:
             report.row("moved by fit, each by", tokens, "tokens", better="lower", table=table)
 
 
-def balance(report: Report, repeat: int) -> None:
+def balance(report: Report, images: int, repeat: int) -> None:
     """What attention costs the slowest rank of a step by its mean rank, and what evening it out costs the planner."""
-    columns = sizes(262_144)
+    columns = sizes(images)
     uneven = PlanConfig(sequence_length=4096, max_tokens=1024, resolution=Resolution(kind="uniform", low=64, high=512))
     plans = {window: make(replace(uneven, balance=window), columns) for window in (0, 64, 256, 1024, 4096)}
     epochs = dict.fromkeys(plans, 0)
@@ -235,9 +234,9 @@ def cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def speed(report: Report, repeat: int) -> None:
+def speed(report: Report, planned: int, repeat: int) -> None:
     """The whole plan, order and draws included."""
-    columns = sizes(EPOCH)
+    columns = sizes(planned)
     available = len(os.sched_getaffinity(0))
     cases = {
         "U(64, 256), L = 1024": CASES["L = 1024"],
@@ -265,20 +264,21 @@ def speed(report: Report, repeat: int) -> None:
     for (name, count), spent in turns(ways, repeat, warm=0).items():
         what, table = f"{name}, {count} core{'s'[: count > 1]}", "the whole plan: order, draws, packing"
         goal = 3.0 if count == 1 else None
-        report.row(what, [EPOCH / s / 1e6 for s, _ in spent], "M images/s", table=table, goal=goal, images=EPOCH)
-        report.row(f"{what}, a CPU second", [EPOCH / c / 1e6 for _, c in spent], "M images", table=table)
+        report.row(what, [planned / s / 1e6 for s, _ in spent], "M images/s", table=table, goal=goal, images=planned)
+        report.row(f"{what}, a CPU second", [planned / c / 1e6 for _, c in spent], "M images", table=table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
     parser.add_argument("--images", type=int, default=65_536, metavar="N", help="images of the packers' table")
-    args = parse(parser, {"repeat": 2, "images": 16_384})
+    parser.add_argument("--planned", type=int, default=1_280_000, metavar="N", help="images of the whole plan")
+    args = parse(parser, {"repeat": 2, "images": 8192, "planned": 65_536})
     report = Report("packing", __doc__, args)
     padding(report, args.images)
     packers(report, args.images, args.repeat)
-    balance(report, args.repeat)
-    speed(report, args.repeat)
+    balance(report, 4 * args.images, args.repeat)
+    speed(report, args.planned, args.repeat)
     report.finish()
 
 

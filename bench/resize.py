@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     args = parse(parser, {"count": 16, "repeat": 2})
-    os.sched_setaffinity(0, {args.core})
     report = Report("resize", __doc__, args)
+    os.sched_setaffinity(0, {args.core})
     for area, count in ((0.2, args.count), (2.0, max(8, args.count // 6))):
         jpegs = make(count, area, 0.35)
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs]

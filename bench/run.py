@@ -91,7 +91,7 @@ def run(entry: Entry, folder: Path, quick: bool) -> str:
         return f"{entry.needs} is not installed"
     command = [sys.executable, str(ROOT / "bench" / entry.command[0]), *entry.command[1:], "--results", str(folder)]
     log, limit, start = (
-        folder / "logs" / f"{entry.name}.log",
+        ROOT / "runs" / "bench-logs" / f"{entry.name}.log",
         QUICK_S if quick else 60 * entry.minutes,
         time.monotonic(),
     )
@@ -136,15 +136,18 @@ def main() -> None:
         for name in sorted(known & {entry.name for entry in wanted}):
             print(f"{name}: has a result of this commit and machine")
         wanted = [entry for entry in wanted if entry.name not in known]
-    with ThreadPoolExecutor(2 if args.quick else 1) as pool:
-        failed = {
-            entry.name: why
-            for entry, why in zip(wanted, pool.map(lambda e: run(e, folder, args.quick), wanted), strict=True)
-            if why
-        }
-    page.write(folder, folder.parent / "README.md" if folder == RESULTS else folder / "README.md")
-    if failed:
-        sys.exit("no result of: " + "; ".join(f"{name} ({why})" for name, why in failed.items()))
+    to = RESULTS.parent / "README.md" if folder == RESULTS else folder / "README.md"
+    failed: dict[str, str] = {}
+    if args.quick:
+        with ThreadPoolExecutor(2) as pool:
+            failed = dict(zip([e.name for e in wanted], pool.map(lambda e: run(e, folder, True), wanted), strict=True))
+        page.write(folder, to)
+    else:
+        for entry in wanted:
+            failed[entry.name] = run(entry, folder, False)
+            page.write(folder, to)  # each time: what comes next may be stopped
+    if words := [f"{name} ({why})" for name, why in failed.items() if why]:
+        sys.exit(f"no result of: {'; '.join(words)}")
 
 
 if __name__ == "__main__":
