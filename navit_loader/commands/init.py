@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..shown import say
+from ..shown import answer, say
+from . import add_output
 from .schema import Schema, schema
 
 HEAD = """Each key stands here with what it is and its default. Take the mark off a line and change it; what is not set changes
@@ -25,11 +26,13 @@ def add(subparsers: Any, of: Schema = schema, name: str = "navit-loader") -> Non
     """
     parser = subparsers.add_parser(
         "init",
+        examples=("init -o config.toml",),
         help="write a commented configuration",
         description="Writes a configuration in which each key stands with what it is and its default, as comments: read as it "
         "is, it changes nothing.",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a new TOML file")
+    add_output(parser)
     parser.set_defaults(run=partial(run, of, name))
 
 
@@ -47,5 +50,6 @@ def run(of: Schema, name: str, args: argparse.Namespace) -> int:
             file.write(commented(of(), HEAD.format(name=name)))
     except FileExistsError:
         raise ConfigError(f"'{args.output}' is there already; give the name of a new file") from None
+    answer({"output": str(args.output)})
     say(f"wrote {args.output}")
     return 0

@@ -22,6 +22,7 @@ def add(subparsers: Any, of: Schema | None = None) -> None:
     """
     parser = subparsers.add_parser(
         "schema",
+        examples=("schema > navit.schema.json",),
         help="print the JSON Schema of the configuration, for editors",
         description="Prints the JSON Schema (draft 2020-12) of the TOML files that this command reads: what each key is, its "
         "type, default and bounds, and who reads it. An editor that knows taplo or Even Better TOML completes and checks a "
