@@ -18,6 +18,9 @@ import messages
 import navit_loader
 import navit_model
 from navit_loader import errors
+from navit_loader.cli import parser as loader_parser
+from navit_loader.shown import EXITS
+from navit_model.cli import parser as model_parser
 from navit_model.commands.schema import schema
 
 ROOMS = {
@@ -160,24 +163,11 @@ def _value(value: Any) -> str:
 def commands() -> str:
     """The help of both commands and of all their subcommands, as they print it."""
     text = "# Commands\n\nEach command says all this itself: `--help`.\n"
-    for parser in parsers():
+    for parser in (loader_parser(), model_parser()):
         text += f"\n## {parser.prog}\n\n```text\n{_help(parser)}```\n"
         for name, sub in subcommands(parser).items():
             text += f"\n### {parser.prog} {name} {{#{parser.prog}-{name}}}\n\n```text\n{_help(sub)}```\n"
     return text
-
-
-def parsers() -> list[argparse.ArgumentParser]:
-    """Both commands' parsers, with their subcommands."""
-    found = []
-    for package in (navit_loader, navit_model):
-        cli = import_module(f"{package.__name__}.cli")
-        parser = argparse.ArgumentParser(prog=package.__name__.replace("_", "-"))
-        sub = parser.add_subparsers(metavar="COMMAND", required=True)
-        for name in cli.COMMANDS:
-            import_module(f"{package.__name__}.commands.{name}").add(sub)
-        found.append(parser)
-    return found
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -198,15 +188,6 @@ def _help(parser: argparse.ArgumentParser) -> str:
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
-STATUS = {
-    "0": "all went well; of `serve`: after a drain",
-    "1": "the command did its work and found some of its input to be bad, such as images that do not decode",
-    "2": "an error of the table above, a file that cannot be read or written, wrong arguments; one line on stderr says which",
-    "128 + n": "a signal ended it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; a run has saved a checkpoint by then",
-}
-"""Exit statuses of both commands."""
-
-
 def errors_page() -> str:
     """Every class of error, and every exit status."""
     raised = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.NavitError)]
@@ -216,8 +197,7 @@ def errors_page() -> str:
     for one in raised:
         also = ", ".join(f"`{base.__name__}`" for base in one.__bases__ if base not in (errors.NavitError, Exception))
         text += f"| `{one.__name__}`{{ #{one.__name__} }} | {also} | {_first(one)} |\n"
-    text += "\n## Exit codes\n\nOf `navit-loader` and `navit-model` alike:\n\n| status | means |\n|---|---|\n"
-    return text + "".join(f"| {status} | {means} |\n" for status, means in STATUS.items())
+    return f"{text}\n## Exit codes\n\nOf `navit-loader` and `navit-model` alike:\n\n```text\n{EXITS}\n```\n"
 
 
 PAGES: dict[str, Callable[[], str]] = {

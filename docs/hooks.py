@@ -16,7 +16,6 @@ from typing import Any
 from generated import PAGES
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
 TAKEN_IN = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md", "bench/README.md": "figures.md"}
@@ -68,14 +67,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         found = files.get_file_from_path(_page_of(path))
         if found is None:
             raise PluginError(f"{here.src_uri} links to '{link[0]}': there is no file '{path}'")
-        if path in TAKEN_IN or not symbol:
-            return posixpath.relpath(found.src_uri, posixpath.dirname(here.src_uri) or ".") + (
-                f"#{symbol}" if symbol else ""
-            )
-        return f"{get_relative_url(found.url, here.url)}#__codelineno-0-{line_of(ROOT / path, symbol)}"
+        if symbol and path not in TAKEN_IN:
+            symbol = f"__codelineno-0-{line_of(ROOT / path, symbol)}"
+        return posixpath.relpath(found.src_uri, posixpath.dirname(here.src_uri) or ".") + (
+            f"#{symbol}" if symbol else ""
+        )
 
     said = markdown.replace("<!-- What you get -->", _table_of("README.md", "What you get"))
     return LINK.sub(led, re.sub(r"^<!--.*?-->\n", "", said, flags=re.DOTALL | re.MULTILINE))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Lines of code are places that a link may lead to, which MkDocs does not know."""
+    page.present_anchor_ids |= set(re.findall(r'id="(__codelineno-\d+-\d+)"', html))
+    return html
 
 
 def line_of(path: Path, symbol: str) -> int:

@@ -35,7 +35,7 @@ FENCE = re.compile(
 )
 NEEDS = {"gpu", "kubernetes", "cluster", "bucket", "network", "minutes"}
 LANGUAGES = {"sh", "python", "toml", "csv", "json", "yaml", "text", "console"}
-PORT = re.compile(r"\b((?:127\.0\.0\.1|0\.0\.0\.0|localhost):)(\d{4,5})\b")
+PORT = re.compile(r"(?<=127\.0\.0\.1:|//0\.0\.0\.0:)\d{4,5}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def blocks(page: str) -> list[Block]:
 
 def free_ports(texts: list[str]) -> dict[str, str]:
     """For each port that a page names one that nobody has."""
-    named = sorted({port for text in texts for _, port in PORT.findall(text)})
+    named = sorted({port for text in texts for port in PORT.findall(text)})
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in named]
         for one in held:
@@ -110,7 +110,7 @@ def run(path: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with left_running() as groups:
         for block in found:
-            text = PORT.sub(lambda port: port[1] + ports[port[2]], block.text)
+            text = PORT.sub(lambda port: ports[port[0]], block.text)
             if block.title:
                 Path(block.title).parent.mkdir(parents=True, exist_ok=True)
                 Path(block.title).write_text(text, encoding="utf-8")
