@@ -38,6 +38,7 @@ ROOMS = {
     "model": {
         "navit": ("NaViT", ["NaViT"]),
         "config": ("NaViTConfig", ["NaViTConfig"]),
+        "use": ("A trained model", ["open_model", "OpenedModel"]),
         "hf": ("Others' models", ["hf.replace_vision_tower", "hf.restore_vision_tower"]),
     },
 }

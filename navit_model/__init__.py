@@ -1,6 +1,6 @@
 """navit's model: a compact NaViT over packed batches, with training, evaluation and inference.
 
-In: nothing. Out: the two public names, which load torch when they are first used; so `navit-model --help` is quick.
+In: nothing. Out: the public names, which load torch when they are first used; so `navit-model --help` is quick.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from navit_loader.errors import ExtraError
 if TYPE_CHECKING:
     from .config import NaViTConfig
     from .model.navit import NaViT
+    from .use.opened import OpenedModel, open_model
 
-__all__ = ["NaViT", "NaViTConfig"]
+__all__ = ["NaViT", "NaViTConfig", "OpenedModel", "open_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,7 +25,11 @@ def __getattr__(name: str) -> Any:
     if name == "NaViTConfig":
         return NaViTConfig
     try:
-        from .model.navit import NaViT
+        if name == "NaViT":
+            from .model.navit import NaViT
+
+            return NaViT
+        from .use import opened
     except ModuleNotFoundError as e:
         raise ExtraError.of(e) or e from None
-    return NaViT
+    return getattr(opened, name)

@@ -21,6 +21,7 @@ from navit_loader import PackedLoader, build_index, open_index
 from navit_loader.batch import OK
 from navit_loader.errors import ModelError
 from navit_loader.schema import toml_value
+from navit_model import open_model
 from navit_model.cli import main
 from navit_model.evaluate.cascade import Answers, cascade
 from navit_model.model.navit import NaViT
@@ -30,7 +31,6 @@ from navit_model.train.settings import RunConfig
 from navit_model.use import vectors
 from navit_model.use.finetune import load
 from navit_model.use.frozen import planned
-from navit_model.use.opened import open_model
 from navit_model.use.probe import linear
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -196,6 +196,8 @@ def test_embedding_goes_on_where_it_was_and_refuses_the_work_of_another_model(
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
         vectors.export(opened, index, output, tokens=16, progress=stop)
+    with pytest.raises(ModelError, match=r"open it with navit_model\.open_model"):
+        NaViT.from_pretrained(root / "run")
     NaViT(opened.model.config).save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="was begun with model"):
         vectors.export(open_model(tmp_path / "other", CPU), index, output, tokens=16)

@@ -121,7 +121,9 @@ class OpenedModel:
         return replace(self, classes=list(names), classifier=zero_shot)
 
 
-def open_model(path: str | Path, device: torch.device, *, raw: bool = False, last: bool = False) -> OpenedModel:
+def open_model(
+    path: str | Path, device: torch.device | str = "cpu", *, raw: bool = False, last: bool = False
+) -> OpenedModel:
     """Opens what a training run or `save_pretrained` left.
 
     Args:

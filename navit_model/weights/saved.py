@@ -143,6 +143,10 @@ def from_pretrained(
     except (OSError, ValueError) as e:
         if isinstance(e, ConfigError):
             raise
+        if (folder / "checkpoints").is_dir() or (folder / "state.json").exists():
+            raise ModelError(
+                f"'{folder}' is a run or a checkpoint, which holds more than a model; open it with navit_model.open_model"
+            ) from None
         raise ModelError(f"'{folder / CONFIG}' cannot be read ({e}); give a folder of save_pretrained") from None
     if foreign:
         return _foreign(kind, folder, table, changes)
