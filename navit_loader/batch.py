@@ -5,7 +5,8 @@ numpy arrays, or as torch tensors after `PackedBatch.to`. Every shape is static 
 size.
 
 Legend: P patch side in pixels · C = 3 · L tokens per sequence · B sequences · E images per sequence at most ·
-M tokens of one image at most · K label columns · Lt text tokens per sequence.
+M tokens of one image at most · K label columns · Lt text tokens per sequence · O boxes of a sequence at most · S cells of a mask
+along each side of a patch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 ABSENT, OK, FAILED = 0, 1, 2
 """Values of `PackedBatch.status`."""
+
+CROWD, DIFFICULT, TRUNCATED = 1, 2, 4
+"""Flags of `PackedBatch.box_flags`."""
 
 NO_CLASS = -2
 """First label of an image that is known to be of no class, which an unlabelled one (−1) is not."""
@@ -85,6 +89,17 @@ class PackedBatch:
             the crop, mirrored where it is, which is seen there; both in fractions of width and height. The last row gives 1
             in the picture's middle; all 0 where absent. None without `[plan.warp]`.
         warp_layers: u8 `[B, E]`, layers of RandAugment that are part of the warp; None without `[plan.warp]`.
+        boxes: f32 `[B, O, 4]`, (x0, y0, x1, y1) of each box that is seen, in fractions of the picture as it is seen, clipped to
+            it; those of an image stand together, in the order of its index; 0 in padding. This and the next four are None
+            without `plan.targets.boxes`.
+        box_labels: i32 `[B, O]`, its class; −1 in padding and in a failed image.
+        box_flags: u8 `[B, O]`, `CROWD`, `DIFFICULT` and `TRUNCATED`, summed.
+        box_places: i16 `[B, O]`, its number among the boxes that the index has of its image; −1 in padding and in a failed image.
+        box_cu_seqlens: i32 `[B·(E + 1) + 1]`, offsets over the flattened B·O boxes, as `text_cu_seqlens` over tokens. A failed
+            image keeps its slots.
+        masks: i16 `[B, L, S·S]`, for each token its S × S cells, row by row: the class, or with `kind = "regions"` the number
+            of the box, at the source's pixel in the cell's middle; −1 where there is none, and in prefix tokens, padding and
+            failed images. None without `plan.targets.masks`.
     """
 
     patches: Array
@@ -109,6 +124,12 @@ class PackedBatch:
     sequence: int
     warps: Array | None = None
     warp_layers: Array | None = None
+    boxes: Array | None = None
+    box_labels: Array | None = None
+    box_flags: Array | None = None
+    box_places: Array | None = None
+    box_cu_seqlens: Array | None = None
+    masks: Array | None = None
 
     def __repr__(self) -> str:
         """A few lines: what it is, what it holds, and the shapes."""
@@ -136,8 +157,7 @@ class PackedBatch:
     def arrays(self) -> dict[str, Array]:
         """All array fields by name, those of the teacher's view as `teacher.<field>`; the order of the wire."""
         found = {name: getattr(self, name) for name in _ARRAYS}
-        if self.warps is not None:
-            found |= {"warps": self.warps, "warp_layers": self.warp_layers}
+        found |= {name: each for name in _LATER_ARRAYS if (each := getattr(self, name)) is not None}
         if self.teacher is not None:
             found |= {"teacher." + name: getattr(self.teacher, name) for name in _VIEW_ARRAYS}
         return found
@@ -258,3 +278,4 @@ def _few_lines(head: str, part: View | PackedBatch) -> str:
 
 _VIEW_ARRAYS = tuple(f.name for f in fields(View) if f.type == "Array")
 _ARRAYS = tuple(f.name for f in fields(PackedBatch) if f.type == "Array")
+_LATER_ARRAYS = tuple(f.name for f in fields(PackedBatch) if f.type == "Array | None")

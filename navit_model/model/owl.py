@@ -9,6 +9,7 @@ Shapes: B sequences · L tokens · Q queries · D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from navit_loader.batch import OK, PackedBatch, View
 
 from .check import check_unwarped
+from .navit import NaViT
 from .pool import pick_prefix
 
 EDGE = 1e-4
@@ -107,6 +109,28 @@ class ClassOwlHead(OwlHead):
         return torch.log(box + EDGE) - torch.log1p(EDGE - box)
 
 
+class Detector(nn.Module):
+    """A NaViT with an `OwlHead` whose queries are learnt, one for each class."""
+
+    def __init__(self, model: NaViT, classes: int, prior: float = 0.01) -> None:
+        """Makes the head with fresh weights.
+
+        Args:
+            model: its classifier and pooling are left unused.
+            classes: Q.
+            prior: chance of each class at each patch at first (arXiv 1708.02002, section 3.3).
+        """
+        super().__init__()
+        self.model = model
+        self.owl = OwlHead(model.config.width, model.config.width)
+        self.queries = nn.Parameter(torch.randn(classes, model.config.width))
+        nn.init.constant_(self.owl.shift.bias, math.log(prior / (1 - prior)))
+
+    def forward(self, batch: PackedBatch | View) -> Proposals:
+        """What each token proposes."""
+        return self.owl(self.model.forward_features(batch), batch, self.queries)  # type: ignore[no-any-return]
+
+
 def _own_boxes(batch: PackedBatch | View, within: float) -> Tensor:
     """Each patch's (x, y) and size as shares of its image, f32 `[B, L, 4]`; `within`: where in the patch (x, y) is."""
     index = batch.segment_ids.long().clamp_min(0)[..., None].expand(-1, -1, 2)
@@ -135,6 +159,29 @@ def detections(found: Proposals, batch: PackedBatch, threshold: float = 0.1) -> 
         order = scores_BL[b][own].argsort(descending=True)
         boxes = in_source(found.boxes[b][own][order], batch.crops[b, e], bool(batch.flips[b, e]))
         result.append({"boxes": boxes, "scores": scores_BL[b][own][order], "queries": queries_BL[b][own][order]})
+    return result
+
+
+def best_of(found: Proposals, batch: PackedBatch, most: int = 300) -> list[dict[str, Tensor]]:
+    """The likeliest pairs of box and query, for each image with status `OK`, as `detections` gives them: a box may have several
+    names. Boxes end where the crop ends. Reads the host.
+
+    Args:
+        found: from `OwlHead`.
+        batch: the same batch.
+        most: pairs of each image (OWL-ViT: 300).
+    """
+    check_unwarped(batch, "boxes in the source")
+    result = []
+    for b, e in (batch.status == OK).nonzero().tolist():
+        own = found.there[b] & (batch.segment_ids[b] == e)
+        logits_NQ = found.logits[b][own]
+        queries = logits_NQ.shape[1]
+        values, places = logits_NQ.flatten().topk(min(most, logits_NQ.numel()))
+        boxes = found.boxes[b][own][places // queries]
+        low, high = (boxes[:, :2] - boxes[:, 2:] / 2).clamp(0, 1), (boxes[:, :2] + boxes[:, 2:] / 2).clamp(0, 1)
+        boxes = in_source(torch.cat([(low + high) / 2, high - low], 1), batch.crops[b, e], bool(batch.flips[b, e]))
+        result.append({"boxes": boxes, "scores": values.sigmoid(), "queries": places % queries})
     return result
 
 
