@@ -52,9 +52,7 @@ class OwlHead(nn.Module):
             query_width: of the queries' embeddings.
         """
         super().__init__()
-        self.box = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4)
-        )
+        self.box = _mlp(width, 4)
         self.embed = nn.Linear(width, query_width)
         self.shift = nn.Linear(width, 1)
         self.scale = nn.Linear(width, 1)
@@ -93,10 +91,40 @@ class ClassOwlHead(OwlHead):
     Its boxes start with their centre on the patch's lower right corner, as its code has it.
     """
 
-    def __init__(self, width: int, query_width: int, norm_eps: float = 1e-5) -> None:
-        """Makes the head with fresh weights; `norm_eps` is its norm's ε, the others are as for `OwlHead`."""
+    def __init__(self, width: int, query_width: int, norm_eps: float = 1e-5, objectness: bool = False) -> None:
+        """Makes the head with fresh weights.
+
+        Args:
+            width, query_width: as for `OwlHead`.
+            norm_eps: its norm's ε.
+            objectness: it tells of each box too how likely it is an object of any kind (OWLv2, arXiv 2306.09683).
+        """
         super().__init__(width, query_width)
+        self.objectness = _mlp(width, 1) if objectness else None
         self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    @torch.no_grad()
+    def query_of(self, x_LD: Tensor, batch: PackedBatch) -> Tensor:
+        """The query that a picture of an object is, `[query_width]`: the embedding of the patch whose box is that object.
+
+        With objectness it is the likeliest object (OWLv2). Else, of the boxes that nearly fill the picture, the one that is
+        least like its patches in the mean, which are mostly of ground (OWL-ViT).
+
+        Args:
+            x_LD: encoded tokens of the picture, which is the first of `batch`.
+            batch: of one sequence.
+        """
+        mine = (batch.segment_ids[0] == 0) & (batch.positions[0, :, 0] >= 0)
+        features_ND = self._features(x_LD[None], batch)[0, mine]
+        embeddings_NQ = self.embed(features_ND)
+        if self.objectness is not None:
+            return embeddings_NQ[self.objectness(features_ND)[:, 0].argmax()]
+        boxes_N4 = (self.box(features_ND).float() + self._start(batch)[0, mine]).sigmoid()
+        low, high = boxes_N4[:, :2] - boxes_N4[:, 2:] / 2, boxes_N4[:, :2] + boxes_N4[:, 2:] / 2
+        both_N = (high.clamp(max=1) - low.clamp(min=0)).clamp(min=0).prod(-1)
+        share_N = both_N / (1 + boxes_N4[:, 2:].prod(-1) - both_N)
+        near = (share_N >= 0.8 * share_N.max()).nonzero()[:, 0]
+        return embeddings_NQ[near[(embeddings_NQ[near] @ embeddings_NQ.mean(0)).argmin()]]
 
     def _features(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         images = batch.grids.shape[1]
@@ -129,6 +157,12 @@ class Detector(nn.Module):
     def forward(self, batch: PackedBatch | View) -> Proposals:
         """What each token proposes."""
         return self.owl(self.model.forward_features(batch), batch, self.queries)  # type: ignore[no-any-return]
+
+
+def _mlp(width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
+    )
 
 
 def _own_boxes(batch: PackedBatch | View, within: float) -> Tensor:
