@@ -66,7 +66,7 @@ def predict(
         ModelError: the model has no classifier, or its answers are no numbers.
     """
     waiting: list[tuple[Path, bytes | str]] = []
-    for path in (file for given in paths for file in _files(given)):
+    for path in (file for given in paths for file in files_of(given)):
         try:
             waiting.append((path, path.read_bytes()))
         except IsADirectoryError:
@@ -80,7 +80,7 @@ def predict(
         yield from _predictions(opened, waiting, top, threshold, tokens, patch_size)
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """The images beneath a folder; of anything else, or where there are none, the path itself."""
     found = [p for p in path.rglob("*") if p.suffix[1:].lower() in IMAGE_SUFFIXES and p.is_file()]
     return sorted(found) or [path]

@@ -45,8 +45,8 @@ def two_towers(model: nn.Module | str | Path) -> TwoTowers:
 
 
 def owl_vit(model: nn.Module | str | Path) -> tuple[TwoTowers, OwlHead]:
-    """Both towers and the head of a model of `OWLS`, or of a folder of one: the head takes tokens of the image tower, and queries
-    that are embeddings of texts or of its `query_of`.
+    """Both towers and the head of a model of `OWLS`, or of a folder of one: the head takes tokens of the image tower, and
+    queries that are embeddings of texts or of its `query_of`.
 
     Raises:
         ModelError: as for `two_towers`.
