@@ -5,8 +5,8 @@ numpy arrays, or as torch tensors after `PackedBatch.to`. Every shape is static 
 size.
 
 Legend: P patch side in pixels · C = 3 · L tokens per sequence · B sequences · E images per sequence at most ·
-M tokens of one image at most · K label columns · Lt text tokens per sequence · O boxes of a sequence at most · S cells of a mask
-along each side of a patch.
+M tokens of one image at most · K label columns · Lt text tokens per sequence ·
+O boxes of a sequence at most · S cells of a mask along each side of a patch.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PackedBatch:
             without `plan.targets.boxes`.
         box_labels: i32 `[B, O]`, its class; −1 in padding and in a failed image.
         box_flags: u8 `[B, O]`, `CROWD`, `DIFFICULT` and `TRUNCATED`, summed.
-        box_places: i16 `[B, O]`, its number among the boxes that the index has of its image; −1 in padding and in a failed image.
+        box_places: i16 `[B, O]`, its number among the boxes that the index has of its image; −1 as in `box_labels`.
         box_cu_seqlens: i32 `[B·(E + 1) + 1]`, offsets over the flattened B·O boxes, as `text_cu_seqlens` over tokens. A failed
             image keeps its slots.
         masks: i16 `[B, L, S·S]`, for each token its S × S cells, row by row: the class, or with `kind = "regions"` the number
@@ -153,6 +153,17 @@ class PackedBatch:
     def padding(self) -> float:
         """Share of the B·L slots that belong to no image (masked slots of failed images included)."""
         return 1.0 - self.num_tokens / int(np.prod(self.segment_ids.shape))
+
+    @property
+    def box_spans(self) -> tuple[Array, Array]:
+        """i32 `[B, E]` each: where the boxes of each image begin and end among the flattened B·O; 0 where absent. On a device
+        without waiting for it."""
+        there, cuts = self.status > ABSENT, self.box_cu_seqlens
+        assert cuts is not None, "without plan.targets.boxes there are none"
+        count = there.sum(-1) + 1
+        # Each sequence has its images' offsets, then that of its padding.
+        at = (count.cumsum(0) - count)[:, None] + there.cumsum(-1) - 1
+        return cuts[at] * there, cuts[at + 1] * there
 
     def arrays(self) -> dict[str, Array]:
         """All array fields by name, those of the teacher's view as `teacher.<field>`; the order of the wire."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher, Warp
+from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Targets, Teacher, Warp
 from .schema import check_types, convert, read_toml, require
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Schedule",
     "ServeConfig",
     "Source",
+    "Targets",
     "Teacher",
     "Warp",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .plan.config import passes_for
+from .plan.selection import beyond
 
 
 def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         "below_low": _below_low(engine),
         "images_per_sequence": report["images"] / report["sequences"],
         "captions_cut": sum(index.captions_beyond(longest) for index in engine.indexes) if longest else 0,
+        **_boxes(engine),
         "lateness": report["lateness"],
         "tokens_kept": patches,
         "tokens_dropped": report["dropped"],
@@ -61,6 +63,16 @@ def summarise(engine: Any, epoch: int, world_size: int = 1) -> dict[str, Any]:
         "world_size": world_size,
         "batch_size": data.batch_size,
     }
+
+
+def _boxes(engine: Any) -> dict[str, int]:
+    """Images with more boxes than a sequence has room for, which are not planned, and the most boxes of one; nothing of a plan
+    without boxes."""
+    targets = engine.config.plan.targets
+    if targets is None or not targets.boxes:
+        return {}
+    each = [beyond(targets.capacity, index) for index in engine.indexes]
+    return {"boxes_beyond": sum(count for count, _, _ in each), "boxes_most": max(most for _, _, most in each)}
 
 
 def slowest_rank(layout: Any, batch_size: int, world_size: int, most: int = 2**16) -> float:

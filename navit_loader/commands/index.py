@@ -40,6 +40,18 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json for captions (default: their bytes)")
     add_columns(parser)
     parser.add_argument(
+        "--boxes",
+        default="",
+        metavar="FROM",
+        help="boxes of objects: a COCO JSON, a folder of Pascal VOC's .xml or YOLO's .txt, or column:NAME of a manifest",
+    )
+    parser.add_argument(
+        "--masks",
+        default="",
+        metavar="FROM",
+        help="masks: a folder of PNG files named as their images, coco:ANNOTATIONS.json, or panoptic:JSON,FOLDER",
+    )
+    parser.add_argument(
         "--refresh", action="store_true", help="read only what is new or changed since FILE was written"
     )
     parser.add_argument(
@@ -70,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             caption_column=args.caption_column,
             target_column=args.target_column,
             weight_column=args.weight_column,
+            boxes=args.boxes,
+            masks=args.masks,
             refresh=args.refresh,
             strict=args.strict,
             threads=threads,

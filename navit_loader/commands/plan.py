@@ -100,6 +100,16 @@ def _lines(s: dict[str, Any]) -> list[tuple[str, str]]:
             if s["captions_cut"]
             else []
         ),
+        *(
+            [
+                (
+                    "too many boxes",
+                    f"{s['boxes_beyond']:,} images are not planned, up to {s['boxes_most']:,} boxes (plan.targets.capacity)",
+                )
+            ]
+            if s.get("boxes_beyond")
+            else []
+        ),
         ("tokens kept", f"{s['tokens_kept']:,}"),
         ("tokens dropped", f"{s['tokens_dropped']:,} ({s['drop_rate']:.1%})"),
         ("moved by fit", f"{s['moved_by_fit']:,} images by {s['moved_tokens_mean']:.1f} tokens"),

@@ -68,18 +68,16 @@ class Decoder:
         self.measured: dict[str, float] = {}
         self.renderer: DeviceRenderer | None = None
 
-    def warped(self) -> None:
-        """Says that the plan warps images, which the engine alone does: `auto` is `cpu` then.
+    def alone(self, key: str, what: str) -> None:
+        """Says that the plan has a key for what the engine alone does, in words: `auto` is `cpu` then.
 
         Raises:
             ConfigError: another decoder was asked for.
         """
         if self._asked not in ("auto", "cpu"):
-            raise ConfigError(
-                f"decode = '{self._asked}' cannot do [plan.warp]; take decode = 'cpu', or leave [plan.warp] out"
-            )
+            raise ConfigError(f"decode = '{self._asked}' cannot do {key}; take decode = 'cpu', or leave {key} out")
         if self._asked == "auto":
-            log.info("decode = cpu, since the plan warps images")
+            log.info("decode = cpu, since the plan %s", what)
         self._asked = "cpu"
 
     def settle(self, batches: Batches) -> None:

@@ -63,7 +63,9 @@ class PackedLoader(Loader):
         options = {name: getattr(render, name) for name in ("threads", "memory_mb", "ledger", "failure_limit")}
         decoder = Decoder(decode, device, options, agree, cursor.world_size)
         if config.plan.warp is not None:
-            decoder.warped()
+            decoder.alone("[plan.warp]", "warps images")
+        if config.plan.targets is not None and config.plan.targets.masks:
+            decoder.alone("plan.targets.masks", "has masks")
         self.config = config
         self._local = _Local(Engine(config, index), render.prefetch)
         super().__init__(cursor, self._local, decoder, data.refresh, agree)

@@ -125,12 +125,14 @@ class RemoteLoader(Loader):
         self.vocabulary, self.max_text_tokens = info.vocabulary, info.max_text_tokens
         cursor.batch_size = info.batch_size if batch_size is None else batch_size
         cursor.drop = (info.remainder if remainder is None else remainder) == "drop"
-        if info.warps:
-            try:
-                decoder.warped()
-            except ConfigError:
-                self._connection.close()
-                raise
+        try:
+            if info.warps:
+                decoder.alone("[plan.warp]", "warps images")
+            if info.masks:
+                decoder.alone("plan.targets.masks", "has masks")
+        except ConfigError:
+            self._connection.close()
+            raise
         nbytes = info.nbytes(cursor.batch_size)
         if nbytes > min(memory, info.memory):
             self._connection.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -25,10 +25,11 @@ from .sources.columns import Columns
 from .sources.labels import is_target
 from .sources.misread import tables_in
 from .sources.remote import is_remote
-from .sources.rows import HIDDEN, Job, Source, checked_classes, need_utf8
+from .sources.rows import HIDDEN, ROWS, Job, Source, checked_classes, label_lists, need_utf8
+from .sources.targets import Joined, open_targets
 from .tokens import load_tokenizer
 from .unfinished import Journal
-from .write import VERSION, quarantine_path, survey, uri, write_index
+from .write import VERSION, Batches, quarantine_path, survey, uri, write_index
 
 __all__ = ["Index", "IndexProgress", "IndexSummary", "build_index", "open_index"]
 
@@ -97,6 +98,8 @@ def build_index(
     caption_column: str = "",
     target_column: str = "",
     weight_column: str = "",
+    boxes: str | os.PathLike[str] = "",
+    masks: str | os.PathLike[str] = "",
     refresh: bool = False,
     strict: bool = False,
     threads: int = 0,
@@ -122,6 +125,10 @@ def build_index(
         target_column: what holds a number to be predicted, in the place of labels: each is a class with the number as its name,
             and `Index.targets` gives the numbers.
         weight_column: what holds how much an image counts in a loss, 0 or more; where no source has the column, 1.
+        boxes: where the boxes of objects stand: a COCO JSON, a folder of Pascal VOC's XML or YOLO's text, or `column:NAME` of a
+            manifest. The class table is theirs then, unless `classes` gives one.
+        masks: where masks are: a folder of PNG files named as their images, whose pixels are classes; `coco:` and a COCO JSON,
+            whose boxes are taken too; `panoptic:` with its JSON and its folder, `JSON,FOLDER`, likewise.
         refresh: take rows of unchanged files (same length and modification time) over from the index at `output`.
         strict: refuse to write an index where anything but hidden files is broken or left out.
         threads: probing threads; 0 means one per core that this process may use.
@@ -146,6 +153,13 @@ def build_index(
         other = f"--label-column = '{label_column}'" if label_column else "--classes"
         raise IndexFileError(f"--target-column = '{target_column}' stands in the place of labels; leave {other} out")
     opened = open_sources(given, columns)
+    targets = None
+    if boxes or masks:
+        classes = _table_at(os.fspath(classes)) if isinstance(classes, str | os.PathLike) else classes
+        places = [os.path.abspath(one) for one in given if not is_remote(os.fspath(one))]
+        targets = open_targets(os.fspath(boxes), os.fspath(masks), [os.fspath(place) for place in places], classes)
+    if targets is not None and target_column:
+        raise IndexFileError(f"--target-column = '{target_column}' predicts numbers; leave --boxes and --masks out")
     old = open_index(path) if refresh and os.path.exists(path) else None
     for source in opened:
         need_utf8(source.shard, "the path")
@@ -195,9 +209,13 @@ def build_index(
             job.notes.append(
                 f"{job.unread:,} containers are unchanged and were not read again; what they leave out is not counted"
             )
-        found = survey(journal.batches, root, table, tokens.facts)
+        batches: Callable[[], Iterable[pa.RecordBatch]] = journal.batches
+        if targets is not None:
+            rows, table = _annotated(targets, journal.batches, table, job)
+            batches = rows.__iter__
+        found = survey(batches, root, table, tokens.facts)
         if not found.rows:
-            message = _nothing([source.shard for source in opened], journal)
+            message = _nothing([source.shard for source in opened], batches)
             journal.remove()
             raise IndexFileError(message)
         if weight_column:
@@ -210,10 +228,13 @@ def build_index(
             job.notes.append(
                 f"an image counts from {least:g} to {most:g} in a loss, {total / found.rows:.4g} in the mean"
             )
-        if strict and (message := _left_out(job, found.broken, journal)):
+        if strict and (message := _left_out(job, found.broken, batches, targets)):
             journal.remove()
             raise IndexFileError(message)
-        write_index(path, journal.batches, found, root, table, tokens.facts, called, targets=bool(target_column))
+        about = json.dumps(targets.about) if targets is not None else ""
+        write_index(
+            path, batches, found, root, table, tokens.facts, called, targets=bool(target_column), annotated=about
+        )
         journal.remove()
     names = open_index(path).classes
     return IndexSummary(
@@ -282,10 +303,36 @@ def _table_at(path: str) -> list[str]:
     return checked_classes(names, f"'{path}'")
 
 
-def _left_out(job: Job, broken: int, journal: Journal) -> str:
+def _annotated(
+    targets: Joined, batches: Batches, table: list[str] | None, job: Job
+) -> tuple[list[pa.RecordBatch], list[str] | None]:
+    """All rows with their boxes and masks, and the class table, which is that of the boxes. Labels of the images stay where
+    their names are in it."""
+    rows = list(targets.rows(batches(), job.threads))
+    job.notes += targets.notes
+    if targets.classes is None or targets.classes == table:
+        return rows, table
+    to = [targets.classes.index(name) if name in targets.classes else -1 for name in table or ()]
+    if -1 in to or not table:
+        if any(len(batch["labels"].flatten()) for batch in rows):
+            job.notes.append("labels of whole images are not taken, since the classes are those of the boxes")
+        to = []
+    at = ROWS.get_field_index("labels")
+    return [batch.set_column(at, "labels", _relabelled(batch["labels"], to)) for batch in rows], targets.classes
+
+
+def _relabelled(labels: pa.ListArray, to: list[int]) -> pa.ListArray:
+    """Labels by another table; none where `to` is empty."""
+    lists = labels.to_pylist() if to else [[] for _ in range(len(labels))]
+    return label_lists([sorted(to[label] if label >= 0 else label for label in each) for each in lists])
+
+
+def _left_out(job: Job, broken: int, batches: Batches, targets: Joined | None) -> str:
     """Why a strict build refuses: the first broken row or thing left out; empty where there is none."""
     if broken:
-        return f"{broken:,} images are broken; {_first_broken(journal)}"
+        return f"{broken:,} images are broken; {_first_broken(batches)}"
+    if targets is not None and targets.problems:
+        return f"{targets.problems[0]}; mend the annotations, or index without --strict"
     for reason, (count, example) in job.left_out.items():
         if reason != HIDDEN:
             return (
@@ -294,10 +341,10 @@ def _left_out(job: Job, broken: int, journal: Journal) -> str:
     return ""
 
 
-def _nothing(shards: list[str], journal: Journal) -> str:
+def _nothing(shards: list[str], batches: Batches) -> str:
     """Why there is no index, with the first broken image as an example."""
     where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more"
-    if first := _first_broken(journal):
+    if first := _first_broken(batches):
         return f"no usable image in '{where}'; {first}"
     for folder in filter(os.path.isdir, shards):
         kinds = {os.path.splitext(name)[1] for name in os.listdir(folder)} & {".tar", ".parquet", ".zip", ".arrow"}
@@ -312,9 +359,9 @@ def _nothing(shards: list[str], journal: Journal) -> str:
     return f"no image in '{where}'; looked for files that end in .jpg, .jpeg, .png, .webp and the like"
 
 
-def _first_broken(journal: Journal) -> str:
+def _first_broken(batches: Batches) -> str:
     """One broken row and its reason; empty where there is none."""
-    for batch in journal.batches():
+    for batch in batches():
         rows = batch.filter(pc.is_valid(batch["reason"])).select(["shard", "name", "reason"]).slice(0, 1).to_pylist()
         if rows:
             return f"for one, '{uri(rows[0]['shard'], rows[0]['name'])}': {rows[0]['reason']}"

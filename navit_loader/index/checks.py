@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from .. import _packer
 from ..batch import NO_CLASS
+from .sources.targets import BOX_LISTS, TARGET_GROUPS, TARGETS
 
 CHECK = "navit.check"
 """Metadata of a record batch, and of the schema: CRC-32 of the values, of all other metadata and the shards."""
@@ -32,8 +33,11 @@ _NUMBERS = {
     "caption_tokens": pa.int32(),
     "weight": pa.float32(),
     "mtime_ns": pa.int64(),
+    "box_count": pa.int32(),
+    "mask_offset": pa.int64(),
+    "mask_length": pa.int64(),
 }
-_OPTIONAL = {"container_length", "check", "caption", "caption_tokens", "caption_ids", "weight"}
+_OPTIONAL = {"container_length", "check", "caption", "caption_tokens", "caption_ids", "weight", *TARGETS}
 _ALLOWED = {
     "width": (1, 2**31 - 1),
     "height": (1, 2**31 - 1),
@@ -43,6 +47,9 @@ _ALLOWED = {
     "orientation": (1, 8),
     "caption_tokens": (0, 2**31 - 1),
     "weight": (0, np.finfo(np.float32).max),
+    "box_count": (0, 32767),
+    "mask_offset": (0, 2**62),
+    "mask_length": (0, 2**62),
 }
 
 
@@ -56,6 +63,9 @@ def schema_fault(schema: pa.Schema) -> str:
         return f"it has no column '{missing[0]}'"
     if ("caption" in found) != ("caption_tokens" in found):
         return "of 'caption' and 'caption_tokens' one is missing"
+    for group in TARGET_GROUPS:
+        if (lacking := [name for name in group if name not in found]) and len(lacking) < len(group):
+            return f"of {', '.join(group)} there is no '{lacking[0]}'"
     for name, kind in found.items():
         if name in _NUMBERS:
             fits = kind == _NUMBERS[name]
@@ -70,6 +80,8 @@ def schema_fault(schema: pa.Schema) -> str:
             )
         elif name == "caption_ids":
             fits = pa.types.is_large_list(kind) and kind.value_type == pa.int32()
+        elif name in TARGETS:
+            fits = kind == TARGETS[name]
         else:
             continue  # another tool's, which nobody here reads
         if not fits:
@@ -98,7 +110,7 @@ def dictionary_fault(batch: pa.RecordBatch) -> str:
     Raises:
         pa.ArrowException: texts that are none.
     """
-    for name in ("shard", "format"):
+    for name in ("shard", "format", *(["mask_shard"] if "mask_shard" in batch.schema.names else [])):
         dictionary = batch[name].dictionary
         dictionary.validate(full=True)
         if dictionary.null_count:
@@ -127,7 +139,28 @@ def row_fault(batch: pa.RecordBatch, first: int, classes: int) -> str:
     labels = numbers(batch["label"] if width == 1 else batch["label"].flatten())
     if (wrong := np.flatnonzero((labels < NO_CLASS) | (labels >= classes))).size:
         return f"row {first + wrong[0] // width} has label {labels[wrong[0]]}, and there are {classes} classes"
+    if "box_count" in batch.schema.names and (fault := _box_fault(batch, first, classes)):
+        return fault
     batch.validate(full=True)
+    return ""
+
+
+def _box_fault(batch: pa.RecordBatch, first: int, classes: int) -> str:
+    """The first row whose boxes cannot be, with its number; empty where there is none."""
+    counts = numbers(batch["box_count"])
+    for name in BOX_LISTS:
+        lengths = pc.list_value_length(batch[name]).to_numpy() if name in batch.schema.names else counts
+        if (wrong := np.flatnonzero(lengths != counts)).size:
+            return f"row {first + wrong[0]} has {counts[wrong[0]]} boxes, and another number of '{name}'"
+    if not counts.sum():
+        return ""
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    corners = numbers(batch["boxes"].flatten().flatten()).reshape(-1, 4)
+    if (wrong := np.flatnonzero(~np.isfinite(corners).all(1))).size:
+        return f"row {first + row_of[wrong[0]]} has the box {corners[wrong[0]].tolist()}"
+    labels = numbers(batch["box_labels"].flatten())
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= classes))).size:
+        return f"row {first + row_of[wrong[0]]} has a box of class {labels[wrong[0]]}, and there are {classes} classes"
     return ""
 
 
@@ -164,7 +197,7 @@ def _parts(column: pa.Array) -> list[Any]:
         return _parts(column.flatten())
     if pa.types.is_large_list(kind):
         return [*_parts(pc.list_value_length(column)), *_parts(column.flatten())]
-    if pa.types.is_large_string(kind):
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
         offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
         text = memoryview(column.buffers()[2] or b"")
         valid = (

@@ -37,6 +37,7 @@ from .checks import (
 from .sources.labels import is_target
 from .sources.remote import is_remote
 from .sources.rows import ROWS, single_labels
+from .sources.targets import BOX_LISTS, TARGETS
 from .tokens import TokenFacts
 from .write import VERSION, quarantine_path, uri
 
@@ -126,6 +127,98 @@ class Index:
             self._damaged("a class is no number")
         return np.array([float(name) for name in self.classes])
 
+    @property
+    def _files(self) -> bool:
+        """Whether masks are files of their own."""
+        return "mask_shard" in self._schema.names
+
+    @cached_property
+    def annotated(self) -> dict[str, Any]:
+        """What is to be known of boxes and masks beside their columns: `category_ids`, the number of each class in COCO's
+        JSON; `masks`, what they are: `classes`, `regions` or `panoptic`. Empty without any."""
+        try:
+            found = json.loads(self._meta.get("navit.annotated", "{}"))
+            ids, masks = found.get("category_ids", []), found.get("masks", "")
+            if not all(isinstance(one, int) for one in ids) or masks not in ("", "classes", "regions", "panoptic"):
+                raise ValueError("navit.annotated")
+        except (*_DAMAGE, AttributeError) as e:
+            self._damaged(f"its metadata garble {_words(e)}")
+        return dict(found)
+
+    @property
+    def boxed(self) -> bool:
+        """Whether it has boxes of objects."""
+        return "box_count" in self._schema.names
+
+    @property
+    def masks(self) -> str:
+        """What its masks are: files of `classes`, `regions` of its boxes, or `panoptic` files; empty without any."""
+        return str(self.annotated.get("masks", ""))
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The number of each class where it was annotated, such as COCO's 1 to 90; in the order of `classes`."""
+        return list(self.annotated.get("category_ids", range(len(self.classes))))
+
+    def box_counts(self) -> npt.NDArray[np.int32]:
+        """i32 `[num_rows]`, boxes of each image.
+
+        Raises:
+            IndexFileError: it has none at all.
+        """
+        self._need_boxes()
+        return np.concatenate([numbers(batch["box_count"]) for batch in self._batches])
+
+    def boxes(self, row: int) -> dict[str, npt.NDArray[Any]]:
+        """The boxes of an image as they were annotated, in the order that `PackedBatch.box_places` counts.
+
+        Returns:
+            `boxes` f32 `[n, 4]` (x0, y0, x1, y1 in pixels of the oriented image, unclipped), `labels` i32, `flags` u8,
+            `ids` i64, `areas` f32, `[n]` each.
+
+        Raises:
+            IndexFileError: it has none at all, or no such row.
+        """
+        self._need_boxes()
+        if not 0 <= row < self.num_rows:
+            raise IndexFileError(f"'{self.path}' has no row {row}; its rows are 0 to {self.num_rows - 1}")
+        batch = self._batches[row // self._batch_rows].slice(row % self._batch_rows, 1)
+        found = {name.removeprefix("box_"): numbers(batch[name].flatten()) for name in BOX_LISTS[1:5]}
+        return {"boxes": numbers(batch["boxes"].flatten().flatten()).reshape(-1, 4), **found}
+
+    def regions(self, row: int) -> list[bytes]:
+        """The region of each box of an image as COCO's compressed runs, in the oriented image; empty where it has none.
+
+        Raises:
+            IndexFileError: the index has no regions.
+        """
+        if "regions" not in self._schema.names:
+            raise IndexFileError(f"'{self.path}' has no regions; index with --masks coco:ANNOTATIONS.json")
+        found: list[bytes] = self._batches[row // self._batch_rows]["regions"][row % self._batch_rows].as_py()
+        return found
+
+    def _need_boxes(self) -> None:
+        if not self.boxed:
+            raise IndexFileError(f"'{self.path}' has no boxes; index with --boxes")
+
+    def _target_columns(self) -> dict[str, Any]:
+        """Boxes and masks as the engine takes them; nothing where there are none."""
+        batches, found = self._batches, dict[str, Any]()
+        if self.boxed:
+            found["box_count"] = [numbers(batch["box_count"]) for batch in batches]
+            found |= {name: [_list_chunk(batch[name]) for batch in batches] for name in BOX_LISTS[:5]}
+        if self.masks:
+            found["masks"] = self.masks
+        if self.masks == "regions":
+            found["regions"] = [_bytes_chunk(batch["regions"]) for batch in batches]
+        elif self.masks:
+            found["mask_shard"] = [numbers(batch["mask_shard"].indices) for batch in batches]
+            found["mask_shards"] = [_absolute(self.root, shard) for shard in self._mask_shards]
+            found["mask_name"] = [_text_chunk(batch["mask_name"]) for batch in batches]
+            found |= {name: [numbers(batch[name]) for batch in batches] for name in ("mask_offset", "mask_length")}
+            found["mask_classes"] = 0 if self._numbered else len(self.classes)
+        return found
+
     def reopened(self) -> Index:
         """The index that stands at this path now: itself, unless the file was replaced since it was opened.
 
@@ -148,11 +241,12 @@ class Index:
             if fault := dictionary_fault(batches[0]):
                 self._damaged(fault)
             shards = batches[0]["shard"].dictionary.to_pylist()
+            masks = batches[0]["mask_shard"].dictionary.to_pylist() if self._files else []
         except _DAMAGE as e:
             self._damaged(_words(e))
-        if CHECK in self._meta and self._meta[CHECK] != metadata_checksum(self._meta, shards):
+        if CHECK in self._meta and self._meta[CHECK] != metadata_checksum(self._meta, shards + masks):
             self._damaged("its metadata are not those that were written")
-        self._shards = shards
+        self._shards, self._mask_shards = shards, masks
         self._unchecked = dict(enumerate(checks))
         sums = "\0".join([self.render_fingerprint, *(check or "" for check in checks)])
         self._contents = hashlib.blake2b(sums.encode(), digest_size=16).hexdigest()
@@ -229,7 +323,8 @@ class Index:
             `container_length` (i64) and `check` (u32) where the index has them, `labels`
             (i64, `label_width` a row); `name` and `caption` as (i64 offsets, u8 bytes); `shards`, the absolute paths
             that `shard` counts; `label_width`. `caption` and `caption_tokens` are empty lists without captions;
-            `caption_ids`, (i64 offsets, i32 ids), is one too where tokens are bytes. `text_end`, the end mark or −1.
+            `caption_ids`, (i64 offsets, i32 ids), is one too where tokens are bytes. `text_end`, the end mark or −1. Boxes
+            and masks (`sources.targets.TARGETS`) where there are any.
 
         Raises:
             IndexFileError: the file is damaged.
@@ -252,6 +347,7 @@ class Index:
                 numbers(batch["label"] if self.label_width == 1 else batch["label"].flatten()) for batch in batches
             ],
             "label_width": self.label_width,
+            **self._target_columns(),
         }
 
     def sides(self) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
@@ -344,8 +440,9 @@ class Index:
         """Whether any image is in a bucket or on a web server."""
         return any(is_remote(shard) for shard in self.shards)
 
-    def as_rows(self) -> list[pa.RecordBatch]:
-        """The rows as sources yield them (`sources.rows.ROWS`), in order, each batch of one shard."""
+    def as_rows(self, annotated: bool = False) -> list[pa.RecordBatch]:
+        """The rows as sources yield them (`sources.rows.ROWS`), in order, each batch of one shard; with the columns of boxes
+        and masks behind them where they are wanted."""
         self.check()
         codes = np.array(
             [_packer.FORMAT_NAMES.index(name) for name in self._batches[0]["format"].dictionary.to_pylist()]
@@ -372,7 +469,14 @@ class Index:
                 values["caption_ids"] = (
                     pa.nulls(n, pa.list_(pa.int32())) if ids is None else ids.cast(pa.list_(pa.int32()))
                 )
-                found.append(pa.RecordBatch.from_arrays([values[name] for name in ROWS.names], schema=ROWS))
+                rows = pa.RecordBatch.from_arrays([values[name] for name in ROWS.names], schema=ROWS)
+                for name in TARGETS if annotated else ():
+                    if name == "mask_shard" and self._files:
+                        shards = pa.array([_absolute(self.root, shard) for shard in self._mask_shards], pa.utf8())
+                        rows = rows.append_column(name, pa.DictionaryArray.from_arrays(part[name].indices, shards))
+                    elif name in part.schema.names:
+                        rows = rows.append_column(name, part[name])
+                found.append(rows)
         return found
 
     def quarantine(self) -> list[dict[str, str]]:
@@ -470,9 +574,16 @@ def _lists(labels: pa.Array, k: int) -> pa.ListArray:
 
 
 def _list_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(i64 offsets, i32 values) of a large_list column."""
+    """(i64 offsets, values) of a large_list column; of lists of boxes four values each."""
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
-    return offsets, numbers(column.values)
+    values = column.values
+    return offsets, numbers(values.values if pa.types.is_fixed_size_list(values.type) else values)
+
+
+def _bytes_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], ...]:
+    """(i64 offsets of lists, i64 offsets of strings, u8 bytes) of a large_list column of large_binary."""
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    return offsets, *_text_chunk(column.values)
 
 
 def _text_chunk(column: pa.Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

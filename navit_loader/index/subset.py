@@ -7,6 +7,7 @@ at.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -120,7 +121,7 @@ def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.Path
     """
     if not keep.any():
         raise IndexFileError(f"no row of '{index.path}' is kept; an index needs one at least")
-    rows = index.as_rows()
+    rows = index.as_rows(annotated=True)
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
@@ -132,7 +133,9 @@ def write_subset(index: Index, keep: np.ndarray[Any, Any], output: str | os.Path
 
     path = os.path.abspath(os.fspath(output))
     found = survey(batches, index.root, index.classes, index.tokens)
-    write_index(path, batches, found, index.root, index.classes, index.tokens, targets=index.targets is not None)
+    annotated = json.dumps(index.annotated) if index.annotated else ""
+    targets = index.targets is not None
+    write_index(path, batches, found, index.root, index.classes, index.tokens, targets=targets, annotated=annotated)
 
 
 def _strata(index: Index) -> np.ndarray[Any, Any]:

@@ -24,6 +24,7 @@ from ..errors import IndexFileError, reason
 from .checks import CHECK, checksum, metadata_checksum
 from .sources.remote import is_remote
 from .sources.rows import ROWS
+from .sources.targets import BOX_LISTS, TARGETS
 from .tokens import BYTES, TokenFacts
 
 VERSION = 2
@@ -58,6 +59,8 @@ class Survey:
         shards: absolute shards with good images, in order.
         plan_fingerprint: of the columns that planning reads.
         render_fingerprint: of the other ones.
+        targets: columns of boxes and masks, in the order of the index.
+        mask_shards: absolute shards with masks, in order.
     """
 
     rows: int = 0
@@ -75,6 +78,8 @@ class Survey:
     shards: list[str] = field(default_factory=list)
     plan_fingerprint: str = ""
     render_fingerprint: str = ""
+    targets: list[str] = field(default_factory=list)
+    mask_shards: list[str] = field(default_factory=list)
 
 
 class _Fingerprint:
@@ -151,9 +156,23 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
         for name in ("name", "caption"):
             render.add(name, good[name])
         render.add("caption_ids", good["caption_ids"].flatten().to_numpy())
+        found.targets = [name for name in TARGETS if name in batch.schema.names]
+        if "box_count" in found.targets:
+            plan.add("box_count", good["box_count"].to_numpy())
+            render.add("boxes", good["boxes"].flatten().flatten().to_numpy())
+            for name in BOX_LISTS[1:]:
+                if name in found.targets and name != "regions":
+                    render.add(name, good[name].flatten().to_numpy())
+        if "regions" in found.targets:
+            render.add("regions", good["regions"].flatten())
+        if "mask_shard" in found.targets:
+            found.mask_shards += [s for s in good["mask_shard"].dictionary.to_pylist() if s not in found.mask_shards]
+            render.add("mask_name", good["mask_name"])
+            for name in ("mask_offset", "mask_length"):
+                render.add(name, good[name].to_numpy())
     found.plan_fingerprint = plan.digest(f"v{VERSION}", *class_names(classes, found.max_label))
     tokenizer = [tokens.hash, str(tokens.end)] if found.captions else []
-    shards = (relative(shard, root) for shard in found.shards)
+    shards = (relative(shard, root) for shard in (*found.shards, *found.mask_shards))
     found.render_fingerprint = render.digest(f"v{VERSION}", *tokenizer, *shards)
     return found
 
@@ -196,6 +215,7 @@ def write_index(
     columns: str = "",
     *,
     targets: bool = False,
+    annotated: str = "",
 ) -> None:
     """The second pass: writes the index, then the quarantine, then puts both in place.
 
@@ -208,6 +228,7 @@ def write_index(
         tokens: see `survey`.
         columns: which columns of tables were asked for by name, so that a refresh knows whether they are the same.
         targets: the classes are numbers to be predicted.
+        annotated: what is to be known of boxes and masks beside their columns, as JSON; see `Index.annotated`.
     """
     folder = os.path.dirname(os.path.abspath(output))
     beneath = os.path.commonpath([folder, root]) == folder
@@ -231,12 +252,16 @@ def write_index(
         metadata["navit.columns"] = columns
     if targets:
         metadata["navit.targets"] = "1"
+    if annotated:
+        metadata["navit.annotated"] = annotated
     names = [relative(shard, root) for shard in found.shards]
-    metadata[CHECK] = metadata_checksum(metadata, names)
+    masks = [relative(shard, root) for shard in found.mask_shards]
+    metadata[CHECK] = metadata_checksum(metadata, names + masks)
     schema = _schema(found, ids=tokens.hash != BYTES).with_metadata(metadata)
     shards = pa.array(names, pa.utf8())
     formats = pa.array(_packer.FORMAT_NAMES, pa.utf8())
     numbers = {shard: i for i, shard in enumerate(found.shards)}
+    mask_shards = pa.array(masks, pa.utf8())
     beside = quarantine_path(output)
     with (
         replacing(beside) if found.broken else nullcontext() as quarantine,
@@ -251,6 +276,8 @@ def write_index(
             good = batch.filter(pc.is_null(batch["reason"]))
             if len(good):
                 number = numbers[batch["shard"].dictionary[0].as_py()]
+                if "mask_shard" in schema.names:
+                    good = _with_mask_shards(good, found.mask_shards, mask_shards)
                 pending.append(_index_rows(good, schema, number, shards, formats, found.label_width))
                 waiting += len(good)
             while waiting >= BATCH_ROWS:
@@ -298,8 +325,17 @@ def _schema(found: Survey, ids: bool) -> pa.Schema:
         *(captions if found.captions else []),
         *([("weight", pa.float32())] if found.weighted else []),
         ("mtime_ns", pa.int64()),
+        *((name, TARGETS[name]) for name in found.targets),
     ]
     return pa.schema([pa.field(name, kind, nullable=name == "caption") for name, kind in fields])
+
+
+def _with_mask_shards(good: pa.RecordBatch, shards: list[str], names: pa.Array) -> pa.RecordBatch:
+    """The rows with the shards of their masks numbered as in the index."""
+    own = good["mask_shard"]
+    numbers = np.array([shards.index(shard) for shard in own.dictionary.to_pylist()], np.int32)
+    at = good.schema.get_field_index("mask_shard")
+    return good.set_column(at, "mask_shard", pa.DictionaryArray.from_arrays(numbers[own.indices.to_numpy()], names))
 
 
 def _index_rows(

@@ -288,6 +288,42 @@ class Teacher:
         require(1 <= self.patch_size <= 512, "patch_size", self.patch_size, "between 1 and 512 pixels")
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """`[plan.targets]`: boxes and masks of an image's objects, seen through its crop, mirror and warp; see docs/plan.md.
+
+    Attributes:
+        boxes: batches have the boxes that are seen.
+        capacity: O, boxes of a sequence at most, counted before the crop: one more capacity of the packer. Images with more are
+            not planned, and counted.
+        clip: a box that the picture cuts is dropped where less than this share of its area is left.
+        masks: S, cells of a mask along each side of a patch; 0 without masks.
+        kind: what a cell tells: the class (`semantic`), or which of the image's boxes (`regions`).
+    """
+
+    boxes: bool = False
+    capacity: int = 0
+    clip: float = 0.0
+    masks: int = 0
+    kind: Literal["semantic", "regions"] = "semantic"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(
+            self.boxes or self.masks > 0, "boxes", self.boxes, "true, or masks above 0: nothing would be in a batch"
+        )
+        if self.boxes:
+            require(1 <= self.capacity <= 32767, "capacity", self.capacity, "between 1 and 32767 boxes of a sequence")
+        else:
+            require(self.capacity == 0, "capacity", self.capacity, "left out without boxes = true")
+            require(self.clip == 0, "clip", self.clip, "left out without boxes = true")
+        require(0 <= self.clip <= 1, "clip", self.clip, "between 0 and 1")
+        require(0 <= self.masks <= 64, "masks", self.masks, "between 0 and 64 cells along a side of a patch")
+        if self.kind == "regions":
+            require(self.masks > 0, "masks", self.masks, "above 0 for kind = 'regions'")
+            require(self.boxes, "boxes", self.boxes, "true for kind = 'regions': regions are numbered as boxes are")
+
+
 def _check_lengths(view: PlanConfig | Teacher) -> None:
     length = view.sequence_length
     require(1 <= length <= MAX_LENGTH, "sequence_length", length, f"between 1 and {MAX_LENGTH} tokens")
@@ -335,7 +371,7 @@ class PlanConfig:
         filter: an expression over index columns that rows must satisfy, such as `width >= 64 and label != 3`. Whole numbers are
             computed in 64 bits, and what leaves those is an error.
         class_weights: relative weights by class name; classes not named weigh 1 where any is.
-        order, resolution, drop, crop, warp, teacher: see their classes.
+        order, resolution, drop, crop, warp, targets, teacher: see their classes.
     """
 
     seed: int = 0
@@ -364,6 +400,7 @@ class PlanConfig:
     crop: Crop = field(default_factory=Crop)
     teacher: Teacher | None = None
     warp: Warp | None = None
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -413,6 +450,12 @@ class PlanConfig:
             self.max_text_tokens,
             f"between 0 and text_tokens = {self.text_tokens}",
         )
+        require(
+            self.targets is None or self.teacher is None,
+            "targets",
+            self.targets,
+            "left out beside [plan.teacher]: a teacher's view has no boxes and masks",
+        )
         _check_weights("class_weights", tuple(self.class_weights.values()))
 
     def _check_smart(self) -> None:
@@ -442,8 +485,8 @@ class PlanConfig:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. Read by the Rust planner and hashed into `plan_id`.
 
-        `passes` stands in it where it is not 1, `balance` and `warp` where they are set, and what only `smart` reads with it
-        alone, so that names given before there were such keys stay.
+        `passes` stands in it where it is not 1, `balance`, `warp` and `targets` where they are set, and what only `smart`
+        reads with it alone, so that names given before there were such keys stay.
         """
         table = asdict(replace(self, order=self.order.settled(remote=False)))
         table["resolution"] = self.resolution.to_table()
@@ -453,6 +496,8 @@ class PlanConfig:
             del table["balance"]
         if self.warp is None:
             del table["warp"]
+        if self.targets is None:
+            del table["targets"]
         return json.dumps(table, sort_keys=True, separators=(",", ":"))
 
 

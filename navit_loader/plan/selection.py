@@ -7,6 +7,7 @@ class-weighted index becomes one stream per class, each on its own epoch clock.
 from __future__ import annotations
 
 import ast
+import logging
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from .config import PlanConfig
 if TYPE_CHECKING:
     from ..index import Index
 
+log = logging.getLogger("navit_loader")
+
 Stream = tuple[int, npt.NDArray[np.uint64] | None, float]
 
-COLUMNS = ("width", "height", "length", "label", "caption_tokens", "orientation")
+COLUMNS = ("width", "height", "length", "label", "caption_tokens", "orientation", "boxes")
 """Columns that a filter may name; `aspect` (width / height) and `row` besides."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -57,11 +60,41 @@ def streams_of(plan: PlanConfig, indexes: list[Index], weights: list[float]) -> 
         rows = rows_where(plan.filter, index) if plan.filter else None
         if rows is not None and rows.size == 0:
             raise PlanError(f"plan.filter = {plan.filter!r} leaves no row of {index.path}; loosen it")
+        if plan.targets is not None and plan.targets.boxes and index.boxed:
+            rows = _with_room(plan.targets.capacity, index, rows)
         if not plan.class_weights:
             streams.append((source, rows, weight))
         else:
             streams += _by_class(plan, index, source, rows, weight)
     return streams
+
+
+def beyond(capacity: int, index: Index) -> tuple[int, int, int]:
+    """Images that have more boxes than a sequence has room for: how many, the first of them, and the most boxes of one."""
+    counts = index.box_counts() if index.boxed else np.zeros(1, np.int32)
+    over = counts > capacity
+    return int(over.sum()), int(over.argmax()), int(counts.max())
+
+
+def _with_room(capacity: int, index: Index, rows: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] | None:
+    """The rows without those that no sequence has room for, which is said."""
+    count, first, most = beyond(capacity, index)
+    if not count:
+        return rows
+    log.warning(
+        "%d images have more boxes than plan.targets.capacity = %d, %d at most, and are not planned; for one, %s",
+        count,
+        capacity,
+        most,
+        index.uri(first),
+    )
+    fit = index.box_counts() <= capacity
+    rows = np.flatnonzero(fit).astype(np.uint64) if rows is None else rows[fit[rows]]
+    if not len(rows):
+        raise PlanError(
+            f"plan.targets.capacity = {capacity} leaves no row of {index.path}, one has {most} boxes; raise it"
+        )
+    return rows
 
 
 def _by_class(
@@ -86,6 +119,7 @@ def _by_class(
 
 
 def _column(index: Index, name: str) -> npt.NDArray[Any]:
+    name = "box_count" if name == "boxes" else name
     table = index.table()
     if name not in table.column_names:
         raise ConfigError(f"plan.filter: {index.path} has no column '{name}'")

@@ -95,6 +95,7 @@ class Engine:
                 f"plan.text_tokens = {config.plan.text_tokens}, but no image of {first.path} has a caption; set it to 0, or "
                 "index a source with captions"
             )
+        _check_targets(config, self.indexes)
         self.classes: list[str] = first.classes
         self.label_width: int = first.label_width
         order = config.plan.order.settled(remote=any(index.remote for index in self.indexes))
@@ -188,7 +189,7 @@ class Engine:
 
         Raises:
             RenderError: its files have more bytes than `render.memory_mb` allows, the largest is named; or its images are
-                warped, which this engine alone does.
+                warped or have masks, which this engine alone does.
         """
         self._check_encoded()
         return PendingEncoded(self._renderer.submit(self.layout(epoch).batch(first, batch_size), True), self.render)
@@ -211,6 +212,11 @@ class Engine:
             raise RenderError(
                 "encoded batches cannot be had with [plan.warp], since no decoder but the engine's warps images; ask for "
                 "pixels (decode = 'cpu'), or leave [plan.warp] out"
+            )
+        if self.config.plan.targets is not None and self.config.plan.targets.masks:
+            raise RenderError(
+                "encoded batches cannot be had with plan.targets.masks, which are made with the pixels; ask for pixels "
+                "(decode = 'cpu'), or set plan.targets.masks = 0"
             )
 
     def encoded_bytes(self, planned: _packer.PlannedBatch) -> int:
@@ -286,6 +292,30 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         """Closes."""
         self.close()
+
+
+def _check_targets(config: LoaderConfig, indexes: Sequence[Index]) -> None:
+    """Refuses boxes and masks that no index has.
+
+    Raises:
+        ConfigError: names the key and how to index.
+    """
+    targets = config.plan.targets
+    if targets is None:
+        return
+    path = indexes[0].path
+    if targets.boxes and not any(index.boxed for index in indexes):
+        raise ConfigError(f"plan.targets.boxes is set, but {path} has no boxes; index with --boxes, or leave it out")
+    kinds = {index.masks for index in indexes} - {""}
+    if targets.masks and not kinds:
+        raise ConfigError(
+            f"plan.targets.masks = {targets.masks}, but {path} has no masks; index with --masks, or set it to 0"
+        )
+    if targets.kind == "regions" and "classes" in kinds:
+        raise ConfigError(
+            "plan.targets.kind = 'regions', but a mask of classes does not tell regions; index with --masks coco:… or "
+            "panoptic:…, or take 'semantic'"
+        )
 
 
 def fingerprints(indexes: Sequence[Index]) -> list[tuple[str, str]]:

@@ -232,6 +232,81 @@ impl Captions {
     }
 }
 
+/// The boxes of the images of one index.
+pub struct Boxes {
+    /// x0, y0, x1, y1 of each, in pixels of the oriented image, as annotated: they may reach beyond it.
+    pub corners: ListColumn<[f32; 4]>,
+    /// Their classes.
+    pub labels: ListColumn<i32>,
+    /// 1 where it holds a crowd, 2 where it is difficult, 4 where the picture cuts the object.
+    pub flags: ListColumn<u8>,
+    /// What they are called where they were annotated.
+    pub ids: ListColumn<i64>,
+    /// Their areas in pixels, of the mask where there is one.
+    pub areas: ListColumn<f32>,
+}
+
+impl Boxes {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.corners.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Boxes of `row`; 0 where its columns contradict each other.
+    pub fn count(&self, row: usize) -> usize {
+        let n = self.corners.list(row).len();
+        let others = [self.labels.list(row).len(), self.flags.list(row).len(), self.ids.list(row).len()];
+        if others == [n; 3] && self.areas.list(row).len() == n { n } else { 0 }
+    }
+}
+
+/// Lists of byte strings: per chunk, where each row's strings begin, where each string's bytes do, and the bytes (Arrow's
+/// `large_list` of `large_binary`).
+pub struct BytesColumn {
+    chunks: Vec<(Chunk<i64>, Chunk<i64>, Chunk<u8>)>,
+    chunk_rows: usize,
+    rows: usize,
+}
+
+impl BytesColumn {
+    /// A column over chunks of equal size but the last.
+    pub fn new(name: &str, chunks: Vec<(Chunk<i64>, Chunk<i64>, Chunk<u8>)>) -> Result<Self> {
+        let rows_of = |c: &(Chunk<i64>, Chunk<i64>, Chunk<u8>)| c.0.len.saturating_sub(1);
+        let chunk_rows = chunks.first().map_or(1, |c| rows_of(c).max(1));
+        let full = chunks.len().saturating_sub(1);
+        if chunks.iter().take(full).any(|c| rows_of(c) != chunk_rows) || chunks.iter().any(|c| rows_of(c) > chunk_rows)
+        {
+            return Err(Error::new(Kind::Index, format!("index column '{name}' is damaged; write the index again")));
+        }
+        let rows = chunks.iter().map(rows_of).sum();
+        Ok(Self { chunks, chunk_rows, rows })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The `i`-th string of `row`; None where there is none, or the column's own offsets make no sense.
+    pub fn get(&self, row: usize, i: usize) -> Option<&[u8]> {
+        let (lists, strings, bytes) = &self.chunks[row / self.chunk_rows];
+        let lists = &lists.as_slice()[row % self.chunk_rows..][..2];
+        let at = usize::try_from(lists[0]).ok()?.checked_add(i).filter(|&at| (at as i64) < lists[1])?;
+        let ends = strings.as_slice().get(at..at.checked_add(2)?)?;
+        bytes.as_slice().get(usize::try_from(ends[0]).ok()?..usize::try_from(ends[1]).ok()?)
+    }
+}
+
 /// The columns of one index that planning reads.
 pub struct Sizes {
     /// The index, for messages.
@@ -242,29 +317,36 @@ pub struct Sizes {
     pub height: Column<i32>,
     /// Caption tokens; empty without captions.
     pub caption_tokens: Column<i32>,
+    /// Boxes; empty without any.
+    pub box_count: Column<i32>,
 }
 
 impl Sizes {
-    /// (height, width) and caption tokens of `row`, which must be below `len` of each.
+    /// (height, width), caption tokens and boxes of `row`, which must be below `len` of each.
     ///
     /// # Errors
     /// What no image has. Looked at here, value by value, since looking through a large index beforehand takes minutes.
     #[inline]
-    pub fn of(&self, row: usize) -> Result<((i32, i32), u32)> {
+    pub fn of(&self, row: usize) -> Result<((i32, i32), u32, u32)> {
         let (height, width) = (self.height.get(row), self.width.get(row));
         let tokens = if self.caption_tokens.is_empty() { 0 } else { self.caption_tokens.get(row) };
-        if height < 1 || width < 1 || tokens < 0 {
-            return Err(self.damaged(row, height, width, tokens));
+        let boxes = if self.box_count.is_empty() { 0 } else { self.box_count.get(row) };
+        if height < 1 || width < 1 || tokens < 0 || boxes < 0 {
+            return Err(self.damaged(row, height, width, tokens, boxes));
         }
-        Ok(((height, width), tokens as u32))
+        Ok(((height, width), tokens as u32, boxes as u32))
     }
 
     #[cold]
-    fn damaged(&self, row: usize, height: i32, width: i32, tokens: i32) -> Error {
+    fn damaged(&self, row: usize, height: i32, width: i32, tokens: i32, boxes: i32) -> Error {
         let captions = if tokens < 0 { format!(" and {tokens} caption tokens") } else { String::new() };
+        let boxes = if boxes < 0 { format!(" and {boxes} boxes") } else { String::new() };
         Error::new(
             Kind::Index,
-            format!("'{}' is damaged: row {row} is {width} × {height} pixels{captions}; build it again", self.path),
+            format!(
+                "'{}' is damaged: row {row} is {width} × {height} pixels{captions}{boxes}; build it again",
+                self.path
+            ),
         )
     }
 }

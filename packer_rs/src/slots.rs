@@ -110,7 +110,7 @@ pub struct ViewLimits {
 }
 
 /// What fixes the shapes of a batch, besides P and B.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchLimits {
     /// The batch's own view.
     pub view: ViewLimits,
@@ -126,4 +126,19 @@ pub struct BatchLimits {
     pub max_text_tokens: u32,
     /// Whether batches say how their images are warped.
     pub warps: bool,
+    /// Boxes and masks of their images.
+    pub targets: TargetLimits,
+}
+
+/// What batches hold of boxes and masks; nothing by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TargetLimits {
+    /// O: boxes of a sequence; 0 without boxes.
+    pub boxes: u32,
+    /// The least share of a box that a crop must leave for it to stay.
+    pub clip: f32,
+    /// S: cells of a mask per side of a patch; 0 without masks.
+    pub masks: u32,
+    /// Whether a cell tells the region and not the class.
+    pub regions: bool,
 }

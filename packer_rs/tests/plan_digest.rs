@@ -56,6 +56,7 @@ fn sizes(n: u64, seed: u64) -> Arc<Sizes> {
         width: column(3, 32, 700),
         height: column(5, 32, 600),
         caption_tokens: column(7, 0, 50),
+        box_count: Column::from_vec(Vec::new()),
     })
 }
 

@@ -249,7 +249,8 @@ class DeviceRenderer(ABC):
             return {"patches": patches if patches.is_cuda else patches.numpy(), "segment_ids": segments}
 
         teacher = slots.teacher and replace(slots.teacher, **filled(slots.teacher, decode.out[1]))
-        packed = replace(slots, **filled(slots, decode.out[0]), status=status, teacher=teacher)
+        boxes = _without_boxes(slots, failed) if failed and slots.boxes is not None else {}
+        packed = replace(slots, **filled(slots, decode.out[0]), **boxes, status=status, teacher=teacher)
         if self.device.type == "cpu":
             return packed
         current = torch.cuda.current_stream(self.device)
@@ -290,3 +291,16 @@ class DeviceRenderer(ABC):
     def __exit__(self, *_: object) -> None:
         """Closes."""
         self.close()
+
+
+def _without_boxes(slots: PackedBatch, failed: list[tuple[int, int]]) -> dict[str, Any]:
+    """The fields of boxes without those of images that failed, as the engine masks them."""
+    first, end = slots.box_spans
+    found = {}
+    for name, none in (("boxes", 0), ("box_labels", -1), ("box_flags", 0), ("box_places", -1)):
+        values = getattr(slots, name).copy()
+        flat = values.reshape(-1, *values.shape[2:])
+        for s, e in failed:
+            flat[first[s, e] : end[s, e]] = none
+        found[name] = values
+    return found

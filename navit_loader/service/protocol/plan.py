@@ -22,6 +22,9 @@ from .messages import NUMBER, check, named, short
 _WHERE_TRUE = {"weighted", "warps"}
 """Keys that are on the wire only where they are true, so that a plan without them is what it was."""
 
+_WHERE_SET = {"boxes": (1, 32767), "masks": (1, 64)}
+"""The same for numbers, with what they may be: only where they are not 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -53,6 +56,8 @@ class PlanInfo:
         render: the keys of `[render]` that decide pixels, for who decodes by itself.
         weighted: images count differently in a loss, which batches do not tell; not on the wire where it is not so.
         warps: batches say how their images are warped; not on the wire where they do not.
+        boxes: O; not on the wire where it is 0.
+        masks: S; likewise.
     """
 
     name: str
@@ -73,6 +78,8 @@ class PlanInfo:
     render: dict[str, Any] = field(hash=False)
     weighted: bool = False
     warps: bool = False
+    boxes: int = 0
+    masks: int = 0
 
     @classmethod
     def of(cls, engine: Any, name: str, memory: int) -> PlanInfo:
@@ -98,11 +105,13 @@ class PlanInfo:
             render=engine.render,
             weighted=any(index.weighted for index in engine.indexes),
             warps=plan.warp is not None,
+            boxes=plan.targets.capacity if plan.targets else 0,
+            masks=plan.targets.masks if plan.targets else 0,
         )
 
     def to_table(self) -> dict[str, Any]:
         """As a map of plain values."""
-        return {key: value for key, value in asdict(self).items() if key not in _WHERE_TRUE or value}
+        return {key: value for key, value in asdict(self).items() if key not in {*_WHERE_TRUE, *_WHERE_SET} or value}
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> PlanInfo:
@@ -138,11 +147,12 @@ class PlanInfo:
                 check(key, value[key], rule)
             return Limits(**value)
 
-        if table.keys() | _WHERE_TRUE != {f.name for f in fields(cls)}:
+        if table.keys() | _WHERE_TRUE | _WHERE_SET.keys() != {f.name for f in fields(cls)}:
             raise ServiceError("the daemon's plan has unknown or missing keys")
         for key in _WHERE_TRUE & table.keys():
             if table[key] is not True:
                 raise ServiceError(f"the daemon's plan has {key} = {table[key]!r}; it must be true or left out")
+        rules |= {key: rule for key, rule in _WHERE_SET.items() if key in table}
         for key, rule in rules.items():
             check(key, table[key], rule)
         for key, rule in (("classes", 4096), ("patch_sizes", (1, 512))):
@@ -196,15 +206,19 @@ class BatchShape:
 
 def batch_shape(info: PlanInfo, patch_size: int, count: int, encoded: bool = False) -> BatchShape:
     """The shape of a batch of `count` sequences. Asked of the engine once: it is wanted with every batch."""
-    sides = info.max_images, info.label_width, info.text_tokens, info.warps
+    sides = tuple(getattr(info, side) for side in _SIDES)
     return _shape(sides, info.view, info.teacher, patch_size, count, encoded)
+
+
+_SIDES = ("max_images", "label_width", "text_tokens", "warps", "boxes", "masks")
+"""What fixes the shapes of a batch, beside its views."""
 
 
 @lru_cache(maxsize=256)
 def _shape(
-    sides: tuple[int, int, int, bool], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
+    sides: tuple[int, ...], own: Limits, teacher: Limits | None, patch_size: int, count: int, encoded: bool
 ) -> BatchShape:
-    limits = asdict(own) | dict(zip(("max_images", "label_width", "text_tokens", "warps"), sides, strict=True))
+    limits = asdict(own) | dict(zip(_SIDES, sides, strict=True))
     limits |= {"max_text_tokens": 0, "teacher": teacher and asdict(teacher)}
     described, slot_bytes = _packer.batch_fields(limits, patch_size, count, encoded)
     found, offsets = [], []

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::columns::{Captions, Column, Locations};
+use crate::columns::{Boxes, BytesColumn, Captions, Column, Locations};
 use crate::failure::{Failure, Fault, Reason};
 use crate::fetch::remote::{is_remote, without_secrets};
 use budget::Budget;
@@ -36,6 +36,33 @@ pub use spans::{Foreseen, Read};
 /// The offset of a value that does not lie in its container as it is: it is decoded from a page of Parquet.
 pub const IN_PAGES: i64 = -1;
 
+/// What says of which class or region each pixel of an image is.
+#[derive(Default)]
+pub enum Masks {
+    /// Nothing.
+    #[default]
+    None,
+    /// A PNG for each image.
+    Files {
+        /// Where they are; of no bytes where an image has none.
+        files: Box<Source>,
+        /// Whether their pixels are the ids of the image's boxes, in place of classes.
+        panoptic: bool,
+        /// How many classes there are; 0 where that is not known.
+        classes: u32,
+    },
+    /// The runs of each box's region, in the oriented image.
+    Regions(BytesColumn),
+}
+
+/// What reading an image takes besides its own buffer, used again.
+#[derive(Default)]
+pub struct Scratch {
+    /// A path.
+    pub path: String,
+    mask: Vec<u8>,
+}
+
 /// One index of the mixture, as the renderer reads it.
 pub struct Source {
     /// Width after orientation.
@@ -46,6 +73,10 @@ pub struct Source {
     pub locations: Arc<Locations>,
     /// Caption tokens.
     pub captions: Captions,
+    /// What is annotated in its images, where anything is.
+    pub boxes: Option<Boxes>,
+    /// Their masks.
+    pub masks: Masks,
     containers: Arc<Containers>,
     spans: Arc<Spans>,
     /// Names the index's contents and the times of its files; empty where that is not known.
@@ -61,7 +92,8 @@ impl Source {
         let spans = Arc::new(Spans::new(0, budgets[0].clone()));
         let containers = Arc::new(Containers::new(budgets[1].clone(), spans.clone()));
         let (locations, fingerprint) = (Arc::new(locations), String::new());
-        Self { width, height, locations, captions, containers, spans, fingerprint, budgets }
+        let (boxes, masks) = (None, Masks::None);
+        Self { width, height, locations, captions, boxes, masks, containers, spans, fingerprint, budgets }
     }
 
     /// The same, fetching spans of this many bytes from remote containers; 0 fetches just what is wanted.
@@ -110,6 +142,9 @@ impl Source {
     /// Closes its containers; whatever is fetched later opens them again.
     pub fn close(&self) {
         self.containers.close();
+        if let Masks::Files { files, .. } = &self.masks {
+            files.close();
+        }
     }
 
     /// Number of images.
@@ -242,6 +277,19 @@ impl Source {
         out.resize(length, 0);
         file.read_exact_at(out, offset).map_err(|e| fault(&e))?;
         self.as_indexed(row, out)
+    }
+
+    /// Reads the file of the mask of `row`, if it has one, and appends it to `out`. Otherwise as `fetch`.
+    pub fn fetch_mask(&self, row: usize, at: u64, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), Fault> {
+        let Masks::Files { files, .. } = &self.masks else { return Ok(()) };
+        if files.length(row) > 0 {
+            files.fetch(row, at, &mut scratch.path, &mut scratch.mask).map_err(|fault| match fault {
+                Fault::Failed(f) => Failure { detail: format!("its mask: {}", f.detail), ..f }.into(),
+                other => other,
+            })?;
+            out.extend_from_slice(&scratch.mask);
+        }
+        Ok(())
     }
 
     /// Bytes of a row's container when it was indexed, where the index says.

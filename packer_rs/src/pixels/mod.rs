@@ -12,6 +12,7 @@ pub mod matrix;
 pub mod orient;
 pub mod patchify;
 pub mod picture;
+pub mod regions;
 pub mod resize;
 pub mod rgb;
 pub mod tags;

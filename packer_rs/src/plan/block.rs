@@ -86,6 +86,7 @@ struct Sized {
     kept: u32,
     teacher_grid: Grid,
     text: u32,
+    boxes: u32,
 }
 
 /// Packs the drawn images of one block, run by run.
@@ -93,7 +94,7 @@ pub struct BlockPlanner<'a> {
     config: &'a PlanConfig,
     draws: &'a Draws,
     limits: Limits,
-    drawn: &'a [(Drawn, u32)],
+    drawn: &'a [(Drawn, [u32; 2])],
     warps: &'a [Warp],
     sized: Vec<Sized>,
     /// Images not yet packed, oldest first, from `head` on; `loads` beside them, valid up to `ready`.
@@ -112,14 +113,14 @@ pub struct BlockPlanner<'a> {
 }
 
 impl<'a> BlockPlanner<'a> {
-    /// All images of the block wait, in their order; `drawn` has beside each the tokens of its caption, `warps` is empty or
+    /// All images of the block wait, in their order; `drawn` has beside each the tokens of its caption and its boxes, `warps` is empty or
     /// has one for each, `turns` is the key by which windows of `balance` sequences are turned.
     pub fn new(
         config: &'a PlanConfig,
         draws: &'a Draws,
         limits: Limits,
         turns: u64,
-        drawn: &'a [(Drawn, u32)],
+        drawn: &'a [(Drawn, [u32; 2])],
         warps: &'a [Warp],
     ) -> Self {
         let n = drawn.len();
@@ -131,7 +132,7 @@ impl<'a> BlockPlanner<'a> {
             warps,
             sized: vec![Sized::default(); n],
             waiting: (0..n as u32).collect(),
-            loads: vec![[0; 3]; n],
+            loads: vec![Load::default(); n],
             head: 0,
             ready: 0,
             patch: 0,
@@ -160,7 +161,7 @@ impl<'a> BlockPlanner<'a> {
         let end = end.min(self.waiting.len());
         for place in self.ready..end {
             let i = self.waiting[place] as usize;
-            let (drawn, text) = &self.drawn[i];
+            let &(ref drawn, [text, boxes]) = &self.drawn[i];
             let cap = c.max_tokens - c.prefix_tokens;
             let grid = self.draws.grid(drawn, self.patch, cap);
             let kept = self.draws.kept(drawn, grid, self.patch, cap);
@@ -168,8 +169,8 @@ impl<'a> BlockPlanner<'a> {
                 let grid = self.draws.grid(drawn, t.patch_size, t.max_tokens - t.prefix_tokens);
                 (grid, grid.tokens() + t.prefix_tokens)
             });
-            self.sized[i] = Sized { grid, kept, teacher_grid, text: *text };
-            self.loads[place] = [kept + c.prefix_tokens, teacher_load, *text];
+            self.sized[i] = Sized { grid, kept, teacher_grid, text, boxes };
+            self.loads[place] = [kept + c.prefix_tokens, teacher_load, text, boxes];
         }
         self.ready = self.ready.max(end);
     }
@@ -261,7 +262,7 @@ impl<'a> BlockPlanner<'a> {
             let i = self.waiting[self.head + place] as usize;
             let s = self.sized[i];
             let want = if n == 0 { s.kept + gap } else { gap.saturating_sub(c.prefix_tokens) };
-            if n > 0 && !self.limits.fits(&used, &[0, self.loads[self.head + place][1], s.text]) {
+            if n > 0 && !self.limits.fits(&used, &[0, self.loads[self.head + place][1], s.text, s.boxes]) {
                 continue;
             }
             let moved = want.abs_diff(s.kept);

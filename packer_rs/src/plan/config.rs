@@ -45,6 +45,8 @@ pub struct PlanConfig {
     pub teacher: Option<Teacher>,
     /// Left out where nothing is warped, as `passes`.
     pub warp: Option<WarpConfig>,
+    /// Left out where no targets are wanted, as `passes`.
+    pub targets: Option<TargetsConfig>,
 }
 
 fn once() -> u64 {
@@ -245,6 +247,34 @@ pub struct WarpConfig {
 pub enum WarpKind {
     Random,
     RandAugment,
+}
+
+/// See `Targets` in `navit_loader.config`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub struct TargetsConfig {
+    pub boxes: bool,
+    pub capacity: u32,
+    pub clip: f32,
+    pub masks: u32,
+    pub kind: MaskKind,
+}
+
+impl TargetsConfig {
+    /// O.
+    pub fn box_capacity(&self) -> u32 {
+        if self.boxes { self.capacity } else { 0 }
+    }
+}
+
+/// See `Targets` in `navit_loader.config`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "documented in navit_loader.config")]
+pub enum MaskKind {
+    Semantic,
+    Regions,
 }
 
 /// See `Teacher` in `navit_loader.config`.

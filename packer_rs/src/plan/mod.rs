@@ -18,6 +18,7 @@ pub mod random;
 pub mod recent;
 pub mod sizing;
 pub mod streams;
+pub mod targets;
 pub mod warp;
 
 use std::ops::Range;
@@ -28,7 +29,7 @@ use crate::columns::Sizes;
 use crate::error::{Error, Kind, Result};
 use crate::failure::said;
 use crate::plan::block::{BlockPlan, BlockPlanner};
-use crate::plan::config::{CropKind, OrderKind, Packing, PlanConfig, ResolutionKind};
+use crate::plan::config::{CropKind, MaskKind, OrderKind, Packing, PlanConfig, ResolutionKind, TargetsConfig};
 use crate::plan::draw::{Drawn, Draws};
 use crate::plan::order::Kind as Order;
 use crate::plan::pack::Limits;
@@ -36,7 +37,7 @@ use crate::plan::random::{derive, philox, unit};
 use crate::plan::recent::Recent;
 use crate::plan::streams::{Stream, Streams};
 use crate::plan::warp::draw_warp;
-use crate::slots::{BatchLimits, ViewLimits, Warp};
+use crate::slots::{BatchLimits, TargetLimits, ViewLimits, Warp};
 
 const PATCH: u32 = 21;
 const BALANCE: u32 = 22;
@@ -72,8 +73,9 @@ impl Plan {
             refuse_oversized_patches(&config, &sources)?;
         }
         let teacher = config.teacher.as_ref().map_or(0, |t| t.sequence_length);
-        let limits =
-            Limits { capacity: [config.sequence_length, teacher, config.text_tokens], max_items: config.max_images };
+        let boxes = config.targets.as_ref().map_or(0, TargetsConfig::box_capacity);
+        let capacity = [config.sequence_length, teacher, config.text_tokens, boxes];
+        let limits = Limits { capacity, max_items: config.max_images };
         let epoch_images = if config.virtual_epoch > 0 { config.virtual_epoch } else { streams.len() * config.passes };
         Ok(Self { draws, config, sources, streams, limits, epoch_images, recent: Recent::default() })
     }
@@ -118,6 +120,12 @@ impl Plan {
             text_tokens: c.text_tokens,
             max_text_tokens: c.caption_cap(),
             warps: c.warp.is_some(),
+            targets: c.targets.as_ref().map_or_else(TargetLimits::default, |t| TargetLimits {
+                boxes: t.box_capacity(),
+                clip: t.clip,
+                masks: t.masks,
+                regions: t.kind == MaskKind::Regions,
+            }),
         }
     }
 
@@ -162,7 +170,12 @@ impl Plan {
                 let seen = epoch * self.epoch_images + first + i;
                 let place = cursor.at(seen);
                 let sizes = &self.sources[usize::from(place.source)];
-                let (size, text) = sizes.of(place.row as usize)?;
+                let (size, text, boxes) = sizes.of(place.row as usize)?;
+                let [.., room] = self.limits.capacity;
+                let boxes = if room == 0 { 0 } else { boxes };
+                if boxes > room {
+                    return Err(too_many(sizes, place.row, boxes, room));
+                }
                 let text = text.min(self.config.caption_cap());
                 let drawn = self.draws.draw(place.key, place.source, place.row, size, seen);
                 // Whole images were looked at when the plan was made.
@@ -172,9 +185,9 @@ impl Plan {
                     return Err(refused(sizes, place.row, "a crop of", (drawn.crop.height, drawn.crop.width), &why));
                 }
                 warps.extend(self.config.warp.as_ref().map(|c| draw_warp(c, place.key, place.row, drawn.crop)));
-                Ok((drawn, text))
+                Ok((drawn, [text, boxes]))
             })
-            .collect::<Result<Vec<(Drawn, u32)>>>()?;
+            .collect::<Result<Vec<(Drawn, [u32; 2])>>>()?;
         let turns = derive(self.config.seed, epoch, block, BALANCE);
         let mut planner = BlockPlanner::new(&self.config, &self.draws, self.limits, turns, &drawn, &warps);
         let mut run = 0;
@@ -193,7 +206,7 @@ impl Plan {
 fn refuse_sizes(draws: &Draws, sources: &[Arc<Sizes>], streams: &Streams) -> Result<()> {
     streams.rows().try_for_each(|(source, row)| {
         let sizes = &sources[usize::from(source)];
-        let ((height, width), _) = sizes.of(row as usize)?;
+        let ((height, width), ..) = sizes.of(row as usize)?;
         match draws.refuses(height, width) {
             Some(why) => Err(refused(sizes, row, "", (height, width), &why)),
             None => Ok(()),
@@ -206,6 +219,16 @@ fn refused(sizes: &Sizes, row: u64, what: &str, (height, width): (i32, i32), why
     let message = format!(
         "row {row} of '{}' is {what}{width} × {height} pixels, {why}; leave such images out by plan.filter, or change the \
          bounds of plan.resolution",
+        sizes.path
+    );
+    Error::new(Kind::Plan, message)
+}
+
+/// Rows like this are left out where the streams are made; what reaches this is a caller's fault.
+fn too_many(sizes: &Sizes, row: u64, boxes: u32, room: u32) -> Error {
+    let message = format!(
+        "row {row} of '{}' has {boxes} boxes, more than plan.targets.capacity = {room}; raise it, or leave such images out \
+         by plan.filter",
         sizes.path
     );
     Error::new(Kind::Plan, message)

@@ -8,6 +8,7 @@ mod column;
 mod headers;
 mod members;
 mod open;
+pub mod polygons;
 mod tar;
 
 use std::fs::File;

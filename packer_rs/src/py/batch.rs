@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::py::given;
 use crate::render::Rendered;
 use crate::render::field::{Dtype, Field};
-use crate::render::layout::{BatchLayout, EncodedFields, ViewFields, WarpFields};
+use crate::render::layout::{BatchLayout, ViewFields};
 use crate::render::ledger::Entry;
 use crate::render::memory::Block;
 
@@ -101,13 +101,10 @@ pub(super) fn to_dict(py: Python<'_>, rendered: Rendered) -> PyResult<Bound<'_, 
     };
     let d = view_of(&rendered.layout.view)?;
     let layout = &rendered.layout;
-    for field in layout.images.fields().chain(layout.warps.iter().flat_map(WarpFields::fields)) {
+    for (field, _) in layout.fields().filter(|&(field, teacher)| !teacher && !d.contains(field.name).unwrap_or(false)) {
         d.set_item(field.name, array(&owner, field))?;
     }
-    d.set_item("teacher", rendered.layout.teacher.as_ref().map(view_of).transpose()?)?;
-    for field in rendered.layout.encoded.iter().flat_map(EncodedFields::fields) {
-        d.set_item(field.name, array(&owner, field))?;
-    }
+    d.set_item("teacher", layout.teacher.as_ref().map(view_of).transpose()?)?;
     d.set_item("epoch", rendered.epoch)?;
     d.set_item("sequence", rendered.first)?;
     Ok(d)

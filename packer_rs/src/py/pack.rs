@@ -34,11 +34,11 @@ fn pack<'py>(
         "next_fit" => Algorithm::NextFit,
         other => return Err(to_py(Error::new(Kind::Pack, format!("algorithm = '{other}' is not known")))),
     };
-    let mut loads: Vec<Load> = lengths.as_slice()?.iter().map(|&l| [l, 0, 0]).collect();
+    let mut loads: Vec<Load> = lengths.as_slice()?.iter().map(|&l| [l, 0, 0, 0]).collect();
     if let Some(text) = text_lengths {
         loads.iter_mut().zip(text.as_slice()?).for_each(|(load, &t)| load[2] = t);
     }
-    let limits = Limits { capacity: [capacity, u32::MAX, text_capacity], max_items };
+    let limits = Limits { capacity: [capacity, u32::MAX, text_capacity, u32::MAX], max_items };
     let (sequence, offset) = py
         .detach(|| {
             let packing = pack_loads(&loads, &limits, algorithm, lookahead)?;

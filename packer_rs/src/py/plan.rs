@@ -32,10 +32,14 @@ fn sizes(d: &Bound<'_, PyDict>) -> PyResult<Sizes> {
         None => Ok(crate::columns::Column::from_vec(Vec::new())),
     };
     let path = d.get_item("path")?.map_or(Ok("an index".to_owned()), |p| p.extract())?;
-    let sizes = Sizes { path, width: ints("width")?, height: ints("height")?, caption_tokens: ints("caption_tokens")? };
-    for (name, len, optional) in
-        [("height", sizes.height.len(), false), ("caption_tokens", sizes.caption_tokens.len(), true)]
-    {
+    let (width, height) = (ints("width")?, ints("height")?);
+    let (caption_tokens, box_count) = (ints("caption_tokens")?, ints("box_count")?);
+    let sizes = Sizes { path, width, height, caption_tokens, box_count };
+    for (name, len, optional) in [
+        ("height", sizes.height.len(), false),
+        ("caption_tokens", sizes.caption_tokens.len(), true),
+        ("box_count", sizes.box_count.len(), true),
+    ] {
         if len != sizes.width.len() && !(optional && len == 0) {
             let rows = sizes.width.len();
             let message =
@@ -102,6 +106,10 @@ impl Plan {
         d.set_item("text_tokens", l.text_tokens)?;
         d.set_item("max_text_tokens", l.max_text_tokens)?;
         d.set_item("warps", l.warps)?;
+        d.set_item("boxes", l.targets.boxes)?;
+        d.set_item("clip", l.targets.clip)?;
+        d.set_item("masks", l.targets.masks)?;
+        d.set_item("regions", l.targets.regions)?;
         let teacher = match l.teacher {
             Some((v, patch_size)) => {
                 let t = view(v)?;

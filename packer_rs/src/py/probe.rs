@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -15,7 +16,8 @@ use crate::fetch::IN_PAGES;
 use crate::fetch::remote;
 use crate::fetch::window::Window;
 use crate::pixels::format::FORMAT_NAMES;
-use crate::probe::{self, Header, Outcome, Payload};
+use crate::pixels::regions;
+use crate::probe::{self, Header, Outcome, Payload, polygons};
 use crate::py::attend::attended;
 use crate::py::errors::to_py;
 use crate::py::foreign::{Helpers, helpers as given};
@@ -38,7 +40,10 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(remote_list, m)?)?;
     m.add_function(wrap_pyfunction!(without_secrets, m)?)?;
     m.add_function(wrap_pyfunction!(remote_meta, m)?)?;
-    m.add_function(wrap_pyfunction!(remote_read, m)?)
+    m.add_function(wrap_pyfunction!(remote_read, m)?)?;
+    m.add_function(wrap_pyfunction!(region_of_polygons, m)?)?;
+    m.add_function(wrap_pyfunction!(region_of_counts, m)?)?;
+    m.add_function(wrap_pyfunction!(region_of_text, m)?)
 }
 
 /// Height and width after orientation of an encoded image in memory; None where the bytes are no image.
@@ -299,4 +304,46 @@ fn probe_tar<'py>(
     dict.set_item("container_length", scan.length)?;
     dict.set_item("fault", scan.fault)?;
     Ok(dict)
+}
+
+/// The text of the runs of a region, which must be those of an image of this size.
+fn region_text<'py>(py: Python<'py>, counts: &[u32], width: u32, height: u32) -> PyResult<Bound<'py, PyBytes>> {
+    let (pixels, all) =
+        (counts.iter().map(|&count| u64::from(count)).sum::<u64>(), u64::from(width) * u64::from(height));
+    if pixels != all {
+        let message = format!("its runs are of {pixels} pixels, and the image has {width} × {height}");
+        return Err(PyValueError::new_err(message));
+    }
+    Ok(PyBytes::new(py, &regions::encode(counts)))
+}
+
+/// A region of polygons as COCO's text of runs.
+#[pyfunction]
+fn region_of_polygons(
+    py: Python<'_>,
+    polygons: Vec<Vec<f64>>,
+    width: u32,
+    height: u32,
+) -> PyResult<Bound<'_, PyBytes>> {
+    if u64::from(width) * u64::from(height) > u64::from(u32::MAX) || width == 0 || height == 0 {
+        return Err(PyValueError::new_err(format!("an image of {width} × {height} pixels has no runs")));
+    }
+    if let Some(corner) = polygons.iter().flatten().find(|corner| corner.is_nan() || corner.abs() >= 1e8) {
+        return Err(PyValueError::new_err(format!("a corner of it is at {corner}")));
+    }
+    let runs = py.detach(|| polygons::union(&polygons, width, height));
+    region_text(py, &runs, width, height)
+}
+
+/// The same of runs.
+#[pyfunction]
+fn region_of_counts(py: Python<'_>, counts: Vec<u32>, width: u32, height: u32) -> PyResult<Bound<'_, PyBytes>> {
+    region_text(py, &counts, width, height)
+}
+
+/// The same of a text, which is checked.
+#[pyfunction]
+fn region_of_text<'py>(py: Python<'py>, text: &[u8], width: u32, height: u32) -> PyResult<Bound<'py, PyBytes>> {
+    let counts = regions::decode(text).map_err(|_| PyValueError::new_err("its text of runs is none"))?;
+    region_text(py, &counts, width, height)
 }

@@ -140,6 +140,10 @@ impl Renderer {
         }
         self.shared.ledger.stopped().map_or(Ok(()), Err)?;
         check(&plan, &self.shared.limits, &self.shared.sources)?;
+        if encoded && self.shared.limits.targets.masks > 0 {
+            let why = "encoded batches have no masks, which are made with the pixels; set plan.targets.masks = 0";
+            return Err(Error::new(Kind::Render, why));
+        }
         let layout = if encoded {
             encoded::layout(&plan, &self.shared.limits, &self.shared.sources, self.shared.settings.memory())?
         } else {

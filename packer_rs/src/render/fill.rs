@@ -4,9 +4,10 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
-use crate::render::layout::{BatchLayout, ImageValues, ViewFields, ViewValues, WarpValues};
+use crate::render::layout::{BatchLayout, ImageValues, MaskValues, ViewFields, ViewValues, WarpValues};
 use crate::render::memory::Block;
 use crate::render::place::slot;
+use crate::render::targets;
 use crate::slots::{BatchLimits, PlannedBatch};
 
 /// `PackedBatch.status` of an image that was rendered.
@@ -38,7 +39,7 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
                 limits.max_images
             ));
         }
-        let (mut ends, mut text_end) = ([0u64; 2], 0u32);
+        let (mut ends, mut text_end, mut boxes) = ([0u64; 2], 0u32, 0u32);
         let warps = batch.warps.get(s).map_or(&[][..], Vec::as_slice);
         let belong = if limits.warps { sequence.len() } else { 0 };
         if warps.len() != belong {
@@ -87,6 +88,16 @@ pub fn check(batch: &PlannedBatch, limits: &BatchLimits, sources: &[Source]) -> 
                 }
                 text_end += own;
             }
+            if limits.targets.boxes > 0 {
+                boxes = boxes.saturating_add(targets::count(source, row));
+                if boxes > limits.targets.boxes {
+                    return bad(format!(
+                        "sequence {s} has {boxes} boxes up to image {row}, and room for {}; the index may hold other boxes \
+                         than were planned: write it again",
+                        limits.targets.boxes
+                    ));
+                }
+            }
         }
     }
     Ok(())
@@ -112,6 +123,18 @@ pub fn fill(batch: &PlannedBatch, layout: &BatchLayout, limits: &BatchLimits, so
                 warps[at * 9..at * 9 + 9].copy_from_slice(&warp.map);
                 warp_layers[at] = warp.layers;
             }
+        }
+    }
+    if let Some(fields) = &layout.boxes {
+        targets::fill(batch, fields, limits, sources, block);
+    }
+    if let Some(fields) = &layout.masks {
+        let (MaskValues { masks }, cells) = (fields.whole(block), fields.side * fields.side);
+        let (l, prefix) = (limits.view.sequence_length as usize, limits.view.prefix_tokens as usize);
+        for (s, masks) in masks.chunks_exact_mut(l * cells).enumerate() {
+            let last = batch.sequences.get(s).and_then(|sequence| sequence.last());
+            let end = last.map_or(0, |image| image.offset as usize + prefix + image.kept as usize);
+            masks[end * cells..].fill(targets::VOID);
         }
     }
     let values = layout.images.whole(block);

@@ -49,7 +49,7 @@ pub fn render_in_place(
             let input = inputs[image.row as usize];
             // SAFETY: checked above, the block was made for the layout, and the counter gives each image to one thread.
             let mut places = unsafe { Places::of(&job.plan, at, &layout, &block) };
-            if let Err(f) = worker.render(Ok(input), &mut places, &sources[0], settings, &clocks) {
+            if let Err(f) = worker.render(Ok(input), &[], &mut places, &sources[0], settings, &clocks) {
                 if f.reason.may_pass() {
                     return Err(f);
                 }

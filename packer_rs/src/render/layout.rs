@@ -61,6 +61,18 @@ fields! {
 }
 
 fields! {
+    /// The fields that a batch with boxes has besides.
+    BoxFields as BoxValues:
+    boxes f32, box_labels i32, box_flags u8, box_places i16, box_cu_seqlens i32;
+}
+
+fields! {
+    /// The field that a batch with masks has besides, its cells per side of a patch, and whether they tell regions.
+    MaskFields as MaskValues:
+    masks i16; side usize, regions bool
+}
+
+fields! {
     /// The fields that a batch of encoded files has besides; its `patches` have no bytes.
     EncodedFields as EncodedValues:
     keys i64, orientations u8, spans i64, uri_spans i64, file_offsets i64, data u8;
@@ -82,6 +94,10 @@ pub struct BatchLayout {
     pub images: ImageFields,
     /// How they are warped, in a plan that does.
     pub warps: Option<WarpFields>,
+    /// Their boxes, in a plan that wants them.
+    pub boxes: Option<BoxFields>,
+    /// Their masks, likewise.
+    pub masks: Option<MaskFields>,
     /// The teacher's view.
     pub teacher: Option<ViewFields>,
     /// Where encoded files lie, in a batch that carries them in place of pixels.
@@ -113,7 +129,10 @@ impl BatchLayout {
     /// Its fields in the order of the wire; those of the teacher's view are marked.
     pub fn fields(&self) -> impl Iterator<Item = (&Field, bool)> {
         let warps = self.warps.iter().flat_map(WarpFields::fields);
-        let own = self.view.fields().chain(self.images.fields()).chain(warps).map(|field| (field, false));
+        let boxes = self.boxes.iter().flat_map(BoxFields::fields);
+        let targets = boxes.chain(self.masks.iter().flat_map(MaskFields::fields));
+        let own = self.view.fields().chain(self.images.fields()).chain(warps).chain(targets);
+        let own = own.map(|field| (field, false));
         let teacher = self.teacher.iter().flat_map(ViewFields::fields).map(|field| (field, true));
         own.chain(teacher).chain(self.encoded.iter().flat_map(EncodedFields::fields).map(|field| (field, false)))
     }
@@ -173,6 +192,19 @@ impl BatchLayout {
             warps: field("warps", Dtype::F32, &[b, e, 9]),
             warp_layers: field("warp_layers", Dtype::U8, &[b, e]),
         });
+        let (o, cells) = (limits.targets.boxes as usize, limits.targets.masks as usize);
+        let boxes = (o > 0).then(|| BoxFields {
+            boxes: field("boxes", Dtype::F32, &[b, o, 4]),
+            box_labels: field("box_labels", Dtype::I32, &[b, o]),
+            box_flags: field("box_flags", Dtype::U8, &[b, o]),
+            box_places: field("box_places", Dtype::I16, &[b, o]),
+            box_cu_seqlens: field("box_cu_seqlens", Dtype::I32, &[b.saturating_mul(e + 1).saturating_add(1)]),
+        });
+        let masks = (cells > 0).then(|| MaskFields {
+            masks: field("masks", Dtype::I16, &[b, limits.view.sequence_length as usize, cells * cells]),
+            side: cells,
+            regions: limits.targets.regions,
+        });
         let teacher = limits.teacher.map(|(limits, p)| view(&mut field, limits, p));
         let encoded = data.map(|data| EncodedFields {
             keys: field("keys", Dtype::I64, &[b, e]),
@@ -182,6 +214,7 @@ impl BatchLayout {
             file_offsets: field("file_offsets", Dtype::I64, &[b, e]),
             data: field("data", Dtype::U8, &[data]),
         });
-        Self { view: own, images, warps, teacher, encoded, max_images: e, batch_size: b, bytes: end.max(ALIGN) }
+        let bytes = end.max(ALIGN);
+        Self { view: own, images, warps, boxes, masks, teacher, encoded, max_images: e, batch_size: b, bytes }
     }
 }

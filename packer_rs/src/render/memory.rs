@@ -248,6 +248,17 @@ impl Block {
         unsafe { std::slice::from_raw_parts_mut(self.start().add(field.offset).cast::<T>().add(at), len) }
     }
 
+    /// `len` values from the `at`-th value of a field, to be read.
+    ///
+    /// # Safety
+    /// Nobody writes these values meanwhile.
+    pub unsafe fn read<T: Value>(&self, field: &Field, at: usize, len: usize) -> &[T] {
+        assert!(field.dtype == T::DTYPE && at + len <= field.len());
+        assert!(field.offset + field.len() * size_of::<T>() <= self.len());
+        // SAFETY: inside the block, as checked, and left to the caller; alignment as in `part`.
+        unsafe { std::slice::from_raw_parts(self.start().add(field.offset).cast::<T>().add(at), len) }
+    }
+
     /// A whole field.
     ///
     /// # Safety

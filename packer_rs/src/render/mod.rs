@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `layout` says what a batch looks like, `place` where an image's values go in it. `fill` writes what needs no pixels,
-//! `worker` renders one image, `encoded` leaves that to whoever takes the batch, `queue` shares the images out,
+//! `worker` renders one image, `targets` its boxes and its mask, `encoded` leaves that to whoever takes the batch, `queue` shares the images out,
 //! `engine` owns the threads and `threads` is what they do, `shared` is what all of them hold, a `ticket` is one batch
 //! as its consumer holds it; `in_place` renders one batch without any of that, and `foreign` the
 //! images of a tensor that is no batch of ours.
@@ -29,6 +29,7 @@ mod place;
 mod queue;
 mod settings;
 mod shared;
+mod targets;
 mod threads;
 mod ticket;
 mod worker;

@@ -5,8 +5,9 @@
 //! that an image's places are in one hand at a time.
 
 use crate::render::field::{Field, Value};
-use crate::render::layout::{BatchLayout, EncodedFields, ViewFields};
+use crate::render::layout::{BatchLayout, BoxFields, EncodedFields, MaskFields, ViewFields};
 use crate::render::memory::Block;
+use crate::render::targets::VOID;
 use crate::slots::{Grid, PlannedBatch, PlannedImage, Warp};
 
 /// First slot, tokens after drop and grid of an image in one view.
@@ -79,6 +80,8 @@ pub struct Places<'a> {
     layout: &'a BatchLayout,
     /// Its number among the B·E images that the batch has room for.
     number: usize,
+    /// Its number among the images and paddings of the batch's box offsets.
+    boxes: usize,
 }
 
 impl<'a> Places<'a> {
@@ -99,6 +102,7 @@ impl<'a> Places<'a> {
             block,
             layout,
             number: s * layout.max_images + i,
+            boxes: plan.sequences[..s].iter().map(|sequence| sequence.len() + 1).sum::<usize>() + i,
         }
     }
 
@@ -110,6 +114,29 @@ impl<'a> Places<'a> {
     /// Its status.
     pub fn status(&mut self) -> &mut u8 {
         &mut self.values(&self.layout.images.status, self.number, 1)[0]
+    }
+
+    /// The cells of its kept tokens, those of its prefix tokens hold nothing then.
+    pub fn masks(&mut self, fields: &MaskFields) -> &mut [i16] {
+        let (prefix, own) = self.view.slots(&fields.masks, fields.side * fields.side);
+        prefix.fill(VOID);
+        own
+    }
+
+    /// Takes its boxes away: an image that is not seen has none, though they keep their slots.
+    pub fn mask_boxes(&mut self, fields: &BoxFields) {
+        // SAFETY: written before any image was handed out, and by nobody since.
+        let ends: &[i32] = unsafe { self.block.read(&fields.box_cu_seqlens, self.boxes, 2) };
+        let (first, count) = (ends[0] as usize, (ends[1] - ends[0]) as usize);
+        self.values(&fields.boxes, 4 * first, 4 * count).fill(0f32);
+        self.values(&fields.box_labels, first, count).fill(-1i32);
+        self.values(&fields.box_flags, first, count).fill(0u8);
+        self.values(&fields.box_places, first, count).fill(-1i16);
+    }
+
+    /// The batch's layout.
+    pub fn layout(&self) -> &'a BatchLayout {
+        self.layout
     }
 
     /// Where its file starts in the encoded batch's data, and how long it is.

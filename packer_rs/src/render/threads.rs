@@ -16,7 +16,8 @@ use super::queue::Task;
 use super::shared::Shared;
 use super::worker::{Input, Worker, lap};
 use crate::error::{Error, Kind};
-use crate::failure::{Fault, Reason, said};
+use crate::failure::{Failure, Fault, Reason, said};
+use crate::fetch::Scratch;
 use crate::fetch::retry::{Patience, patiently, until};
 use crate::pixels::decode::profile;
 use crate::pixels::picture::KEEP_BYTES;
@@ -26,7 +27,7 @@ use crate::sync::lock;
 
 impl Shared {
     pub(super) fn decode(&self, mut worker: Worker) {
-        let (mut own, mut path) = (Vec::new(), String::new());
+        let (mut own, mut scratch) = (Vec::new(), Scratch::default());
         loop {
             let from = Instant::now();
             let task = self.queue.next(false);
@@ -39,7 +40,7 @@ impl Shared {
                     // Whoever decodes waits for nothing: there may be others to decode.
                     let alone = self.settings.fetch_threads == 0;
                     let patience = Patience::new(if alone { self.settings.retries } else { Some(0) });
-                    let fetched = self.fetch(&job, i, patience, &mut path, &mut own);
+                    let fetched = self.fetch(&job, i, patience, &mut scratch, &mut own);
                     if !alone && matches!(fetched, Err(Fault::Passing { .. })) && !job.abandoned() {
                         self.queue.hand_over(job, i);
                         continue;
@@ -59,13 +60,13 @@ impl Shared {
     }
 
     pub(super) fn fetch_ahead(&self) {
-        let mut path = String::new();
+        let mut scratch = Scratch::default();
         while let Some(task) = self.queue.next(true) {
             match task {
                 Task::Start(job) => self.start(job),
                 Task::Fetch(job, i, mut buffer) => {
                     let patience = Patience::new(self.settings.retries);
-                    let fetched = self.fetch(&job, i, patience, &mut path, &mut buffer);
+                    let fetched = self.fetch(&job, i, patience, &mut scratch, &mut buffer);
                     self.queue.fetched(job, i, fetched.map(|()| buffer));
                 }
                 Task::Image(..) => {}
@@ -116,13 +117,14 @@ impl Shared {
         drop(catch_unwind(AssertUnwindSafe(&self.notify)));
     }
 
-    /// Reads an image's bytes, trying again after a fault that may pass.
+    /// Reads an image's bytes, and behind them those of its mask where batches have masks, trying again after a fault that may
+    /// pass.
     fn fetch(
         &self,
         job: &Job,
         i: usize,
         patience: Patience,
-        path: &mut String,
+        scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> std::result::Result<(), Fault> {
         let gone = || Err(Fault::passing("cancelled"));
@@ -135,7 +137,10 @@ impl Shared {
                     return gone();
                 }
                 let from = Instant::now();
-                let fetched = source.fetch(row, job.plan.position, path, out);
+                let mut fetched = source.fetch(row, job.plan.position, &mut scratch.path, out);
+                if fetched.is_ok() && job.layout.masks.is_some() {
+                    fetched = source.fetch_mask(row, job.plan.position, scratch, out);
+                }
                 lap(&self.clocks.fetch, from);
                 fetched
             };
@@ -182,7 +187,10 @@ impl Shared {
             let outcome = if let Some(encoded) = &job.layout.encoded {
                 worker.keep(fetched, &mut places, source, encoded)
             } else {
-                worker.render(fetched.map(Input::Encoded), &mut places, source, &self.settings, &self.clocks)
+                let parts = fetched.map(|bytes| bytes.split_at(source.length(image.row as usize).min(bytes.len())));
+                let mask = parts.as_ref().map_or(&[][..], |parts| parts.1);
+                let input = parts.as_ref().map(|parts| Input::Encoded(parts.0)).map_err(Failure::clone);
+                worker.render(input, mask, &mut places, source, &self.settings, &self.clocks)
             };
             match outcome {
                 Ok(()) => {

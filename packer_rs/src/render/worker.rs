@@ -22,6 +22,7 @@ use crate::plan::draw::kept_tokens;
 use crate::render::fill::FAILED;
 use crate::render::place::{Place, Places};
 use crate::render::settings::{Damaged, Profiles, RenderSettings};
+use crate::render::targets::{Masker, VOID, Wanted as WantedMask};
 use crate::slots::{Crop, PlannedImage, Warp};
 
 /// Nanoseconds spent, over all threads.
@@ -75,6 +76,7 @@ pub struct Worker {
     pixels: Pixels,
     small: Small,
     warper: Warper,
+    masker: Masker,
     line: Vec<u8>,
     scratch: Scratch,
     tokens: Vec<u32>,
@@ -94,6 +96,7 @@ impl Worker {
             pixels: Pixels::default(),
             small: Small::default(),
             warper: Warper::default(),
+            masker: Masker::default(),
             line: Vec::new(),
             scratch: Scratch::default(),
             tokens: Vec::new(),
@@ -110,11 +113,12 @@ impl Worker {
         self.decoder.profile()
     }
 
-    /// Renders an image into its places. On a failure, a panic of a decoder included, its slots are masked; whoever
+    /// Renders an image into its places; `mask` is the file of its mask, where the batch has any. On a failure, a panic of a decoder included, its slots are masked; whoever
     /// calls sees to it that a failure that may pass ends the batch.
     pub fn render(
         &mut self,
         input: Result<Input<'_>, Failure>,
+        mask: &[u8],
         places: &mut Places<'_>,
         source: &Source,
         settings: &RenderSettings,
@@ -127,7 +131,7 @@ impl Worker {
                 for place in places.views() {
                     self.view(image, segment, place, stored, settings.filter, clocks);
                 }
-                Ok(())
+                self.cells(mask, places, source, settings, clocks)
             }))
             .unwrap_or_else(|panic| Err(Failure::decode(Reason::Panic, said(&*panic))))
         });
@@ -247,6 +251,24 @@ impl Worker {
         lap(&clocks.patches, from);
     }
 
+    /// The image's mask in the cells of its kept tokens. There is one view alone where there are masks.
+    fn cells(
+        &mut self,
+        file: &[u8],
+        places: &mut Places<'_>,
+        source: &Source,
+        settings: &RenderSettings,
+        clocks: &Clocks,
+    ) -> Result<(), Failure> {
+        let Some(fields) = &places.layout().masks else { return Ok(()) };
+        let from = Instant::now();
+        let (image, warp, tokens) = (places.image, places.warp, self.tokens.as_slice());
+        let wanted = WantedMask { image, warp, grid: image.grid, tokens, max_pixels: settings.max_pixels };
+        let filled = self.masker.fill(&wanted, fields, source, file, places.masks(fields));
+        lap(&clocks.patches, from);
+        filled
+    }
+
     /// Positions and segment ids of the image's slots in one view; leaves its kept tokens in `self.tokens`.
     fn positions(&mut self, key: u64, segment: i16, place: &mut Place<'_>) {
         let (grid, kept) = (place.grid, place.kept);
@@ -285,6 +307,12 @@ impl Worker {
             let (prefix, patches) = place.patches();
             prefix.fill(0);
             patches.fill(0);
+        }
+        if let Some(fields) = &places.layout().masks {
+            places.masks(fields).fill(VOID);
+        }
+        if let Some(fields) = &places.layout().boxes {
+            places.mask_boxes(fields);
         }
         *places.status() = FAILED;
     }

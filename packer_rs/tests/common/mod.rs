@@ -7,7 +7,7 @@ use encode::{Style, encode};
 use navit_packer::columns::{Captions, Column, Locations, StringColumn};
 use navit_packer::fetch::Source;
 use navit_packer::render::RenderSettings;
-use navit_packer::slots::{BatchLimits, Crop, Grid, PlannedBatch, PlannedImage, ViewLimits};
+use navit_packer::slots::{BatchLimits, Crop, Grid, PlannedBatch, PlannedImage, TargetLimits, ViewLimits};
 
 /// A JPEG of a smooth pattern, `width` × `height`, 4:2:0.
 pub fn jpeg(width: usize, height: usize, seed: usize) -> Vec<u8> {
@@ -44,6 +44,7 @@ pub fn limits() -> BatchLimits {
         text_tokens: 0,
         max_text_tokens: 0,
         warps: false,
+        targets: TargetLimits::default(),
     }
 }
 

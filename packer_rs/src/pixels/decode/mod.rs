@@ -23,6 +23,7 @@ mod whole;
 
 use std::sync::Arc;
 
+pub use self::png::labels::Samples;
 use self::profile::Kind;
 pub use self::whole::plain_jpeg;
 use crate::failure::{Failure, Reason, caught};

@@ -14,7 +14,7 @@ thread_local! {
 
 /// Whether any part but the first is used.
 fn has_parts(loads: &[Load]) -> bool {
-    loads.iter().any(|load| load[1] > 0 || load[2] > 0)
+    loads.iter().any(|load| load[1..].iter().any(|&part| part > 0))
 }
 
 fn covers(room: &Load, need: &Load) -> bool {
@@ -25,7 +25,7 @@ fn covers(room: &Load, need: &Load) -> bool {
 
 /// The next room of two lists by falling parts, the last part first.
 fn next_of<'a>(left: &mut &'a [Load], right: &mut &'a [Load]) -> Option<Load> {
-    let key = |rooms: &[Load]| rooms.first().map(|room| (room[2], room[0], room[1]));
+    let key = |rooms: &[Load]| rooms.first().map(|room| (room[2], room[0], room[1], room[3]));
     let from = if key(left) >= key(right) { left } else { right };
     let (room, rest) = from.split_first()?;
     *from = rest;
@@ -312,7 +312,7 @@ impl PartedRooms {
 
 impl Rooms for PartedRooms {
     fn take(&mut self, load: &Load) -> Option<u32> {
-        let need = [0, load[1], load[2]];
+        let need = [0, load[1], load[2], load[3]];
         let room = self.rooms.first(load[0] as usize, &need)?;
         let peers = &mut self.by_room[room];
         let place = peers.left.last(&need)?;
@@ -324,7 +324,7 @@ impl Rooms for PartedRooms {
     fn put(&mut self, bin: u32, left: Load) {
         let room = left[0] as usize;
         let peers = &mut self.by_room[room];
-        peers.put(bin, [0, left[1], left[2]]);
+        peers.put(bin, [0, left[1], left[2], left[3]]);
         self.rooms.set(room, &peers.left.nodes[1]);
     }
 }

@@ -5,7 +5,7 @@
 //! over bit sets), preferring the oldest among equals. In: a window of loads, oldest first. Out: which of them make the
 //! next sequence.
 
-use super::load::{Limits, Load, Packing, Used};
+use super::load::{Limits, Load, PARTS, Packing, Used};
 
 /// Scratch memory of the packer; it allocates only while it grows.
 pub struct Exact {
@@ -63,7 +63,7 @@ impl Exact {
         chosen[kept..].iter().for_each(|&i| total.add(&loads[i as usize]));
         if !self.within(&total) {
             // Another limit was in the way: find the fullest sum whose cost in that limit is small enough.
-            let broken: Vec<usize> = (1..4).filter(|&part| !self.part_within(&total, part)).collect();
+            let broken: Vec<usize> = (1..=PARTS).filter(|&part| !self.part_within(&total, part)).collect();
             chosen.truncate(kept);
             self.subset_at_cost(loads, &candidates, left, used, &broken, chosen);
             total = *used;
@@ -85,12 +85,12 @@ impl Exact {
     }
 
     fn within(&self, used: &Used) -> bool {
-        (1..4).all(|part| self.part_within(used, part))
+        (1..=PARTS).all(|part| self.part_within(used, part))
     }
 
-    /// Part 3 is the number of items.
+    /// Part `PARTS` is the number of items.
     fn part_within(&self, used: &Used, part: usize) -> bool {
-        if part == 3 { used.items <= self.limits.max_items } else { used.load[part] <= self.limits.capacity[part] }
+        if part == PARTS { used.items <= self.limits.max_items } else { used.load[part] <= self.limits.capacity[part] }
     }
 
     /// The subset of the candidates with the largest sum of tokens up to `left`; among equals the one that takes the
@@ -153,9 +153,13 @@ impl Exact {
     ) {
         const NEVER: u32 = u32::MAX;
         let room = |part: usize| {
-            if part == 3 { self.limits.max_items - used.items } else { self.limits.capacity[part] - used.load[part] }
+            if part == PARTS {
+                self.limits.max_items - used.items
+            } else {
+                self.limits.capacity[part] - used.load[part]
+            }
         };
-        let amount = |item: u32, part: usize| if part == 3 { 1 } else { loads[item as usize][part] };
+        let amount = |item: u32, part: usize| if part == PARTS { 1 } else { loads[item as usize][part] };
         let (scale, budget) = if broken.len() == 1 { (0, room(broken[0])) } else { (1 << 20, 1 << 20) };
         let cost = |item: u32| -> u32 {
             if scale == 0 {

@@ -2,8 +2,11 @@
 
 use crate::error::{Error, Kind, Result};
 
-/// What one item takes of each capacity: tokens, tokens of the teacher's view, text tokens. Unused ones are 0.
-pub type Load = [u32; 3];
+/// What one item takes of each capacity: tokens, tokens of the teacher's view, text tokens, boxes. Unused ones are 0.
+pub type Load = [u32; PARTS];
+
+/// Capacities of a sequence, beside the number of its items.
+pub const PARTS: usize = 4;
 
 /// What one sequence holds at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +20,7 @@ pub struct Limits {
 impl Limits {
     /// A capacity for the first part alone.
     pub fn tokens(capacity: u32) -> Self {
-        Self { capacity: [capacity, u32::MAX, u32::MAX], max_items: u32::MAX }
+        Self { capacity: [capacity, u32::MAX, u32::MAX, u32::MAX], max_items: u32::MAX }
     }
 
     /// Whether an item fits beside what is used already.
@@ -27,6 +30,7 @@ impl Limits {
             && used.load[0] + load[0] <= self.capacity[0]
             && used.load[1] + load[1] <= self.capacity[1]
             && used.load[2] + load[2] <= self.capacity[2]
+            && used.load[3] + load[3] <= self.capacity[3]
     }
 }
 
@@ -130,7 +134,7 @@ pub fn check(loads: &[Load], limits: &Limits) -> Result<()> {
         if load[0] == 0 {
             return bad(format!("lengths[{i}] = 0 is not allowed; every length must be at least 1"));
         }
-        for (part, name) in ["lengths", "teacher_lengths", "text_lengths"].into_iter().enumerate() {
+        for (part, name) in ["lengths", "teacher_lengths", "text_lengths", "box_counts"].into_iter().enumerate() {
             if load[part] > limits.capacity[part] {
                 let (value, capacity) = (load[part], limits.capacity[part]);
                 return bad(format!("{name}[{i}] = {value} is above the capacity {capacity}; an item is never split"));

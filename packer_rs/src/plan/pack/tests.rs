@@ -13,12 +13,14 @@ const ALL: [Algorithm; 6] = [
 ];
 
 fn case(parts: bool) -> impl Strategy<Value = (Vec<Load>, Limits)> {
-    (1u32..200, 1u32..12, 1u32..60, 1u32..20).prop_flat_map(move |(capacity, max_items, teacher, text)| {
-        let part = |limit: u32| if parts { 0..=limit } else { 0..=0 };
-        let load = (1..=capacity, part(teacher), part(text)).prop_map(|(a, b, c)| [a, b, c]);
-        let limits = Limits { capacity: [capacity, teacher, text], max_items };
-        (prop::collection::vec(load, 0..300), Just(limits))
-    })
+    (1u32..200, 1u32..12, 1u32..60, 1u32..20, 1u32..30).prop_flat_map(
+        move |(capacity, max_items, teacher, text, boxes)| {
+            let part = |limit: u32| if parts { 0..=limit } else { 0..=0 };
+            let load = (1..=capacity, part(teacher), part(text), part(boxes)).prop_map(|(a, b, c, d)| [a, b, c, d]);
+            let limits = Limits { capacity: [capacity, teacher, text, boxes], max_items };
+            (prop::collection::vec(load, 0..300), Just(limits))
+        },
+    )
 }
 
 fn check_packing(loads: &[Load], limits: &Limits, packing: &Packing) -> std::result::Result<(), TestCaseError> {
@@ -112,10 +114,10 @@ proptest! {
 fn hopeless_input_is_named() {
     let limits = Limits::tokens(10);
     for (loads, limits, word) in [
-        (vec![[0, 0, 0]], limits, "lengths[0] = 0"),
-        (vec![[3, 0, 0], [11, 0, 0]], limits, "lengths[1] = 11"),
-        (vec![[1, 0, 0]], Limits::tokens(0), "capacity = 0"),
-        (vec![[1, 0, 0]], Limits { max_items: 0, ..limits }, "max_items = 0"),
+        (vec![[0, 0, 0, 0]], limits, "lengths[0] = 0"),
+        (vec![[3, 0, 0, 0], [11, 0, 0, 0]], limits, "lengths[1] = 11"),
+        (vec![[1, 0, 0, 0]], Limits::tokens(0), "capacity = 0"),
+        (vec![[1, 0, 0, 0]], Limits { max_items: 0, ..limits }, "max_items = 0"),
     ] {
         let message = pack(&loads, &limits, Algorithm::Exact, 32).map_err(|e| e.message);
         assert!(matches!(&message, Err(m) if m.contains(word)), "{message:?}");
@@ -124,9 +126,9 @@ fn hopeless_input_is_named() {
 
 #[test]
 fn four_times_the_items_take_four_times_the_looks_where_the_text_binds() {
-    let limits = Limits { capacity: [1024, 0, 64], max_items: 64 };
+    let limits = Limits { capacity: [1024, 0, 64, 0], max_items: 64 };
     for captions in [0u32, 30] {
-        let load = |i: u32| [40 + i * 7919 % 97, 0, captions + i * 104_729 % 31];
+        let load = |i: u32| [40 + i * 7919 % 97, 0, captions + i * 104_729 % 31, 0];
         for algorithm in [Algorithm::FirstFit, Algorithm::BestFit, Algorithm::BestFitDecreasing] {
             let looks = |items: u32| {
                 let loads: Vec<Load> = (0..items).map(load).collect();

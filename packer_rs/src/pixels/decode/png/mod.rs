@@ -2,6 +2,7 @@
 //! image. The usual file goes the short way (`plain`), any other through the crate `png`, which alone says what is wrong.
 
 mod filters;
+pub(super) mod labels;
 mod plain;
 
 use std::io::Cursor;

@@ -27,10 +27,10 @@ impl Default for Plain {
 }
 
 /// A file's first chunk, and where its data are.
-struct Found<'a> {
-    size: (u32, u32),
-    channels: usize,
-    data: &'a [u8],
+pub(super) struct Found<'a> {
+    pub size: (u32, u32),
+    pub channels: usize,
+    pub data: &'a [u8],
 }
 
 impl Plain {
@@ -39,7 +39,7 @@ impl Plain {
         if self.packed.len() > KEEP_BYTES {
             self.packed = Vec::new();
         }
-        let found = find(bytes, &mut self.packed)?;
+        let found = chunks(bytes, &mut self.packed, usual, &[])?;
         check_size(found.size, wanted).ok()?;
         let (width, height) = (found.size.0 as usize, found.size.1 as usize);
         let (channels, line) = (found.channels, width * found.channels);
@@ -62,8 +62,14 @@ impl Plain {
     }
 }
 
-/// Walks the chunks; the data are put together in `packed` where there are several.
-fn find<'a>(bytes: &'a [u8], packed: &'a mut Vec<u8>) -> Option<Found<'a>> {
+/// Walks the chunks; the data are put together in `packed` where there are several. `usual` says size and channels of the
+/// headers that are wanted, `more` which further chunks do not matter.
+pub(super) fn chunks<'a>(
+    bytes: &'a [u8],
+    packed: &'a mut Vec<u8>,
+    usual: fn(&[u8]) -> Option<((u32, u32), usize)>,
+    more: &[&[u8]],
+) -> Option<Found<'a>> {
     let mut rest = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
     let (mut header, mut seen) = (None, 0u32);
     let (mut data, mut parts): (&[u8], usize) = (&[], 0);
@@ -94,6 +100,7 @@ fn find<'a>(bytes: &'a [u8], packed: &'a mut Vec<u8>) -> Option<Found<'a>> {
                 parts += 1;
             }
             b"IEND" => break,
+            _ if parts == 0 && more.contains(&kind) => {}
             // Nothing that touches pixels; of the usual length, once, and before the data.
             _ if parts == 0 => {
                 let known: [(&[u8; 4], Option<usize>); 7] = [
@@ -119,14 +126,19 @@ fn find<'a>(bytes: &'a [u8], packed: &'a mut Vec<u8>) -> Option<Found<'a>> {
     (parts > 0).then_some(Found { size, channels, data })
 }
 
-/// Width, height and channels of a header; None where it is not of the usual kind.
-fn usual(header: &[u8]) -> Option<((u32, u32), usize)> {
-    let &[w3, w2, w1, w0, h3, h2, h1, h0, 8, colours, 0, 0, 0] = header else { return None };
-    let channels = match colours {
-        2 => 3,
-        6 => 4,
-        _ => return None,
-    };
+/// Size and channels of a picture's header; None where it is not of the usual kind.
+fn usual(bytes: &[u8]) -> Option<((u32, u32), usize)> {
+    let (size, depth, colours) = header(bytes)?;
+    match (depth, colours) {
+        (8, 2) => Some((size, 3)),
+        (8, 6) => Some((size, 4)),
+        _ => None,
+    }
+}
+
+/// Width and height, bits a sample and type of colours of a header that is not interlaced.
+pub(super) fn header(bytes: &[u8]) -> Option<((u32, u32), u8, u8)> {
+    let &[w3, w2, w1, w0, h3, h2, h1, h0, depth, colours, 0, 0, 0] = bytes else { return None };
     let size = (u32::from_be_bytes([w3, w2, w1, w0]), u32::from_be_bytes([h3, h2, h1, h0]));
-    (size.0 > 0 && size.1 > 0).then_some((size, channels))
+    (size.0 > 0 && size.1 > 0).then_some((size, depth, colours))
 }

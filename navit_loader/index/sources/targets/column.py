@@ -1,0 +1,111 @@
+"""Boxes in a column of a table: JSON lines, or Parquet.
+
+In: the name of a column, and the tables that are indexed. Out: what it says of each row's image. A value is a list of boxes
+`[x0, y0, x1, y1]` or `{"box": …, "label": …}`, or Hugging Face's object of lists: `bbox` (as COCO's: x, y, width, height) with
+`category` or `label`, and where they are there `area`, `id`, `iscrowd`, `difficult`, `truncated`. All in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ....errors import IndexFileError
+from ..columns import Columns
+from ..labels import number_of
+from ..lines import USUAL_NAMES, read_lines
+from .coco import corners_of
+from .found import CROWD, DIFFICULT, TRUNCATED, Annotations, Box, Found
+
+_FLAGS = {"iscrowd": CROWD, "crowd": CROWD, "difficult": DIFFICULT, "truncated": TRUNCATED}
+
+
+def read(name: str, sources: Sequence[str], classes: Sequence[str] | None) -> Annotations:
+    """The boxes of a column of manifests (`.jsonl`, `.parquet` that name files).
+
+    Args:
+        name: of the column.
+        sources: paths of what is indexed.
+        classes: the class table, where one is given.
+
+    Raises:
+        IndexFileError: no source is such a table, a table has no such column, or a value is none of the forms.
+    """
+    tables = [path for path in sources if path.lower().endswith((".jsonl", ".parquet"))]
+    if not tables:
+        raise IndexFileError(
+            f"--boxes column:{name}: no source is a table; give .jsonl or .parquet that names the files"
+        )
+    images: dict[str, Found] = {}
+    labels: list[tuple[Box, Any, str]] = []
+    for path in tables:
+        for line, row in read_lines(path, Columns(), USUAL_NAMES, []):
+            place = f"'{path}' line {line}"
+            if name not in row:
+                raise IndexFileError(f"{place}: there is no '{name}'; its columns: {', '.join(map(str, row))}")
+            found = Found(place)
+            try:
+                for box, label in _boxes(row[name]):
+                    found.boxes.append(box)
+                    labels.append((box, label, place))
+            except (ValueError, TypeError, KeyError) as e:
+                raise IndexFileError(f"{place}: '{name}' is no list of boxes such as [[0, 0, 9, 9]]: {e}") from None
+            images[os.path.normpath(os.path.join(os.path.dirname(path), str(row.get(USUAL_NAMES.image))))] = found
+    return Annotations(", ".join(tables), images, classes=_name(labels, classes))
+
+
+def _name(labels: list[tuple[Box, Any, str]], classes: Sequence[str] | None) -> list[str]:
+    """Gives each box the number of its class. Returns the class names.
+
+    Raises:
+        IndexFileError: one is not in the table, or names and numbers are mixed.
+    """
+    numbers = [number_of(label) for _, label, _ in labels]
+    named = any(number is None for number in numbers)
+    if named:
+        table = list(classes) if classes is not None else sorted({str(label) for _, label, _ in labels}, key=str.encode)
+        number_by_name = {each: n for n, each in enumerate(table)}
+        numbers = [number_by_name.get(str(label)) for _, label, _ in labels]
+    else:
+        highest = max((number for number in numbers if number is not None), default=-1)
+        table = list(classes) if classes is not None else [str(n) for n in range(1 + highest)]
+    for (box, label, place), number in zip(labels, numbers, strict=True):
+        if number is None or not 0 <= number < len(table):
+            raise IndexFileError(f"{place}: a box is of class {label!r}, which is in no class table")
+        box.label = number
+    return table
+
+
+def _boxes(value: Any) -> Iterator[tuple[Box, Any]]:
+    """The boxes of one row, with their labels as they stand.
+
+    Raises:
+        ValueError: it has none of the forms.
+    """
+    if isinstance(value, str):
+        value = json.loads(value)
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        corners = value["bbox"] if "bbox" in value else value["boxes"]
+        kind = next((key for key in ("category", "label", "labels", "category_id") if key in value), None)
+        for i, each in enumerate(corners):
+            flags = sum(flag for key, flag in _FLAGS.items() if key in value and value[key][i])
+            area, id = (value[key][i] if key in value else None for key in ("area", "id"))
+            box = corners_of(each) if "bbox" in value else _four(each)
+            yield Box(box, 0, flags, id, None if area is None else float(area)), value[kind][i] if kind else 0
+        return
+    for each in value:
+        if isinstance(each, Mapping):
+            flags = sum(flag for key, flag in _FLAGS.items() if each.get(key))
+            corners = corners_of(each["bbox"]) if "bbox" in each else _four(each["box"])
+            yield Box(corners, 0, flags, each.get("id"), each.get("area")), each.get("label", each.get("category", 0))
+        else:
+            yield Box(_four(each[:4]), 0), each[4] if len(each) > 4 else 0
+
+
+def _four(values: Any) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = map(float, values)
+    return x0, y0, x1, y1
