@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from navit_loader.batch import CROWD, OK, PackedBatch
+from navit_loader.batch import ABSENT, CROWD, OK, PackedBatch
 from navit_loader.errors import ModelError
 
 from ..model.check import check_unwarped
@@ -64,12 +64,12 @@ def detection_loss(
     Raises:
         ModelError: the batch carries no boxes, or one of a query that there is not.
     """
-    flat_N4, label_N, flag_N, cu_seqlens = _carried(batch)
+    flat_N4, label_N, flag_N = _carried(batch)
     B, E = batch.status.shape
     L, device = found.there.shape[1], found.boxes.device
     image_BL = batch.segment_ids.long().clamp_min(0)
-    start_BE = cu_seqlens[:-1].view(B, E + 1)[:, :E].long()
-    size_BE = cu_seqlens.diff().view(B, E + 1)[:, :E]
+    start_BE, end_BE = (bound.long() for bound in batch.box_spans)
+    size_BE = (end_BE - start_BE) * (batch.status == OK)
     # What the host has to know before there is any cost, in one copy.
     known = (image_BL.where(found.there, -1), start_BE, size_BE, label_N, flag_N)
     host = torch.cat([part.flatten().int() for part in known]).cpu()
@@ -116,7 +116,7 @@ def detection_loss(
 
 def objects_of(batch: PackedBatch) -> Tensor:
     """How many boxes of a batch are to be found; a scalar on its device."""
-    _, labels, flags, _ = _carried(batch)
+    _, labels, flags = _carried(batch)
     return ((labels >= 0) & (flags & CROWD == 0)).sum()
 
 
@@ -150,8 +150,11 @@ def with_objects(batch: PackedBatch, objects: Sequence[Objects]) -> PackedBatch:
         if n := int(counts[b].sum()):
             boxes[b, :n] = torch.cat([each.boxes for each in own])
             labels[b, :n] = torch.cat([each.queries for each in own])
-    sizes = torch.cat([counts, most - counts.sum(1, keepdim=True)], 1).flatten()
-    cu_seqlens = F.pad(sizes.cumsum(0), (1, 0)).int()
+    # Those of the images that there are, then the rest of the sequence; what is left over repeats the end.
+    there = torch.cat([batch.status.cpu() > ABSENT, torch.ones(B, 1, dtype=torch.bool)], 1)
+    sizes = torch.cat([counts, most - counts.sum(1, keepdim=True)], 1)[there]
+    cu_seqlens = F.pad(sizes.cumsum(0), (1, B * (E + 1) - len(sizes)), value=B * most).int()
+    cu_seqlens[0] = 0
     places = torch.cat([torch.arange(n) for n in sizes.tolist()]).view(B, most).short()
     made = {"boxes": boxes, "box_labels": labels, "box_flags": torch.zeros(B, most, dtype=torch.uint8)}
     made |= {"box_cu_seqlens": cu_seqlens, "box_places": places}
@@ -169,11 +172,11 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return both / either - (around - either) / around
 
 
-def _carried(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes, labels and flags of all sequences one after the other, and their offsets by image."""
+def _carried(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, labels and flags of all sequences one after the other."""
     if batch.boxes is None or batch.box_labels is None or batch.box_flags is None or batch.box_cu_seqlens is None:
         raise ModelError("the batch carries no boxes; set plan.targets.boxes = true, or see with_objects")
-    return batch.boxes.flatten(0, 1), batch.box_labels.flatten(), batch.box_flags.flatten(), batch.box_cu_seqlens
+    return batch.boxes.flatten(0, 1), batch.box_labels.flatten(), batch.box_flags.flatten()
 
 
 def _middles(corners: Tensor) -> Tensor:

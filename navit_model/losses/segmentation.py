@@ -64,22 +64,20 @@ def region_loss(found: Regions, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         ModelError: the batch carries no masks of regions, or a segment has a class that there is not.
     """
     side = side_of(batch)
-    parts = batch.boxes, batch.box_labels, batch.box_flags, batch.box_cu_seqlens, batch.box_places, batch.masks
-    if any(part is None for part in parts):
+    labels_BO, flags_BO, places_BO, masks = batch.box_labels, batch.box_flags, batch.box_places, batch.masks
+    if labels_BO is None or flags_BO is None or places_BO is None or batch.box_cu_seqlens is None:
         raise ModelError(
             "the batch carries no regions; set plan.targets.boxes = true and plan.targets.kind = 'regions'"
         )
-    _, labels_BO, flags_BO, cu_seqlens, places_BO, masks = parts
-    assert labels_BO is not None and flags_BO is not None and cu_seqlens is not None
-    assert places_BO is not None and masks is not None
+    assert masks is not None
     device, classes = found.masks.device, found.kinds.shape[-1] - 1
     (B, E, N, _), most = found.kinds.shape, labels_BO.shape[1]
     # Which image each box is of; E where it is padding.
-    number_BO = torch.searchsorted(
-        cu_seqlens, torch.arange(B * most, device=device, dtype=cu_seqlens.dtype), right=True
-    )
-    image_BO = (number_BO.view(B, most) - 1) - torch.arange(B, device=device)[:, None] * (E + 1)
-    image_BO = image_BO.where((labels_BO >= 0) & (flags_BO & CROWD == 0), E)
+    start_BE, end_BE = batch.box_spans
+    number_BO1 = torch.arange(B * most, device=device).view(B, most, 1)
+    within_BOE = (number_BO1 >= start_BE[:, None]) & (number_BO1 < end_BE[:, None])
+    wanted_BO = within_BOE.any(-1) & (labels_BO >= 0) & (flags_BO & CROWD == 0)
+    image_BO = within_BOE.float().argmax(-1).where(wanted_BO, E)
     z_BCN = finer(found.masks, batch, side).flatten(1, 2)
     region_BC = masks.long().flatten(1)
     own_BC = batch.segment_ids.long().where(batch.segment_ids >= 0, -1).repeat_interleave(side * side, 1)
