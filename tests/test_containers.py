@@ -363,7 +363,9 @@ def test_coco_categories_captions_and_images_of_none(tmp_path: Path) -> None:
     path.write_text(json.dumps({**said, "annotations": [*boxes, {**boxes[0], "category_id": 10}]}))
     done = build_index(path, tmp_path / "x.arrow")
     assert open_index(done.path).table()["label"].to_pylist() == [[0, 1], [NO_CLASS, -1], [1, -1], [1, -1]]
-    assert "boxes and masks are not taken yet" in "\n".join(done.notes) and "val2017" in "\n".join(done.notes)
+    assert "boxes are taken by --boxes, masks by --masks coco:" in "\n".join(done.notes) and "val2017" in "\n".join(
+        done.notes
+    )
     # Without annotations nothing is known of any image; the classes stay those of the file.
     path.write_text(json.dumps({key: value for key, value in said.items() if key != "annotations"}))
     done = build_index(path, tmp_path / "x.arrow")

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{index, jpeg, limits, plan, settings};
+use navit_packer::fetch::Masks;
 use navit_packer::render::Renderer;
-use navit_packer::slots::{BatchLimits, PlannedBatch, ViewLimits, Warp};
+use navit_packer::slots::{BatchLimits, PlannedBatch, TargetLimits, ViewLimits, Warp};
 
 struct Counting;
 
@@ -60,12 +61,30 @@ fn nothing_is_allocated_per_image() {
             (name, width as i32, height as i32, data.len() as i64)
         })
         .collect();
+    let masks: Vec<_> = files
+        .iter()
+        .map(|&(ref name, width, height, _)| {
+            let (name, mut data) = (format!("{name}.png"), Vec::new());
+            let mut encoder = png::Encoder::new(&mut data, width as u32, height as u32);
+            encoder.set_color(png::ColorType::Grayscale);
+            let mut writer = encoder.write_header().expect("a header");
+            writer.write_image_data(&vec![3; (width * height) as usize]).expect("samples");
+            writer.finish().expect("a file");
+            std::fs::write(folder.join(&name), &data).expect("a file");
+            (name, width, height, data.len() as i64)
+        })
+        .collect();
     let turned = Warp { map: [0.8, 0.6, -0.2, -0.6, 0.8, 0.4, 0.1, 0.1, 0.9], layers: 0 };
-    for (threads, fetchers, warps) in [(1, 0, false), (2, 1, false), (1, 0, true)] {
-        let source = index(&format!("{}/", folder.display()), &files);
+    for (threads, fetchers, warps, cells) in
+        [(1, 0, false, 0), (2, 1, false, 0), (1, 0, true, 0), (1, 0, false, 4), (2, 1, true, 2)]
+    {
+        let mut source = index(&format!("{}/", folder.display()), &files);
+        let beside = Box::new(index(&format!("{}/", folder.display()), &masks));
+        source.masks = Masks::Files { files: beside, panoptic: false, classes: 0 };
+        let targets = TargetLimits { masks: cells, ..TargetLimits::default() };
         let renderer = Renderer::new(
             settings(threads, fetchers),
-            BatchLimits { warps, ..limits() },
+            BatchLimits { warps, targets, ..limits() },
             vec![source],
             Arc::default(),
             false,

@@ -2,7 +2,7 @@
 
 In: one file with `images` and `annotations`. Out: rows for the image files it names. An image is of each category that it has
 an annotation of, and known to be of none where it has no annotation; of several captions the first is taken. Boxes and masks
-are not taken yet, which a note says.
+are `--boxes`' and `--masks`' (`targets/coco.py`), which a note says.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _source(path: str, said: dict[str, Any]) -> ManifestSource:
     labels = Labels(names, (f"'{path}'", repr(min(names))) if names else None)
     labels.notes.append(f"'{path}': files are taken from '{base}'")
     if boxes:
-        labels.notes.append(f"'{path}': boxes and masks are not taken yet, only which categories an image has")
+        labels.notes.append(
+            f"'{path}': an image's labels are the categories it has; its boxes are taken by --boxes, masks by --masks coco:"
+        )
     if several:
         labels.notes.append(f"'{path}': of several captions of an image the first is taken; {several:,} are left out")
     source = ManifestSource.beneath(base, entries, labels)

@@ -12,10 +12,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from ....errors import IndexFileError
 from ..columns import Columns
 from ..labels import number_of
 from ..lines import USUAL_NAMES, read_lines
+from ..parquet import image_column
+from ..spans import row_names
 from .coco import corners_of
 from .found import CROWD, DIFFICULT, TRUNCATED, Annotations, Box, Found
 
@@ -35,25 +39,52 @@ def read(name: str, sources: Sequence[str], classes: Sequence[str] | None) -> An
     """
     tables = [path for path in sources if path.lower().endswith((".jsonl", ".parquet"))]
     if not tables:
-        raise IndexFileError(
-            f"--boxes column:{name}: no source is a table; give .jsonl or .parquet that names the files"
-        )
+        raise IndexFileError(f"--boxes column:{name}: no source is a table; give .jsonl or .parquet")
     images: dict[str, Found] = {}
     labels: list[tuple[Box, Any, str]] = []
     for path in tables:
-        for line, row in read_lines(path, Columns(), USUAL_NAMES, []):
-            place = f"'{path}' line {line}"
-            if name not in row:
-                raise IndexFileError(f"{place}: there is no '{name}'; its columns: {', '.join(map(str, row))}")
+        for image, place, value in _rows(path, name):
             found = Found(place)
             try:
-                for box, label in _boxes(row[name]):
+                for box, label in _boxes(value):
                     found.boxes.append(box)
                     labels.append((box, label, place))
-            except (ValueError, TypeError, KeyError) as e:
-                raise IndexFileError(f"{place}: '{name}' is no list of boxes such as [[0, 0, 9, 9]]: {e}") from None
-            images[os.path.normpath(os.path.join(os.path.dirname(path), str(row.get(USUAL_NAMES.image))))] = found
+            except (ValueError, TypeError, KeyError, IndexError) as e:
+                raise IndexFileError(f"{place}: '{name}' is no list of boxes such as [[0, 0, 9, 9]]: {e!r}") from None
+            images[image] = found
     return Annotations(", ".join(tables), images, classes=_name(labels, classes))
+
+
+def _rows(path: str, name: str) -> Iterator[tuple[str, str, Any]]:
+    """The image of each row of a table, where it stands, and what the column says.
+
+    Raises:
+        IndexFileError: there is no such column.
+    """
+    missing = f"--boxes column:{name}: '{path}' has no such column; its columns: "
+    if path.lower().endswith(".jsonl"):
+        for line, row in read_lines(path, Columns(), USUAL_NAMES, []):
+            if name not in row:
+                raise IndexFileError(f"{missing}{', '.join(map(str, row))} (line {line})")
+            yield _beside(path, row.get(USUAL_NAMES.image)), f"'{path}' line {line}", row[name]
+        return
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        if name not in schema.names:
+            raise IndexFileError(f"{missing}{', '.join(schema.names)}")
+        leaf = image_column(schema)
+        names = iter(row_names(leaf, file.metadata.num_rows) if leaf is not None else ())
+        wanted = [name] if leaf is not None else [USUAL_NAMES.image, name]
+        row = 0
+        for batch in file.iter_batches(columns=wanted):
+            for entry in batch.to_pylist():
+                row += 1
+                image = _beside(path, entry.get(USUAL_NAMES.image)) if leaf is None else os.path.join(path, next(names))
+                yield image, f"'{path}' line {row}", entry[name]
+
+
+def _beside(path: str, name: Any) -> str:
+    return os.path.normpath(os.path.join(os.path.dirname(path), str(name)))
 
 
 def _name(labels: list[tuple[Box, Any, str]], classes: Sequence[str] | None) -> list[str]:

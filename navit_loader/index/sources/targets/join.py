@@ -106,7 +106,7 @@ class Joined:
         shard = batch["shard"].dictionary[0].as_py() if len(batch) else ""
         columns = {name: batch[name].to_pylist() for name in ("name", "width", "height", "orientation", "reason")}
         reasons: list[str | None] = columns["reason"]
-        paths = [f"{shard}{name}" if shard.endswith("/") else name for name in columns["name"]]
+        paths = [f"{os.path.join(shard, '')}{name}" for name in columns["name"]]
         # What is broken anyway is looked for too, so that it does not count as missing.
         said = {id(each): [self._look_up(each, path) for path in paths] for each in self._given}
         found: dict[str, Any] = {}

@@ -86,8 +86,8 @@ proptest! {
         lengths in prop::collection::vec(1u32..40, 1..12), capacity in 40u32..90, max_items in 1u32..13,
     ) {
         // With everything in the lookahead and nothing but the head fixed, the first sequence is the fullest there is.
-        let loads: Vec<Load> = lengths.iter().map(|&l| [l, 0, 0]).collect();
-        let limits = Limits { capacity: [capacity, 0, 0], max_items };
+        let loads: Vec<Load> = lengths.iter().map(|&l| [l, 0, 0, 0]).collect();
+        let limits = Limits { capacity: [capacity, 0, 0, 0], max_items };
         let mut packer = exact::Exact::new(limits, 64, capacity);
         let mut chosen = Vec::new();
         let used = packer.choose(&loads, &mut chosen);

@@ -11,7 +11,7 @@ use png::{BitDepth, ColorType, Transformations};
 
 use super::failure;
 use super::filters::undo;
-use super::plain::{chunks, header};
+use super::plain::{Usual, chunks, header};
 use crate::failure::{Failure, Reason};
 use crate::pixels::kernels::fast;
 use crate::pixels::picture::{KEEP_BYTES, room};
@@ -134,7 +134,7 @@ impl Samples {
 }
 
 /// Size and bytes of a pixel of the usual mask: 8 or 16 bits of grey, a palette of 8, RGB of 8.
-fn usual(bytes: &[u8]) -> Option<((u32, u32), usize)> {
+fn usual(bytes: &[u8]) -> Option<Usual> {
     let (size, depth, colours) = header(bytes)?;
     let step = match (depth, colours) {
         (8, 0 | 3) => 1,

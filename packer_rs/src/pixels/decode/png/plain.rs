@@ -62,12 +62,15 @@ impl Plain {
     }
 }
 
+/// Width and height, and channels.
+pub(super) type Usual = ((u32, u32), usize);
+
 /// Walks the chunks; the data are put together in `packed` where there are several. `usual` says size and channels of the
 /// headers that are wanted, `more` which further chunks do not matter.
 pub(super) fn chunks<'a>(
     bytes: &'a [u8],
     packed: &'a mut Vec<u8>,
-    usual: fn(&[u8]) -> Option<((u32, u32), usize)>,
+    usual: fn(&[u8]) -> Option<Usual>,
     more: &[&[u8]],
 ) -> Option<Found<'a>> {
     let mut rest = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
@@ -127,7 +130,7 @@ pub(super) fn chunks<'a>(
 }
 
 /// Size and channels of a picture's header; None where it is not of the usual kind.
-fn usual(bytes: &[u8]) -> Option<((u32, u32), usize)> {
+fn usual(bytes: &[u8]) -> Option<Usual> {
     let (size, depth, colours) = header(bytes)?;
     match (depth, colours) {
         (8, 2) => Some((size, 3)),
