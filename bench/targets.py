@@ -7,7 +7,8 @@ process, the ways interleaved, medians; on one thread.
 
 - Masks beside images: JPEG photographs with PNG masks of 21 classes in smooth blobs, a palette as Pascal VOC has it; rendering
   with `plan.targets.masks = 1` and 4 over rendering without. Goal: 15 % at most.
-- COCO's runs into cells: the seconds that rendering takes longer with masks than with boxes alone, against pycocotools' `decode` of each
+- COCO's runs into cells: the seconds that rendering takes longer with masks than with boxes alone, against pycocotools'
+`decode` of each
   region, Pillow's NEAREST resize of the crop, and painting. Goal: five times as fast.
 """
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from navit_loader import open_index
 from navit_loader.batch import FAILED, OK
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
+from navit_loader.index import Index
 
 from ..model.owl import best_of
 from ..world import World, halved
@@ -28,6 +31,24 @@ SHOWN = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
 Results = list[dict[str, Any]]
 """`image_id` (the row), `category_id` (the class), `bbox` as (left, top, width, height) and `score` of each box told."""
+
+
+def coco_results(results: Results, index: str) -> Results:
+    """The results as COCO's own programs take them: categories by the numbers that they were annotated with, images by the
+    number that their file is named by, as COCO names its files; by rows where one is no number, or two are the same."""
+    opened = open_index(index)
+    stems = [PurePosixPath(name or shard).stem for name, shard in zip(*_names(opened), strict=True)]
+    numbers = [int(stem) for stem in stems if stem.isdecimal()]
+    images = numbers if len(set(numbers)) == len(stems) else list(range(len(stems)))
+    kinds = opened.category_ids
+    return [
+        {**each, "image_id": images[each["image_id"]], "category_id": kinds[each["category_id"]]} for each in results
+    ]
+
+
+def _names(index: Index) -> tuple[list[str], list[str]]:
+    table = index.table()
+    return table["name"].to_pylist(), table["shard"].to_pylist()
 
 
 @torch.inference_mode()

@@ -7,13 +7,30 @@ and the report show the same.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
+from navit_loader.batch import OK, PackedBatch
 from navit_loader.shown import shown
+
+from ..world import halved
+from .sources import pixels_of
+from .targets import held_out_targets
+
+PICTURES = "pictures"
+"""Folder of a run in which the report finds them."""
+
+SIDE = 480
+"""Pixels of a picture's longer side."""
+
+Draw = Callable[[Image.Image], Image.Image]
 
 Corners = tuple[float, float, float, float]
 
@@ -58,3 +75,37 @@ def with_map(image: Image.Image, numbers: npt.NDArray[np.int64], void: int = -1)
     pixels = np.asarray(image)
     mixed = (pixels.astype(np.uint16) + table[places.reshape(numbers.shape)]) // 2
     return Image.fromarray(np.where((numbers == void)[..., None], pixels, mixed).astype(np.uint8))
+
+
+@torch.inference_mode()
+def write_pictures(
+    module: nn.Module,
+    folder: Path,
+    tell: Callable[[Any, PackedBatch], Sequence[Draw]],
+    asked: dict[str, Any],
+    most: int = 8,
+) -> None:
+    """Writes the first images of an index with what is found in them, as small JPEG files, in the place of those before.
+
+    Args:
+        module: on any device, in evaluation mode.
+        folder: is made.
+        tell: from what the module says of a batch, for each image with status `OK` what draws it in, in pixels of the source.
+        asked: of `held_out_targets`.
+        most: of images.
+    """
+    device = next(module.parameters()).device
+    with held_out_targets(**{**asked, "world": None}) as loader:
+        batch = next(iter(loader))
+        sent = batch.to(device)
+        with halved(device):
+            told = tell(module(sent), sent)
+        sizes = batch.sizes[batch.status == OK].tolist()
+        pixels = [image for _, _, image in pixels_of(batch)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.jpg"):
+        old.unlink()
+    for n, (image, (height, width), draw) in enumerate(list(zip(pixels, sizes, told, strict=True))[:most]):
+        drawn = draw(Image.fromarray(image).resize((width, height)))
+        drawn.thumbnail((SIDE, SIDE))
+        drawn.save(folder / f"{n:02}.jpg", quality=85)

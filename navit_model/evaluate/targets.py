@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -225,9 +226,13 @@ class Truth:
 
         height, width = self.size(row)
         found = np.full((height, width), -1, np.int64)
-        for place in np.argsort(-boxes["areas"], kind="stable").tolist():
-            if counts := self.index.regions(row)[place]:
-                found[mask.decode({"size": [height, width], "counts": counts}) > 0] = place
+        every = self.index.regions(row)
+        with warnings.catch_warnings():
+            # pycocotools is older than numpy's last wish of those who make arrays.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for place in np.argsort(-boxes["areas"], kind="stable").tolist():
+                if every[place]:
+                    found[mask.decode({"size": [height, width], "counts": every[place]}) > 0] = place
         return found, dict(enumerate(labels)), np.flatnonzero(crowd).tolist()
 
     def classes(self, row: int) -> Map:

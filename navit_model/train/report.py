@@ -7,6 +7,7 @@ files alone, so it can be made again at any time.
 
 from __future__ import annotations
 
+import base64
 import html
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,16 @@ from navit_loader.shown import counted, shown
 from navit_loader.suggest import Choice
 
 from ..evaluate.chart import BLUE, GREY, Chart
+from ..evaluate.drawn import PICTURES
+from ..evaluate.page import MAIN, evaluations, read_scores, table
 from ..evaluate.page import STYLE as SCORES_STYLE
-from ..evaluate.page import evaluations, read_scores, table
+from ..evaluate.targets import NAMES
 from ..evaluate.words import meaning, next_images
 from .choices import chosen_in, longer
 from .log import read_log
+
+PLAIN = ("R²", "AP", "mIoU", "PQ")
+"""Figures that are shown as they are, not in per cent."""
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#e3e6ea;--card:#fff;--page:#f6f7f9}
@@ -86,7 +92,7 @@ def write(
     said = _said(out, entries, last, evaluated, choices)
     several = _several(evaluated)
     tiles = [
-        several or (f"held-out {name}{at}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
+        several or (f"held-out {name}{at}", "–" if best is None else f"{best:.4f}" if name in PLAIN else f"{best:.2%}"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
@@ -114,7 +120,8 @@ def write(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>navit · {title}</title><style>{STYLE}{SCORES_STYLE}</style><main><h1>{title}</h1>"
         f"<p>step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences</p>"
-        f'<div class="tiles">{cards}</div>{said}<div class="two">{charts}</div>{evaluation_cards}{_chosen(choices)}{picture}'
+        f'<div class="tiles">{cards}</div>{said}<div class="two">{charts}</div>{evaluation_cards}'
+        f"{_pictures(out)}{_chosen(choices)}{picture}"
         "</main></html>"
     )
     path = out / "report.html"
@@ -135,16 +142,16 @@ def check_drawing() -> None:
 
 
 def _share(score: Mapping[str, Any]) -> float:
-    """What is drawn of a score: accuracy, R², or the mean of both recalls at 1."""
-    if found := {"accuracy", "r2"} & score.keys():
-        return float(score[found.pop()])
+    """What is drawn of a score: accuracy, R², AP, mIoU or PQ, or the mean of both recalls at 1."""
+    if key := next((key for key in MAIN if key in score), None):
+        return float(score[key] or 0)
     return float(score["image_to_text"]["1"] + score["text_to_image"]["1"]) / 2
 
 
 def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
     """The name of what `_share` draws, and the best of it."""
     first = scores[0] if scores else {"accuracy": 0}
-    name = "R²" if "r2" in first else "accuracy" if "accuracy" in first else "R@1, mean of both ways"
+    name = next((shown for key, shown in MAIN.items() if key in first), "R@1, mean of both ways")
     return name, max(map(_share, scores), default=None)
 
 
@@ -231,6 +238,8 @@ def _card(title: str, body: str) -> str:
 def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
     if "r2" in scores[0]:
         return _regression_table(scores)
+    if {"ap", "miou", "pq"} & scores[0].keys():
+        return _target_table(scores)
     if "accuracy" not in scores[0]:
         return _retrieval_table(scores)
     rows = "".join(
@@ -254,6 +263,28 @@ def _regression_table(scores: Sequence[Mapping[str, Any]]) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in ("", "R²", "mean absolute error", "images", "failed"))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _target_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    keys = [key for key in NAMES if key in scores[0]]
+    head = ["", *(NAMES[key] for key in keys), "images", "failed"]
+    rows = [
+        [
+            f"{e['tokens']} tokens{' (outside training)' if e['outside'] else ''}",
+            *("–" if e[key] is None else f"{e[key]:.4f}" for key in keys),
+            f"{e['images']:,}",
+            f"{e['failed']:,}",
+        ]
+        for e in scores
+    ]
+    return table(head, rows)
+
+
+def _pictures(out: Path) -> str:
+    """What was found in the first held-out images, drawn in."""
+    every = (base64.b64encode(file.read_bytes()).decode() for file in sorted((out / PICTURES).glob("*.jpg")))
+    found = "".join(f'<figure><img src="data:image/jpeg;base64,{one}"></figure>' for one in every)
+    return _card("Found in held-out images", f'<div class="pictures">{found}</div>') if found else ""
 
 
 def _retrieval_table(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -292,7 +323,7 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
 def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
     scores = sorted(scores, key=lambda e: e["tokens"])
     tokens = [e["tokens"] for e in scores]
-    scale, digits, unit = (1, 4, "") if name == "R²" else (100, 1, ", %")
+    scale, digits, unit = (1, 4, "") if name in PLAIN else (100, 1, ", %")
     with Chart("tokens of one image at most", f"{name}{unit}") as chart:
         axes = chart.axes
         axes.plot(tokens, [scale * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)

@@ -87,6 +87,11 @@ class OpenedModel:
         return self.run.train.task in ("detection", "segmentation", "panoptic")
 
     @property
+    def boxes(self) -> bool:
+        """Whether it finds boxes."""
+        return self.run.train.task == "detection"
+
+    @property
     def several(self) -> bool:
         """Whether an image may be of several classes, or of none: one sigmoid a class."""
         return self.run.train.loss == "sigmoid" and self.classifier is self.model and not self.regresses

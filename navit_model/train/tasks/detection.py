@@ -6,17 +6,24 @@ COCO's AP on the held-out index at each token budget.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
 from navit_loader.batch import PackedBatch
 
 from ...evaluate.average_precision import check_pycocotools
 from ...evaluate.detection import judge_boxes
+from ...evaluate.drawn import Draw, with_boxes
+from ...evaluate.targets import TargetScore
 from ...losses.detection import detection_loss, objects_of
-from ...model.owl import Detector, Proposals
+from ...model.owl import Detector, Proposals, best_of
 from ..settings import RunConfig
-from ..task import Row
 from .targets import TargetTask
+
+LEAST, SHOWN = 0.3, 30
+"""Of the boxes in a picture: the least score, and how many at most."""
 
 
 class Detection(TargetTask):
@@ -45,6 +52,15 @@ class Detection(TargetTask):
             check_pycocotools()
         super().check_held_out(module)
 
-    def evaluate(self, module: nn.Module) -> list[Row]:
+    def judge(self, module: nn.Module, asked: dict[str, Any]) -> TargetScore:
         """By `judge_boxes`."""
-        return [judge_boxes(module, **asked)[0] for asked in self._asked()]
+        return judge_boxes(module, **asked)[0]
+
+    def tell(self, outputs: Proposals, batch: PackedBatch) -> list[Draw]:
+        """The boxes of some score."""
+        found: list[Draw] = []
+        for each in best_of(outputs, batch, SHOWN):
+            told = zip(each["queries"].tolist(), each["scores"].tolist(), each["boxes"].tolist(), strict=True)
+            boxes = [(self.classes[kind], kind, score, tuple(box)) for kind, score, box in told if score >= LEAST]
+            found.append(partial(with_boxes, boxes=boxes))
+        return found

@@ -6,18 +6,22 @@ matched one to one (MaskFormer, arXiv 2107.06278), and panoptic quality on the h
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
 from navit_loader.batch import PackedBatch
 from navit_loader.errors import ConfigError
 
-from ...evaluate.segmentation import judge_segments
+from ...evaluate.drawn import Draw, with_map
+from ...evaluate.segmentation import judge_segments, segmented
+from ...evaluate.targets import TargetScore
 from ...losses.detection import objects_of
 from ...losses.segmentation import region_loss
 from ...model.segmenter import Regions, RegionSegmenter
 from ..feed import Loader
 from ..settings import RunConfig
-from ..task import Row
 from .targets import TargetTask
 
 
@@ -49,6 +53,12 @@ class Panoptic(TargetTask):
         total, _ = region_loss(outputs, batch)
         return total
 
-    def evaluate(self, module: nn.Module) -> list[Row]:
+    def judge(self, module: nn.Module, asked: dict[str, Any]) -> TargetScore:
         """By `judge_segments`."""
-        return [judge_segments(module, panoptic=self.run.panoptic, **asked) for asked in self._asked()]
+        return judge_segments(module, panoptic=self.run.panoptic, **asked)
+
+    def tell(self, outputs: Regions, batch: PackedBatch) -> list[Draw]:
+        """The map of segments."""
+        things = [name not in self.run.panoptic.stuff for name in self.classes]
+        every = segmented(outputs, batch, things, self.run.panoptic)
+        return [partial(with_map, numbers=found.map.cpu().numpy(), void=0) for found in every]

@@ -6,15 +6,20 @@ held-out index at each token budget.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
 from navit_loader.batch import PackedBatch
 
+from ...evaluate.drawn import Draw, with_map
 from ...evaluate.segmentation import judge_maps
+from ...evaluate.targets import TargetScore
 from ...losses.segmentation import segmentation_loss, side_of
+from ...model.dense import likeliest
 from ...model.segmenter import LinearSegmenter, Segmenter
 from ..settings import RunConfig
-from ..task import Row
 from .targets import TargetTask
 
 
@@ -34,13 +39,18 @@ class Segmentation(TargetTask):
     def weigh(self, batch: PackedBatch) -> Tensor:
         """Its labelled cells."""
         side_of(batch)
-        return (batch.masks >= 0).sum()  # type: ignore[no-any-return, operator]
+        assert batch.masks is not None
+        return (batch.masks >= 0).sum()  # type: ignore[no-any-return]
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """See `segmentation_loss`."""
         total, _ = segmentation_loss(outputs, batch)
         return total
 
-    def evaluate(self, module: nn.Module) -> list[Row]:
+    def judge(self, module: nn.Module, asked: dict[str, Any]) -> TargetScore:
         """By `judge_maps`."""
-        return [judge_maps(module, **asked) for asked in self._asked()]
+        return judge_maps(module, **asked)
+
+    def tell(self, outputs: Tensor, batch: PackedBatch) -> list[Draw]:
+        """The map of classes."""
+        return [partial(with_map, numbers=found.cpu().numpy()) for found in likeliest(outputs, batch)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.errors import ConfigError, ModelError
 
-from ...evaluate.targets import held_out_targets, target_table
+from ...evaluate.drawn import PICTURES, Draw, write_pictures
+from ...evaluate.targets import TargetScore, held_out_targets, target_table
 from ...model.navit import NaViT
 from ..feed import Loader
 from ..settings import RunConfig
@@ -100,9 +102,22 @@ class TargetTask(Task):
         for asked in self._asked():
             held_out_targets(**asked, kind=self.needs).close()
 
-    @abstractmethod
     def evaluate(self, module: nn.Module) -> list[Row]:
-        """A `TargetScore` for each of `train.eval_tokens` on `data.eval_index`."""
+        """A `TargetScore` for each of `train.eval_tokens` on `data.eval_index`, and pictures for the report."""
+        every = self._asked()
+        rows: list[Row] = [self.judge(module, asked) for asked in every]
+        if every and self.world.rank == 0:
+            largest = max(every, key=lambda asked: asked["tokens"] or 0)
+            write_pictures(module, Path(self.run.train.out) / PICTURES, self.tell, {**largest, "kind": self.needs})
+        return rows
+
+    @abstractmethod
+    def judge(self, module: nn.Module, asked: dict[str, Any]) -> TargetScore:
+        """One score."""
+
+    @abstractmethod
+    def tell(self, outputs: Any, batch: PackedBatch) -> list[Draw]:
+        """What draws each image with status `OK`; see `write_pictures`."""
 
     def score(self, row: Any) -> float:
         """Its first figure."""
