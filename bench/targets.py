@@ -1,23 +1,22 @@
 """What masks cost: beside the images, and against pycocotools and Pillow.
 
-In: nothing; photographs and annotations are made here in a temporary folder. Out: a table. User and system seconds of this
-process, the ways interleaved, medians; on one thread.
+In: nothing; photographs and annotations are made here in a temporary folder. Out: a table. CPU seconds of this process,
+the ways interleaved, medians; on one thread.
 
     python bench/targets.py [--images 200] [--repeat 7]
 
 - Masks beside images: JPEG photographs with PNG masks of 21 classes in smooth blobs, a palette as Pascal VOC has it; rendering
   with `plan.targets.masks = 1` and 4 over rendering without. Goal: 15 % at most.
 - COCO's runs into cells: the seconds that rendering takes longer with masks than with boxes alone, against pycocotools'
-`decode` of each
-  region, Pillow's NEAREST resize of the crop, and painting. Goal: five times as fast.
+  `decode` of each region, Pillow's NEAREST resize of the crop, and painting. Goal: five times as fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -102,23 +101,20 @@ def rendering(path: Path, targets: Targets | None) -> Callable[[], float]:
     n = int(engine.layout(0).counts(0, 1)[0])
 
     def once() -> float:
-        before = os.times()
+        before = time.process_time()
         engine.submit(0, 0, n).wait()
-        after = os.times()
-        return after.user - before.user + after.system - before.system
+        return time.process_time() - before
 
     return once
 
 
 def medians(ways: dict[str, Callable[[], float]], repeat: int) -> dict[str, float]:
-    """Seconds of each way, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeat + 1):
-        for name, way in ways.items():
-            took = way()
-            if turn:
-                found[name].append(took)
-    return {name: median(each) for name, each in found.items()}
+    """Seconds of each way, in turns; those beyond the first way's as the median of what each turn took longer, since a shared
+    machine drifts."""
+    turns = [{name: way() for name, way in ways.items()} for _ in range(repeat + 1)][1:]
+    first = next(iter(ways))
+    base = median(turn[first] for turn in turns)
+    return {name: base + median(turn[name] - turn[first] for turn in turns) for name in ways}
 
 
 def beside(folder: Path, repeat: int) -> None:
@@ -154,7 +150,7 @@ def runs(folder: Path, sizes: list[tuple[int, int]], repeat: int) -> None:
         ]
 
         def theirs(side: int = side, wanted: list[tuple[int, Any, Any, bool]] = wanted) -> float:
-            before = os.times()
+            before = time.process_time()
             for row, (top, left, height, width), (h, w), flip in wanted:
                 box, cells = (left, top, left + width, top + height), np.full((h * side, w * side), -1, np.int16)
                 for place in np.argsort(-areas[row], kind="stable"):
@@ -163,8 +159,7 @@ def runs(folder: Path, sizes: list[tuple[int, int]], repeat: int) -> None:
                     cells[np.asarray(small) > 0] = place
                 if flip:
                     cells = cells[:, ::-1]
-            after = os.times()
-            return after.user - before.user + after.system - before.system
+            return time.process_time() - before
 
         ways = {
             "boxes": rendering(path, Targets(boxes=True, capacity=32767)),

@@ -1,4 +1,4 @@
-"""Every image of an index decoded, as training does: which are broken.
+"""Every image of an index decoded, as training does, its mask with it: which are broken.
 
 In: an index. Out: what of its images cannot be decoded, and what surprises about the others. Apart from the command, which
 prints it, since the parts of a large index are looked at by whoever does parts (`Spread`). Then each leaves a file in
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
+from .config import DataConfig, LoaderConfig, PlanConfig, RenderConfig, Targets
 from .deliver.local import PackedLoader
 from .errors import IndexFileError, reason
 from .index import Index
@@ -114,7 +114,9 @@ class _Part:
 def _decoded(index: Index, threads: int, progress: Callable[[int], None] | None) -> Decoded:
     config = LoaderConfig(
         data=DataConfig(batch_size=1),
-        plan=PlanConfig(sequence_length=512, max_images=64, max_tokens=64),
+        plan=PlanConfig(
+            sequence_length=512, max_images=64, max_tokens=64, targets=Targets(masks=1) if index.masks else None
+        ),
         # Scaled decoding would skip coefficients of the picture, so it is off here.
         render=RenderConfig(threads=threads, dct_scaling=False, failure_limit=1.0),
     ).for_evaluation()

@@ -89,6 +89,11 @@ def pack_shards(
             f"max_side = {max_side}, quality = {quality}, shard_images = {shard_images}: allowed are at least 1, 1 to 95, "
             f"and a multiple of {_RUN}"
         )
+    if index.boxed or index.masks:
+        raise IndexFileError(
+            f"'{index.path}' has boxes or masks, which the tars would not hold; index the images without --boxes and --masks, "
+            "and pack those"
+        )
     place = os.path.abspath(os.fspath(folder))
     facts = {
         "plan_fingerprint": index.plan_fingerprint, "render_fingerprint": index.render_fingerprint,

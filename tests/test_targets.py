@@ -500,6 +500,13 @@ def test_a_part_of_an_index_keeps_its_boxes(data: Any, tmp_path: Path) -> None:
         assert sum(check(part, batch) for batch in loader)
 
 
+def test_tars_that_would_lose_boxes_are_refused(data: Any, tmp_path: Path) -> None:
+    from navit_loader.shards import pack_shards
+
+    with pytest.raises(IndexFileError, match="has boxes or masks"):
+        pack_shards(data[0], tmp_path / "tars")
+
+
 def test_a_damaged_column_is_found(data: Any, tmp_path: Path) -> None:
     index, _ = data
     bytes_ = bytearray(Path(index.path).read_bytes())

@@ -124,16 +124,16 @@ def test_a_column(tmp_path: Path, form: str, kind: str) -> None:
     if (form, kind) == ("lists", "parquet"):
         pytest.skip("lists of numbers and texts are no column")
     pictures(tmp_path / "images", 3)
-    rows = [{"path": f"images/{name}", "objects": forms(boxes)[form]} for name, boxes in SAID.items()]
+    rows = [{"file": f"images/{name}", "objects": forms(boxes)[form]} for name, boxes in SAID.items()]
     table = tmp_path / f"table.{kind}"
     if kind == "jsonl":
         table.write_text("\n".join(map(json.dumps, rows)))
     else:
         pq.write_table(pa.Table.from_pylist(rows), table)
-    build_index(table, tmp_path / "x.arrow", boxes="column:objects")
+    build_index(table, tmp_path / "x.arrow", boxes="column:objects", image_column="file")
     assert said(open_index(tmp_path / "x.arrow")) == plain(flags=form != "lists")
-    with pytest.raises(IndexFileError, match=r"column:boxes: .* has no such column; its columns: path, objects"):
-        build_index(table, tmp_path / "x.arrow", boxes="column:boxes")
+    with pytest.raises(IndexFileError, match=r"column:boxes: .* has no such column; its columns: file, objects"):
+        build_index(table, tmp_path / "x.arrow", boxes="column:boxes", image_column="file")
 
 
 def test_a_column_beside_images_in_parquet(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_a_column_beside_images_in_parquet(tmp_path: Path) -> None:
         {"image": {"bytes": (tmp_path / "images" / name).read_bytes()}, "objects": forms(boxes)["columns"]}
         for name, boxes in SAID.items()
     ]
-    for part in ("a", "b"):
+    for part in "01":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{part}.parquet")
-    build_index([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "x.arrow", boxes="column:objects")
+    build_index([tmp_path / "{0..1}.parquet"], tmp_path / "x.arrow", boxes="column:objects")
     index = open_index(tmp_path / "x.arrow")
     assert [index.boxes(row)["labels"].tolist() for row in range(6)] == [[0, 1], [], [0]] * 2
 

@@ -415,6 +415,16 @@ def files(tmp_path_factory: Any) -> Any:
 SEMANTIC = Targets(masks=2)
 
 
+def test_lint_decodes_masks_and_info_names_them(regions: Any, files: Any, capsys: Any) -> None:
+    from navit_loader.cli import main
+
+    assert main(["lint", files[0].path]) == 1
+    said = capsys.readouterr().out
+    assert "28 of 30 images decode" in said and "its mask: " in said
+    assert main(["info", regions[0].path]) == 0
+    assert "masks: a region for each box" in capsys.readouterr().out
+
+
 def test_masks_beside_the_images(files: Any) -> None:
     index, labels, summary = files
     assert index.masks == "classes" and not index.boxed

@@ -20,6 +20,13 @@ LOOKED_AT = 256
 """Files that are opened to find colour profiles; they lie evenly over the index."""
 
 
+_MASKS = {
+    "classes": "files of classes",
+    "regions": "a region for each box",
+    "panoptic": "files of segments, a box each",
+}
+
+
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
@@ -56,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
         say(
             f"  captions: {int((tokens > 0).sum()):,}, {tokens.mean():.1f} tokens in the mean, {tokens.max():,} at most"
         )
+    if index.boxed:
+        boxes = index.box_counts()
+        say(f"  boxes: {boxes.sum():,}, {boxes.mean():.1f} an image in the mean, {boxes.max():,} at most")
+    if index.masks:
+        say(f"  masks: {_MASKS[index.masks]}")
     if (weights := index.weights) is not None:
         mean = weights.mean(dtype=np.float64)
         say(f"  weights in a loss: from {weights.min():g} to {weights.max():g}, {mean:.4g} in the mean")

@@ -20,7 +20,7 @@ from ..errors import IndexFileError
 from ..spread import Spread
 from . import parts
 from .reader import Index, open_index
-from .sources import open_sources
+from .sources import expand_braces, open_sources
 from .sources.columns import Columns
 from .sources.labels import is_target
 from .sources.misread import tables_in
@@ -156,8 +156,9 @@ def build_index(
     targets = None
     if boxes or masks:
         classes = _table_at(os.fspath(classes)) if isinstance(classes, str | os.PathLike) else classes
-        places = [os.path.abspath(one) for one in given if not is_remote(os.fspath(one))]
-        targets = open_targets(os.fspath(boxes), os.fspath(masks), [os.fspath(place) for place in places], classes)
+        local = [os.fspath(one) for one in given if not is_remote(os.fspath(one))]
+        places = [os.path.abspath(path) for pattern in local for path in expand_braces(pattern)]
+        targets = open_targets(os.fspath(boxes), os.fspath(masks), places, classes, columns)
     if targets is not None and target_column:
         raise IndexFileError(f"--target-column = '{target_column}' predicts numbers; leave --boxes and --masks out")
     old = open_index(path) if refresh and os.path.exists(path) else None
@@ -169,8 +170,8 @@ def build_index(
         raise IndexFileError(
             f"class '{none}' is no number; with --target-column each source must be a table that has the column"
         )
-    local = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]
-    root = os.path.commonpath(local) if local else os.path.dirname(path)
+    folders = [os.path.dirname(source.shard) for source in opened if not is_remote(source.shard)]
+    root = os.path.commonpath(folders) if folders else os.path.dirname(path)
     called = json.dumps(columns.given) if columns else ""
     parameters = json.dumps([VERSION, table, tokens.facts.hash, *([called] if called else [])])
     with Journal(path, parameters) as journal:

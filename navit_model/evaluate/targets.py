@@ -280,7 +280,7 @@ def gathered(world: World, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.floa
     counts = world.gather(torch.tensor([len(rows)], device=device)).tolist()
     padded: Tensor = torch.zeros(max(counts), rows.shape[1], dtype=torch.float64, device=device)
     padded[: len(rows)] = torch.from_numpy(rows).to(device)
-    parts = world.gather(padded).cpu().split(max(counts)) if max(counts) else ()
+    parts = torch.split(world.gather(padded).cpu(), max(counts)) if max(counts) else ()
     return np.concatenate([part[:n].numpy() for part, n in zip(parts, counts, strict=True)] or [rows])
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ def detection_loss(
     known = (image_BL.where(found.there, -1), start_BE, size_BE, label_N, flag_N)
     host = torch.cat([part.flatten().int() for part in known]).cpu()
     place, starts, sizes, labels, flags = (
-        part.numpy() for part in host.split([B * L, B * E, B * E, len(label_N), len(flag_N)])
+        part.numpy() for part in torch.split(host, [B * L, B * E, B * E, len(label_N), len(flag_N)])
     )
     queries, most = found.logits.shape[-1], max(int(sizes.max(initial=0)), 1)
     if labels.max(initial=-1) >= queries:
@@ -156,7 +156,7 @@ def with_objects(batch: PackedBatch, objects: Sequence[Objects]) -> PackedBatch:
     cu_seqlens = F.pad(sizes.cumsum(0), (1, B * (E + 1) - len(sizes)), value=B * most).int()
     cu_seqlens[0] = 0
     places = torch.cat([torch.arange(n) for n in sizes.tolist()]).view(B, most).short()
-    made = {"boxes": boxes, "box_labels": labels, "box_flags": torch.zeros(B, most, dtype=torch.uint8)}
+    made: dict[str, Any] = {"boxes": boxes, "box_labels": labels, "box_flags": torch.zeros(B, most, dtype=torch.uint8)}
     made |= {"box_cu_seqlens": cu_seqlens, "box_places": places}
     device = batch.segment_ids.device
     return replace(batch, **{name: value.to(device) for name, value in made.items()})

@@ -149,7 +149,7 @@ def likeliest(x_BLK: Tensor, batch: PackedBatch) -> list[Tensor]:
     for grid, (_, _, height, width), flip in zip(grids(x_BLK, batch), crops, flips, strict=True):
         best = torch.full((height, width), -torch.inf, device=grid.device)
         kind = torch.zeros(height, width, dtype=torch.long, device=grid.device)
-        for first, part in enumerate(grid.permute(2, 0, 1).float().split(TOGETHER)):
+        for first, part in enumerate(torch.split(grid.permute(2, 0, 1).float(), TOGETHER)):
             image = F.interpolate(part[None], (height, width), mode="bilinear", align_corners=False)[0]
             value, which = image.max(0)
             kind = torch.where(value > best, which + first * TOGETHER, kind)

@@ -118,13 +118,15 @@ class ClassOwlHead(OwlHead):
         features_ND = self._features(x_LD[None], batch)[0, mine]
         embeddings_NQ = self.embed(features_ND)
         if self.objectness is not None:
-            return embeddings_NQ[self.objectness(features_ND)[:, 0].argmax()]
+            best: Tensor = embeddings_NQ[self.objectness(features_ND)[:, 0].argmax()]
+            return best
         boxes_N4 = (self.box(features_ND).float() + self._start(batch)[0, mine]).sigmoid()
         low, high = boxes_N4[:, :2] - boxes_N4[:, 2:] / 2, boxes_N4[:, :2] + boxes_N4[:, 2:] / 2
         both_N = (high.clamp(max=1) - low.clamp(min=0)).clamp(min=0).prod(-1)
         share_N = both_N / (1 + boxes_N4[:, 2:].prod(-1) - both_N)
         near = (share_N >= 0.8 * share_N.max()).nonzero()[:, 0]
-        return embeddings_NQ[near[(embeddings_NQ[near] @ embeddings_NQ.mean(0)).argmin()]]
+        found: Tensor = embeddings_NQ[near[(embeddings_NQ[near] @ embeddings_NQ.mean(0)).argmin()]]
+        return found
 
     def _features(self, x_BLD: Tensor, batch: PackedBatch | View) -> Tensor:
         images = batch.grids.shape[1]

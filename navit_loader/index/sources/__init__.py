@@ -22,7 +22,7 @@ from .remote import SCHEMES, BucketSource, is_remote, refuse_secrets
 from .rows import Source
 from .tars import TarSource
 
-__all__ = ["ENDS", "open_sources"]
+__all__ = ["ENDS", "expand_braces", "open_sources"]
 
 _Open = Callable[[str, Columns], list[Source] | None]
 

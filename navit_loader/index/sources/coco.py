@@ -89,7 +89,7 @@ def _source(path: str, said: dict[str, Any]) -> ManifestSource:
     labels.notes.append(f"'{path}': files are taken from '{base}'")
     if boxes:
         labels.notes.append(
-            f"'{path}': an image's labels are the categories it has; its boxes are taken by --boxes, masks by --masks coco:"
+            f"'{path}': labels are the categories an image has; boxes are taken by --boxes, masks by --masks coco:"
         )
     if several:
         labels.notes.append(f"'{path}': of several captions of an image the first is taken; {several:,} are left out")

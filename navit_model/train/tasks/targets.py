@@ -89,7 +89,8 @@ class TargetTask(Task):
 
     def count(self, batch: PackedBatch) -> Tensor:
         """Images that were read."""
-        return (batch.status == OK).sum()
+        found: Tensor = (batch.status == OK).sum()
+        return found
 
     def _asked(self) -> list[dict[str, Any]]:
         """Arguments of each score of `data.eval_index`, one for each of `train.eval_tokens`."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from ....errors import IndexFileError
+from ..columns import Columns
 from . import coco, column, masks, panoptic, voc, yolo
 from .found import BOX_LISTS, TARGET_GROUPS, TARGETS, Annotations
 from .join import Joined
@@ -20,7 +21,9 @@ __all__ = ["BOX_LISTS", "TARGETS", "TARGET_GROUPS", "Joined", "open_targets"]
 _REGIONS, _PANOPTIC, _COLUMN = "coco:", "panoptic:", "column:"
 
 
-def open_targets(boxes: str, mask: str, sources: Sequence[str], classes: Sequence[str] | None) -> Joined | None:
+def open_targets(
+    boxes: str, mask: str, sources: Sequence[str], classes: Sequence[str] | None, columns: Columns
+) -> Joined | None:
     """Reads the annotations that are named; None where none are.
 
     Args:
@@ -28,6 +31,7 @@ def open_targets(boxes: str, mask: str, sources: Sequence[str], classes: Sequenc
         mask: of `--masks`: a folder of PNG files, `coco:` and a COCO JSON, or `panoptic:` with its JSON and its folder.
         sources: paths of what is indexed, of which `column:` is a column.
         classes: the class table, where one is given.
+        columns: what the columns of tables are called.
 
     Raises:
         IndexFileError: they cannot be read, contradict themselves, or are named in a way that is not known.
@@ -48,7 +52,7 @@ def open_targets(boxes: str, mask: str, sources: Sequence[str], classes: Sequenc
         found.append(coco.read(path, regions=True))
     else:
         if boxes:
-            found.append(_boxes(boxes, sources, classes))
+            found.append(_boxes(boxes, sources, classes, columns))
         if mask:
             found.append(masks.read(_there(mask, "--masks")))
     return Joined(found, classes)
@@ -60,9 +64,9 @@ def _there(path: str, option: str) -> str:
     return os.path.abspath(path)
 
 
-def _boxes(spec: str, sources: Sequence[str], classes: Sequence[str] | None) -> Annotations:
+def _boxes(spec: str, sources: Sequence[str], classes: Sequence[str] | None, columns: Columns) -> Annotations:
     if spec.startswith(_COLUMN):
-        return column.read(spec.removeprefix(_COLUMN), sources, classes)
+        return column.read(spec.removeprefix(_COLUMN), sources, classes, columns)
     path = _there(spec, "--boxes")
     if os.path.isfile(path):
         return coco.read(path, regions=False)

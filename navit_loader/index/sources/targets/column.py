@@ -26,13 +26,14 @@ from .found import CROWD, DIFFICULT, TRUNCATED, Annotations, Box, Found
 _FLAGS = {"iscrowd": CROWD, "crowd": CROWD, "difficult": DIFFICULT, "truncated": TRUNCATED}
 
 
-def read(name: str, sources: Sequence[str], classes: Sequence[str] | None) -> Annotations:
+def read(name: str, sources: Sequence[str], classes: Sequence[str] | None, columns: Columns) -> Annotations:
     """The boxes of a column of manifests (`.jsonl`, `.parquet` that name files).
 
     Args:
         name: of the column.
         sources: paths of what is indexed.
         classes: the class table, where one is given.
+        columns: what the other columns are called.
 
     Raises:
         IndexFileError: no source is such a table, a table has no such column, or a value is none of the forms.
@@ -43,7 +44,7 @@ def read(name: str, sources: Sequence[str], classes: Sequence[str] | None) -> An
     images: dict[str, Found] = {}
     labels: list[tuple[Box, Any, str]] = []
     for path in tables:
-        for image, place, value in _rows(path, name):
+        for image, place, value in _rows(path, name, columns):
             found = Found(place)
             try:
                 for box, label in _boxes(value):
@@ -55,32 +56,33 @@ def read(name: str, sources: Sequence[str], classes: Sequence[str] | None) -> An
     return Annotations(", ".join(tables), images, classes=_name(labels, classes))
 
 
-def _rows(path: str, name: str) -> Iterator[tuple[str, str, Any]]:
+def _rows(path: str, name: str, columns: Columns) -> Iterator[tuple[str, str, Any]]:
     """The image of each row of a table, where it stands, and what the column says.
 
     Raises:
         IndexFileError: there is no such column.
     """
+    called = columns.image or USUAL_NAMES.image
     missing = f"--boxes column:{name}: '{path}' has no such column; its columns: "
     if path.lower().endswith(".jsonl"):
-        for line, row in read_lines(path, Columns(), USUAL_NAMES, []):
+        for line, row in read_lines(path, columns, USUAL_NAMES, []):
             if name not in row:
                 raise IndexFileError(f"{missing}{', '.join(map(str, row))} (line {line})")
-            yield _beside(path, row.get(USUAL_NAMES.image)), f"'{path}' line {line}", row[name]
+            yield _beside(path, row.get(called)), f"'{path}' line {line}", row[name]
         return
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         if name not in schema.names:
             raise IndexFileError(f"{missing}{', '.join(schema.names)}")
-        leaf = image_column(schema)
+        leaf = image_column(schema, columns.image)
         names = iter(row_names(leaf, file.metadata.num_rows) if leaf is not None else ())
-        wanted = [name] if leaf is not None else [USUAL_NAMES.image, name]
-        row = 0
+        wanted = [name] if leaf is not None else [called, name]
+        number = 0
         for batch in file.iter_batches(columns=wanted):
             for entry in batch.to_pylist():
-                row += 1
-                image = _beside(path, entry.get(USUAL_NAMES.image)) if leaf is None else os.path.join(path, next(names))
-                yield image, f"'{path}' line {row}", entry[name]
+                number += 1
+                image = _beside(path, entry.get(called)) if leaf is None else os.path.join(path, next(names))
+                yield image, f"'{path}' line {number}", entry[name]
 
 
 def _beside(path: str, name: Any) -> str:
