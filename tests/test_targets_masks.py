@@ -381,13 +381,17 @@ def test_regions_are_those_of_pycocotools(regions: Any, kind: Any, warp: Warp | 
 def test_a_part_keeps_its_regions(regions: Any, tmp_path: Path) -> None:
     from navit_loader.index.subset import write_subset
 
-    index, _ = regions
+    index, said = regions
     keep = np.arange(index.num_rows) % 2 == 1
     write_subset(index, keep, tmp_path / "part.arrow")
     part = open_index(tmp_path / "part.arrow")
     part.check()
     assert [part.regions(row) for row in range(part.num_rows)] == [index.regions(int(n)) for n in np.flatnonzero(keep)]
-    assert index.part(3, 9).regions(2) == index.regions(5)
+    middle = index.part(3, 9)
+    assert middle.regions(2) == index.regions(5)
+    with PackedLoader(middle, config(), rank=0, world_size=1) as loader:
+        found = sum(check(middle, each, lambda row: painted(middle, said, row, "regions"), 2) for each in loader)
+    assert found
 
 
 # files of masks
