@@ -36,7 +36,17 @@ __all__ = [
     "Warp",
 ]
 
-OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "regression", "train")
+OTHER_SECTIONS = (
+    "model",
+    "text",
+    "contrastive",
+    "distillation",
+    "regression",
+    "detection",
+    "segmentation",
+    "panoptic",
+    "train",
+)
 
 READ_BY = {
     "data": "navit_loader.deliver",
@@ -271,7 +281,7 @@ class LoaderConfig:
 
     def for_evaluation(self, max_tokens: int | None = None, patch_size: int | None = None) -> LoaderConfig:
         """The same configuration with nothing random: all images in order, one patch size and view, no crop, flip,
-        warp or drop.
+        warp or drop; and no boxes or masks in the batches, since what is true of an image is read of its index.
 
         `plan.filter` chooses what is learnt; what is evaluated is what the index holds.
 
@@ -296,6 +306,7 @@ class LoaderConfig:
                 warp=None,
                 fit="none",
                 teacher=None,
+                targets=None,
                 filter="",
                 class_weights={},
                 virtual_epoch=0,

@@ -114,7 +114,7 @@ def pixels_of(batch: PackedBatch) -> Iterator[tuple[int, npt.NDArray[np.int64], 
     """Row, labels `[K]` and pixels u8 `[H, W, 3]` of each image that was decoded; patches that were dropped are black."""
     side = batch.patch_size
     for b, e in np.argwhere(batch.status == OK):
-        mine = batch.segment_ids[b] == e
+        mine = (batch.segment_ids[b] == e) & (batch.positions[b, :, 0] >= 0)
         height, width = (int(v) for v in batch.grids[b, e])
         canvas = np.zeros((height, width, side, side, 3), np.uint8)
         y, x = batch.positions[b][mine].T

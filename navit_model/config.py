@@ -1,4 +1,5 @@
-"""Shapes of models, and what a run adds: `[model] [text] [contrastive] [distillation] [regression]` and `[train.augment]`.
+"""Shapes of models, and what a run adds: `[model] [text] [contrastive] [distillation] [regression]
+[detection] [segmentation] [panoptic]` and `[train.augment]`.
 
 In: TOML keys or keyword arguments. Out: frozen dataclasses that have checked themselves. Presets name the usual sizes.
 Apart, so that a configuration can be read, checked and converted without torch, and without building a model.
@@ -362,6 +363,81 @@ class RegressionConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionConfig:
+    """How boxes are learnt, section `[detection]` of a configuration. Defaults are those of OWL-ViT (arXiv 2205.06230).
+
+    Attributes:
+        classes: of the boxes, each a query; 0 takes the index's.
+        box: weight of the distance of boxes, as shares of the image; DETR has 5.
+        overlap: weight of 1 − GIoU; DETR has 2.
+        named: weight of the focal loss; deformable DETR has 2.
+        prior: chance of each query at each patch before anything is learnt.
+    """
+
+    classes: int = 0
+    box: float = 1.0
+    overlap: float = 1.0
+    named: float = 1.0
+    prior: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.classes >= 0, "classes", self.classes, "at least 0")
+        for key in ("box", "overlap", "named"):
+            require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
+        require(0 < self.prior < 1, "prior", self.prior, "above 0 and below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationConfig:
+    """How maps of classes are learnt, section `[segmentation]` of a configuration (Segmenter, arXiv 2105.05633).
+
+    Attributes:
+        classes: of the pixels; 0 takes the index's.
+        head: `mask`, a mask transformer, or one `linear` layer.
+        depth: blocks of the mask transformer.
+    """
+
+    classes: int = 0
+    head: Literal["mask", "linear"] = "mask"
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.classes >= 0, "classes", self.classes, "at least 0")
+        require(self.depth >= 1, "depth", self.depth, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticConfig:
+    """How segments of things and stuff are learnt, section `[panoptic]` of a configuration.
+
+    Attributes:
+        classes: of the segments; 0 takes the index's.
+        stuff: names of the classes that are not counted, such as sky; the others are things.
+        queries: segments of an image at most.
+        depth: blocks of the mask transformer.
+        least_share: of a segment's pixels that others may leave it, below which it is dropped (arXiv 1801.00868, section 6).
+        least_stuff: share of the image below which what is left of stuff is dropped.
+    """
+
+    classes: int = 0
+    stuff: tuple[str, ...] = ()
+    queries: int = 100
+    depth: int = 2
+    least_share: float = 0.5
+    least_stuff: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.classes >= 0, "classes", self.classes, "at least 0")
+        for key in ("queries", "depth"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        for key in ("least_share", "least_stuff"):
+            require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)

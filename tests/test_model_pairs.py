@@ -17,6 +17,7 @@ from navit_loader import LoaderConfig, PackedBatch, pack_images
 from navit_loader.batch import OK
 from navit_loader.config import PlanConfig, Resolution
 from navit_loader.errors import ModelError
+from navit_model.model.owl import ClassOwlHead
 from navit_model.model.text import pack_captions
 from navit_model.model.towers import TwoTowers
 from navit_model.use.zero_shot import ZeroShot
@@ -145,8 +146,14 @@ def test_texts_are_filled_up_where_the_tower_wants_it(tmp_path: Path) -> None:
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_detections_of_owl_vit() -> None:
-    source: Any = shaken(transformers.OwlViTForObjectDetection(transformers.OwlViTConfig(**OWL)))
+def owl(kind: str) -> Any:
+    made = getattr(transformers, f"{kind}ForObjectDetection")(getattr(transformers, f"{kind}Config")(**OWL))
+    return shaken(made)
+
+
+@pytest.mark.parametrize("kind", ["OwlViT", "Owlv2"])
+def test_detections_of_owls(kind: str) -> None:
+    source = owl(kind)
     towers, head = owl_vit(source)
     batch = packed(towers)
     queries = towers.encode_text(pack_captions(captions(False)))[0]
@@ -164,10 +171,37 @@ def test_detections_of_owl_vit() -> None:
         assert (found.logits[b][own] - out.logits[0]).abs().max() / out.logits.std() < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["OwlViT", "Owlv2"])
+def test_an_image_is_a_query(kind: str) -> None:
+    source = owl(kind)
+    towers, head = owl_vit(source)
+    assert isinstance(head, ClassOwlHead)
+    host = packed(towers)
+    batch = host.to("cpu")
+    query_image, *targets = pixels(towers)
+    plan = PlanConfig(
+        sequence_length=64,
+        max_tokens=64,
+        patch_sizes=(P,),
+        prefix_tokens=towers.image.config.prefix_tokens,
+        resolution=Resolution(kind="native"),
+    )
+    alone = pack_images(pictures()[:1], LoaderConfig(plan=plan)).to("cpu")
+    query = head.query_of(towers.image.forward_features(alone)[0], alone)
+    found = head(towers.image.forward_features(batch), batch, query[None])
+    for (b, e), x in zip(slots(host)[1:], targets, strict=True):
+        out = source.image_guided_detection(
+            pixel_values=x[None], query_pixel_values=query_image[None], interpolate_pos_encoding=True
+        )
+        own = found.there[b] & (batch.segment_ids[b] == e)
+        assert (found.boxes[b][own] - out.target_pred_boxes[0]).abs().max() < 1e-4
+        assert (found.logits[b][own] - out.logits[0]).abs().max() / out.logits.std() < 1e-4
+
+
 def test_what_is_no_pair_is_named() -> None:
     with pytest.raises(ModelError, match=r"two_towers takes CLIPModel, .* not Linear"):
         two_towers(nn.Linear(2, 2))
-    with pytest.raises(ModelError, match="owl_vit takes an OwlViTForObjectDetection, not CLIPModel"):
+    with pytest.raises(ModelError, match="OwlViTForObjectDetection or an Owlv2ForObjectDetection, not CLIPModel"):
         owl_vit(MODELS["clip"]())
     strange = transformers.CLIPModel(
         transformers.CLIPConfig(vision_config=TOWER, text_config={**TEXT, "hidden_act": "relu"}, projection_dim=24)

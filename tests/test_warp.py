@@ -305,7 +305,7 @@ def test_a_planned_batch_and_its_limits_agree_on_warps() -> None:
 
 
 def test_places_in_the_source_are_refused_of_warped_images() -> None:
-    from navit_model.losses.detection import detection_loss
+    from navit_model.losses.detection import with_objects
     from navit_model.model.dense import pixels
     from navit_model.model.owl import detections
 
@@ -319,4 +319,4 @@ def test_places_in_the_source_are_refused_of_warped_images() -> None:
     with pytest.raises(ModelError, match="boxes in the source are not known of warped images"):
         detections(anything, made)
     with pytest.raises(ModelError, match="boxes of objects are not known of warped images"):
-        detection_loss(anything, made, anything)
+        with_objects(made, [])

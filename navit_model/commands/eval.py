@@ -73,6 +73,12 @@ def add(subparsers: Any) -> None:
         metavar="KIND",
         help="accuracy under corruption at five strengths: noise, blur, jpeg, brightness, contrast (all of them)",
     )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="what a detector finds, in COCO's JSON of results, at the last budget",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="accuracy against tokens as .svg, .png or .pdf")
     add_scores(parser)
     add_output(parser, prints=True, json=False)
@@ -95,6 +101,7 @@ class Asked:
     group_by: list[str] | None = None
     corrupt: list[str] | None = None
     plot: Path | None = None
+    results: Path | None = None
     json: Path | str | None = None
     device: str = "auto"
     last: bool = False
@@ -129,6 +136,7 @@ def evaluate(args: Asked) -> dict[str, Any]:
     require(not args.cascade or len(args.tokens or []) > 1, "--cascade", True, "given with two or more --tokens")
     check_output("--json", scores_file(args.json))
     check_output("--plot", args.plot)
+    check_output("--results", args.results)
     if args.plot:
         from ..evaluate.plot import check_ending
 
@@ -140,6 +148,8 @@ def evaluate(args: Asked) -> dict[str, Any]:
         opened = open_model(args.model, world.device, raw=args.raw, last=args.last)
         _need_index(args, opened)
         scored = _numbers if opened.regresses else _pairs if args.retrieval else _labels
+        scored = _places if opened.places else scored
+        require(args.results is None or opened.boxes, "--results", args.results, "left out for a model without boxes")
         texts, found = scored(args, opened, world)
     finally:
         world.leave()
@@ -174,6 +184,8 @@ def _need_index(args: Asked, opened: OpenedModel) -> None:
     labels = f" --classes {known}" if opened.classes and known else ""
     if opened.regresses:
         labels = " --target-column COLUMN"
+    elif opened.places:
+        labels = " --boxes FROM" if opened.boxes else " --masks FROM"
     raise ModelError(
         f"'{args.index}' is no index; make one first: navit-loader index {source} -o {name or 'x'}.arrow{labels}, and give "
         f"{name or 'x'}.arrow"
@@ -279,6 +291,31 @@ def _numbers(args: Asked, opened: OpenedModel, world: World) -> tuple[list[str],
                 closer[-1]["mistakes"] = worst_numbers(numbers, args.index, loader, world)
     found: dict[str, Any] = {"scores": [score.to_dict() for score in scores]}
     return [regression_table(scores), *texts], found | ({"details": closer} if closer else {})
+
+
+def _places(args: Asked, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:
+    """AP, mean overlap or panoptic quality at each patch size and budget."""
+    from ..evaluate.detection import coco_results, judge_boxes
+    from ..evaluate.segmentation import judge_maps, judge_segments
+    from ..evaluate.targets import target_table
+
+    _left_out(args, (*_OF_CLASSES, "retrieval", "zero_shot"), "for a model that says where things are")
+    scores, task = [], opened.run.train.task
+    for patch_size in args.patch_size or opened.patch_sizes:
+        opened.check_patch_size(patch_size)
+        for tokens in args.tokens or [None]:
+            asked: dict[str, Any] = {"index": args.index, "config": opened.run.loader, "classes": opened.classes}
+            asked |= {"tokens": tokens, "patch_size": patch_size, "world": world}
+            if task == "detection":
+                score, results = judge_boxes(opened.module, **asked)
+            elif task == "segmentation":
+                score = judge_maps(opened.module, **asked)
+            else:
+                score = judge_segments(opened.module, panoptic=opened.run.panoptic, **asked)
+            scores.append(score)
+    if args.results is not None and world.rank == 0:
+        args.results.write_text(json.dumps(coco_results(results, args.index)) + "\n", encoding="utf-8")
+    return [target_table(scores)], {"scores": [score.to_dict() for score in scores]}
 
 
 def _pairs(args: Asked, opened: OpenedModel, world: World) -> tuple[list[str], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`navit-model predict MODEL IMAGES…`: the likeliest classes of image files, or their numbers."""
+"""`navit-model predict MODEL IMAGES…`: the likeliest classes of image files, their numbers, or what stands where in them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import csv
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from navit_loader.commands import add_output
+from navit_loader.schema import require
 from navit_loader.shown import answer, say
 
 from . import add_budget, add_model
+
+if TYPE_CHECKING:
+    from ..use.opened import OpenedModel
 
 
 def add(subparsers: Any) -> None:
@@ -23,16 +27,33 @@ def add(subparsers: Any) -> None:
             "predict runs/photos photo.jpg folder",
             "predict runs/photos folder --csv > labels.csv",
         ),
-        help="the likeliest classes of image files, or their numbers",
+        help="the likeliest classes of image files, their numbers, or what stands where in them",
         description="Prints the likeliest classes of each file, and of a model of sigmoids which labels hold, or the number "
-        "that a regression predicts. Files that are no images, and folders that hold none, are named on stderr, status 1.",
+        "that a regression predicts; of models of boxes, maps or segments what they find, which --draw shows. OWL-ViT and "
+        "OWLv2, in folders that transformers saved, look for --queries or --query-image. "
+        "Files that are no images, and folders that hold none, are named on stderr, status 1.",
     )
     add_model(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders to look through")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each image (3)")
     parser.add_argument(
-        "--threshold", type=float, metavar="P", help="probability from which on a label holds, for sigmoids (0.5)"
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability from which on a label holds, for sigmoids (0.5), or a box is told (0.3)",
     )
+    parser.add_argument(
+        "--queries", nargs="+", metavar="TEXT", help="what OWL-ViT or OWLv2 is to look for, such as 'a cat'"
+    )
+    parser.add_argument(
+        "--query-image", nargs="+", type=Path, metavar="FILE", help="the same by pictures, each of one object"
+    )
+    parser.add_argument(
+        "--windows",
+        action="store_true",
+        help="see images with more patches than the budget piece by piece, boxes and maps alike",
+    )
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="images with what was found in them, as PNG")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="classes told by name, for a contrastive model")
     parser.add_argument("--template", nargs="+", default=["{}"], metavar="TEXT", help="such as 'a photo of a {}'")
     parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index (bytes)")
@@ -55,14 +76,27 @@ def run(args: argparse.Namespace) -> int:
         NavitError: the model cannot be used, or has no classes.
     """
     from navit_loader.progress import ProgressLine
-    from navit_loader.schema import require
 
     from ..use.opened import open_model
     from ..use.predict import files_of, predict
     from ..world import World
 
     require(args.top >= 1, "--top", args.top, "at least 1")
-    opened = open_model(args.model, World.alone(args.device).device, raw=args.raw, last=args.last)
+    device = World.alone(args.device).device
+    if args.queries or args.query_image:
+        from ..use.owls import open_owl
+
+        looked_for = {"names": args.queries or (), "pictures": args.query_image or ()}
+        return _where(
+            args,
+            open_owl(args.model, device, templates=args.template, tokenizer=args.tokenizer, **looked_for),
+        )
+    opened = open_model(args.model, device, raw=args.raw, last=args.last)
+    if opened.places:
+        return _where(args, opened)
+    for option in ("windows", "draw"):
+        value = getattr(args, option)
+        require(not value, f"--{option}", value, "left out for a model that does not say where things are")
     if args.labels:
         opened = opened.with_classes(args.labels, args.template, args.tokenizer)
     threshold = 0.5 if args.threshold is None else args.threshold
@@ -114,6 +148,37 @@ def run(args: argparse.Namespace) -> int:
                     + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes)
                     + hold
                 )
+    return 1 if bad else 0
+
+
+def _where(args: argparse.Namespace, opened: OpenedModel) -> int:
+    """Prints what stands where in each image, and draws it where that is wanted."""
+    from ..use.located import THRESHOLD, locate
+
+    require(not args.csv, "--csv", True, "left out for a model that says where things are; give --json")
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    require(0 <= threshold < 1, "--threshold", threshold, "at least 0 and below 1")
+    if args.draw is not None:
+        args.draw.mkdir(parents=True, exist_ok=True)
+    budget = {"tokens": args.tokens, "patch_size": args.patch_size, "windows": args.windows}
+    bad = 0
+    for found in locate(opened, args.images, threshold=threshold, **budget):
+        if found.error:
+            bad += 1
+            say(f"navit-model predict: '{found.path}': {found.error}", sys.stderr)
+            continue
+        told = found.to_dict(opened.classes)
+        if args.json:
+            answer(told)
+        elif "pixels" in told:
+            total = max(1, found.size[0] * found.size[1])
+            largest = sorted(told["pixels"].items(), key=lambda each: -each[1])[: args.top]
+            say(f"{found.path}: " + ", ".join(f"{name} {n / total:.1%}" for name, n in largest))
+        else:
+            said = [f"{each['class']} {each['score']:.2f}" for each in told.get("boxes") or told.get("segments") or ()]
+            say(f"{found.path}: " + (", ".join(said) or "nothing"))
+        if args.draw is not None:
+            found.drawn().save(args.draw / f"{found.path.stem}.png")
     return 1 if bad else 0
 
 

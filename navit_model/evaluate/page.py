@@ -22,6 +22,9 @@ from .interval import FEW, of_share
 CLASSES = 20
 """Rows of the table by class: those that are served worst."""
 
+MAIN = {"accuracy": "accuracy", "r2": "R²", "ap": "AP", "miou": "mIoU", "pq": "PQ"}
+"""What one setting is better in than another, and how it is shown."""
+
 
 def read_scores(path: Path) -> dict[str, Any]:
     """What `eval --json` wrote.
@@ -38,9 +41,11 @@ def read_scores(path: Path) -> dict[str, Any]:
     scores = found.get("scores") if isinstance(found, dict) else None
     rows: list[Any] = scores if isinstance(scores, list) else []
     named = [set(s) if isinstance(s, dict) else set() for s in rows]
-    if rows and any(all(key in keys for keys in named) for key in ("accuracy", "r2")):
+    if rows and any(all(key in keys for keys in named) for key in MAIN):
         return {"index": path.stem, **found}
-    raise ModelError(f"'{path}' holds no accuracies and no R²; give a file that navit-model eval wrote by --json")
+    raise ModelError(
+        f"'{path}' holds no accuracies, R², AP, mIoU or PQ; give a file that navit-model eval wrote by --json"
+    )
 
 
 def evaluations(paths: Sequence[Path]) -> str:
@@ -53,7 +58,8 @@ def evaluations(paths: Sequence[Path]) -> str:
     for path, one in zip(paths, found, strict=True):
         if main_of(one["scores"][0]) != main_of(found[0]["scores"][0]):
             raise ModelError(
-                f"'{path}' and '{paths[0]}': one is of classes, the other of numbers; give those of one kind"
+                f"'{path}' and '{paths[0]}': one is of {MAIN[main_of(one['scores'][0])]}, the other of "
+                f"{MAIN[main_of(found[0]['scores'][0])]}; give those of one kind"
             )
     names = [Path(str(one["index"])).name for one in found]
     names = [name if names.count(name) == 1 else path.stem for name, path in zip(names, paths, strict=True)]
@@ -68,7 +74,7 @@ def evaluations(paths: Sequence[Path]) -> str:
 
 def main_of(score: Mapping[str, Any]) -> str:
     """What one setting is better in than another."""
-    return "accuracy" if "accuracy" in score else "r2"
+    return next((key for key in MAIN if key in score), "r2")
 
 
 def caution(found: Mapping[str, Any], chose: bool) -> str:
@@ -110,33 +116,36 @@ def _ends(ends: Sequence[float]) -> str:
 
 
 def _side_by_side(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy or R² of each file at each setting that the first has, and how far it lies from the first's."""
+    """The main figure of each file at each setting that the first has, and how far it lies from the first's."""
     rows = []
     key = main_of(found[0]["scores"][0])
-    scale, label = (1, "R²") if key == "r2" else (100, "accuracy, %")
+    scale, label = (100, "accuracy, %") if key == "accuracy" else (1, MAIN[key])
     with Chart("tokens of one image at most", label) as chart:
         for name, one, colour in zip(names, found, COLOURS * len(names), strict=False):
             scores = sorted(one["scores"], key=lambda s: float(s["tokens"]))
-            x, y = [s["tokens"] for s in scores], [scale * s[key] for s in scores]
+            x, y = [s["tokens"] for s in scores], [scale * (s[key] or 0) for s in scores]
             chart.axes.plot(x, y, color=colour, marker="o", linewidth=1.6, label=_plain(name))
         chart.legend()
     for score in found[0]["scores"]:
-        cells = [_setting(score), f"{score[key]:.4f}" if key == "r2" else f"{score[key]:.2%}"]
+        own = score[key] or 0
+        cells = [_setting(score), f"{own:.2%}" if key == "accuracy" else f"{own:.4f}"]
         for other in found[1:]:
-            same = [s[key] for s in other["scores"] if _setting(s) == _setting(score)]
+            same = [s[key] or 0 for s in other["scores"] if _setting(s) == _setting(score)]
             if not same:
                 cells.append("–")
-            elif key == "r2":
-                cells.append(f"{same[0]:.4f} ({same[0] - score[key]:+.4f})")
+            elif key == "accuracy":
+                cells.append(f"{same[0]:.2%} ({100 * (same[0] - own):+.2f})")
             else:
-                cells.append(f"{same[0]:.2%} ({100 * (same[0] - score[key]):+.2f})")
+                cells.append(f"{same[0]:.4f} ({same[0] - own:+.4f})")
         rows.append(cells)
     body = f'<div class="two"><div>{chart.svg}</div><div>{table(["", *names], rows)}</div></div>'
-    return card(f"Evaluations side by side ({'R²' if key == 'r2' else 'in points'} from the first)", body)
+    return card(f"Evaluations side by side ({'in points' if key == 'accuracy' else MAIN[key]} from the first)", body)
 
 
 def _sections(name: str, found: Mapping[str, Any]) -> str:
     scores = found["scores"]
+    if main_of(scores[0]) not in ("accuracy", "r2"):
+        return ""
     best = max(range(len(scores)), key=lambda n: float(scores[n][main_of(scores[n])]))
     at = f"{name}, {_setting(scores[best])}"
     page = []

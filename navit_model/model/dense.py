@@ -18,6 +18,9 @@ from navit_loader.errors import ModelError
 
 from .check import check_unwarped
 
+TOGETHER = 16
+"""Classes that `likeliest` enlarges together."""
+
 
 def rasters(x_BLD: Tensor, batch: PackedBatch | View, cells: int) -> tuple[Tensor, Tensor]:
     """The tokens of each image in raster order; shapes are static and no host value is read.
@@ -57,6 +60,49 @@ def rasters(x_BLD: Tensor, batch: PackedBatch | View, cells: int) -> tuple[Tenso
     return found[:-1].view(B, E, cells, D), there[:-1].view(B, E, cells)
 
 
+def finer(x_BLD: Tensor, batch: PackedBatch | View, side: int) -> Tensor:
+    """`side` × `side` cells for each patch, bilinear between it and its neighbours; shapes are static, no host value is read.
+
+    What `torch.nn.functional.interpolate` (bilinear, corners not aligned) makes of an image's grid; a neighbour that was
+    dropped is left out of the mean.
+
+    Args:
+        x_BLD: one vector a token.
+        batch: whose tokens they are, on the same device.
+        side: cells on a side, S.
+
+    Returns:
+        `[B, L, S², D]`, cells row by row; 0 where there is no patch.
+    """
+    B, L, D = x_BLD.shape
+    y_BL, x_at_BL = batch.positions.long().unbind(-1)
+    there_BL = (batch.segment_ids >= 0) & (y_BL >= 0)
+    if side == 1:
+        return x_BLD.masked_fill(~there_BL[..., None], 0.0)[:, :, None]
+    # A patch is found by its number among all that there could be: sorted, since a grid may have any size.
+    width = 1 << 15
+    row_BL = torch.arange(B, device=x_BLD.device)[:, None] * width + batch.segment_ids.long()
+    key_BL = ((row_BL * width + y_BL) * width + x_at_BL).masked_fill(~there_BL, torch.iinfo(torch.long).max)
+    sorted_T, order_T = key_BL.flatten().sort()
+    x_TD = x_BLD.masked_fill(~there_BL[..., None], 0.0).flatten(0, 1)
+    # A cell's centre in patches off its own patch's, and so what it takes of the patches before, at and behind.
+    off = (torch.arange(side, device=x_BLD.device) + 0.5) / side - 0.5
+    share_S3 = torch.stack([(-off).clamp_min(0), 1 - off.abs(), off.clamp_min(0)], 1).to(x_BLD.dtype)
+    found = x_BLD.new_zeros(B, L, side * side, D)
+    total = x_BLD.new_zeros(B, L, side * side)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            wanted_BL = key_BL + dy * width + dx
+            inside_BL = there_BL & (y_BL + dy >= 0) & (x_at_BL + dx >= 0)
+            place_BL = torch.searchsorted(sorted_T, wanted_BL.flatten()).clamp_max(B * L - 1).view(B, L)
+            inside_BL = inside_BL & (sorted_T[place_BL] == wanted_BL)
+            weight_S = torch.outer(share_S3[:, dy + 1], share_S3[:, dx + 1]).flatten()
+            weight_BLS = weight_S * inside_BL[..., None].to(x_BLD.dtype)
+            found = found + weight_BLS[..., None] * x_TD[order_T[place_BL]][:, :, None]
+            total = total + weight_BLS
+    return found / total.where(total > 0, 1.0)[..., None]
+
+
 def grids(x_BLD: Tensor, batch: PackedBatch) -> list[Tensor]:
     """One `[h, w, D]` for each image with status `OK`, in the order of the slots; dropped patches are 0. Reads the host."""
     sizes = batch.grids.long().cpu()
@@ -85,6 +131,30 @@ def pixels(x_BLD: Tensor, batch: PackedBatch, *, source: bool = False) -> list[T
         size = (height, width) if source else (h * batch.patch_size, w * batch.patch_size)
         image = F.interpolate(grid.permute(2, 0, 1)[None].float(), size, mode="bilinear", align_corners=False)[0]
         found.append(image.flip(-1) if source and flip else image)
+    return found
+
+
+def likeliest(x_BLK: Tensor, batch: PackedBatch) -> list[Tensor]:
+    """The likeliest class of each pixel, i64 `[height, width]`, for each image with status `OK`, as `pixels` of the source: its
+    classes are enlarged a few at a time, since all of a large image take gigabytes.
+
+    Args:
+        x_BLK: logits of each token.
+        batch: whose tokens they are.
+    """
+    check_unwarped(batch, "maps at the source's size")
+    ok = batch.status.cpu() == OK
+    crops, flips = batch.crops.cpu()[ok].tolist(), batch.flips.cpu()[ok].tolist()
+    found = []
+    for grid, (_, _, height, width), flip in zip(grids(x_BLK, batch), crops, flips, strict=True):
+        best = torch.full((height, width), -torch.inf, device=grid.device)
+        kind = torch.zeros(height, width, dtype=torch.long, device=grid.device)
+        for first, part in enumerate(torch.split(grid.permute(2, 0, 1).float(), TOGETHER)):
+            image = F.interpolate(part[None], (height, width), mode="bilinear", align_corners=False)[0]
+            value, which = image.max(0)
+            kind = torch.where(value > best, which + first * TOGETHER, kind)
+            best = torch.maximum(value, best)
+        found.append(kind.flip(-1) if flip else kind)
     return found
 
 

@@ -7,6 +7,7 @@ files alone, so it can be made again at any time.
 
 from __future__ import annotations
 
+import base64
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -21,10 +22,15 @@ from navit_loader.shown import counted
 from navit_loader.suggest import Choice
 
 from ..evaluate.chart import Chart
-from ..evaluate.page import evaluations, read_scores
+from ..evaluate.drawn import PICTURES
+from ..evaluate.page import MAIN, evaluations, read_scores
+from ..evaluate.targets import NAMES
 from ..evaluate.words import meaning, next_images
 from .choices import chosen_in, longer
 from .log import read_log
+
+PLAIN = ("R²", "AP", "mIoU", "PQ")
+"""Figures that are shown as they are, not in per cent."""
 
 
 def write(
@@ -67,7 +73,7 @@ def write(
     said = _said(out, entries, last, evaluated, choices)
     several = _several(evaluated)
     tiles = [
-        several or (f"held-out {name}{at}", "–" if best is None else f"{best:.4f}" if name == "R²" else f"{best:.2%}"),
+        several or (f"held-out {name}{at}", "–" if best is None else f"{best:.4f}" if name in PLAIN else f"{best:.2%}"),
         ("images seen", f"{steps[-1]['images_seen']:,}"),
         ("images/s", f"{feed['images_per_s']:,.0f}"),
         ("tokens/s", f"{feed['tokens_per_s']:,.0f}"),
@@ -84,7 +90,8 @@ def write(
     packed = out / "packed.svg"
     picture = packed_card(packed.read_text(encoding="utf-8"), "The first training batch") if packed.exists() else ""
     lead = f"step {steps[-1]['step']:,} · native-resolution vision transformer on packed sequences"
-    body = f'{page.tiles(tiles)}{said}<div class="two">{charts}</div>{evaluation_cards}{_chosen(choices)}{picture}'
+    pictures = f"{_pictures(out)}{_chosen(choices)}{picture}"
+    body = f'{page.tiles(tiles)}{said}<div class="two">{charts}</div>{evaluation_cards}{pictures}'
     path = out / "report.html"
     page.write(path, page.page(out, lead, body))
     return path
@@ -101,16 +108,16 @@ def check_drawing() -> None:
 
 
 def _share(score: Mapping[str, Any]) -> float:
-    """What is drawn of a score: accuracy, R², or the mean of both recalls at 1."""
-    if found := {"accuracy", "r2"} & score.keys():
-        return float(score[found.pop()])
+    """What is drawn of a score: accuracy, R², AP, mIoU or PQ, or the mean of both recalls at 1."""
+    if key := next((key for key in MAIN if key in score), None):
+        return float(score[key] or 0)
     return float(score["image_to_text"]["1"] + score["text_to_image"]["1"]) / 2
 
 
 def _best(scores: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
     """The name of what `_share` draws, and the best of it."""
     first = scores[0] if scores else {"accuracy": 0}
-    name = "R²" if "r2" in first else "accuracy" if "accuracy" in first else "R@1, mean of both ways"
+    name = next((shown for key, shown in MAIN.items() if key in first), "R@1, mean of both ways")
     return name, max(map(_share, scores), default=None)
 
 
@@ -195,6 +202,8 @@ def _table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) 
     if "r2" in scores[0]:
         head = ["", "R²", "mean absolute error"]
         rows = [[_at(e), f"{e['r2']:.4f}", f"{e['mae']:.4g}", *_counts(e)] for e in scores]
+    elif {"ap", "miou", "pq"} & scores[0].keys():
+        return _target_table(scores)
     elif "accuracy" in scores[0]:
         head = ["", "accuracy", "calibration error"]
         own = "navit, " if baselines else ""
@@ -220,6 +229,27 @@ def _counts(score: Mapping[str, Any]) -> tuple[str, str]:
     return f"{score['images']:,}", f"{score['failed']:,}"
 
 
+def _target_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    keys = [key for key in NAMES if key in scores[0]]
+    head = ["", *(NAMES[key] for key in keys), "images", "failed"]
+    rows = [
+        [
+            _at(e),
+            *("–" if e[key] is None else f"{e[key]:.4f}" for key in keys),
+            *_counts(e),
+        ]
+        for e in scores
+    ]
+    return table(head, rows)
+
+
+def _pictures(out: Path) -> str:
+    """What was found in the first held-out images, drawn in."""
+    every = (base64.b64encode(file.read_bytes()).decode() for file in sorted((out / PICTURES).glob("*.jpg")))
+    found = "".join(f'<figure><img alt="" src="data:image/jpeg;base64,{one}"></figure>' for one in every)
+    return card("Found in held-out images", f'<div class="pictures">{found}</div>') if found else ""
+
+
 def _loss_chart(steps: Sequence[Mapping[str, Any]]) -> str:
     with Chart("step", "loss") as chart:
         chart.axes.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=BLUE, linewidth=1.6)
@@ -241,7 +271,7 @@ def _starved_chart(steps: Sequence[Mapping[str, Any]]) -> str:
 def _accuracy_chart(scores: Sequence[Mapping[str, Any]], name: str, baselines: Mapping[str, float]) -> str:
     scores = sorted(scores, key=lambda e: e["tokens"])
     tokens = [e["tokens"] for e in scores]
-    scale, digits, unit = (1, 4, "") if name == "R²" else (100, 1, ", %")
+    scale, digits, unit = (1, 4, "") if name in PLAIN else (100, 1, ", %")
     with Chart("tokens of one image at most", f"{name}{unit}") as chart:
         axes = chart.axes
         axes.plot(tokens, [scale * e["share"] for e in scores], color=BLUE, linewidth=1.8, marker="o", markersize=6)

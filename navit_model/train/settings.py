@@ -20,10 +20,13 @@ from navit_loader.schema import check_part, check_types, parse, read_toml, requi
 from ..config import (
     AugmentConfig,
     ContrastiveConfig,
+    DetectionConfig,
     DistillationConfig,
     MixConfig,
     NaViTConfig,
+    PanopticConfig,
     RegressionConfig,
+    SegmentationConfig,
     TextConfig,
 )
 
@@ -87,13 +90,16 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; 0 saves at the end alone.
         keep: checkpoints to keep.
         best: keep the checkpoint of the best evaluation too, in `checkpoints/best-*`: of the highest accuracy (contrastive:
-            mean recall at 1 of both ways; regression: R²) at the largest of `eval_tokens`. It is what is used of the run later.
+            mean recall at 1 of both ways; regression: R²; detection: AP; segmentation: mIoU; panoptic: PQ) at the largest of
+            `eval_tokens`. It is what is used of the run later.
         patience: evaluations without a better score after which the run ends; 0 runs to the last step.
         allow_render_change: take up a checkpoint although pixels are now made otherwise (another `render_id`), such as by
             another decoder.
     """
 
-    task: Literal["classification", "contrastive", "distillation", "regression"] = "classification"
+    task: Literal[
+        "classification", "contrastive", "detection", "distillation", "panoptic", "regression", "segmentation"
+    ] = "classification"
     out: Annotated[str, Bound(1, words="the path of a folder")] = "runs/navit"
     steps: Annotated[int, _AT_LEAST_1] = 10_000
     accumulate: Annotated[int, _AT_LEAST_1] = 1
@@ -160,6 +166,9 @@ SECTIONS: dict[str, type[Any]] = {
     "contrastive": ContrastiveConfig,
     "distillation": DistillationConfig,
     "regression": RegressionConfig,
+    "detection": DetectionConfig,
+    "segmentation": SegmentationConfig,
+    "panoptic": PanopticConfig,
     "train": TrainConfig,
 }
 """The sections beside the loader's."""
@@ -186,6 +195,9 @@ class RunConfig:
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    panoptic: PanopticConfig = field(default_factory=PanopticConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

@@ -119,7 +119,8 @@ class Task(ABC):
         """Images of the batch that have a loss; a scalar on the batch's device. No host value is read."""
 
     def weigh(self, batch: PackedBatch) -> Tensor:
-        """What these images count together, by which the sum of their losses is divided: their number, but for weights."""
+        """What these images count together, by which the sum of their losses is divided: their number, but for weights, and for
+        losses of boxes or cells."""
         return self.count(batch)
 
     @abstractmethod

@@ -39,7 +39,7 @@ from .log import RunLog
 from .meter import Meter
 from .optim import Average, freeze, optimiser
 from .schedule import learning_rate
-from .settings import RunConfig
+from .settings import SECTIONS, RunConfig
 from .shard import hold_back, shard, whole
 from .stop import Signals, Stopped
 from .task import Row
@@ -153,7 +153,7 @@ class Trainer:
         saved = start.config
         # A daemon's plan is its own; its plan_id is compared below.
         local = () if self.run_config.loader.data.endpoints or saved.loader.data.endpoints else ("plan",)
-        for section in ("model", "text", "contrastive", "distillation", "regression", "train", *local):
+        for section in (*SECTIONS, *local):
             before, now = (c.to_dict()[section] for c in (saved, self.run_config))
             for key in FIXED if section == "train" else before:
                 if (found := _difference(f"{section}.{key}", before[key], now[key])) is not None:
@@ -359,9 +359,7 @@ class Trainer:
         # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
         torch.manual_seed(_key(config.seed, self.step, world.rank))
         mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
-        worth = mine
-        if self.task.worth is not None:
-            worth = torch.stack([self.task.weigh(batch) for batch in group]).sum().float()
+        worth = torch.stack([self.task.weigh(batch) for batch in group]).sum().float()
         count = world.sum(worth.clone())
         count = count.where(count > 0, 1.0)
         total = torch.zeros((), device=world.device)

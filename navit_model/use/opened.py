@@ -82,6 +82,16 @@ class OpenedModel:
         return self.run.train.task == "regression"
 
     @property
+    def places(self) -> bool:
+        """Whether it says where things are, by boxes, maps or segments, in the place of what an image shows."""
+        return self.run.train.task in ("detection", "segmentation", "panoptic")
+
+    @property
+    def boxes(self) -> bool:
+        """Whether it finds boxes."""
+        return self.run.train.task == "detection"
+
+    @property
     def several(self) -> bool:
         """Whether an image may be of several classes, or of none: one sigmoid a class."""
         return self.run.train.loss == "sigmoid" and self.classifier is self.model and not self.regresses

@@ -273,6 +273,7 @@ FAMILIES = {
     "CLIPVisionModel": _CLIP,
     "CLIPVisionModelWithProjection": _CLIP,
     "OwlViTVisionTransformer": replace(_CLIP, embed_norm="pre_layernorm"),
+    "Owlv2VisionTransformer": replace(_CLIP, embed_norm="pre_layernorm"),
     "Aimv2VisionModel": Family(
         _aimv2,
         "encoder.layers",

@@ -19,7 +19,7 @@ from ..config import NaViTConfig, TextConfig
 from .convert import OtherModel, Taken, Weights, kernel, need, query, turned
 from .families import ACTIVATIONS, FAMILIES, PLAIN, Family
 
-INSIDE = ("model", "visual", "vision_tower", "vision_encoder", "vision_model", "owlvit")
+INSIDE = ("model", "visual", "vision_tower", "vision_encoder", "vision_model", "owlvit", "owlv2")
 """Where models that see and speak keep their tower."""
 
 

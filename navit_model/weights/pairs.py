@@ -1,7 +1,7 @@
-"""Two towers of public weights: SigLIP, SigLIP 2, CLIP and OWL-ViT of transformers → `TwoTowers`, ready for zero-shot.
+"""Two towers of public weights: SigLIP, SigLIP 2, CLIP, OWL-ViT and OWLv2 of transformers → `TwoTowers`, ready for zero-shot.
 
 In: a model object of transformers ≥ 5, or a folder of one. Out: towers in evaluation mode with the same embeddings and
-temperature; of OWL-ViT its head for boxes and classes too. Apart from `saved`, which knows one tower.
+temperature; of the owls their head for boxes and classes too. Apart from `saved`, which knows one tower.
 
 Texts must be tokenised as the family does: SigLIP's are lower-cased, and filled up to 64 tokens (`TextConfig.pad`).
 """
@@ -26,7 +26,10 @@ from .foreign import open_model
 from .from_transformers import Within, block, convert
 from .saved import pour
 
-MODELS = ("CLIPModel", "SiglipModel", "Siglip2Model", "OwlViTModel")
+MODELS = ("CLIPModel", "SiglipModel", "Siglip2Model", "OwlViTModel", "Owlv2Model")
+
+OWLS = {"OwlViTForObjectDetection": "owlvit", "Owlv2ForObjectDetection": "owlv2"}
+"""Detectors, and where they keep their towers."""
 
 
 def two_towers(model: nn.Module | str | Path) -> TwoTowers:
@@ -42,25 +45,28 @@ def two_towers(model: nn.Module | str | Path) -> TwoTowers:
 
 
 def owl_vit(model: nn.Module | str | Path) -> tuple[TwoTowers, OwlHead]:
-    """Both towers and the head of an `OwlViTForObjectDetection`: the head takes tokens of the image tower, and queries that are
-    embeddings of texts.
+    """Both towers and the head of a model of `OWLS`, or of a folder of one: the head takes tokens of the image tower, and
+    queries that are embeddings of texts or of its `query_of`.
 
     Raises:
         ModelError: as for `two_towers`.
     """
     found, weights = _opened(model)
     name = type(found).__name__
-    if name != "OwlViTForObjectDetection":
-        raise ModelError(f"owl_vit takes an OwlViTForObjectDetection, not {name}")
-    towers = _towers(found.owlvit, Within(weights, "owlvit."))
+    if name not in OWLS:
+        raise ModelError(f"owl_vit takes an {' or an '.join(OWLS)}, not {name}")
+    inside = OWLS[name]
+    towers = _towers(getattr(found, inside), Within(weights, f"{inside}."))
     width, queries = towers.image.config.width, found.class_head.dense0.out_features
-    head = ClassOwlHead(width, queries, found.config.vision_config.layer_norm_eps)
+    head = ClassOwlHead(width, queries, found.config.vision_config.layer_norm_eps, objectness=inside == "owlv2")
     source = OtherModel(name, weights)
     parts = [source.layer(f"box_head.dense{n}", f"box.{2 * n}") for n in range(3)]
+    if head.objectness is not None:
+        parts += [source.layer(f"objectness_head.dense{n}", f"objectness.{2 * n}") for n in range(3)]
     for theirs, ours in (("dense0", "embed"), ("logit_shift", "shift"), ("logit_scale", "scale")):
         parts.append(source.layer(f"class_head.{theirs}", ours))
     pour(head, [*parts, source.layer("layer_norm", "norm")], name)
-    source.finish(("owlvit.", "box_bias"))
+    source.finish((f"{inside}.", "box_bias"))
     return towers, head.eval()
 
 

@@ -6,14 +6,20 @@ from ..settings import RunConfig
 from ..task import Task
 from .classification import Classification
 from .contrastive import Contrastive
+from .detection import Detection
 from .distillation import Distillation
+from .panoptic import Panoptic
 from .regression import Regression
+from .segmentation import Segmentation
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "contrastive": Contrastive,
+    "detection": Detection,
     "distillation": Distillation,
+    "panoptic": Panoptic,
     "regression": Regression,
+    "segmentation": Segmentation,
 }
 """By the words of `train.task`."""
 

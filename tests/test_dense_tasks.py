@@ -1,0 +1,234 @@
+"""Boxes, maps and segments learnt and scored end to end: from what people write to `eval`, `predict` and the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as runs
+
+from navit_loader import build_index, open_index
+from navit_loader.errors import NavitError
+from navit_model.cli import main
+from navit_model.evaluate.average_precision import average_precision
+from navit_model.evaluate.targets import Truth
+from navit_model.train import checkpoint
+from navit_model.train.log import read_log
+from navit_model.train.run import train
+from navit_model.train.settings import RunConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import stopped
+
+NAMES = ("ground", "red", "green")
+
+
+def write_scenes(root: Path, count: int, seed: int = 0) -> Path:
+    """Bright squares on dark ground, as COCO has boxes, regions and panoptic maps, and as a PNG of classes."""
+    rng = np.random.default_rng(seed)
+    for name in ("images", "classes", "panoptic"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    categories = [{"id": 10 * n + 5, "name": name, "isthing": int(n > 0)} for n, name in enumerate(NAMES)]
+    said: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    panoptic: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    for i in range(count):
+        h, w = (int(v) * 4 for v in rng.integers(4, 8, 2))
+        pixels = rng.integers(0, 60, (h, w, 3)).astype(np.uint8)
+        classes = np.zeros((h, w), np.uint8)
+        ids = np.full((h, w), 1)
+        info = []
+        for n in range(int(rng.integers(1, 3))):
+            kind, size = int(rng.integers(1, 3)), int(rng.integers(6, 10))
+            top, left = int(rng.integers(0, h - size + 1)), int(rng.integers(0, w - size + 1))
+            place = np.s_[top : top + size, left : left + size]
+            if (ids[place] != 1).any():
+                continue
+            pixels[place] = 0
+            pixels[(*place, kind - 1)] = 230
+            classes[place], ids[place] = kind, n + 2
+            box = {"category_id": 10 * kind + 5, "bbox": [left, top, size, size], "area": size * size, "iscrowd": 0}
+            region = runs.encode(np.asfortranarray((ids == n + 2).astype(np.uint8)))
+            segmentation = {"size": [h, w], "counts": region["counts"].decode()}
+            one = {**box, "id": 1 + len(said["annotations"]), "image_id": i, "segmentation": segmentation}
+            said["annotations"].append(one)
+            info.append({**box, "id": n + 2})
+        name = f"{i:02}.png"
+        ground = {"category_id": 5, "bbox": [0, 0, w, h], "area": int((ids == 1).sum()), "iscrowd": 0, "id": 1}
+        panoptic["annotations"].append({"image_id": i, "file_name": name, "segments_info": [ground, *info]})
+        for table in (said, panoptic):
+            table["images"].append({"id": i, "file_name": name, "width": w, "height": h})
+        Image.fromarray(pixels).save(root / "images" / name)
+        Image.fromarray(classes).save(root / "classes" / name)
+        Image.fromarray(np.stack([ids, ids * 0, ids * 0], -1).astype(np.uint8)).save(root / "panoptic" / name)
+    (root / "boxes.json").write_text(json.dumps(said))
+    (root / "panoptic.json").write_text(json.dumps(panoptic))
+    return root
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_scenes(tmp_path_factory.mktemp("scenes"), 24)
+    build_index(root / "images", root / "detection.arrow", boxes=root / "boxes.json")
+    build_index(root / "images", root / "regions.arrow", masks=f"coco:{root / 'boxes.json'}")
+    build_index(root / "images", root / "segmentation.arrow", masks=root / "classes", classes=list(NAMES))
+    build_index(
+        root / "images", root / "panoptic.arrow", masks=f"panoptic:{root / 'panoptic.json'},{root / 'panoptic'}"
+    )
+    return root
+
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "detection": {"boxes": True, "capacity": 32},
+    "segmentation": {"masks": 2},
+    "panoptic": {"boxes": True, "capacity": 48, "masks": 2, "kind": "regions"},
+}
+FIGURE = {"detection": "ap", "segmentation": "miou", "panoptic": "pq"}
+
+
+def config(scenes: Path, out: Path, task: str, **train_keys: Any) -> dict[str, Any]:
+    index = str(scenes / f"{task}.arrow")
+    return {
+        "data": {"index": index, "eval_index": index, "batch_size": 2},
+        "plan": {
+            "sequence_length": 128,
+            "max_images": 8,
+            "max_tokens": 64,
+            "patch_sizes": [4],
+            "resolution": {"kind": "native"},
+            "targets": TARGETS[task],
+        },
+        "render": {"threads": 1},
+        "model": {"width": 24, "depth": 2, "heads": 2, "patch_size": 4, "max_grid": 16},
+        "panoptic": {"queries": 6, "depth": 1, "stuff": ["ground"]},
+        "segmentation": {"depth": 1},
+        "train": {
+            "task": task,
+            "out": str(out),
+            "steps": 6,
+            "warmup": 2,
+            "learning_rate": 3e-3,
+            "log_every": 1,
+            "checkpoint_every": 5,
+            "threads": 1,
+            "device": "cpu",
+            **train_keys,
+        },
+    }
+
+
+def test_what_is_true_is_what_was_written(scenes: Path) -> None:
+    said = json.loads((scenes / "boxes.json").read_text())
+    for name in ("detection", "regions"):
+        truth = Truth(open_index(scenes / f"{name}.arrow")).coco()
+        found = [(a["image_id"], a["bbox"], a["area"], 10 * a["category_id"] + 5) for a in truth["annotations"]]
+        assert found == [(a["image_id"], a["bbox"], a["area"], a["category_id"]) for a in said["annotations"]]
+    classes, panoptic, regions = (
+        Truth(open_index(scenes / f"{name}.arrow")) for name in ("segmentation", "panoptic", "regions")
+    )
+    for row in range(24):
+        wanted = np.asarray(Image.open(scenes / "classes" / f"{row:02}.png")).astype(int)
+        assert (classes.classes(row) == wanted).all() and (panoptic.classes(row) == wanted).all()
+        # Nobody says of COCO's regions that what lies between them is ground.
+        assert (regions.classes(row) == np.where(wanted == 0, -1, wanted)).all()
+        ids, kinds, crowds = panoptic.segments(row)
+        assert set(np.unique(ids)) == set(kinds) and not crowds
+
+
+@pytest.mark.parametrize("task", FIGURE)
+def test_a_task_is_learnt_scored_and_used(
+    task: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, told = tmp_path / "run", tmp_path / "scores.json"
+    steps = 60 if task == "detection" else 30
+    train(RunConfig.from_dict(config(scenes, out, task, steps=steps, log_every=5, ema=0.0)))
+    losses = [e["loss"] for e in read_log(out) if e["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    (row,) = [e for e in read_log(out) if e["kind"] == "eval"]
+    assert 0 <= row[FIGURE[task]] <= 1 and row["images"] == 24
+    page = (out / "report.html").read_text()
+    assert {"ap": "AP", "miou": "mIoU", "pq": "PQ"}[FIGURE[task]] in page and "data:image/jpeg" in page
+    arguments = ["eval", str(out), str(scenes / f"{task}.arrow"), "--device", "cpu", "--json", str(told)]
+    if task == "detection":
+        arguments += ["--results", str(tmp_path / "results.json")]
+    assert main(arguments) == 0
+    (score,) = json.loads(told.read_text())["scores"]
+    assert score[FIGURE[task]] == pytest.approx(row[FIGURE[task]])
+    if task == "detection":
+        # Scored from the file by COCO's own numbers it is the same.
+        results = json.loads((tmp_path / "results.json").read_text())
+        said = json.loads((scenes / "boxes.json").read_text())
+        assert average_precision(said, results)["ap"] == pytest.approx(score["ap"])
+    capsys.readouterr()
+    images = sorted((scenes / "images").glob("0[0-2].png"))
+    assert (
+        main(["predict", str(out), *map(str, images), "--device", "cpu", "--json", "--draw", str(tmp_path / "d")]) == 0
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == [str(path) for path in images]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [path.name for path in images]
+    for line in lines:
+        assert {"detection": "boxes", "segmentation": "pixels", "panoptic": "segments"}[task] in line
+
+
+@pytest.mark.parametrize("task", FIGURE)
+def test_a_resumed_run_is_the_same_bit_for_bit(task: str, scenes: Path, tmp_path: Path) -> None:
+    whole, halves = (RunConfig.from_dict(config(scenes, tmp_path / n, task)) for n in ("whole", "halves"))
+    train(whole, page=False)
+    stopped(halves, 3)
+    train(halves, resume=True, page=False)
+    ends = [checkpoint.open_checkpoint(tmp_path / name).read("model") for name in ("whole", "halves")]
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+BOXES = {"boxes": True, "capacity": 48}
+OTHER = {"data": {"index": "panoptic"}}
+MISTAKES: list[tuple[str, str, dict[str, Any], str]] = [
+    (
+        "no boxes",
+        "detection",
+        {"plan": {"targets": {"masks": 1}}, "data": {"index": "panoptic"}},
+        "plan.targets.boxes = true",
+    ),
+    (
+        "no masks",
+        "segmentation",
+        {"plan": {"targets": {"boxes": True, "capacity": 9}}, "data": {"index": "panoptic"}},
+        "plan.targets.masks",
+    ),
+    (
+        "a kind",
+        "panoptic",
+        {"plan": {"targets": {"boxes": True, "capacity": 48, "masks": 1}}},
+        "plan.targets.kind = 'semantic'",
+    ),
+    ("stuff", "panoptic", {"panoptic": {"stuff": ["sky"]}}, "no class 'sky'"),
+    ("classes", "detection", {"detection": {"classes": 7}}, "detection.classes = 7"),
+    ("a classifier", "detection", {"model": {"classes": 3}}, "model.classes = 3"),
+    ("mixing", "detection", {"train": {"mix": {"mixup": 0.2}}}, "train.mix"),
+    ("no true boxes", "detection", {"data": {"eval_index": "segmentation"}}, "segmentation.arrow' has no boxes"),
+    (
+        "no true segments",
+        "panoptic",
+        {"data": {"eval_index": "segmentation"}},
+        "masks of classes, which tell no segments",
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "changes", "said"), [pytest.param(t, c, s, id=n) for n, t, c, s in MISTAKES])
+def test_mistakes_are_one_line_before_the_first_step(
+    task: str, changes: dict[str, Any], said: str, scenes: Path, tmp_path: Path
+) -> None:
+    given = config(scenes, tmp_path / "run", task)
+    for section, keys in changes.items():
+        named = {k: str(scenes / f"{v}.arrow") if section == "data" else v for k, v in keys.items()}
+        given[section] = {**given.get(section, {}), **named}
+    with pytest.raises(NavitError, match=said) as error:
+        train(RunConfig.from_dict(given))
+    assert "\n" not in str(error.value) and not checkpoint.steps(tmp_path / "run")
