@@ -73,3 +73,8 @@ def test_without_the_engine_the_status_says_so() -> None:
 def test_a_gpu_that_is_hidden_is_looked_for() -> None:
     _, rows, _ = doctor("import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''")
     assert "is there one, and its driver" in rows["device"] or "built without CUDA" in rows["device"]
+
+
+def test_an_engine_that_was_built_without_nasm_says_what_it_loses() -> None:
+    status, rows, _ = doctor("from navit_loader import _packer; _packer.ASSEMBLER = False")
+    assert status == 0 and "without nasm: AVIF and unusual JPEGs are slower" in rows["engine"]
