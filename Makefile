@@ -65,7 +65,7 @@ check: build  ## formatters, linters, types, the walls between rooms, the stub a
 	$(DOCS)
 
 # It says that MkDocs has a successor, at every build.
-DOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict
+DOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 docs: build  ## the documentation's site in runs/site, which needs no server; a link that leads nowhere is an error
 	@$(DOCS)

@@ -41,7 +41,7 @@ from timm.models import load_checkpoint
 from navit_loader import open_index
 from navit_loader.render.engine import Engine
 from navit_loader.render.images import pack_images
-from navit_loader.suggest import value
+from navit_loader.schema import toml_value
 from navit_loader.summary import summarise
 from navit_model import NaViT, NaViTConfig
 from navit_model.train.settings import RunConfig
@@ -219,7 +219,7 @@ class Bench:
         config, plain = NaViT.from_timm(shape).config, NaViTConfig()
         # `fit` would choose a smaller one.
         own = [k for k in asdict(config) if getattr(config, k) != getattr(plain, k) or k in ("width", "depth", "heads")]
-        changes = [f"model.{key}={value(getattr(config, key))}" for key in own]
+        changes = [f"model.{key}={toml_value(getattr(config, key))}" for key in own]
         changes += [
             f"plan.prefix_tokens={config.prefix_tokens}",
             # Small pictures, and half of each: many are seen in little time.

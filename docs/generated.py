@@ -18,6 +18,10 @@ import messages
 import navit_loader
 import navit_model
 from navit_loader import errors
+from navit_loader.cli import parser as loader_parser
+from navit_loader.shown import EXITS
+from navit_model.cli import parser as model_parser
+from navit_model.commands.schema import schema
 
 ROOMS = {
     "loader": {
@@ -78,126 +82,80 @@ def _first(of: Any) -> str:
 
 
 def configuration() -> str:
-    """Every key of both commands' TOML, from their schemas."""
+    """Every key of a run's TOML, from its schema, which holds the loader's sections too."""
     text = (
-        "# Configuration\n\nOne TOML file holds all: `navit-loader` reads `[data] [plan] [render] [serve]`, and `navit-model` "
-        "these and the others. A wrong key or value ends the command with one line that says what is allowed.\n"
+        "# Configuration\n\nOne TOML file holds all: `navit-loader` reads `[data]`, `[plan]`, `[render]` and `[serve]`, "
+        "`navit-model` these and the others. A wrong key or value ends a command with one line that says what is allowed. "
+        "The same for editors: `navit-model schema > navit.schema.json`; as a file with comments: `navit-model init`.\n"
     )
-    seen: set[str] = set()
-    for command in ("loader", "model"):
-        whole = schema_of(command)
-        for name, table in whole["properties"].items():
-            if name not in seen:
-                seen.add(name)
-                text += "".join(_table(_resolved(table, whole), name, whole))
+    for name, table in schema()["properties"].items():
+        text += "".join(_table(table, name))
     return text
 
 
-def _table(table: Mapping[str, Any], where: str, whole: Mapping[str, Any], many: bool = False) -> Iterator[str]:
+def _table(table: Mapping[str, Any], where: str, listed: bool = False) -> Iterator[str]:
     """A table's heading, its keys, and the tables in it."""
-    brackets = f"[[{where}]]" if many else f"[{where}]"
-    yield f"\n{'#' * (2 + where.count('.'))} {brackets} {{#{where}}}\n\n{table.get('description', '')}\n"
+    name = f"[[{where}]]" if listed else f"[{where}]"
+    yield f"\n{'#' * (2 + where.count('.'))} {name} {{ #{where} }}\n\n{table['description']}\n"
     below = []
-    for key, found in table.get("properties", {}).items():
-        one = _resolved(found, whole)
-        inner = (
-            _resolved(one["items"], whole) if one.get("type") == "array" and isinstance(one.get("items"), dict) else {}
-        )
-        if one.get("properties"):
-            below.append((one, f"{where}.{key}", False))
-        elif inner.get("properties"):
-            below.append(({**inner, "description": one.get("description", "")}, f"{where}.{key}", True))
+    for key, found in table["properties"].items():
+        items = found.get("items", {})
+        if "properties" in found:
+            below.append((found, f"{where}.{key}", False))
+        elif "properties" in items:
+            below.append(({**items, "description": found["description"]}, f"{where}.{key}", True))
         else:
-            yield _key(key, one, f"{where}.{key}", whole)
-    for found, name, listed in below:
-        yield from _table(found, name, whole, listed)
+            yield _key(key, found, f"{where}.{key}", key in table.get("required", ()))
+    for found, inner, listed in below:
+        yield from _table(found, inner, listed)
 
 
-def _key(key: str, one: Mapping[str, Any], where: str, whole: Mapping[str, Any]) -> str:
-    facts = [_kind(one, whole)]
-    if "default" in one:
-        facts.append(f"default `{json.dumps(one['default'], ensure_ascii=False)}`")
-    facts += [f"since {one['x-since']}", f"read by {', '.join(one['x-read-by'])}"]
-    return f"\n`{key}`{{ #{where} .key }} {' · '.join(facts)}\n\n:   {one['description']}\n"
+def _key(key: str, found: Mapping[str, Any], where: str, required: bool) -> str:
+    default = f"default {_value(found['default'])}" if "default" in found else "unset by default"
+    facts = [_kind(found), "must be given" if required else default]
+    facts += [f"since {found['x-since']}", f"read by `{found['x-read-by']}`"]
+    return f"\n`{key}`{{ #{where} .key }} {' · '.join(facts)}\n\n:   {found['description']}\n"
 
 
-def _kind(one: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+def _kind(found: Mapping[str, Any]) -> str:
     """Type and bounds, in words."""
-    if "enum" in one:
-        return " or ".join(f"`{json.dumps(value, ensure_ascii=False)}`" for value in one["enum"])
-    if "const" in one:
-        return f"`{json.dumps(one['const'])}`"
-    for several in ("anyOf", "oneOf"):
-        if several in one:
-            return " or ".join(dict.fromkeys(_kind(_resolved(each, whole), whole) for each in one[several]))
-    kind = one.get("type", "any value")
-    if isinstance(kind, list):
-        return " or ".join(_kind({**one, "type": each}, whole) for each in kind)
-    if kind == "array":
-        items = one.get("items")
-        text = f"list of {_kind(_resolved(items, whole), whole)}" if isinstance(items, dict) else "list"
-        if fixed := one.get("prefixItems"):
-            text = f"list of {len(fixed)}: " + ", ".join(_kind(_resolved(each, whole), whole) for each in fixed)
-    elif kind == "object":
-        inner = one.get("additionalProperties")
-        text = f"table of {_kind(_resolved(inner, whole), whole)}" if isinstance(inner, dict) else "table"
+    if "enum" in found:
+        return " or ".join(_value(value) for value in found["enum"])
+    if "const" in found:
+        return _value(found["const"])
+    if "anyOf" in found:
+        plain = {key: value for key, value in found.items() if key != "anyOf"}
+        return " or ".join(_kind({**plain, **each}) for each in found["anyOf"])
+    if found["type"] == "array":
+        fixed, least = found.get("minItems") == found.get("maxItems"), found.get("minItems")
+        many = f" of {least}, each" if fixed and least else " of one or more, each" if least else " of"
+        return f"list{many} {_kind(found['items'])}"
+    if found["type"] == "object":
+        return f"table of {_kind(found['additionalProperties'])}"
+    kind = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`"}.get(
+        found["type"], found["type"]
+    )
+    return ", ".join([kind, *_bounds(found)])
+
+
+def _bounds(found: Mapping[str, Any]) -> Iterator[str]:
+    if {"minimum", "maximum"} <= found.keys():
+        yield f"{found['minimum']:,} to {found['maximum']:,}"
     else:
-        text = {"integer": "whole number", "string": "text", "boolean": "true or false"}.get(kind, kind)
-    low, high = _bound(one, "inimum", "minItems", "above"), _bound(one, "aximum", "maxItems", "below")
-    return text + (f", {low}" if low else "") + ((" and " if low else ", ") + high if high else "")
+        for key, words in (
+            ("minimum", "at least"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "at most"),
+            ("exclusiveMaximum", "below"),
+        ):
+            if key in found:
+                yield f"{words} {found[key]:,}"
+    if found.get("minLength"):
+        yield "not empty"
 
 
-def _bound(one: Mapping[str, Any], name: str, items: str, beyond: str) -> str:
-    least = "at least" if beyond == "above" else "at most"
-    if (found := one.get("m" + name)) is not None:
-        return f"{least} {found:,}"
-    if (found := one.get("exclusiveM" + name)) is not None:
-        return f"{beyond} {found:,}"
-    return f"{least} {one[items]:,} of them" if items in one else ""
-
-
-def _resolved(one: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a schema, what it refers to put in."""
-    found = dict(one)
-    while reference := found.pop("$ref", None):
-        target: Any = whole
-        for step in reference.removeprefix("#/").split("/"):
-            target = target[step]
-        found = {**target, **found}
-    return found
-
-
-def schema_of(command: str) -> dict[str, Any]:
-    """What `navit-loader schema` and `navit-model schema` print."""
-    plan = {
-        "type": "object",
-        "description": "What goes where.",
-        "properties": {
-            "sequence_length": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": 65536,
-                "default": 256,
-                "description": "L, token slots of a sequence.",
-                "x-since": "0.1.0",
-                "x-read-by": ["plan", "model"],
-            },
-            "drop": {
-                "type": "object",
-                "description": "Which tokens are left out.",
-                "properties": {
-                    "kind": {
-                        "enum": ["none", "constant", "beta"],
-                        "default": "none",
-                        "description": "How the rate is drawn.",
-                        "x-since": "0.1.0",
-                        "x-read-by": ["plan"],
-                    }
-                },
-            },
-        },
-    }
-    return {"type": "object", "properties": {"plan": plan}}
+def _value(value: Any) -> str:
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
 # --- the commands --------------------------------------------------------------------------------------------------
@@ -206,24 +164,11 @@ def schema_of(command: str) -> dict[str, Any]:
 def commands() -> str:
     """The help of both commands and of all their subcommands, as they print it."""
     text = "# Commands\n\nEach command says all this itself: `--help`.\n"
-    for parser in parsers():
+    for parser in (loader_parser(), model_parser()):
         text += f"\n## {parser.prog}\n\n```text\n{_help(parser)}```\n"
         for name, sub in subcommands(parser).items():
             text += f"\n### {parser.prog} {name} {{#{parser.prog}-{name}}}\n\n```text\n{_help(sub)}```\n"
     return text
-
-
-def parsers() -> list[argparse.ArgumentParser]:
-    """Both commands' parsers, with their subcommands."""
-    found = []
-    for package in (navit_loader, navit_model):
-        cli = import_module(f"{package.__name__}.cli")
-        parser = argparse.ArgumentParser(prog=package.__name__.replace("_", "-"))
-        sub = parser.add_subparsers(metavar="COMMAND", required=True)
-        for name in cli.COMMANDS:
-            import_module(f"{package.__name__}.commands.{name}").add(sub)
-        found.append(parser)
-    return found
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -248,11 +193,12 @@ def errors_page() -> str:
     """Every class of error, and every exit status."""
     raised = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.NavitError)]
     text = "# Errors and exit codes\n\n" + inspect.cleandoc(errors.__doc__ or "")
-    text += "\n\nAll are in `navit_loader.errors`.\n\n| error | is also | means |\n|---|---|---|\n"
+    text += "\n\nAll are in `navit_loader.errors`; what to do about a message is in [troubleshooting](../troubleshooting.md)."
+    text += "\n\n| error | is also | means |\n|---|---|---|\n"
     for one in raised:
         also = ", ".join(f"`{base.__name__}`" for base in one.__bases__ if base not in (errors.NavitError, Exception))
         text += f"| `{one.__name__}`{{ #{one.__name__} }} | {also} | {_first(one)} |\n"
-    return text
+    return f"{text}\n## Exit codes\n\nOf `navit-loader` and `navit-model` alike:\n\n```text\n{EXITS}\n```\n"
 
 
 PAGES: dict[str, Callable[[], str]] = {

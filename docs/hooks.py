@@ -16,13 +16,13 @@ from typing import Any
 from generated import PAGES
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
 TAKEN_IN = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md", "bench/README.md": "figures.md"}
 """Pages that lie elsewhere, since whoever looks into a repository looks for them there."""
 HOME = {page: path for path, page in TAKEN_IN.items()} | {"index.md": "docs/index.md"}
 LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#)([^()\s#]+)(?:#([^()\s]+))?(?=\))")
+PICTURES = {".gif", ".jpg", ".png", ".svg"}
 LANGUAGES = {
     ".py": "python",
     ".pyi": "python",
@@ -45,7 +45,11 @@ def on_files(files: Files, config: Any) -> Files:
         for link in LINK.finditer(text)
         if (path := _repository_path(page, link[1])) and not path.startswith("docs/")
     }
-    texts |= {_page_of(path): _source(path) for path in wanted if path not in TAKEN_IN and (ROOT / path).is_file()}
+    for path in wanted - TAKEN_IN.keys():
+        if Path(path).suffix in PICTURES and (ROOT / path).is_file():
+            files.append(File.generated(config, _page_of(path), abs_src_path=str(ROOT / path)))
+        elif (ROOT / path).exists():
+            texts[_page_of(path)] = _source(ROOT / path)
     for page, text in texts.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -63,14 +67,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         found = files.get_file_from_path(_page_of(path))
         if found is None:
             raise PluginError(f"{here.src_uri} links to '{link[0]}': there is no file '{path}'")
-        if path in TAKEN_IN or not symbol:
-            return posixpath.relpath(found.src_uri, posixpath.dirname(here.src_uri) or ".") + (
-                f"#{symbol}" if symbol else ""
-            )
-        return f"{get_relative_url(found.url, here.url)}#__codelineno-0-{line_of(ROOT / path, symbol)}"
+        if symbol and path not in TAKEN_IN:
+            symbol = f"__codelineno-0-{line_of(ROOT / path, symbol)}"
+        return posixpath.relpath(found.src_uri, posixpath.dirname(here.src_uri) or ".") + (
+            f"#{symbol}" if symbol else ""
+        )
 
     said = markdown.replace("<!-- What you get -->", _table_of("README.md", "What you get"))
     return LINK.sub(led, re.sub(r"^<!--.*?-->\n", "", said, flags=re.DOTALL | re.MULTILINE))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Lines of code are places that a link may lead to, which MkDocs does not know."""
+    page.present_anchor_ids |= set(re.findall(r'id="(__codelineno-\d+-\d+)"', html))
+    return html
 
 
 def line_of(path: Path, symbol: str) -> int:
@@ -109,11 +119,11 @@ def _repository_path(page: str, link: str) -> str:
 
 
 def _page_of(path: str) -> str:
-    return TAKEN_IN.get(path, f"source/{path}.md")
+    return TAKEN_IN.get(path, f"source/{path}" if Path(path).suffix in PICTURES else f"source/{path}.md")
 
 
-def _source(path: str) -> str:
-    text = (ROOT / path).read_text(encoding="utf-8")
-    language = LANGUAGES.get(Path(path).suffix, "text")
-    head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {path}\n\n"
-    return f'{head}``````{language} linenums="1"\n{text}\n``````\n'
+def _source(path: Path) -> str:
+    """A file's text, or the names in a folder."""
+    text = "\n".join(sorted(one.name for one in path.iterdir())) if path.is_dir() else path.read_text(encoding="utf-8")
+    head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {path.relative_to(ROOT)}\n\n"
+    return f'{head}``````{LANGUAGES.get(path.suffix, "text")} linenums="1"\n{text}\n``````\n'

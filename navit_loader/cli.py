@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from .shown import Arguments, escape_outputs, status_of
+from .shown import EXITS, Arguments, Version, escape_outputs, speak_as, status_of
 
 COMMANDS = (
     "index",
@@ -25,8 +25,26 @@ COMMANDS = (
     "fleet",
     "keys",
     "top",
+    "init",
+    "schema",
+    "doctor",
+    "completion",
 )
 """Modules of `navit_loader.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
+
+
+def parser() -> Arguments:
+    """All of its arguments."""
+    top = Arguments(
+        prog="navit-loader",
+        description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
+        epilog=EXITS,
+    )
+    top.add_argument("--version", action=Version)
+    subparsers = top.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(f".commands.{name}", __package__).add(subparsers)
+    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,15 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        0; 1 where a command found what it looks for to be wrong; 2 after an error; 130 after Ctrl-C.
+        See `EXITS`.
     """
     escape_outputs()
-    parser = Arguments(
-        prog="navit-loader",
-        description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
-    )
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        import_module(f".commands.{name}", __package__).add(subparsers)
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
+    speak_as(args)
     return status_of(lambda: args.run(args), "navit-loader: error")

@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from .bounds import Bound
 from .errors import ConfigError
 from .plan.config import Crop, Drop, Order, PlanConfig, Resolution, Schedule, Teacher, Warp
 from .schema import check_types, convert, read_toml, require
@@ -36,6 +37,23 @@ __all__ = [
 
 OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "regression", "train")
 
+READ_BY = {
+    "data": "navit_loader.deliver",
+    "data.index": "navit_loader.index",
+    "data.mixture": "navit_loader.index",
+    "data.eval_index": "navit_model.evaluate",
+    "plan": "navit_loader.plan",
+    "render": "navit_loader.render",
+    "serve": "navit_loader.service",
+}
+"""The room that reads a section, and those of its keys that another one reads."""
+
+_MEMORY = Bound(16, unit="MiB")
+_HEARTBEAT = Bound(0.05, 60, "seconds")
+_TIMEOUT = Bound(above=0, below=1e6, words="above 0 and below 1,000,000 seconds")
+_THREADS = Bound(0, 1024)
+_BYTE = Bound(0, 255, words="three values in 0..255", whole=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -46,13 +64,11 @@ class Source:
         weight: its share of the images, relative to the others.
     """
 
-    index: str = ""
-    weight: float = 1.0
+    index: Annotated[str, Bound(1, words="the path of an index")] = ""
+    weight: Annotated[float, Bound(above=0, finite=True, words="finite and above 0")] = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.index != "", "index", self.index, "the path of an index")
-        require(0 < self.weight < float("inf"), "weight", self.weight, "finite and above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +88,15 @@ class Remote:
 
     keys: str = ""
     plan: str = ""
-    memory_mb: int = 1024
-    connect_timeout_s: float = 10.0
-    deadline_s: float = 10.0
-    timeout_s: float = 120.0
-    heartbeat_s: float = 1.0
+    memory_mb: Annotated[int, _MEMORY] = 1024
+    connect_timeout_s: Annotated[float, _TIMEOUT] = 10.0
+    deadline_s: Annotated[float, _TIMEOUT] = 10.0
+    timeout_s: Annotated[float, _TIMEOUT] = 120.0
+    heartbeat_s: Annotated[float, _HEARTBEAT] = 1.0
     shared: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
-        for key in ("connect_timeout_s", "deadline_s", "timeout_s"):
-            require(0 < getattr(self, key) < 1e6, key, getattr(self, key), "above 0 and below 1,000,000 seconds")
-        require(0.05 <= self.heartbeat_s <= 60, "heartbeat_s", self.heartbeat_s, "between 0.05 and 60 seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,34 +119,33 @@ class DataConfig:
     eval_index: str = ""
     endpoints: tuple[str, ...] = ()
     remote: Remote = field(default_factory=Remote)
-    batch_size: int = 8
+    batch_size: Annotated[int, Bound(1, 65536, "sequences")] = 8
     remainder: Literal["fill", "drop"] = "fill"
     refresh: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(1 <= self.batch_size <= 65536, "batch_size", self.batch_size, "between 1 and 65536 sequences")
         require(not (self.index and self.mixture), "mixture", self.mixture, "empty where data.index is given")
 
 
 @dataclass(frozen=True, slots=True)
 class RenderConfig:
-    """`[render]`: how planned slots become pixels. Keys marked * are part of `render_id`.
+    """`[render]`: how planned slots become pixels.
 
     Attributes:
         threads: decoding threads; 0 means one per core that this process may use.
         fetch_threads: threads that read ahead; 0 lets the decoding threads read by themselves.
         prefetch: batches rendered ahead.
         memory_mb: bound of all batch and file buffers, in MiB.
-        filter: * `bicubic`, `bilinear`, `area` or `lanczos`, all antialiased.
-        dct_scaling: * decode JPEG at the largest DCT scale that stays at or above the target.
-        background: * RGB under transparent pixels.
-        max_pixels: * images that claim more pixels are quarantined undecoded.
-        depth: * which value is white in samples of 16 bits: `full` (65,535), `largest` (the image's own), or that of as
+        filter: `bicubic`, `bilinear`, `area` or `lanczos`, all antialiased. Part of `render_id`.
+        dct_scaling: decode JPEG at the largest DCT scale that stays at or above the target. Part of `render_id`.
+        background: RGB under transparent pixels. Part of `render_id`.
+        max_pixels: images that claim more pixels are quarantined undecoded. Part of `render_id`.
+        depth: which value is white in samples of 16 bits: `full` (65,535), `largest` (the image's own), or that of as
             many bits, `9` to `15`. Part of `render_id` where it is not `full`.
-        profiles: * `ignore` colour profiles other than sRGB, which are counted, or `convert` them. Part of `render_id`
+        profiles: `ignore` colour profiles other than sRGB, which are counted, or `convert` them. Part of `render_id`
             where it is not `ignore`.
-        damaged: * `mask` JPEG files that libjpeg warns of, or `keep` those of which nothing is missing. Part of
+        damaged: `mask` JPEG files that libjpeg warns of, or `keep` those of which nothing is missing. Part of
             `render_id` where it is not `mask`.
         retries: attempts after a fault that may pass (timeout, server or I/O error) before the request fails; by default as
             many as a minute allows.
@@ -144,34 +155,25 @@ class RenderConfig:
         cache_gb: how much it may hold, in 10⁹ bytes; all processes that share the folder together.
     """
 
-    threads: int = 0
-    fetch_threads: int = 1
-    prefetch: int = 4
-    memory_mb: int = 1024
+    threads: Annotated[int, _THREADS] = 0
+    fetch_threads: Annotated[int, _THREADS] = 1
+    prefetch: Annotated[int, Bound(1, 1024, "batches")] = 4
+    memory_mb: Annotated[int, _MEMORY] = 1024
     filter: Literal["bicubic", "bilinear", "area", "lanczos"] = "bicubic"
     dct_scaling: bool = True
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_pixels: int = 178_956_970
+    background: tuple[Annotated[int, _BYTE], Annotated[int, _BYTE], Annotated[int, _BYTE]] = (255, 255, 255)
+    max_pixels: Annotated[int, Bound(1, 2**31, words="between 1 and 2**31")] = 178_956_970
     depth: Literal["full", "largest", "9", "10", "11", "12", "13", "14", "15"] = "full"
     profiles: Literal["ignore", "convert"] = "ignore"
     damaged: Literal["mask", "keep"] = "mask"
-    retries: int | None = None
+    retries: Annotated[int, Bound(0, 100)] | None = None
     ledger: str = ""
-    failure_limit: float = 0.2
+    failure_limit: Annotated[float, Bound(above=0, most=1)] = 0.2
     cache_dir: str = ""
-    cache_gb: float = 0.0
+    cache_gb: Annotated[float, Bound(0, below=1e9, words="at least 0 and below 10**9")] = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 <= self.threads <= 1024, "threads", self.threads, "between 0 and 1024")
-        require(0 <= self.fetch_threads <= 1024, "fetch_threads", self.fetch_threads, "between 0 and 1024")
-        require(1 <= self.prefetch <= 1024, "prefetch", self.prefetch, "between 1 and 1024 batches")
-        require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
-        require(all(0 <= v <= 255 for v in self.background), "background", self.background, "three values in 0..255")
-        require(1 <= self.max_pixels <= 2**31, "max_pixels", self.max_pixels, "between 1 and 2**31")
-        require(0 <= (self.retries or 0) <= 100, "retries", self.retries, "between 0 and 100")
-        require(0 < self.failure_limit <= 1, "failure_limit", self.failure_limit, "above 0 and at most 1")
-        require(0 <= self.cache_gb < 1e9, "cache_gb", self.cache_gb, "at least 0 and below 10**9")
         if self.cache_dir:
             require(self.cache_gb > 0, "cache_gb", self.cache_gb, "above 0 beside cache_dir: how much it may hold")
         else:
@@ -207,17 +209,14 @@ class ServeConfig:
         metrics: HOST:PORT of the Prometheus endpoint, or a port of loopback; empty for none.
     """
 
-    bind: str = "tcp://127.0.0.1:5780"
-    memory_mb: int = 1024
-    heartbeat_s: float = 1.0
+    bind: Annotated[str, Bound(pattern="^(tcp|ipc)://", words="tcp://HOST:PORT or ipc://PATH")] = "tcp://127.0.0.1:5780"
+    memory_mb: Annotated[int, _MEMORY] = 1024
+    heartbeat_s: Annotated[float, _HEARTBEAT] = 1.0
     keys: str = ""
     metrics: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.bind.startswith(("tcp://", "ipc://")), "bind", self.bind, "tcp://HOST:PORT or ipc://PATH")
-        require(self.memory_mb >= 16, "memory_mb", self.memory_mb, "at least 16 MiB")
-        require(0.05 <= self.heartbeat_s <= 60, "heartbeat_s", self.heartbeat_s, "between 0.05 and 60 seconds")
 
 
 @dataclass(frozen=True, slots=True)

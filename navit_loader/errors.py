@@ -68,6 +68,7 @@ EXTRAS = {
     "onnxscript": "onnx",
     "ray": "ray",
     "safetensors": "model",
+    "shtab": "completion",
     "scipy": "model",
     "tensorboard": "tensorboard",
     "tokenizers": "captions",

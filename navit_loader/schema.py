@@ -8,14 +8,17 @@ reads its own sections with it.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
+from .bounds import Bound
 from .errors import ConfigError
 
 T = TypeVar("T")
@@ -55,9 +58,14 @@ def check_part(cls: type[Any], table: Mapping[str, Any], where: str) -> None:
             convert(hint, table[key], f"{where}.{key}")
 
 
-def _hints(cls: type[Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+@cache
+def _types_of(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _hints(cls: Any, table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The annotation of each key of a table; raises `ConfigError` for one that `cls` has not."""
-    hints = typing.get_type_hints(cls)
+    hints = _types_of(cls)
     names = [f.name for f in fields(cls)]
     for key in table:
         if key not in names:
@@ -114,10 +122,58 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Checks a dataclass built from Python as `parse` checks one built from TOML; part of each `__post_init__`."""
-    hints = typing.get_type_hints(type(config))
+    """Checks a dataclass built from Python as `parse` checks one built from TOML, and then the bounds of its keys; part of each
+    `__post_init__`."""
+    cls: Any = type(config)
+    hints = _types_of(cls)
     for f in fields(config):
         object.__setattr__(config, f.name, convert(hints[f.name], getattr(config, f.name), f.name))
+    for key, bounds in _bounds(cls):
+        value = getattr(config, key)
+        for bound, item, name in _bounded(bounds, value, key):
+            if not bound.later and not bound.holds(item):
+                values = {f.name: getattr(config, f.name) for f in fields(config)}
+                require(False, name, value if bound.whole else item, bound.allowed(values))
+
+
+def bound_of(cls: Any, key: str) -> Bound:
+    """The bound of a key's value, or of its items."""
+    own, inner = dict(_bounds(cls))[key]
+    found = own or inner
+    assert found is not None, f"{cls.__name__}.{key} is annotated with a Bound"
+    return found
+
+
+@cache
+def _bounds(cls: Hashable) -> tuple[tuple[str, tuple[Bound | None, Bound | None]], ...]:
+    """Keys that have a bound: of the value, and of its items."""
+    found = ((key, bounds_in(hint)) for key, hint in typing.get_type_hints(cls, include_extras=True).items())
+    return tuple((key, bounds) for key, bounds in found if any(bounds))
+
+
+def bounds_in(hint: Any) -> tuple[Bound | None, Bound | None]:
+    """What `Annotated` says of a value, and of the items of a list or the values of a table."""
+    own = None
+    if get_origin(hint) is Annotated:
+        own = next((extra for extra in hint.__metadata__ if isinstance(extra, Bound)), None)
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [bounds_in(some) for some in get_args(hint)]
+        return own or next((a for a, _ in inner if a), None), next((b for _, b in inner if b), None)
+    if get_origin(hint) in (tuple, dict, Mapping):
+        return own, next((bounds_in(some)[0] for some in get_args(hint) if get_origin(some) is Annotated), None)
+    return own, None
+
+
+def _bounded(bounds: tuple[Bound | None, Bound | None], value: Any, key: str) -> Iterator[tuple[Bound, Any, str]]:
+    """Each bound with what it is of, and the name of that."""
+    own, inner = bounds
+    if own is not None and value is not None:
+        yield own, value, key
+    if inner is not None and isinstance(value, Mapping):
+        yield from ((inner, item, f"{key}.{name}") for name, item in value.items())
+    elif inner is not None and isinstance(value, tuple):
+        yield from ((inner, item, key) for item in value)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -134,3 +190,25 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"'{path}' cannot be read as TOML: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise ConfigError(f"'{path}' cannot be read as TOML: {e}") from None
+
+
+def toml_value(given: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(given, bool):
+        return str(given).lower()
+    if isinstance(given, str):
+        return json.dumps(given, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(given, list | tuple):
+        return f"[{', '.join(map(toml_value, given))}]"
+    if isinstance(given, dict):
+        return "{" + ", ".join(f"{toml_key(key)} = {toml_value(inner)}" for key, inner in given.items()) + "}"
+    return repr(given)
+
+
+def toml_key(name: str) -> str:
+    """A key as TOML writes it."""
+    return (
+        name
+        if name.replace("_", "").replace("-", "").isascii() and name.replace("_", "").isalnum()
+        else toml_value(name)
+    )

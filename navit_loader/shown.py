@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import difflib
 import io
+import json
 import logging
 import os
 import re
@@ -35,8 +36,50 @@ def counted(number: int, what: str, many: str = "") -> str:
     return f"{number:,} {what if number == 1 else many or what + 's'}"
 
 
+_hushed = {"lines": False, "progress": False}
+_answers = [False]
+
+
+def speak(*, json: bool = False, quiet: bool = False, prints: bool = False) -> None:
+    """How this process speaks from now on; both command lines say it when they know their arguments.
+
+    Args:
+        json: results are JSON on standard output, where nothing else is printed: `answer` speaks, `say` does not.
+        quiet: no progress, and of a command that makes something no word on it.
+        prints: the command's lines are what it is called for, and so `quiet` leaves them.
+    """
+    _answers[0] = json
+    _hushed["lines"] = json or (quiet and not prints)
+    _hushed["progress"] = quiet
+
+
+def speak_as(args: argparse.Namespace) -> None:
+    """The same, as the arguments of a command say."""
+    given = getattr(args, "json", False)
+    # eval and probe may write it into a file, and then the table is printed.
+    speak(
+        json=given is True or given == "-", quiet=getattr(args, "quiet", False), prints=getattr(args, "prints", False)
+    )
+
+
+def hushed(what: str) -> bool:
+    """Whether there is no word on standard output (`lines`), or no progress (`progress`)."""
+    return _hushed[what]
+
+
+def answer(result: object) -> None:
+    """Prints a command's result as one line of JSON, where that is wanted."""
+    if _answers[0]:
+        _print(json.dumps(result, default=str))
+
+
 def say(line: object = "", to: TextIO | None = None) -> None:
     """Prints one line, `shown`, on standard output or `to`, at once."""
+    if to is not None or not _hushed["lines"]:
+        _print(line, to)
+
+
+def _print(line: object, to: TextIO | None = None) -> None:
     try:
         print(shown(line), file=sys.stdout if to is None else to, flush=True)
     except OSError as e:
@@ -78,8 +121,59 @@ def log_to_stderr(*, anew: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[to_stderr], force=anew)
 
 
+EXITS = """exit status:
+  0    done, or the reader of the output has gone, as head does
+  1    done, but some of the input is bad: a broken image, a part of this machine that does not work
+  2    not done: one line on standard error names the file or key, the value and the remedy
+  130  interrupted by Ctrl-C (SIGINT); 143 by SIGTERM, 129 by SIGHUP: 128 + the signal's number"""
+"""What both command lines end with; the help of each names this place."""
+
+
+class Version(argparse.Action):
+    """`--version`: that of the engine, which the wheel's is."""
+
+    def __init__(self, option_strings: Any, dest: str, **given: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Prints it and ends."""
+        try:
+            from ._packer import __version__ as version
+        except ImportError:
+            version = "of unknown version: the engine is not built"
+        say(f"{parser.prog} {version}")
+        parser.exit()
+
+
+class _Help(argparse.HelpFormatter):
+    """Help whose examples and statuses stay as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(("examples:", "exit status:")):
+            return text
+        return super()._fill_text(text, width, indent)
+
+
 class Arguments(argparse.ArgumentParser):
-    """A parser whose errors are one line, with what was perhaps meant."""
+    """A parser whose errors are one line, with what was perhaps meant.
+
+    Args:
+        examples: of command lines, without the program's name.
+        given: what `ArgumentParser` takes.
+    """
+
+    def __init__(self, *, examples: tuple[str, ...] = (), **given: Any) -> None:
+        given.setdefault("formatter_class", _Help)
+        super().__init__(**given)
+        program = self.prog.partition(" ")[0]
+        self.examples = tuple(f"{program} {example}".replace("PROGRAM", program) for example in examples)
+        if examples:
+            lines = "\n".join(f"  {example}" for example in self.examples)
+            self.epilog = f"examples:\n{lines}\n\nexit status: {program} --help tells each"
+
+    def commands(self) -> dict[str, Arguments]:
+        """Its subcommands by name."""
+        return {k: v for action in self._actions if isinstance(action.choices, dict) for k, v in action.choices.items()}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
         found, rest = super().parse_known_args(args, namespace)

@@ -7,7 +7,6 @@ index's columns chooses, and a planned epoch shows what it comes to.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from .errors import ConfigError
 from .index import Index, open_index
 from .plan.config import MAX_LENGTH, passes_for
 from .render.engine import Engine
+from .schema import toml_key, toml_value
 from .summary import summarise
 
 TOKENS = 196
@@ -194,23 +194,6 @@ def toml(choices: list[Choice], head: str) -> str:
     for name in sorted(sections, key=lambda name: (name.split(".")[0], name.count("."))):
         lines += ["", f"[{name}]"]
         for choice in sections[name]:
-            said = f"{_key(choice.key.rpartition('.')[2])} = {value(choice.value)}"
+            said = f"{toml_key(choice.key.rpartition('.')[2])} = {toml_value(choice.value)}"
             lines.append(f"{said:<30}  # {' '.join(choice.why.split())}" if choice.why else said)
     return "\n".join(lines) + "\n"
-
-
-def value(given: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(given, bool):
-        return str(given).lower()
-    if isinstance(given, str):
-        return json.dumps(given, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(given, list | tuple):
-        return f"[{', '.join(map(value, given))}]"
-    if isinstance(given, dict):
-        return "{" + ", ".join(f"{_key(key)} = {value(inner)}" for key, inner in given.items()) + "}"
-    return repr(given)
-
-
-def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isascii() and name.replace("_", "").isalnum() else value(name)

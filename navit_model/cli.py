@@ -12,27 +12,51 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from navit_loader.shown import Arguments, escape_outputs, status_of, tell
+from navit_loader.shown import EXITS, Arguments, Version, escape_outputs, speak_as, status_of, tell
 
 from .train.stop import Stopped
 
-COMMANDS = ("fit", "train", "finetune", "eval", "probe", "embed", "predict", "export", "report", "doctor")
+COMMANDS = (
+    "fit",
+    "train",
+    "finetune",
+    "eval",
+    "probe",
+    "embed",
+    "predict",
+    "export",
+    "report",
+    "init",
+    "schema",
+    "doctor",
+    "completion",
+)
 """Modules of `navit_model.commands`, in the order of the help. Each has `add(subparsers)` and `run(args) -> int`."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status."""
-    escape_outputs()
-    parser = Arguments(prog="navit-model", description="Train and use native-resolution vision transformers.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> Arguments:
+    """All of its arguments."""
+    top = Arguments(
+        prog="navit-model", description="Train and use native-resolution vision transformers.", epilog=EXITS
+    )
+    top.add_argument("--version", action=Version)
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)
-    args, rest = parser.parse_known_args(argv)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; see `EXITS`."""
+    escape_outputs()
+    top = parser()
+    args, rest = top.parse_known_args(argv)
     if rest:
         # argparse takes changes in one row alone; `train run.toml --resume train.steps=500` is as clear.
         if not hasattr(args, "changes"):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
         args.changes += rest
+    speak_as(args)
     # Torch's idle threads spin by default and take the cores from decoding threads, ours or a daemon's on this host.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name = f"navit-model {args.command}"

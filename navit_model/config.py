@@ -7,8 +7,9 @@ Apart, so that a configuration can be read, checked and converted without torch,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from navit_loader.bounds import Bound
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, require
 
@@ -21,6 +22,18 @@ PRESETS: dict[str, tuple[int, int, int]] = {
     "H": (1280, 32, 16),
 }
 """Width, depth and heads by name (ViT: arXiv 2010.11929, Table 1; Ti and S: DeiT, arXiv 2012.12877)."""
+
+_AT_LEAST_1 = Bound(1)
+_AT_LEAST_0 = Bound(0)
+_ABOVE_0 = Bound(above=0)
+_RATE = Bound(0, below=1)
+_SHARE = Bound(0, 1)
+_HEADS = Bound(1, words="a divisor of width = {width}")
+_PATCH = Bound(1, 512, "pixels")
+_PATCHES = Bound(1, 512, "pixels", whole=True)
+_COUNTS = Bound(1, words="two counts of at least 1", whole=True)
+_CHANNEL = Bound(above=0, words="above 0 in each channel", whole=True)
+_BLOCK = Bound(0, words="numbers of the {depth} blocks, from 0", whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +111,15 @@ class NaViTConfig:
         attention: backend: `auto`, or one of `attention.BACKENDS` by name.
     """
 
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp_ratio: float = 4.0
-    patch_size: int = 16
-    patch_sizes: tuple[int, ...] = ()
+    width: Annotated[int, _AT_LEAST_1] = 192
+    depth: Annotated[int, _AT_LEAST_1] = 12
+    heads: Annotated[int, _HEADS] = 3
+    mlp_ratio: Annotated[float, _ABOVE_0] = 4.0
+    patch_size: Annotated[int, _PATCH] = 16
+    patch_sizes: tuple[Annotated[int, _PATCHES], ...] = ()
     patch_filter: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Annotated[float, _CHANNEL], Annotated[float, _CHANNEL], Annotated[float, _CHANNEL]] = (0.5, 0.5, 0.5)
     positions: Literal[
         "factorised",
         "factorised_stacked",
@@ -123,22 +136,22 @@ class NaViTConfig:
         "resized_axes",
         "none",
     ] = "factorised"
-    max_grid: int = 64
-    position_grid: tuple[int, int] = (7, 7)
+    max_grid: Annotated[int, Bound(1, 32767, "patches")] = 64
+    position_grid: tuple[Annotated[int, _COUNTS], Annotated[int, _COUNTS]] = (7, 7)
     position_filter: Literal["bilinear", "bicubic"] = "bilinear"
     position_antialias: bool = True
     position_corners: bool = False
     patch_norm: bool = False
     fraction: Literal["each", "longer"] = "each"
     rope: bool = False
-    rope_base: float = 100.0
+    rope_base: Annotated[float, Bound(above=1)] = 100.0
     rope_places: Literal["index", "scaled", "centred"] = "index"
-    rope_grid: tuple[int, int] = (16, 16)
+    rope_grid: tuple[Annotated[int, _COUNTS], Annotated[int, _COUNTS]] = (16, 16)
     rope_offset: float = 0.0
     rope_speeds: Literal["axial", "alternating", "learned"] = "axial"
     embed_norm: bool = False
-    window: int = 0
-    window_free: tuple[int, ...] = ()
+    window: Annotated[int, _AT_LEAST_0] = 0
+    window_free: tuple[Annotated[int, _BLOCK], ...] = ()
     norm: Literal["layer", "rms"] = "layer"
     norm_place: Literal["before", "after", "both"] = "before"
     last_norm: bool = True
@@ -154,61 +167,32 @@ class NaViTConfig:
     mlp_gate: bool = False
     attn_norm: bool = False
     mlp_norm: bool = False
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, _ABOVE_0] = 1e-6
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
-    layer_scale: float = 0.0
-    drop_path: float = 0.0
-    dropout: float = 0.0
+    layer_scale: Annotated[float, _AT_LEAST_0] = 0.0
+    drop_path: Annotated[float, _RATE] = 0.0
+    dropout: Annotated[float, _RATE] = 0.0
     class_token: bool = False
     distill_token: bool = False
-    registers: int = 0
-    prompts: int = 0
+    registers: Annotated[int, _AT_LEAST_0] = 0
+    prompts: Annotated[int, _AT_LEAST_0] = 0
     pool: Literal["map", "mean", "class"] = "map"
     pool_prefix: bool = False
-    pool_heads: int = 0
+    pool_heads: Annotated[int, _AT_LEAST_0] = 0
     pool_mlp: bool = True
-    pool_mlp_ratio: float = 0.0
-    merge: int = 0
+    pool_mlp_ratio: Annotated[float, _AT_LEAST_0] = 0.0
+    merge: Annotated[int, _AT_LEAST_0] = 0
     merge_kind: Literal["mlp", "mean", "convolved"] = "mlp"
     merge_width: int = 0
     merge_hidden: int = 0
-    merge_taps: tuple[int, ...] = ()
-    classes: int = 0
+    merge_taps: tuple[Annotated[int, _BLOCK], ...] = ()
+    classes: Annotated[int, _AT_LEAST_0] = 0
     checkpointing: bool = False
     attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn", "triton"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.width >= 1, "width", self.width, "at least 1")
-        require(self.depth >= 1, "depth", self.depth, "at least 1")
-        require(
-            self.heads >= 1 and self.width % self.heads == 0,
-            "heads",
-            self.heads,
-            f"a divisor of width = {self.width}",
-        )
-        require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "above 0")
-        for key, sizes in (("patch_size", (self.patch_size,)), ("patch_sizes", self.patch_sizes)):
-            require(all(1 <= p <= 512 for p in sizes), key, getattr(self, key), "between 1 and 512 pixels")
-        require(1 <= self.max_grid <= 32767, "max_grid", self.max_grid, "between 1 and 32767 patches")
-        require(min(self.position_grid) >= 1, "position_grid", self.position_grid, "two counts of at least 1")
-        require(all(s > 0 for s in self.std), "std", self.std, "above 0 in each channel")
-        require(min(self.rope_grid) >= 1, "rope_grid", self.rope_grid, "two counts of at least 1")
-        require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
-        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        for key in (
-            "layer_scale",
-            "registers",
-            "prompts",
-            "classes",
-            "pool_heads",
-            "pool_mlp_ratio",
-            "window",
-            "merge",
-        ):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
-        for key in ("drop_path", "dropout"):
-            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+        require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
         parts = {"factorised_stacked": 2, "fourier": 2, "fractional_fourier": 2}.get(self.positions, 1)
         parts = 4 if "sinusoidal" in self.positions else parts
         require(self.width % parts == 0, "width", self.width, f"a multiple of {parts} for positions '{self.positions}'")
@@ -226,9 +210,7 @@ class NaViTConfig:
         require(pairs or not self.differential, "differential", True, "false with rope or v_norm, and with odd heads")
         for key in ("window_free", "merge_taps"):
             numbers = getattr(self, key)
-            require(
-                all(0 <= n < self.depth for n in numbers), key, numbers, f"numbers of the {self.depth} blocks, from 0"
-            )
+            require(all(n < self.depth for n in numbers), key, numbers, f"numbers of the {self.depth} blocks, from 0")
         require(not self.window or not self.prefix_tokens, "window", self.window, "0 where there are prefix tokens")
         wide = self.merge_width == self.width if self.merge_kind == "mean" else self.merge_width >= 1
         require(not self.merge or wide, "merge_width", self.merge_width, "at least 1, or width for merge_kind = 'mean'")
@@ -289,14 +271,14 @@ class TextConfig:
     pool_mlp: ClassVar[bool] = True
     pool_mlp_ratio: ClassVar[float] = 0.0
 
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp_ratio: float = 4.0
-    vocabulary: int = 0
+    width: Annotated[int, _AT_LEAST_1] = 192
+    depth: Annotated[int, _AT_LEAST_1] = 12
+    heads: Annotated[int, _AT_LEAST_1] = 3
+    mlp_ratio: Annotated[float, _ABOVE_0] = 4.0
+    vocabulary: Annotated[int, _AT_LEAST_0] = 0
     tokenizer: str = ""
-    max_tokens: int = 0
-    pad: int = -1
+    max_tokens: Annotated[int, _AT_LEAST_0] = 0
+    pad: Annotated[int, Bound(-1, words="a token, or -1 for none")] = -1
     causal: bool = False
     pool: Literal["last", "map"] = "last"
     qk_norm: bool = True
@@ -304,26 +286,17 @@ class TextConfig:
     norm_bias: bool = False
     out_bias: bool = True
     mlp_bias: bool = True
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, _ABOVE_0] = 1e-6
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
-    layer_scale: float = 0.0
-    drop_path: float = 0.0
-    dropout: float = 0.0
+    layer_scale: Annotated[float, _AT_LEAST_0] = 0.0
+    drop_path: Annotated[float, _RATE] = 0.0
+    dropout: Annotated[float, _RATE] = 0.0
     checkpointing: bool = False
     attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn", "triton"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
-        for key in ("width", "depth", "heads"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width = {self.width}")
-        require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "above 0")
-        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        for key in ("vocabulary", "max_tokens", "layer_scale"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
-        require(self.pad >= -1, "pad", self.pad, "a token, or -1 for none")
-        for key in ("drop_path", "dropout"):
-            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,14 +310,13 @@ class ContrastiveConfig:
         locked: leave that image tower as it is: only its projection and the text learn (LiT, arXiv 2111.07991).
     """
 
-    width: int = 512
+    width: Annotated[int, _AT_LEAST_1] = 512
     text_bias: bool = False
     image_from: str = ""
     locked: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.width >= 1, "width", self.width, "at least 1")
         require(
             bool(self.image_from) or not self.locked,
             "locked",
@@ -368,14 +340,12 @@ class DistillationConfig:
 
     teacher: str = ""
     kind: Literal["soft", "hard"] = "soft"
-    temperature: float = 1.0
-    weight: float = 1.0
+    temperature: Annotated[float, Bound(above=0, finite=True, words="above 0 and finite")] = 1.0
+    weight: Annotated[float, Bound(above=0, most=1, words="above 0, at most 1")] = 1.0
     from_teacher: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 < self.temperature < float("inf"), "temperature", self.temperature, "above 0 and finite")
-        require(0 < self.weight <= 1, "weight", self.weight, "above 0, at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,13 +357,11 @@ class RegressionConfig:
         std: what the rest is divided by; 0 takes mean and standard deviation of the index's numbers.
     """
 
-    mean: float = 0.0
-    std: float = 0.0
+    mean: Annotated[float, Bound(finite=True, words="finite")] = 0.0
+    std: Annotated[float, Bound(0, finite=True, words="finite and at least 0")] = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(abs(self.mean) < float("inf"), "mean", self.mean, "finite")
-        require(0 <= self.std < float("inf"), "std", self.std, "finite and at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,15 +377,12 @@ class AugmentConfig:
             recipes: 0.25.
     """
 
-    layers: int = 0
-    magnitude: float = 5.0
-    erase: float = 0.0
+    layers: Annotated[int, Bound(0, 16)] = 0
+    magnitude: Annotated[float, Bound(0, 30)] = 5.0
+    erase: Annotated[float, _SHARE] = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 <= self.layers <= 16, "layers", self.layers, "between 0 and 16")
-        require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "between 0 and 30")
-        require(0 <= self.erase <= 1, "erase", self.erase, "between 0 and 1")
 
     @property
     def on(self) -> bool:
@@ -435,15 +400,12 @@ class MixConfig:
         probability: of an image to be mixed.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    probability: float = 1.0
+    mixup: Annotated[float, Bound(0, 100)] = 0.0
+    cutmix: Annotated[float, Bound(0, 100)] = 0.0
+    probability: Annotated[float, _SHARE] = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        for key in ("mixup", "cutmix"):
-            require(0 <= getattr(self, key) <= 100, key, getattr(self, key), "between 0 and 100")
-        require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
 
     @property
     def on(self) -> bool:

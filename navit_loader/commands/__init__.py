@@ -1,4 +1,4 @@
-"""The subcommands of `navit-loader`, one module each, and how they show progress.
+"""The subcommands of `navit-loader`, one module each, and the arguments that several of them share.
 
 Takes: arguments. Gives: a status, and what a person reads. May not know: how anything is done; a command asks other
 rooms, and prints. Modules are imported when their command is called, so that `--help` is quick.
@@ -7,71 +7,32 @@ rooms, and prints. Modules are imported when their command is called, so that `-
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..config import LoaderConfig
 from ..errors import ConfigError
-from ..shown import say, tell
+from ..shown import tell
 
 if TYPE_CHECKING:
     from ..fleet.jobs import OnRay
 
 
-class ProgressLine:
-    """Progress on stderr: a bar where somebody watches, else a line every ten seconds.
+def add_output(parser: argparse.ArgumentParser, *, prints: bool = False, json: bool = True) -> None:
+    """`--json` and `--quiet`.
 
     Args:
-        what: what is being done, in a word.
+        parser: of a command.
+        prints: the command is called for what it prints, which `--quiet` leaves: it takes away progress alone.
+        json: whether `--json` is wanted here; else the command has its own.
     """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._started = self._shown = time.monotonic()
-        self._bar = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task(what, total=1.0, note="")
-
-    def update(self, share: float, note: str) -> None:
-        """Shows how far it is.
-
-        Args:
-            share: done, 0 to 1.
-            note: the counts so far.
-        """
-        if self._bar is not None:
-            self._bar.update(self._task, completed=share, note=note)
-        elif time.monotonic() - self._shown >= 10:
-            self._shown = time.monotonic()
-            say(f"{self._what}: {share:.0%}, {note}, {self._shown - self._started:.0f} s", sys.stderr)
-
-    def __enter__(self) -> ProgressLine:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    if json:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    quiet = "no progress" if prints else "no progress, and no word where all went well"
+    parser.add_argument("--quiet", action="store_true", help=f"{quiet}; errors are told")
+    parser.set_defaults(prints=prints)
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,13 @@ training would render them. Apart from `plan`, which decodes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import deque
 from collections.abc import Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..shown import say
+from ..shown import answer
+from . import add_output
 
 if TYPE_CHECKING:
     from ..render.engine import Engine
@@ -33,6 +33,7 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "bench",
+        examples=("bench train.arrow config.toml --batches 200",),
         help="measure this machine with an index and a configuration",
         description="Renders batches as fast as this machine can: images/s, tokens/s, padding, seconds per stage. Run it "
         "twice: the first run also measures how fast the storage fills the page cache.",
@@ -41,6 +42,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; its [render] says how many threads")
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="batches to measure (default 100)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     with Engine(LoaderConfig.from_toml(args.config), args.index) as engine:
         found = measure(engine, args.batches)
     if args.json:
-        say(json.dumps(found))
+        answer(found)
     else:
         _table(found)
     return 0

@@ -13,13 +13,17 @@ import threading
 from typing import Any
 
 from ..errors import ConfigError
-from ..shown import log_to_stderr, say
-from . import add_configs, configs_of
+from ..shown import answer, log_to_stderr, say
+from . import add_configs, add_output, configs_of
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
-    parser = commands.add_parser("fleet", help="daemons on a Ray cluster, as many as trainers need")
+    parser = commands.add_parser(
+        "fleet",
+        examples=("fleet config.toml --ray --daemons 2:16",),
+        help="daemons on a Ray cluster, as many as trainers need",
+    )
     add_configs(parser, "*")
     parser.add_argument(
         "--ray",
@@ -50,6 +54,7 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         help="of idleness before there are fewer; of starving a quarter before there are more; by default 60",
     )
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -83,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     with fleet:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle)
+        answer({"fleet": fleet.address, "daemons": list(fleet.daemons)})
         say(f"navit-loader: fleet {fleet.address} serves on {', '.join(fleet.daemons)}")
         stop.wait()
     return 0

@@ -7,8 +7,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..shown import say
-from . import ProgressLine, add_columns, add_ray, spread_of, threads_of
+from ..progress import ProgressLine
+from ..shown import answer, say
+from . import add_columns, add_output, add_ray, spread_of, threads_of
 
 if TYPE_CHECKING:
     from ..index import IndexSummary
@@ -21,6 +22,10 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "index",
+        examples=(
+            "index photos/train -o train.arrow",
+            "index 'pairs-{000..127}.tar' -o pairs.arrow --tokenizer tokenizer.json",
+        ),
         help="find images, read their headers, write an index",
         description="Indexes folders (one class per folder, or metadata.csv beside the images), manifests (.csv, .jsonl or "
         ".parquet with path, label, caption), COCO JSON, plain WebDataset tars, zips that are not compressed, Parquet with "
@@ -47,6 +52,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="probing threads (default: one per core)")
     add_ray(parser)
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     with spread_of(args.ray, threads) as spread, ProgressLine("indexing") as line:
 
         def show(at: IndexProgress) -> None:
-            line.update(at.share, f"{at.images:,} images, {at.broken:,} broken")
+            line.update(at.share, at.images, f"{at.broken:,} broken")
 
         done = build_index(
             args.sources,
@@ -76,6 +82,21 @@ def run(args: argparse.Namespace) -> int:
             progress=show,
             spread=spread,
         )
+    answer(
+        {
+            "index": str(done.path),
+            "images": done.rows,
+            "classes": dict(zip(done.classes, map(int, done.counts), strict=False)),
+            "unlabelled": done.unlabelled,
+            "negatives": done.negatives,
+            "reused": done.reused,
+            "broken": done.broken,
+            "quarantine": str(done.quarantine),
+            "left_out": {reason: count for reason, (count, _) in done.left_out.items()},
+            "notes": list(done.notes),
+            "seconds": done.seconds,
+        }
+    )
     what = "different numbers" if args.target_column else "classes"
     say(f"{done.path}: {done.rows:,} images, {len(done.classes):,} {what}, {done.seconds:.1f} s")
     if args.target_column and done.classes:

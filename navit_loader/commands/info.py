@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..shown import say
-from . import listed
+from ..shown import answer, say
+from . import add_output, listed
 
 if TYPE_CHECKING:
     from ..index import Index
@@ -24,10 +24,12 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "info",
+        examples=("info train.arrow",),
         help="show what an index holds",
         description="Counts, formats, sizes, aspect ratios, classes, quarantine.",
     )
     parser.add_argument("index", metavar="INDEX")
+    add_output(parser, prints=True)
     parser.set_defaults(run=run)
 
 
@@ -46,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     say(f"  data beneath {index.root}")
     formats = np.concatenate([batch["format"].indices.to_numpy() for batch in index.table().to_batches()])
     names = index.table()["format"].chunk(0).dictionary.to_pylist()
-    counts = np.bincount(formats, minlength=len(names))
-    say("  formats: " + ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True) if n))
+    kinds = dict(zip(names, np.bincount(formats, minlength=len(names)).tolist(), strict=True))
+    say("  formats: " + ", ".join(f"{name} {n:,}" for name, n in kinds.items() if n))
     turned = int((np.concatenate(columns["orientation"]) > 1).sum())
     say(f"  turned by EXIF: {turned:,}")
     say(f"  colour profiles other than sRGB: {_profiles(index)}")
@@ -85,6 +87,23 @@ def run(args: argparse.Namespace) -> int:
         if len(given) > SHOWN:
             say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
     quarantine = index.quarantine()
+    answer(
+        {
+            "index": str(index.path),
+            "images": index.num_rows,
+            "bytes": int(length.sum()),
+            "shards": len(index.shards),
+            "root": str(index.root),
+            "formats": kinds,
+            "turned": turned,
+            "side": {f"p{q}": float(np.percentile(side, q)) for q in (5, 50, 95)},
+            "aspect": {f"p{q}": float(np.percentile(width / height, q)) for q in (5, 50, 95)},
+            "classes": {name: int(n) for name, n in zip(index.classes, given, strict=True)},
+            "unlabelled": unlabelled,
+            "negatives": negatives,
+            "quarantine": len(quarantine),
+        }
+    )
     say()
     say(f"quarantine: {len(quarantine):,}")
     for line in quarantine[:SHOWN]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from ..shown import say
-from . import ProgressLine, add_ray, listed, spread_of, threads_of
+from ..progress import ProgressLine
+from ..shown import answer, say
+from . import add_output, add_ray, listed, spread_of, threads_of
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "lint",
+        examples=(
+            "lint train.arrow",
+            "lint train.arrow --json > broken.jsonl",
+        ),
         help="decode every image and report the broken ones",
         description="Checks every row of an index, then decodes every image, as training does. Exit status 1 where any image "
         "is broken.",
@@ -22,6 +26,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="decoding threads (default: one per core)")
     add_ray(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each broken image")
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
@@ -42,12 +47,13 @@ def run(args: argparse.Namespace) -> int:
         found = decode_all(
             index,
             threads,
-            lambda seen: line.update(seen / index.num_rows, f"{seen:,} images"),
+            lambda seen: line.update(seen / index.num_rows, seen),
             spread,
         )
     failures, profiles = found.failures, found.profiles
     for failure in failures:
-        say(json.dumps(failure) if args.json else f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
+        answer(failure)
+        say(f"{failure['uri']}: {failure['reason']}: {failure['detail']}")
     if not args.json:
         say(
             f"{index.path}: {found.seen - len(failures):,} of {found.seen:,} images decode, {len(failures):,} are broken"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
-from ..shown import say
-from . import ProgressLine, add_ray, spread_of, threads_of
+from ..progress import ProgressLine
+from ..shown import answer, say
+from . import add_output, add_ray, spread_of, threads_of
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "pack-shards",
+        examples=("pack-shards train.arrow -o shards --max-side 512",),
         help="rewrite a data set as tars of smaller JPEGs",
         description="Decodes every image of an index once and writes WebDataset tars of JPEGs whose longer side is at "
         "most --max-side. Started again, it goes on with the tar it was at.",
@@ -24,6 +27,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--shard-images", type=int, default=4096, metavar="N", help="images per tar (default: 4096)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="encoding threads (default: one per core)")
     add_ray(parser)
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -47,9 +51,10 @@ def run(args: argparse.Namespace) -> int:
             quality=args.quality,
             shard_images=args.shard_images,
             threads=threads,
-            progress=lambda n, total: line.update(n / total, f"{n:,} images"),
+            progress=lambda n, total: line.update(n / total, n),
             spread=spread,
         )
+    answer({"output": args.output, **asdict(done)})
     before, after = done.bytes_before / 1e6, done.bytes_after / 1e6
     say(
         f"{args.output}: {done.shards:,} tars, {done.images:,} images written, {before:,.1f} MB are {after:,.1f} MB now"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 from pathlib import Path
 from typing import Any
 
-from ..shown import say
+from ..shown import answer, say
+from . import add_output
 
 BINS = 40
 
@@ -17,6 +17,10 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "plan",
+        examples=(
+            "plan train.arrow config.toml",
+            "plan train.arrow config.toml --world-size 8 --html plan.html",
+        ),
         help="show what a plan does with an index",
         description="Plans one epoch from headers alone: sequences, padding, images a sequence, lateness, tokens kept "
         "and dropped, steps a rank.",
@@ -27,6 +31,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the epoch")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument("--html", metavar="FILE", help="write a page with the distributions too")
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
@@ -42,10 +47,8 @@ def run(args: argparse.Namespace) -> int:
     config = LoaderConfig.from_toml(args.config)
     with Engine(config, args.index) as engine:
         summary = summarise(engine, args.epoch, args.world_size)
-        if args.json:
-            say(json.dumps(summary))
-        else:
-            _table(summary)
+        answer(summary)
+        _table(summary)
         if args.html:
             page = _page(summary, distributions(engine, args.epoch))
             try:
@@ -54,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
                 raise ConfigError(
                     f"--html '{args.html}' cannot be written: {reason(e)}; is there a folder and space?"
                 ) from None
-            if not args.json:
-                say(f"  wrote {args.html}")
+            say(f"  wrote {args.html}")
     return 0
 
 

@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..shown import say
+from ..shown import answer, say
+from . import add_output
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "preview",
+        examples=("preview train.arrow config.toml -o packed.png",),
         help="draw real packed sequences",
         description="Renders sequences of an epoch and draws them, as the model sees them, and beneath them each image put "
         "together again; dropped patches stay grey. A trainer that stops at a bad batch names its epoch and first sequence.",
@@ -23,6 +25,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--epoch", type=int, default=0, metavar="N")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first sequence of the epoch to draw (0)")
     parser.add_argument("--sequences", type=int, default=4, metavar="N", help="how many (4)")
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,5 +54,6 @@ def run(args: argparse.Namespace) -> int:
             packed_image(batch, args.sequences).save(args.output)
     except (OSError, ValueError) as e:
         raise RenderError(f"'{args.output}' cannot be written: {e}") from None
+    answer({"output": str(args.output), "images": batch.num_images, "sequences": args.sequences})
     say(f"wrote {args.output}: {batch.num_images} images in {args.sequences} sequences")
     return 0

@@ -15,19 +15,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..shown import log_to_stderr, say
-from . import add_configs, configs_of
+from ..shown import answer, log_to_stderr, say
+from . import add_configs, add_output, configs_of
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
-    parser = commands.add_parser("serve", help="answer requests for batches over ZeroMQ")
+    parser = commands.add_parser(
+        "serve",
+        examples=(
+            "serve config.toml",
+            "serve config.toml --bind tcp://0.0.0.0:5780 --keys keys/server --metrics 9100",
+        ),
+        help="answer requests for batches over ZeroMQ",
+    )
     add_configs(parser, "+")
     parser.add_argument("--bind", metavar="ADDRESS", help="tcp://HOST:PORT or ipc://PATH; over serve.bind")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="made by navit-loader keys; over serve.keys")
     parser.add_argument(
         "--metrics", metavar="[HOST:]PORT", help="Prometheus over HTTP, by default of loopback; over serve.metrics"
     )
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -62,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
             stack.callback(stop)
             say(f"navit-loader: metrics at {url}")
         plans = ", ".join(f"{name} {engine.plan_id[:16]}" for name, engine in engines.items())
+        served = {name: engine.plan_id for name, engine in engines.items()}
+        answer({"endpoint": server.endpoint, "plans": served, "metrics": serve.metrics and url})
         say(f"navit-loader: serving plan {plans} on {server.endpoint}")
         _tell_supervisor("READY=1")
         server.run(draining=lambda: _tell_supervisor("STOPPING=1"))

@@ -6,13 +6,15 @@ import argparse
 import os
 from typing import Any
 
-from ..shown import say
+from ..shown import answer, say
+from . import add_output
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "split",
+        examples=("split all.arrow --fraction 0.1 -o train.arrow heldout.arrow",),
         help="split an index into two, stratified by class",
         description="Draws a share of every class, by seed, and writes two indexes: the rest and the drawn. No image "
         "is copied or read.",
@@ -23,6 +25,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "-o", "--output", nargs=2, required=True, metavar=("REST", "DRAWN"), help="the indexes to write"
     )
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -37,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
         raise IndexFileError(f"'{args.index}', '{args.output[0]}' and '{args.output[1]}' must be three different files")
     index = open_index(args.index)
     drawn = split_rows(index, args.fraction, args.seed)
+    found = {}
     for keep, path in zip((~drawn, drawn), args.output, strict=True):
         write_subset(index, keep, path)
-        say(f"{path}: {int(keep.sum()):,} images")
+        found[path] = int(keep.sum())
+        say(f"{path}: {found[path]:,} images")
+    answer(found)
     return 0

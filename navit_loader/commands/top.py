@@ -11,18 +11,27 @@ import time
 import urllib.request
 from typing import Any
 
-from .. import _packer
 from ..errors import ServiceError
-from ..shown import shown
+from ..schema import require
+from ..shown import answer, hushed, shown
+from . import add_output
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def add(commands: Any) -> None:
     """Adds the command to the parser."""
-    parser = commands.add_parser("top", help="watch a daemon's metrics")
+    parser = commands.add_parser(
+        "top",
+        examples=(
+            "top 127.0.0.1:9100",
+            "top 127.0.0.1:9100 --once",
+        ),
+        help="watch a daemon's metrics",
+    )
     parser.add_argument("address", metavar="HOST:PORT", help="what was given to serve --metrics")
     parser.add_argument("--once", action="store_true", help="print the rates of one second and end")
+    add_output(parser, prints=True)
     parser.set_defaults(run=run)
 
 
@@ -44,6 +53,8 @@ def read(address: str) -> Values:
             for sample in family.samples
         }
     except (OSError, ValueError) as e:
+        from .. import _packer
+
         raise ServiceError(
             f"no metrics at '{_packer.without_secrets(url)}': {e}; start the daemon with --metrics HOST:PORT"
         ) from None
@@ -58,11 +69,15 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
+    require(args.once or not args.json, "--json", True, "given with --once: what is drawn again and again is for eyes")
     values, before = read(args.address), time.monotonic()
     if args.once:
         time.sleep(1)
         last, values = values, read(args.address)
-        Console().print(_table(values, last, time.monotonic() - before))
+        seconds = time.monotonic() - before
+        answer([{"name": name, **dict(labels), "value": value} for (name, labels), value in values.items()])
+        if not hushed("lines"):
+            Console().print(_table(values, last, seconds))
         return 0
     with Live(_table(values, values, 1.0), auto_refresh=False) as live:
         while True:

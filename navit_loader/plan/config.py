@@ -10,12 +10,24 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..schema import check_types, require
+from ..bounds import Bound
+from ..schema import bound_of, check_types, require
 
 MAX_LENGTH = 2**20
 """Tokens of a sequence at most, and so of an image."""
+
+_AT_LEAST_1 = Bound(1)
+_SHARE = Bound(0, 1)
+_RATE = Bound(0, below=1)
+_PATCH = Bound(1, 512, "pixels")
+_LENGTH = Bound(1, MAX_LENGTH, "tokens")
+_TOKENS = Bound(1, MAX_LENGTH, words="between 1 and sequence_length = {sequence_length}: an image is never split")
+_PREFIX = Bound(0, 32767, words="at least 0, below max_tokens = {max_tokens}, and at most 32767")
+_AREA = Bound(above=0, most=1, words="[low, high] with 0 < low <= high <= 1", whole=True)
+_ASPECT = Bound(above=0, words="[low, high] with 0 < low <= high", whole=True)
+_WEIGHT = Bound(0, finite=True, words="finite and not negative", later=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +43,12 @@ class Order:
     """
 
     kind: Literal["auto", "permutation", "blocks", "sequential"] = "auto"
-    block: int = 1024
-    window: int = 16
+    block: Annotated[int, _AT_LEAST_1] = 1024
+    window: Annotated[int, _AT_LEAST_1] = 16
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.block >= 1, "block", self.block, "at least 1")
-        require(self.window >= 1 and self.window * self.block <= 2**31, "window", self.window, "at least 1")
+        require(self.window * self.block <= 2**31, "window", self.window, "at least 1")
 
     def settled(self, remote: bool) -> Order:
         """Without `auto`: for images in buckets or on web servers, or for such as are here."""
@@ -70,23 +81,20 @@ class Resolution:
 
     kind: Literal["truncated_normal", "uniform", "fixed", "native", "budget", "smart"] = "truncated_normal"
     unit: Literal["side", "area"] = "side"
-    low: int = 64
-    high: int = 256
-    mean: float = -0.5
-    std: float = 1.0
+    low: Annotated[int, Bound(1, 16384, "pixels")] = 64
+    high: Annotated[int, Bound(1, 16384, words="between low = {low} and 16384 pixels")] = 256
+    mean: Annotated[float, Bound(-4, 4)] = -0.5
+    std: Annotated[float, Bound(0.01, 100)] = 1.0
     upscale: bool = False
     rule: Literal["qwen", "glm", "paddleocr", "lfm2", "siglip2", "pixtral", "kimi", "gemma4"] = "qwen"
-    merge: int = 1
-    min_pixels: int = 0
-    max_pixels: int = 0
-    max_side: int = 0
+    merge: Annotated[int, Bound(1, 16, later=True)] = 1
+    min_pixels: Annotated[int, Bound(0, 2**32, later=True)] = 0
+    max_pixels: Annotated[int, Bound(0, 2**32, later=True)] = 0
+    max_side: Annotated[int, Bound(0, 2**24, later=True)] = 0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(1 <= self.low <= 16384, "low", self.low, "between 1 and 16384 pixels")
-        require(self.low <= self.high <= 16384, "high", self.high, f"between low = {self.low} and 16384 pixels")
-        require(-4 <= self.mean <= 4, "mean", self.mean, "between -4 and 4")
-        require(0.01 <= self.std <= 100, "std", self.std, "between 0.01 and 100")
+        require(self.low <= self.high, "high", self.high, f"between low = {self.low} and 16384 pixels")
         require(
             self.kind != "budget" or self.upscale,
             "upscale",
@@ -101,9 +109,10 @@ class Resolution:
 
     def _check_rule(self) -> None:
         keys = RULES[self.rule]
-        for key, most in (("merge", 16), ("min_pixels", 2**32), ("max_pixels", 2**32), ("max_side", 2**24)):
-            value, said = getattr(self, key), f"for rule = {self.rule!r}"
+        for key in ("merge", "min_pixels", "max_pixels", "max_side"):
+            value, said, most = getattr(self, key), f"for rule = {self.rule!r}", bound_of(Resolution, key).most
             if key in keys:
+                assert most is not None
                 require(1 <= value <= most, key, value, f"between 1 and {most} {said}")
             else:
                 require(value == UNSET[key], key, value, f"left out {said}")
@@ -147,18 +156,14 @@ class Schedule:
     """
 
     kind: Literal["constant", "linear", "sigmoid"] = "constant"
-    start: float = 0.8
-    end: float = 0.2
-    images: int = 1_000_000
+    start: Annotated[float, _RATE] = 0.8
+    end: Annotated[float, _RATE] = 0.2
+    images: Annotated[int, _AT_LEAST_1] = 1_000_000
     midpoint: float = 500_000.0
-    width: float = 100_000.0
+    width: Annotated[float, Bound(above=0)] = 100_000.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        for key in ("start", "end"):
-            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
-        require(self.images >= 1, "images", self.images, "at least 1")
-        require(self.width > 0, "width", self.width, "above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +183,16 @@ class Drop:
     """
 
     kind: Literal["none", "constant", "beta", "resolution_dependent"] = "none"
-    rate: float = 0.5
-    min_rate: float = 0.2
-    max_rate: float = 0.8
-    std: float = 0.02
-    keep_whole: float = 0.0
+    rate: Annotated[float, _RATE] = 0.5
+    min_rate: Annotated[float, _RATE] = 0.2
+    max_rate: Annotated[float, _RATE] = 0.8
+    std: Annotated[float, _SHARE] = 0.02
+    keep_whole: Annotated[float, _SHARE] = 0.0
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for key in ("rate", "min_rate", "max_rate"):
-            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
         require(self.min_rate <= self.max_rate, "min_rate", self.min_rate, f"at most max_rate = {self.max_rate}")
-        require(0 <= self.std <= 1, "std", self.std, "between 0 and 1")
-        require(0 <= self.keep_whole <= 1, "keep_whole", self.keep_whole, "between 0 and 1")
         if self.kind == "beta":
             rates = [self.rate] if self.schedule.kind == "constant" else [self.schedule.start, self.schedule.end]
             for rate in rates:
@@ -210,15 +211,14 @@ class Crop:
     """
 
     kind: Literal["none", "random_resized"] = "none"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    flip: float = 0.0
+    scale: tuple[Annotated[float, _AREA], Annotated[float, _AREA]] = (0.08, 1.0)
+    ratio: tuple[Annotated[float, _ASPECT], Annotated[float, _ASPECT]] = (0.75, 4 / 3)
+    flip: Annotated[float, _SHARE] = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "[low, high] with 0 < low <= high <= 1")
-        require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "[low, high] with 0 < low <= high")
-        require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
+        require(self.scale[0] <= self.scale[1], "scale", self.scale, _AREA.words)
+        require(self.ratio[0] <= self.ratio[1], "ratio", self.ratio, _ASPECT.words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,24 +238,17 @@ class Warp:
     """
 
     kind: Literal["random", "randaugment"] = "random"
-    rotation: float = 0.0
-    shear: float = 0.0
-    translation: float = 0.0
-    perspective: float = 0.0
-    probability: float = 1.0
-    layers: int = 2
-    magnitude: float = 10.0
+    rotation: Annotated[float, Bound(0, 180, "degrees")] = 0.0
+    shear: Annotated[float, Bound(0, 60, "degrees")] = 0.0
+    translation: Annotated[float, _SHARE] = 0.0
+    # Beyond it, the picture may reach behind the horizon, and the four corners be no convex figure.
+    perspective: Annotated[float, Bound(0, 0.5)] = 0.0
+    probability: Annotated[float, Bound(above=0, most=1)] = 1.0
+    layers: Annotated[int, Bound(1, 16)] = 2
+    magnitude: Annotated[float, Bound(0, 30)] = 10.0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
-        require(0 <= self.shear <= 60, "shear", self.shear, "between 0 and 60 degrees")
-        require(0 <= self.translation <= 1, "translation", self.translation, "between 0 and 1")
-        # Beyond it, the picture may reach behind the horizon, and the four corners be no convex figure.
-        require(0 <= self.perspective <= 0.5, "perspective", self.perspective, "between 0 and 0.5")
-        require(0 < self.probability <= 1, "probability", self.probability, "above 0 and at most 1")
-        require(1 <= self.layers <= 16, "layers", self.layers, "between 1 and 16")
-        require(0 <= self.magnitude <= 30, "magnitude", self.magnitude, "between 0 and 30")
         moves = ("rotation", "shear", "translation", "perspective")
         for key in ("layers", "magnitude") if self.kind == "random" else (*moves, "probability"):
             unset = next(f.default for f in fields(self) if f.name == key)
@@ -277,32 +270,20 @@ class Teacher:
         prefix_tokens: learned tokens of each image in the view.
     """
 
-    patch_size: int = 16
-    sequence_length: int = 1024
-    max_tokens: int = 256
-    prefix_tokens: int = 0
+    patch_size: Annotated[int, _PATCH] = 16
+    sequence_length: Annotated[int, _LENGTH] = 1024
+    max_tokens: Annotated[int, _TOKENS] = 256
+    prefix_tokens: Annotated[int, _PREFIX] = 0
 
     def __post_init__(self) -> None:
         check_types(self)
         _check_lengths(self)
-        require(1 <= self.patch_size <= 512, "patch_size", self.patch_size, "between 1 and 512 pixels")
 
 
 def _check_lengths(view: PlanConfig | Teacher) -> None:
-    length = view.sequence_length
-    require(1 <= length <= MAX_LENGTH, "sequence_length", length, f"between 1 and {MAX_LENGTH} tokens")
-    require(
-        1 <= view.max_tokens <= view.sequence_length,
-        "max_tokens",
-        view.max_tokens,
-        f"between 1 and sequence_length = {view.sequence_length}: an image is never split",
-    )
-    require(
-        0 <= view.prefix_tokens < min(view.max_tokens, 32768),
-        "prefix_tokens",
-        view.prefix_tokens,
-        f"at least 0, below max_tokens = {view.max_tokens}, and at most 32767",
-    )
+    of = asdict(view)
+    require(view.max_tokens <= view.sequence_length, "max_tokens", view.max_tokens, _TOKENS.allowed(of))
+    require(view.prefix_tokens < view.max_tokens, "prefix_tokens", view.prefix_tokens, _PREFIX.allowed(of))
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,26 +319,26 @@ class PlanConfig:
         order, resolution, drop, crop, warp, teacher: see their classes.
     """
 
-    seed: int = 0
-    sequence_length: int = 1024
-    max_images: int = 64
-    max_tokens: int = 256
-    max_grid: int = 256
-    prefix_tokens: int = 0
-    patch_sizes: tuple[int, ...] = (16,)
-    patch_weights: tuple[float, ...] = ()
-    patch_run: int = 256
+    seed: Annotated[int, Bound(0, 2**64 - 1, words="between 0 and 2**64 - 1")] = 0
+    sequence_length: Annotated[int, _LENGTH] = 1024
+    max_images: Annotated[int, Bound(1, 32767)] = 64
+    max_tokens: Annotated[int, _TOKENS] = 256
+    max_grid: Annotated[int, Bound(1, 32767)] = 256
+    prefix_tokens: Annotated[int, _PREFIX] = 0
+    patch_sizes: Annotated[tuple[Annotated[int, _PATCH], ...], Bound(1, words="a list of at least one size")] = (16,)
+    patch_weights: tuple[Annotated[float, _WEIGHT], ...] = ()
+    patch_run: Annotated[int, _AT_LEAST_1] = 256
     packing: Literal["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing"] = "auto"
-    lookahead: int = 32
+    lookahead: Annotated[int, Bound(1, 256)] = 32
     fit: Literal["none", "drop", "resolution"] = "none"
-    block_images: int = 65536
-    virtual_epoch: int = 0
-    passes: int = 1
-    balance: int = 0
-    text_tokens: int = 0
-    max_text_tokens: int = 0
+    block_images: Annotated[int, Bound(1, 2**22)] = 65536
+    virtual_epoch: Annotated[int, Bound(0)] = 0
+    passes: Annotated[int, Bound(1, 65536)] = 1
+    balance: Annotated[int, Bound(8, 2**22, "sequences", also=0)] = 0
+    text_tokens: Annotated[int, Bound(0, 32767)] = 0
+    max_text_tokens: Annotated[int, Bound(0, 32767, words="between 0 and text_tokens = {text_tokens}")] = 0
     filter: str = ""
-    class_weights: dict[str, float] = field(default_factory=dict)
+    class_weights: dict[str, Annotated[float, _WEIGHT]] = field(default_factory=dict)
     order: Order = field(default_factory=Order)
     resolution: Resolution = field(default_factory=Resolution)
     drop: Drop = field(default_factory=Drop)
@@ -367,13 +348,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2**64 - 1")
         _check_lengths(self)
-        require(1 <= self.max_images <= 32767, "max_images", self.max_images, "between 1 and 32767")
-        require(1 <= self.max_grid <= 32767, "max_grid", self.max_grid, "between 1 and 32767")
-        require(len(self.patch_sizes) >= 1, "patch_sizes", self.patch_sizes, "a list of at least one size")
-        for p in self.patch_sizes:
-            require(1 <= p <= 512, "patch_sizes", p, "between 1 and 512 pixels")
         require(
             len(self.patch_weights) in (0, len(self.patch_sizes)),
             "patch_weights",
@@ -389,11 +364,6 @@ class PlanConfig:
         )
         if self.resolution.kind == "smart":
             self._check_smart()
-        require(self.patch_run >= 1, "patch_run", self.patch_run, "at least 1")
-        require(1 <= self.lookahead <= 256, "lookahead", self.lookahead, "between 1 and 256")
-        require(1 <= self.block_images <= 2**22, "block_images", self.block_images, "between 1 and 4194304")
-        require(self.virtual_epoch >= 0, "virtual_epoch", self.virtual_epoch, "at least 0")
-        require(1 <= self.passes <= 65536, "passes", self.passes, "between 1 and 65536")
         require(
             self.passes == 1 or self.virtual_epoch == 0,
             "passes",
@@ -401,14 +371,7 @@ class PlanConfig:
             f"1 beside virtual_epoch = {self.virtual_epoch}: either says how long an epoch is",
         )
         require(
-            self.balance == 0 or 8 <= self.balance <= 2**22,
-            "balance",
-            self.balance,
-            "0, or between 8 and 4194304 sequences",
-        )
-        require(0 <= self.text_tokens <= 32767, "text_tokens", self.text_tokens, "between 0 and 32767")
-        require(
-            0 <= self.max_text_tokens <= self.text_tokens,
+            self.max_text_tokens <= self.text_tokens,
             "max_text_tokens",
             self.max_text_tokens,
             f"between 0 and text_tokens = {self.text_tokens}",
@@ -472,5 +435,5 @@ def passes_for(sequences: float, batch: int) -> int:
 
 def _check_weights(key: str, weights: tuple[float, ...]) -> None:
     for weight in weights:
-        require(weight >= 0 and weight < float("inf"), key, weight, "finite and not negative")
+        require(_WEIGHT.holds(weight), key, weight, _WEIGHT.words)
     require(not weights or sum(weights) > 0, key, weights, "above 0 in sum")

@@ -38,6 +38,22 @@ def add_patch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patch-size", type=_positive, metavar="P", help="patch side (the first of plan.patch_sizes)")
 
 
+def add_scores(parser: argparse.ArgumentParser) -> None:
+    """`--json [FILE]`."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="print the scores as JSON, and nothing else; with FILE write them there, for `navit-model report`",
+    )
+
+
+def scores_file(given: Path | str | None) -> Path | None:
+    """The file of `--json FILE`."""
+    return None if given in (None, "-") else Path(str(given))
+
+
 def check_output(option: str, path: Path | None) -> None:
     """Refuses, before any work, a file that could not be written after it.
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from navit_loader.commands import add_ray
-from navit_loader.shown import say
+from navit_loader.commands import add_output, add_ray
+from navit_loader.shown import answer, say
 
 from . import add_budget, add_model, check_output
 
@@ -16,6 +16,7 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "embed",
+        examples=("embed runs/photos train.arrow -o vectors.npy",),
         help="one vector for each image of an index",
         description="Writes .npy (float32, in the order of the index, NaN where an image cannot be read) or .arrow (with "
         "shard, name and label). Started again after an interruption, it goes on where it was.",
@@ -25,6 +26,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .npy or .arrow file")
     add_budget(parser)
     add_ray(parser)
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: model, index or output cannot be used.
     """
-    from navit_loader.commands import ProgressLine, spread_of
+    from navit_loader.commands import spread_of
+    from navit_loader.progress import ProgressLine
 
     from ..use.opened import open_model
     from ..use.vectors import check_ending, export
@@ -53,9 +56,10 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             tokens=args.tokens,
             patch_size=args.patch_size,
-            progress=lambda done, total: line.update(done / total, f"{done:,} of {total:,} images"),
+            progress=lambda done, total: line.update(done / total, done),
             spread=spread,
             device=args.device,
         )
+    answer({"output": str(args.output), "failed": failed})
     say(f"{args.output}: embeddings of '{args.index}'" + (f"; {failed:,} images could not be read" if failed else ""))
     return 1 if failed else 0

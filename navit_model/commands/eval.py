@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from navit_loader.commands import add_output
 from navit_loader.errors import ModelError
+from navit_loader.progress import watching
 from navit_loader.schema import require
-from navit_loader.shown import say
+from navit_loader.shown import answer, say
 
-from . import add_model, check_output
+from . import add_model, add_scores, check_output, scores_file
 
 if TYPE_CHECKING:
     from navit_loader.config import LoaderConfig
@@ -30,6 +32,10 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "eval",
+        examples=(
+            "eval runs/photos heldout.arrow --tokens 64 128 256 --cascade",
+            "eval runs/photos heldout.arrow --details --json scores.json",
+        ),
         help="accuracy, calibration and speed at several token budgets",
         description="Sees each image once, in order, nothing dropped. Under torchrun the ranks share the images.",
     )
@@ -68,7 +74,8 @@ def add(subparsers: Any) -> None:
         help="accuracy under corruption at five strengths: noise, blur, jpeg, brightness, contrast (all of them)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="accuracy against tokens as .svg, .png or .pdf")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON, for `navit-model report`")
+    add_scores(parser)
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
@@ -88,7 +95,7 @@ class Asked:
     group_by: list[str] | None = None
     corrupt: list[str] | None = None
     plot: Path | None = None
-    json: Path | None = None
+    json: Path | str | None = None
     device: str = "auto"
     last: bool = False
     raw: bool = False
@@ -96,12 +103,18 @@ class Asked:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table and writes what was asked for; see `evaluate`."""
-    evaluate(Asked(**{field.name: getattr(args, field.name) for field in fields(Asked)}))
+    with watching("evaluating"):
+        found = evaluate(Asked(**{field.name: getattr(args, field.name) for field in fields(Asked)}))
+    if found:
+        answer(found)
     return 0
 
 
-def evaluate(args: Asked) -> None:
+def evaluate(args: Asked) -> dict[str, Any]:
     """Prints a table and writes what was asked for.
+
+    Returns:
+        The scores, as `--json` gives them; nothing but on the first rank.
 
     Raises:
         NavitError: model or index cannot be used, or a budget or patch size is not allowed.
@@ -114,7 +127,7 @@ def evaluate(args: Asked) -> None:
         given = getattr(args, key) or []
         require(all(v >= 1 for v in given), f"--{key.replace('_', '-')}", given, "at least 1")
     require(not args.cascade or len(args.tokens or []) > 1, "--cascade", True, "given with two or more --tokens")
-    check_output("--json", args.json)
+    check_output("--json", scores_file(args.json))
     check_output("--plot", args.plot)
     if args.plot:
         from ..evaluate.plot import check_ending
@@ -133,13 +146,15 @@ def evaluate(args: Asked) -> None:
     if world.rank == 0:
         for line in "\n\n".join(texts).split("\n"):
             say(line)
-        if args.json:
-            text = json.dumps({"checkpoint": str(opened.path), "index": args.index, **found}, indent=1)
-            args.json.write_text(text + "\n", encoding="utf-8")
+        found = {"checkpoint": str(opened.path), "index": args.index, **found}
+        if file := scores_file(args.json):
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         if args.plot:
             from ..evaluate.plot import accuracy_plot
 
             accuracy_plot(args.plot, found["scores"], found.get("cascades", {}))
+        return found
+    return {}
 
 
 def _need_index(args: Asked, opened: OpenedModel) -> None:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from navit_loader.shown import say
+from navit_loader.commands import add_output
+from navit_loader.shown import answer, say
 
 from . import add_patch_size, add_weights, check_output
 
@@ -15,6 +16,7 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "export",
+        examples=("export runs/photos -o model.onnx",),
         help="write a classifier as ONNX",
         description="Writes the classifier as an ONNX file that takes any number of images of any size, and compares its "
         "answers with the model's over 50 grids before the file takes its name. Needs the extra 'onnx'.",
@@ -22,6 +24,7 @@ def add(subparsers: Any) -> None:
     add_weights(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="the file to write")
     add_patch_size(parser)
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -40,5 +43,6 @@ def run(args: argparse.Namespace) -> int:
     apart = export_onnx(opened, args.output, args.patch_size)
     size = args.output.stat().st_size
     what = "one number" if opened.regresses else f"{len(opened.classes)} classes"
+    answer({"output": str(args.output), "bytes": size, "apart": float(apart)})
     say(f"{args.output}: {size / 1e6:,.1f} MB, {what}; logits within {apart:.1e} of the model's")
     return 0

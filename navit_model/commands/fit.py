@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from navit_loader.commands import add_columns
+from navit_loader.commands import add_columns, add_output
+from navit_loader.progress import watching
 
 from ..train.stop import Stopped
 from . import eval as evaluation
@@ -24,6 +25,10 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "fit",
+        examples=(
+            "fit photos -o runs/photos",
+            "fit photos.csv --target-column age -o runs/age train.steps=2000",
+        ),
         help="from a folder of images to a trained and scored model",
         description="Indexes the images, holds a share of each class out (equal and nearly equal pictures stay on one side), "
         "chooses sizes and a recipe, trains, scores over token budgets and writes scores.json "
@@ -55,6 +60,7 @@ def add(subparsers: Any) -> None:
         help="share of each class to score by (default: 0.2), or a folder, table or index of your own validation images",
     )
     add_columns(parser)
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -67,7 +73,7 @@ def _share_or_source(text: str) -> float | str:
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end, or to a signal."""
-    from navit_loader.shown import say, tell
+    from navit_loader.shown import answer, say, tell
 
     from ..train import report
     from ..train.choices import longer
@@ -88,8 +94,11 @@ def run(args: argparse.Namespace) -> int:
         weight_column=args.weight_column,
     )
     try:
-        files, lines, budget = _scored(out, fit(asked))
-        say(f"report: {report.write(out, evaluated=files)}")
+        rows = fit(asked)
+        files, lines, budget = _scored(out, rows)
+        page = report.write(out, evaluated=files)
+        answer({"run": str(out), "report": str(page), "scores": [row.to_dict() for row in rows]})
+        say(f"report: {page}")
     except KeyboardInterrupt as e:
         # A run that was stopped in its steps has said so.
         if not isinstance(e, Stopped) or not any(out.glob("checkpoints/step-*")):
@@ -130,9 +139,10 @@ def _scored(out: Path, done: Sequence[Row]) -> tuple[list[Path], list[str], str]
     index = open_index(held)
     lines, found = [], {"scores": [largest.to_dict()]}
     if find_spec("sklearn") and (index.targets is not None or index.num_rows * len(index.classes) <= CHANCES):
-        evaluation.evaluate(
-            evaluation.Asked(out, str(held), details=True, tokens=[largest.tokens], json=file, device=config.device)
-        )
+        with watching("evaluating"):
+            evaluation.evaluate(
+                evaluation.Asked(out, str(held), details=True, tokens=[largest.tokens], json=file, device=config.device)
+            )
         found = read_scores(file)
     else:
         need = "" if find_spec("sklearn") else "pip install scikit-learn, then "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from navit_loader.shown import say
+from navit_loader.commands import add_output
+from navit_loader.shown import answer, say
 
 from . import add_budget, add_model
 
@@ -19,6 +19,10 @@ def add(subparsers: Any) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
         "predict",
+        examples=(
+            "predict runs/photos photo.jpg folder",
+            "predict runs/photos folder --csv > labels.csv",
+        ),
         help="the likeliest classes of image files, or their numbers",
         description="Prints the likeliest classes of each file, and of a model of sigmoids which labels hold, or the number "
         "that a regression predicts. Files that are no images, and folders that hold none, are named on stderr, status 1.",
@@ -40,6 +44,7 @@ def add(subparsers: Any) -> None:
         action="store_true",
         help="a table: path, then class and probability of each of the top (of sigmoids also labels, by ;), or the number",
     )
+    add_output(parser, prints=True, json=False)
     parser.set_defaults(run=run)
 
 
@@ -49,10 +54,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NavitError: the model cannot be used, or has no classes.
     """
+    from navit_loader.progress import ProgressLine
     from navit_loader.schema import require
 
     from ..use.opened import open_model
-    from ..use.predict import predict
+    from ..use.predict import files_of, predict
     from ..world import World
 
     require(args.top >= 1, "--top", args.top, "at least 1")
@@ -75,32 +81,39 @@ def run(args: argparse.Namespace) -> int:
         )
         say(_row("path", *names, *(["labels"] if opened.several else [])))
     bad = 0
-    for prediction in predict(
-        opened, args.images, top=args.top, threshold=threshold, tokens=args.tokens, patch_size=args.patch_size
-    ):
-        labels = prediction.labels
-        if prediction.error:
-            bad += 1
-            say(f"navit-model predict: '{prediction.path}': {prediction.error}", sys.stderr)
-        elif args.json:
-            told: dict[str, Any] = {"number": prediction.number}
-            if prediction.number is None:
-                told = {"classes": dict(prediction.classes)} | ({} if labels is None else {"labels": labels})
-            say(json.dumps({"path": str(prediction.path), **told}))
-        elif prediction.number is not None:
-            number = f"{prediction.number:.6g}"
-            say(_row(str(prediction.path), number) if args.csv else f"{prediction.path}: {number}")
-        elif args.csv:
-            say(
-                _row(
-                    str(prediction.path),
-                    *(cell for name, share in prediction.classes for cell in (name, f"{share:.6f}")),
-                    *([] if labels is None else [";".join(labels)]),
+    files = files_of(args.images)
+    with ProgressLine("predicting") as line:
+        for n, prediction in enumerate(
+            predict(opened, files, top=args.top, threshold=threshold, tokens=args.tokens, patch_size=args.patch_size)
+        ):
+            line.update((n + 1) / len(files), n + 1)
+            labels = prediction.labels
+            if prediction.error:
+                bad += 1
+                say(f"navit-model predict: '{prediction.path}': {prediction.error}", sys.stderr)
+            elif args.json:
+                told: dict[str, Any] = {"number": prediction.number}
+                if prediction.number is None:
+                    told = {"classes": dict(prediction.classes)} | ({} if labels is None else {"labels": labels})
+                answer({"path": str(prediction.path), **told})
+            elif prediction.number is not None:
+                number = f"{prediction.number:.6g}"
+                say(_row(str(prediction.path), number) if args.csv else f"{prediction.path}: {number}")
+            elif args.csv:
+                say(
+                    _row(
+                        str(prediction.path),
+                        *(cell for name, share in prediction.classes for cell in (name, f"{share:.6f}")),
+                        *([] if labels is None else [";".join(labels)]),
+                    )
                 )
-            )
-        else:
-            hold = "" if labels is None else f"; labels: {', '.join(labels) or 'none'}"
-            say(f"{prediction.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes) + hold)
+            else:
+                hold = "" if labels is None else f"; labels: {', '.join(labels) or 'none'}"
+                say(
+                    f"{prediction.path}: "
+                    + ", ".join(f"{name} {share:.1%}" for name, share in prediction.classes)
+                    + hold
+                )
     return 1 if bad else 0
 
 

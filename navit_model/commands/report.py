@@ -6,12 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from navit_loader.shown import say
+from navit_loader.commands import add_output
+from navit_loader.shown import answer, say
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
-    parser = subparsers.add_parser("report", help="write report.html of a run")
+    parser = subparsers.add_parser(
+        "report", examples=("report runs/photos scores.json",), help="write report.html of a run"
+    )
     parser.add_argument("out", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "scores",
@@ -20,6 +23,7 @@ def add(subparsers: Any) -> None:
         metavar="SCORES.json",
         help="of eval --json, to be drawn too: confusion, calibration, groups, corruptions, mistakes; several side by side",
     )
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -31,5 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..train import report
 
-    say(f"report: {report.write(args.out, evaluated=args.scores)}")
+    page = report.write(args.out, evaluated=args.scores)
+    answer({"report": str(page)})
+    say(f"report: {page}")
     return 0

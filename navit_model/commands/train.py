@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
+
+from navit_loader.commands import add_output
+from navit_loader.shown import answer
 
 
 def add(subparsers: Any) -> None:
     """Adds the subcommand."""
-    parser = subparsers.add_parser("train", help="train from a TOML file")
+    parser = subparsers.add_parser(
+        "train",
+        examples=(
+            "train config.toml",
+            "train config.toml --resume train.steps=20000",
+        ),
+        help="train from a TOML file",
+    )
     parser.add_argument("config", type=Path, metavar="CONFIG.toml")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="changes, such as train.steps=500")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of train.out, if any")
+    add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -24,5 +36,7 @@ def run(args: argparse.Namespace) -> int:
     config = RunConfig.from_toml(args.config, args.changes)
     from ..train.run import train
 
-    train(config, resume=args.resume)
+    scores = train(config, resume=args.resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        answer({"run": config.train.out, "scores": [row.to_dict() for row in scores]})
     return 0

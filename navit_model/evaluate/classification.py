@@ -21,6 +21,7 @@ from navit_loader import PackedLoader
 from navit_loader.batch import NO_CLASS, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
+from navit_loader.progress import watched
 
 from ..world import World, halved
 from .cascade import Answers
@@ -207,7 +208,7 @@ def judge(
         plan, rows = loader.config, loader.engine.indexes[0].num_rows
         tally = Tally(rows, device, sigmoid=sigmoid, keep=keep, labels=max(loader.engine.label_width, 1))
         start = time.perf_counter()
-        for batch in loader:
+        for batch in watched(loader, rows // world.size):
             tally.add(batch, predict(model, batch, device, sigmoid))
             slots += batch.segment_ids.size
             filled += batch.num_tokens

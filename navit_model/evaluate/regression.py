@@ -21,6 +21,7 @@ from navit_loader import PackedLoader
 from navit_loader.batch import FAILED, OK, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
+from navit_loader.progress import watched
 
 from ..losses.regression import numbers_of
 from ..world import World, halved
@@ -155,7 +156,7 @@ def judge_numbers(
         # By row: the answer, the truth, and whether it is one of those that were read, or failed.
         found = torch.zeros(4, rows, dtype=torch.float64, device=device)
         start = time.perf_counter()
-        for batch in loader:
+        for batch in watched(loader, loader.engine.indexes[0].num_rows // (world.size if world else 1)):
             said = predict_numbers(model, batch, device, mean, std)
             status, label = (torch.from_numpy(a).to(device) for a in (batch.status, batch.labels[..., 0]))
             failed = status == FAILED

@@ -21,6 +21,7 @@ from navit_loader import PackedLoader
 from navit_loader.batch import OK
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
+from navit_loader.progress import watched
 
 from ..model.text import Captions
 from ..model.towers import TwoTowers
@@ -133,7 +134,7 @@ def evaluate_retrieval(
         # Each rank fills in its own rows; the sum over the ranks has them all.
         both = torch.zeros(2, opened.num_rows, towers.config.width, device=world.device)
         seen = torch.zeros(2, opened.num_rows, device=world.device)
-        for batch in loader:
+        for batch in watched(loader, opened.num_rows // world.size):
             batch = batch.to(world.device)
             images, texts, _, _ = towers(batch)
             captioned = Captions.of(batch).present

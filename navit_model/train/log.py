@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from navit_loader.errors import said
-from navit_loader.shown import hush, shown
+from navit_loader.shown import hush, hushed, shown
 
 from .boards import Board
 
@@ -81,7 +81,7 @@ class RunLog:
             TextColumn("{task.fields[line]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.console.is_terminal or hushed("lines") or hushed("progress"),
         )
         self._task = self._bar.add_task("train", total=steps, completed=start, line="")
         self._bar.start()
@@ -130,7 +130,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints one line above the bar. A terminal that has hung up, or a full disk behind the output, ends no run: what
         counts is in `log.jsonl`."""
-        if not self.speak:
+        if not self.speak or hushed("lines"):
             return
         lines = "\n".join(map(shown, text.split("\n")))
         try:

@@ -10,8 +10,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+from navit_loader.bounds import Bound
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_part, check_types, parse, read_toml, require
@@ -25,6 +26,14 @@ from ..config import (
     RegressionConfig,
     TextConfig,
 )
+
+_AT_LEAST_1 = Bound(1)
+_AT_LEAST_0 = Bound(0)
+_FINITE = Bound(0, finite=True, words="finite and at least 0")
+_RATE = Bound(0, below=1)
+_CLASS_WEIGHT = Bound(above=0, finite=True, words="above 0 and finite")
+_BETA = Bound(0, below=1, words="two values, at least 0 and below 1", whole=True)
+_BUDGET = Bound(1, words="a list of budgets >= 1", whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,85 +94,59 @@ class TrainConfig:
     """
 
     task: Literal["classification", "contrastive", "distillation", "regression"] = "classification"
-    out: str = "runs/navit"
-    steps: int = 10_000
-    accumulate: int = 1
+    out: Annotated[str, Bound(1, words="the path of a folder")] = "runs/navit"
+    steps: Annotated[int, _AT_LEAST_1] = 10_000
+    accumulate: Annotated[int, _AT_LEAST_1] = 1
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: float = 0.0
-    class_weights: dict[str, float] | Literal["balanced"] = field(default_factory=dict)
-    learning_rate: float = 1e-3
+    label_smoothing: Annotated[float, _RATE] = 0.0
+    class_weights: dict[str, Annotated[float, _CLASS_WEIGHT]] | Literal["balanced"] = field(default_factory=dict)
+    learning_rate: Annotated[float, Bound(above=0, finite=True)] = 1e-3
     optimiser: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
-    warmup: int = 500
-    timescale: int = 0
-    cooldown: int = 0
-    layer_decay: float = 1.0
-    freeze: int = 0
-    weight_decay: float = 0.03
-    head_weight_decay: float = 3.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    ema: float = 0.0
+    warmup: Annotated[int, _AT_LEAST_0] = 500
+    timescale: Annotated[int, _AT_LEAST_0] = 0
+    cooldown: Annotated[int, _AT_LEAST_0] = 0
+    layer_decay: Annotated[float, Bound(above=0, most=1)] = 1.0
+    freeze: Annotated[int, _AT_LEAST_0] = 0
+    weight_decay: Annotated[float, _FINITE] = 0.03
+    head_weight_decay: Annotated[float, _FINITE] = 3.0
+    betas: tuple[Annotated[float, _BETA], Annotated[float, _BETA]] = (0.9, 0.999)
+    clip: Annotated[float, _FINITE] = 1.0
+    ema: Annotated[float, _RATE] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode: Literal["auto", "cpu", "dali", "nvjpeg"] = "cpu"
-    threads: int = 0
-    seed: int = 0
+    threads: Annotated[int, _AT_LEAST_0] = 0
+    seed: Annotated[int, _AT_LEAST_0] = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
-    log_every: int = 20
+    log_every: Annotated[int, _AT_LEAST_1] = 20
     tensorboard: bool = False
     wandb: bool = False
     mlflow: bool = False
-    peak_tflops: float = 0.0
-    eval_every: int = 0
-    eval_tokens: tuple[int, ...] = ()
-    checkpoint_every: int = 1000
-    keep: int = 2
+    peak_tflops: Annotated[float, _FINITE] = 0.0
+    eval_every: Annotated[int, _AT_LEAST_0] = 0
+    eval_tokens: tuple[Annotated[int, _BUDGET], ...] = ()
+    checkpoint_every: Annotated[int, _AT_LEAST_0] = 1000
+    keep: Annotated[int, _AT_LEAST_1] = 2
     best: bool = False
-    patience: int = 0
+    patience: Annotated[int, _AT_LEAST_0] = 0
     allow_render_change: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.out != "", "out", self.out, "the path of a folder")
-        for key in ("steps", "accumulate", "log_every", "keep"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        counts = (
-            "freeze",
-            "warmup",
-            "timescale",
-            "cooldown",
-            "eval_every",
-            "checkpoint_every",
-            "patience",
-            "threads",
-            "seed",
-        )
-        for key in counts:
-            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         able = not self.patience or (self.best and self.eval_every > 0)
         require(able, "patience", self.patience, "0 without train.best = true and train.eval_every, which it counts by")
-        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "at least 0 and below 1")
-        require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
-        for key in ("weight_decay", "head_weight_decay", "clip", "peak_tflops"):
-            require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
-        require(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values, at least 0 and below 1")
-        require(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
         mixes = self.task in ("classification", "regression")
         require(mixes or not self.mix.on, "mix", self.mix, f"left out: {self.task} mixes no images")
         learns_classes = self.task in ("classification", "distillation")
         weights = self.class_weights
         require(learns_classes or not weights, "class_weights", weights, f"left out: {self.task} learns no classes")
-        for name, weight in weights.items() if isinstance(weights, dict) else ():
-            require(0 < weight < float("inf"), f"class_weights.{name}", weight, "above 0 and finite")
         if self.task == "regression":
             require(self.loss == "softmax", "loss", self.loss, "left out: numbers have a loss of their own")
             require(not self.label_smoothing, "label_smoothing", self.label_smoothing, "0: numbers are not smoothed")
-        require(all(t >= 1 for t in self.eval_tokens), "eval_tokens", self.eval_tokens, "a list of budgets >= 1")
 
     @property
     def boards(self) -> list[str]:
@@ -180,6 +163,17 @@ SECTIONS: dict[str, type[Any]] = {
     "train": TrainConfig,
 }
 """The sections beside the loader's."""
+
+READ_BY = {
+    "model": "navit_model.model",
+    "text": "navit_model.model",
+    "contrastive": "navit_model.model",
+    "distillation": "navit_model.train",
+    "regression": "navit_model.train",
+    "train": "navit_model.train",
+    "train.eval_tokens": "navit_model.evaluate",
+}
+"""The room that reads a section, and those of its keys that another one reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from navit_loader.index.sources import open_sources
 from navit_loader.index.sources.columns import USUAL, Columns
 from navit_loader.index.sources.folder import FolderSource
 from navit_loader.index.sources.misread import splits_of, tables_in
+from navit_loader.progress import ProgressLine
 from navit_loader.shown import counted, say
 from navit_loader.suggest import Choice, nested, suggest, toml
 
@@ -210,7 +211,15 @@ def _index(sources: Sequence[str], path: Path, called: dict[str, str], classes: 
                 f"navit-loader index TABLE -o {sources[0]} {option} {columns[named]}"
             )
         return open_index(sources[0])
-    done = build_index(sources, path, refresh=path.exists(), classes=classes, **columns)
+    with ProgressLine("indexing") as line:
+        done = build_index(
+            sources,
+            path,
+            refresh=path.exists(),
+            classes=classes,
+            progress=lambda at: line.update(at.share, at.images, f"{at.broken:,} broken"),
+            **columns,
+        )
     what = ("different number", "") if called["target"] else ("class", "classes")
     say(f"{counted(done.rows, 'image')}, {counted(len(done.classes), *what)}")
     for note in done.notes:

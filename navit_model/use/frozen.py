@@ -16,6 +16,7 @@ import numpy.typing as npt
 from navit_loader import PackedLoader
 from navit_loader.batch import FAILED, OK
 from navit_loader.config import LoaderConfig
+from navit_loader.progress import watched
 
 from .opened import OpenedModel
 
@@ -100,7 +101,9 @@ def features(
             loader.load_state_dict(state)
             if state["epoch"] > 0:
                 return
-        for batch in loader:
+        # Of rows that are picked out nobody knows how many there are; they are few.
+        whole = not config.plan.filter
+        for batch in watched(loader, loader.engine.indexes[0].num_rows) if whole else loader:
             there = (batch.status == OK) | (batch.status == FAILED)
             vectors = opened.embed(batch).cpu().numpy()
             vectors[batch.status != OK] = np.nan

@@ -16,6 +16,7 @@ from navit_loader.errors import IndexFileError
 from navit_loader.index import Index
 from navit_loader.index.sources.misread import tables_in
 from navit_loader.index.subset import split_groups, write_subset
+from navit_loader.progress import watching
 from navit_loader.shown import counted, say
 
 from .twins import Twins, find_twins
@@ -44,7 +45,8 @@ def split(index: Index, where: str, share: float, train_path: Path, held_path: P
     """
     _check(index, where)
     say("looking for equal and nearly equal pictures")
-    twins, labels = find_twins(index), index.labels()
+    with watching("comparing"):
+        twins, labels = find_twins(index), index.labels()
     usable = _usable(index, twins, where)
     double = int((twins.groups != np.arange(len(twins.groups)))[usable].sum())
     held = split_groups(index, share, 0, twins.groups, usable)
@@ -76,7 +78,8 @@ def sides(index: Index, where: str, held: Index, held_where: str, train_path: Pa
     """
     _check(index, where)
     say("looking for pictures that are on both sides")
-    twins, many = find_twins(index, held), index.num_rows
+    with watching("comparing"):
+        twins, many = find_twins(index, held), index.num_rows
     learnt = _usable(index, Twins(twins.groups[:many], twins.decoded[:many]), where)
     scored = _usable(held, Twins(twins.groups[many:], twins.decoded[many:]), held_where)
     mine, theirs = twins.groups[:many], twins.groups[many:]

@@ -66,7 +66,7 @@ def predict(
         ModelError: the model has no classifier, or its answers are no numbers.
     """
     waiting: list[tuple[Path, bytes | str]] = []
-    for path in (file for given in paths for file in _files(given)):
+    for path in files_of(paths):
         try:
             waiting.append((path, path.read_bytes()))
         except IsADirectoryError:
@@ -78,6 +78,11 @@ def predict(
             waiting = []
     if waiting:
         yield from _predictions(opened, waiting, top, threshold, tokens, patch_size)
+
+
+def files_of(paths: Iterable[Path]) -> list[Path]:
+    """Files, and those of folders, in the order in which they are predicted."""
+    return [file for path in paths for file in _files(path)]
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from navit_loader import PackedLoader
 from navit_loader.batch import OK, PackedBatch
 from navit_loader.config import DataConfig, LoaderConfig, PlanConfig, RenderConfig
 from navit_loader.index import Index
+from navit_loader.progress import watched
 
 HEIGHT, WIDTH = 8, 9
 """Of the thumbnail whose neighbours are compared: 64 bits."""
@@ -62,7 +63,7 @@ def find_twins(*indexes: Index, threads: int = 0) -> Twins:
     start = 0
     for index in indexes:
         with PackedLoader(index, config) as loader:
-            for batch in loader:
+            for batch in watched(loader, index.num_rows):
                 for row, picture in _pictures(batch):
                     small[start + row], decoded[start + row] = _shrunk(picture), True
         start += index.num_rows
