@@ -38,18 +38,17 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that no file of docs/ holds."""
     texts = {page: (ROOT / path).read_text(encoding="utf-8") for path, page in TAKEN_IN.items()}
     texts |= {page: make() for page, make in PAGES.items()}
-    written = {f.src_uri: f.content_string for f in files.documentation_pages()}
-    wanted = {
-        path
-        for page, text in (texts | written).items()
-        for link in LINK.finditer(text)
-        if (path := _repository_path(page, link[1])) and not path.startswith("docs/")
-    }
-    for path in wanted - TAKEN_IN.keys():
-        if Path(path).suffix in PICTURES and (ROOT / path).is_file():
-            files.append(File.generated(config, _page_of(path), abs_src_path=str(ROOT / path)))
-        elif (ROOT / path).exists():
-            texts[_page_of(path)] = _source(ROOT / path)
+    unread = texts | {f.src_uri: f.content_string for f in files.documentation_pages()}
+    while unread:
+        wanted = {_repository_path(page, link[1]) for page, text in unread.items() for link in LINK.finditer(text)}
+        unread = {}
+        for path in sorted(path for path in wanted if not path.startswith("docs/") and (ROOT / path).exists()):
+            page = _page_of(path)
+            if Path(path).suffix in PICTURES and files.get_file_from_path(page) is None:
+                files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+            elif Path(path).suffix not in PICTURES and page not in texts:
+                texts[page] = _source(ROOT / path)
+                unread |= {page: texts[page]} if path.endswith(".md") else {}
     for page, text in texts.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -58,6 +57,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links to files of the repository lead to their pages here; comments, such as those for the tests, are left out."""
     here = page.file
+    if _is_code(here.src_uri):
+        return markdown
 
     def led(link: re.Match[str]) -> str:
         path, symbol = _repository_path(here.src_uri, link[1]), link[2]
@@ -67,7 +68,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         found = files.get_file_from_path(_page_of(path))
         if found is None:
             raise PluginError(f"{here.src_uri} links to '{link[0]}': there is no file '{path}'")
-        if symbol and path not in TAKEN_IN:
+        if symbol and _is_code(found.src_uri):
             symbol = f"__codelineno-0-{line_of(ROOT / path, symbol)}"
         return posixpath.relpath(found.src_uri, posixpath.dirname(here.src_uri) or ".") + (
             f"#{symbol}" if symbol else ""
@@ -114,16 +115,23 @@ def _table_of(path: str, section: str) -> str:
 
 def _repository_path(page: str, link: str) -> str:
     """What a link of a page means, from the repository's root."""
-    home = HOME.get(page, f"docs/{page}")
+    home = HOME.get(page, page.removeprefix("source/") if page.startswith("source/") else f"docs/{page}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(home), link))
 
 
 def _page_of(path: str) -> str:
-    return TAKEN_IN.get(path, f"source/{path}" if Path(path).suffix in PICTURES else f"source/{path}.md")
+    """Where a file of the repository is in the site: Markdown and pictures as they are, others with `.md` behind."""
+    return TAKEN_IN.get(path, f"source/{path}" + ("" if Path(path).suffix in {*PICTURES, ".md"} else ".md"))
+
+
+def _is_code(page: str) -> bool:
+    return page.startswith("source/") and not (ROOT / page.removeprefix("source/")).exists()
 
 
 def _source(path: Path) -> str:
-    """A file's text, or the names in a folder."""
+    """A page of a file's text, or of the names in a folder."""
     text = "\n".join(sorted(one.name for one in path.iterdir())) if path.is_dir() else path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
     head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {path.relative_to(ROOT)}\n\n"
     return f'{head}``````{LANGUAGES.get(path.suffix, "text")} linenums="1"\n{text}\n``````\n'
