@@ -41,8 +41,8 @@ def parser() -> Arguments:
         description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
         epilog=EXITS,
     )
+    top.set_defaults(parser=top)  # for those who look at all of it
     top.add_argument("--version", action=Version)
-    top.set_defaults(whole=top)  # for `completion`
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)

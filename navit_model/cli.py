@@ -39,8 +39,8 @@ def parser() -> Arguments:
     top = Arguments(
         prog="navit-model", description="Train and use native-resolution vision transformers.", epilog=EXITS
     )
+    top.set_defaults(parser=top)  # for those who look at all of it
     top.add_argument("--version", action=Version)
-    top.set_defaults(whole=top)  # for `completion`
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         import_module(f".commands.{name}", __package__).add(subparsers)

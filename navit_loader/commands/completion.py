@@ -24,7 +24,7 @@ FILES = (
 
 
 def add(subparsers: Any) -> None:
-    """Adds the subcommand, to either command line."""
+    """Adds the subcommand."""
     parser = subparsers.add_parser(
         "completion",
         examples=(
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..errors import needed
 
-    shtab, whole = needed("shtab"), args.whole
-    for command in whole.commands().values():
+    shtab, parser = needed("shtab"), args.parser
+    for command in parser.commands().values():
         for action in command._actions:
             if action.metavar in FILES or (isinstance(action.metavar, tuple) and not action.choices):
                 setattr(action, "complete", shtab.FILE)  # noqa: B010
-    for line in shtab.complete(whole, args.shell).split("\n"):
+    for line in shtab.complete(parser, args.shell).split("\n"):
         say(line.replace("\t", "    "))
     return 0
