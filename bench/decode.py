@@ -59,7 +59,7 @@ def cases(count: int) -> dict[str, Case]:
     from PIL import Image
 
     found: dict[str, Case] = {}
-    for area, number in ((0.2, count), (2.0, max(20, count // 8))):
+    for area, number in ((0.2, count), (2.0, max(4, count // 8))):
         files = make(number, area, 0.35)
         sizes = [Image.open(io.BytesIO(f)).size[::-1] for f in files]
         if area == 0.2:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--pillow-simd", default="", metavar="DIR")
     parser.add_argument("--only", default="", help="comma-separated peers besides ours and torchvision")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    args = parse(parser, {"count": 16, "repeat": 2})
+    args = parse(parser, {"count": 8, "repeat": 2})
     if args.serve:
         os.sched_setaffinity(0, {args.core})
         serve(args.serve)

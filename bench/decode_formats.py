@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="START", help="formats whose name starts so")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--dali", action="store_true", help="pixels and times beside DALI's")
-    args = parse(parser, {"count": 4, "repeat": 2})
+    args = parse(parser, {"count": 2, "repeat": 2})
     if not args.dali:
         report = Report("decode-formats", __doc__, args)
         os.sched_setaffinity(0, {args.core})

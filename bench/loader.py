@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="files to make where no folder is given")
     parser.add_argument("--mixed", action="store_true", help="make files of several formats")
     parser.add_argument("--repeat", type=int, default=5)
-    args = parse(parser, {"count": 160, "repeat": 2})
+    args = parse(parser, {"count": 80, "repeat": 2})
     report = Report("loader-mixed" if args.mixed else "loader", __doc__, args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder
@@ -286,11 +286,11 @@ def main() -> None:
             write(folder / "all", args.count)
             if args.mixed:
                 mix(folder / "all")
-        measure(report, folder, Path(temporary) / "bench.arrow", args.repeat)
+        measure(report, folder, Path(temporary) / "bench.arrow", args.repeat, 0.1 if args.quick else REST)
     report.finish()
 
 
-def measure(report: Report, folder: Path, index: Path, repeat: int) -> None:
+def measure(report: Report, folder: Path, index: Path, repeat: int, rest: float) -> None:
     """Runs the peers in turn."""
     build_index(folder, index)
     files = sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".webp", ".png"))
@@ -351,7 +351,7 @@ def measure(report: Report, folder: Path, index: Path, repeat: int) -> None:
 
             return epoch
 
-        rows = turns({name: way(name) for name in peers}, repeat, rest=REST)
+        rows = turns({name: way(name) for name in peers}, repeat, rest=rest)
     for n, unit in enumerate(("images/s", "tokens/s")):
         found = {name: [figures[n] for figures in of] for name, of in rows.items()}
         others = {name: of for name, of in found.items() if name not in (OURS, ALONE, APART)}

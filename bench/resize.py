@@ -66,7 +66,7 @@ def main() -> None:
     args = parse(parser, {"count": 16, "repeat": 2})
     report = Report("resize", __doc__, args)
     os.sched_setaffinity(0, {args.core})
-    for area, count in ((0.2, args.count), (2.0, max(8, args.count // 6))):
+    for area, count in ((0.2, args.count), (2.0, max(4, args.count // 6))):
         jpegs = make(count, area, 0.35)
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in jpegs]
         sizes = [image.size[::-1] for image in images]

@@ -66,7 +66,7 @@ ENTRIES = (
     Entry("fleet-sim", ("fleet_sim.py",), 10, "simpy"),
     Entry("towers", ("towers.py",), 27, "transformers"),
 )
-"""In this order: the shortest questions first."""
+"""In this order: what most people ask first, the longest last."""
 
 
 def fresh(folder: Path, quick: bool) -> set[str]:
