@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,29 @@ def test_a_resumed_run_is_the_same_bit_for_bit(task: str, scenes: Path, tmp_path
     train(halves, resume=True, page=False)
     ends = [checkpoint.open_checkpoint(tmp_path / name).read("model") for name in ("whole", "halves")]
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+def test_two_ranks_learn_and_score_as_one_with_the_doubled_batch(scenes: Path, tmp_path: Path) -> None:
+    jobs = []
+    for task in FIGURE:
+        one = config(scenes, tmp_path / f"{task}-one", task, steps=4)
+        train(RunConfig.from_dict(one), page=False)
+        two = config(scenes, tmp_path / f"{task}-two", task, steps=4)
+        two["data"]["batch_size"] = 1
+        jobs.append({"table": two})
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(Path(__file__).with_name("ranks.py"))
+    done = subprocess.run([*line, script, str(file)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for task, figure in FIGURE.items():
+        logs = [list(read_log(tmp_path / f"{task}-{name}")) for name in ("one", "two")]
+        losses = [[e["loss"] for e in log if e["kind"] == "train"] for log in logs]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3), task
+        scores = [next(e for e in log if e["kind"] == "eval") for log in logs]
+        assert scores[1][figure] == pytest.approx(scores[0][figure], abs=1e-2), task
+        assert scores[1]["images"] == scores[0]["images"] and scores[1]["failed"] == 0
 
 
 BOXES = {"boxes": True, "capacity": 48}

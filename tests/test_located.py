@@ -183,7 +183,8 @@ def test_an_owl_looks_for_texts_as_transformers_does(
     told = json.loads(capsys.readouterr().out)
     assert [box["score"] for box in told["boxes"]] == pytest.approx(scores.tolist(), abs=1e-4)
     assert {box["class"] for box in told["boxes"]} == {"cat", "dog"}
-    assert Image.open(photos / "drawn" / "even.png").size == (28, 20)
+    with Image.open(photos / "drawn" / "even.png") as drawn:
+        assert drawn.size == (28, 20)
     assert main([*arguments, "--query-image", str(photos / "0.png")]) == 0
     assert {box["class"] for box in json.loads(capsys.readouterr().out)["boxes"]} == {"0"}
 

@@ -25,9 +25,9 @@ from navit_model.config import ContrastiveConfig, TextConfig
 from navit_model.losses.classification import classification_loss
 from navit_model.losses.contrastive import sigmoid_contrastive, softmax_contrastive
 from navit_model.model.attention import FUSED, _kernel, _varlen, attention, choose, segments
-from navit_model.model.dense import rasters
+from navit_model.model.dense import finer, rasters
 from navit_model.model.owl import OwlHead
-from navit_model.model.segmenter import Segmenter
+from navit_model.model.segmenter import LinearSegmenter, RegionSegmenter, Segmenter
 from navit_model.model.towers import TwoTowers
 
 from .packed import packed
@@ -111,6 +111,8 @@ def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(hopper: None, option
 
 HEADS: dict[str, Callable[[NaViT], tuple[nn.Module, Callable[[nn.Module, PackedBatch], Tensor]]]] = {
     "segmenter": lambda net: (Segmenter(net, 3), lambda head, batch: head(batch).sum()),
+    "finer": lambda net: (LinearSegmenter(net, 3), lambda head, batch: finer(head(batch), batch, 2).sum()),
+    "regions": lambda net: (RegionSegmenter(net, 3, 4), lambda head, batch: head(batch).masks.sum()),
     "owl": lambda net: (OwlHead(128, 16), lambda head, batch: owl(net, head, batch)),
 }
 

@@ -56,4 +56,4 @@ def check_pycocotools() -> None:
     try:
         import pycocotools  # noqa: F401
     except ImportError:
-        raise ModelError("boxes are scored by pycocotools: pip install 'navit[detection]'") from None
+        raise ModelError("boxes are scored by pycocotools: pip install 'packed-navit[detection]'") from None
