@@ -48,6 +48,7 @@ ROOMS = {
     "navit_loader/foreign.py": "rooms/render.md",
     "navit_loader/index/": "rooms/index.md",
     "navit_loader/lint.py": "rooms/index.md",
+    "navit_loader/page.py": "reference/commands.md",
     "navit_loader/picture.py": "rooms/plan.md",
     "navit_loader/plan/": "rooms/plan.md",
     "navit_loader/render/": "rooms/render.md",
