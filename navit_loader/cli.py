@@ -40,6 +40,7 @@ def parser() -> Arguments:
         description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
         epilog=EXITS,
     )
+    top.set_defaults(parser=top)  # for those who look at all of it
     top.add_argument("--version", action=Version)
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:

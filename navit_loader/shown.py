@@ -115,10 +115,14 @@ class Lines(logging.Formatter):
 
 
 def log_to_stderr(*, anew: bool = False) -> None:
-    """Log records of a process that serves go to stderr, each on one line; `anew` takes them from whoever had them before."""
+    """Log records of a process that serves go to stderr, each on one line; of `--quiet` warnings alone.
+
+    Args:
+        anew: take them from whoever had them before.
+    """
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(Lines("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[to_stderr], force=anew)
+    logging.basicConfig(level=logging.WARNING if hushed("progress") else logging.INFO, handlers=[to_stderr], force=anew)
 
 
 EXITS = """exit status:

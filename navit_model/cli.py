@@ -39,6 +39,7 @@ def parser() -> Arguments:
     top = Arguments(
         prog="navit-model", description="Train and use native-resolution vision transformers.", epilog=EXITS
     )
+    top.set_defaults(parser=top)  # for those who look at all of it
     top.add_argument("--version", action=Version)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:

@@ -20,6 +20,7 @@ from PIL import Image
 from navit_loader import PackedLoader, build_index, open_index
 from navit_loader.batch import OK
 from navit_loader.errors import ModelError
+from navit_loader.schema import toml_value
 from navit_model.cli import main
 from navit_model.evaluate.cascade import Answers, cascade
 from navit_model.model.navit import NaViT
@@ -79,6 +80,35 @@ def test_eval_by_budget_and_patch_size_with_a_cascade_and_a_plot(
         assert curve[-1]["looks"] == 3
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.width > 500
+
+
+def test_json_stands_alone_and_quiet_leaves_results(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of each command that uses a run; and of training, whose steps are no result."""
+    run, index, cut = root / "run", root / "shapes.arrow", ("--tokens", 16)
+    made = json.loads(
+        json.dumps(table(index, tmp_path / "short", steps=2, log_every=1, checkpoint_every=0), default=str)
+    )
+    lines = [
+        f"[{name}]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in keys.items()) for name, keys in made.items()
+    ]
+    (tmp_path / "c.toml").write_text("\n".join(lines))
+    commands = {
+        "eval": (run, index, *cut, "--patch-size", 4),
+        "probe": (run, index, index, "--shots", 1, *cut),
+        "predict": (run, next(root.rglob("*.png")), *cut),
+        "embed": (run, index, "-o", tmp_path / "v.npy", *cut),
+        "report": (run,),
+        "train": (tmp_path / "c.toml",),
+    }
+    for name, words in commands.items():
+        out, err = call(capsys, name, *words, "--json")
+        (line,) = out.splitlines()
+        assert json.loads(line) and not err, name
+        again = (f"train.out={tmp_path}/other",) if name == "train" else ()
+        out, err = call(capsys, name, *words, *again, "--quiet")
+        assert bool(out) == (name in ("eval", "probe", "predict")) and not err, name
 
 
 def test_a_cascade_spends_tokens_only_where_the_model_is_not_sure() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from ..shown import Arguments, say
+from ..shown import say
 
 FILES = (
     "CONFIG",
@@ -25,13 +23,8 @@ FILES = (
 """Names of arguments that are files."""
 
 
-def add(subparsers: Any, of: Callable[[], Arguments] | None = None) -> None:
-    """Adds the subcommand.
-
-    Args:
-        subparsers: of either command line.
-        of: gives all its arguments.
-    """
+def add(subparsers: Any) -> None:
+    """Adds the subcommand."""
     parser = subparsers.add_parser(
         "completion",
         examples=(
@@ -43,16 +36,10 @@ def add(subparsers: Any, of: Callable[[], Arguments] | None = None) -> None:
         "Needs the extra 'completion' (shtab).",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    parser.set_defaults(run=partial(run, of or _own))
+    parser.set_defaults(run=run)
 
 
-def _own() -> Arguments:
-    from ..cli import parser
-
-    return parser()
-
-
-def run(of: Callable[[], Arguments], args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Prints it.
 
     Raises:
@@ -60,7 +47,7 @@ def run(of: Callable[[], Arguments], args: argparse.Namespace) -> int:
     """
     from ..errors import needed
 
-    shtab, parser = needed("shtab"), of()
+    shtab, parser = needed("shtab"), args.parser
     for command in parser.commands().values():
         for action in command._actions:
             if action.metavar in FILES or (isinstance(action.metavar, tuple) and not action.choices):

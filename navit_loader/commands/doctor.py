@@ -245,9 +245,9 @@ def decoders() -> Iterator[Row]:
     try:
         from PIL import Image
 
-        from .. import pack_images
         from ..batch import OK
         from ..config import RenderConfig
+        from ..render.images import pack_images
     except ImportError:
         return
     yield Row(
@@ -360,6 +360,10 @@ def extras() -> Iterator[Row]:
         by_extra.setdefault(extra, []).append(package)
     for extra, packages in sorted(by_extra.items()):
         missing = [package for package in packages if not there(package)]
-        why = f"{', '.join(missing)} not installed" if missing else ", ".join(packages)
+        why = (
+            f"{', '.join(missing)} not installed"
+            if missing
+            else ", ".join(f"{p} {_version(p)}".rstrip() for p in packages)
+        )
         mend = f"pip install 'navit[{extra}]'" if missing else ""
         yield Row(f"extra {extra}", "missing" if missing else "there", why, mend=mend)
