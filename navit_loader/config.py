@@ -35,7 +35,17 @@ __all__ = [
     "Warp",
 ]
 
-OTHER_SECTIONS = ("model", "text", "contrastive", "distillation", "regression", "detection", "segmentation", "panoptic", "train")
+OTHER_SECTIONS = (
+    "model",
+    "text",
+    "contrastive",
+    "distillation",
+    "regression",
+    "detection",
+    "segmentation",
+    "panoptic",
+    "train",
+)
 
 
 @dataclass(frozen=True, slots=True)
