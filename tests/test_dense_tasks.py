@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as runs
 
-from navit_loader import build_index, open_index
+from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
 from navit_loader.errors import NavitError
 from navit_model.cli import main
 from navit_model.evaluate.average_precision import average_precision
@@ -139,6 +139,31 @@ def test_what_is_true_is_what_was_written(scenes: Path) -> None:
         assert (regions.classes(row) == np.where(wanted == 0, -1, wanted)).all()
         ids, kinds, crowds = panoptic.segments(row)
         assert set(np.unique(ids)) == set(kinds) and not crowds
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_masks_of_turned_images_are_seen_as_the_images_are(turned: bool, tmp_path: Path) -> None:
+    """A photograph on its side, its mask drawn as it is stored or as it is shown, in 16 bits; the engine sees the same."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    stored = np.arange(8 * 12).reshape(8, 12).astype(np.uint16)
+    stored[0, 0] = 65535
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(tmp_path / "images" / "x.jpg", exif=exif)
+    Image.fromarray(np.rot90(stored, -1).copy() if turned else stored).save(tmp_path / "masks" / "x.png")
+    names = [str(n) for n in range(96)]
+    build_index(tmp_path / "images", tmp_path / "x.arrow", masks=tmp_path / "masks", classes=names)
+    wanted = np.rot90(stored.astype(int), -1)
+    found = Truth(open_index(tmp_path / "x.arrow")).classes(0)
+    assert (found == np.where(wanted == 65535, -1, wanted)).all()
+    plan = {"patch_sizes": [4], "max_tokens": 8, "sequence_length": 8, "resolution": {"kind": "native"}}
+    targets = {"targets": {"masks": 4}}
+    with PackedLoader(tmp_path / "x.arrow", LoaderConfig.from_dict({"plan": plan | targets})) as loader:
+        batch = next(iter(loader))
+    for t in np.flatnonzero(batch.segment_ids[0] == 0):
+        y, x = 4 * batch.positions[0, t].astype(int)
+        assert (batch.masks[0, t].reshape(4, 4) == found[y : y + 4, x : x + 4]).all()
 
 
 @pytest.mark.parametrize("task", FIGURE)

@@ -30,6 +30,17 @@ from .classification import aligned, left_out, of_all, other_classes, tokens_of,
 
 Map = npt.NDArray[np.int64]
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What shows an image as it is meant, by its EXIF orientation."""
+
 NAMES = {
     "ap": "AP",
     "ap50": "AP50",
@@ -263,12 +274,16 @@ class Truth:
                 data = file.read(length)
             with Image.open(io.BytesIO(data)) as opened:
                 colours = self.index.masks == "panoptic"
+                void = 65535 if opened.mode.startswith("I") else 255
+                if opened.size != self.size(row)[::-1]:
+                    # It was drawn over the image as it is stored.
+                    turn = TURNS.get(int(self._table["orientation"][row].as_py()))
+                    opened = opened if turn is None else opened.transpose(turn)
                 values = np.asarray(opened.convert("RGB") if colours else opened).astype(np.int64)
         except OSError as e:
             raise ModelError(f"the mask '{path}' cannot be read: {e}") from None
         if colours:
             return values @ np.array([1, 256, 65536])  # type: ignore[no-any-return]
-        void = 65535 if values.max(initial=0) > 255 else 255
         return np.where(values == void, -1, values)
 
 
