@@ -1,9 +1,9 @@
 """What masks cost: beside the images, and against pycocotools and Pillow.
 
-In: nothing; photographs and annotations are made here in a temporary folder. Out: a table. CPU seconds of this process,
-the ways interleaved, medians; on one thread.
+In: nothing; photographs and annotations are made here in a temporary folder. Out: rows. CPU seconds of this process, on one
+thread.
 
-    python bench/targets.py [--images 200] [--repeat 7]
+    python bench/targets.py [--images 200] [--repeat 7] [--quick]
 
 - Masks beside images: JPEG photographs with PNG masks of 21 classes in smooth blobs, a palette as Pascal VOC has it; rendering
   with `plan.targets.masks = 1` and 4 over rendering without. Goal: 15 % at most.
@@ -19,14 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+from kit import Report, parse, turns
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from navit_loader import LoaderConfig, _packer, build_index, open_index
+from navit_loader import LoaderConfig, build_index, open_index
 from navit_loader.config import Crop, Drop, PlanConfig, RenderConfig, Resolution, Targets
 from navit_loader.render.engine import Engine
 
@@ -39,13 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=7)
-    args = parser.parse_args()
-    if _packer.BUILD_PROFILE != "release":
-        raise SystemExit("a debug build says nothing; build with 'make build'")
+    args = parse(parser, {"images": 16, "repeat": 2})
+    report = Report("targets", __doc__, args)
     with tempfile.TemporaryDirectory() as folder:
         sizes = make(Path(folder), args.images)
-        beside(Path(folder), args.repeat)
-        runs(Path(folder), sizes, args.repeat)
+        beside(report, Path(folder), args.repeat)
+        runs(report, Path(folder), sizes, args.repeat)
+    report.finish()
 
 
 def make(folder: Path, count: int) -> list[tuple[int, int]]:
@@ -108,27 +108,24 @@ def rendering(path: Path, targets: Targets | None) -> Callable[[], float]:
     return once
 
 
-def medians(ways: dict[str, Callable[[], float]], repeat: int) -> dict[str, float]:
-    """Seconds of each way, in turns; those beyond the first way's as the median of what each turn took longer, since a shared
-    machine drifts."""
-    turns = [{name: way() for name, way in ways.items()} for _ in range(repeat + 1)][1:]
-    first = next(iter(ways))
-    base = median(turn[first] for turn in turns)
-    return {name: base + median(turn[name] - turn[first] for turn in turns) for name in ways}
-
-
-def beside(folder: Path, repeat: int) -> None:
+def beside(report: Report, folder: Path, repeat: int) -> None:
     """Masks beside the images."""
-    path = folder / "files.arrow"
-    ways = {str(side): rendering(path, Targets(masks=side) if side else None) for side in (0, 1, 4)}
-    found = medians(ways, repeat)
-    for side in ("1", "4"):
-        print(
-            f"masks beside images, S = {side}: {found[side] / found['0'] - 1:+.1%} over images alone ({found['0']:.3f} s)"
+    path, alone = folder / "files.arrow", "images alone"
+    ways = {side: rendering(path, Targets(masks=side) if side else None) for side in (0, 1, 4)}
+    found = turns(ways, repeat)
+    for side in (1, 4):
+        report.row(
+            f"PNG masks, S = {side}",
+            {"navit": found[side], alone: found[0]},
+            "s",
+            better="lower",
+            table="images with masks, beside images alone",
+            bounds=[alone],
+            goal=1 / 1.15,
         )
 
 
-def runs(folder: Path, sizes: list[tuple[int, int]], repeat: int) -> None:
+def runs(report: Report, folder: Path, sizes: list[tuple[int, int]], repeat: int) -> None:
     """COCO's runs into cells."""
     path = folder / "regions.arrow"
     index = open_index(path)
@@ -166,11 +163,15 @@ def runs(folder: Path, sizes: list[tuple[int, int]], repeat: int) -> None:
             "masks": rendering(path, Targets(masks=side, **room)),  # type: ignore[arg-type]
             "theirs": theirs,
         }
-        found = medians(ways, repeat)
-        ours = max(found["masks"] - found["boxes"], 1e-4)
-        print(
-            f"runs into cells, S = {side}: {1e6 * ours / len(wanted) / REGIONS:.1f} µs a region; pycocotools and Pillow take "
-            f"{found['theirs'] / ours:.1f} times as long; {ours / found['boxes']:+.1%} over boxes alone"
+        found, peer = turns(ways, repeat), "pycocotools and Pillow"
+        ours = [max(masks - boxes, 1e-4) for masks, boxes in zip(found["masks"], found["boxes"], strict=True)]
+        report.row(
+            f"20 regions an image, S = {side}",
+            {"navit": ours, peer: found["theirs"]},
+            "s",
+            better="lower",
+            table="COCO's runs into cells",
+            goal=5,
         )
 
 

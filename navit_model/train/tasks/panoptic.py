@@ -35,7 +35,9 @@ class Panoptic(TargetTask):
         """As for all of them; stuff must be of the classes."""
         for name in run.panoptic.stuff:
             if name not in loader.classes:
-                raise ConfigError(f"panoptic.stuff: the index has no class '{name}'; it must be one that navit-loader info shows")
+                raise ConfigError(
+                    f"panoptic.stuff: the index has no class '{name}'; it must be one that navit-loader info shows"
+                )
         return super().prepare(run, loader)
 
     @classmethod
