@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..progress import ProgressLine
-from ..shown import answer, say
+from ..shown import answer, counted, say
 from . import add_columns, add_output, add_ray, spread_of, threads_of
 
 if TYPE_CHECKING:
@@ -111,14 +111,15 @@ def run(args: argparse.Namespace) -> int:
             "seconds": done.seconds,
         }
     )
-    what = "different numbers" if args.target_column else "classes"
-    say(f"{done.path}: {done.rows:,} images, {len(done.classes):,} {what}, {done.seconds:.1f} s")
+    found, targeted = len(done.classes), bool(args.boxes or args.masks)  # then the classes are those of objects
+    what = counted(found, "different number") if args.target_column else counted(found, "class", "classes")
+    say(f"{done.path}: {counted(done.rows, 'image')}, {what}, {done.seconds:.1f} s")
     if args.target_column and done.classes:
         numbers = sorted(map(float, done.classes))
         say(f"  numbers from {numbers[0]:g} to {numbers[-1]:g}")
     else:
-        _classes(done)
-    if done.unlabelled:
+        _classes(done, labelled=not targeted)
+    if done.unlabelled and not targeted:
         say(f"  {done.unlabelled:,} images have no label")
     if done.negatives:
         say(f"  {done.negatives:,} images are known to be of no class")
@@ -137,15 +138,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _classes(done: IndexSummary) -> None:
-    """The class table, and the classes that no image is of."""
+def _classes(done: IndexSummary, labelled: bool) -> None:
+    """The class table, and, where images are what is labelled, the classes that no image is of."""
     if not done.classes:
         return
     named = done.classes != [str(label) for label in range(len(done.classes))]
     shown = [f"{label} = {_short(name)}" for label, name in enumerate(done.classes[:SHOWN])]
     more = f", and {len(done.classes) - SHOWN:,} more" if len(done.classes) > SHOWN else ""
     say(f"  classes: {', '.join(shown)}{more}" if named else f"  classes: the numbers 0 to {len(done.classes) - 1}")
-    empty = [label for label, count in enumerate(done.counts) if not count]
+    empty = [label for label, count in enumerate(done.counts) if labelled and not count]
     if empty:
         listed = ", ".join(_short(done.classes[label]) for label in empty[:SHOWN])
         more = f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
