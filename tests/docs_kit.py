@@ -35,6 +35,8 @@ FENCE = re.compile(
 )
 NEEDS = {"gpu", "kubernetes", "cluster", "bucket", "network", "minutes"}
 LANGUAGES = {"sh", "python", "toml", "csv", "json", "yaml", "text", "console"}
+LIMIT = 270
+"""Seconds of a page, on a machine that is busy with other things."""
 PORT = re.compile(r"(?<=127\.0\.0\.1:|//0\.0\.0\.0:)\d{4,5}")
 
 
@@ -125,4 +127,6 @@ def run(path: Path) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = ""
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"{sys.argv[1]} took more than {LIMIT} s"))
+    signal.alarm(LIMIT)
     run(Path(sys.argv[1]))

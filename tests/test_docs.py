@@ -66,7 +66,6 @@ def test_the_code_of_a_page_runs(page: str, photos: Path, tmp_path: Path) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 0, done.stdout[-4000:]
 
