@@ -274,12 +274,13 @@ class Truth:
                 data = file.read(length)
             with Image.open(io.BytesIO(data)) as opened:
                 colours = self.index.masks == "panoptic"
+                picture: Image.Image = opened
                 void = 65535 if opened.mode.startswith("I") else 255
                 if opened.size != self.size(row)[::-1]:
                     # It was drawn over the image as it is stored.
                     turn = TURNS.get(int(self._table["orientation"][row].as_py()))
-                    opened = opened if turn is None else opened.transpose(turn)
-                values = np.asarray(opened.convert("RGB") if colours else opened).astype(np.int64)
+                    picture = opened if turn is None else opened.transpose(turn)
+                values = np.asarray(picture.convert("RGB") if colours else picture).astype(np.int64)
         except OSError as e:
             raise ModelError(f"the mask '{path}' cannot be read: {e}") from None
         if colours:
