@@ -83,6 +83,11 @@ def main() -> None:
     wheel = args.wheel or fitting[-1]
     digests = []
     for user in (None, NOBODY) if os.getuid() == 0 else (None,):
+        try:
+            subprocess.run([args.python, "-c", ""], user=user, cwd="/", check=True)
+        except PermissionError:
+            print(f"another user may not run {args.python}; --python /usr/bin/python3 may be one that all can")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             digests += attempt(wheel, args.python, Path(folder), user, user is None)
     if len(set(digests)) != 1:
