@@ -63,6 +63,6 @@ def run(args: argparse.Namespace) -> int:
         say(f"  {done.broken:,} broken, left out; each with its reason in {args.output}/broken.jsonl")
     if index.weighted:
         say("  weights of images are not in the tars, which have no columns: a manifest keeps them")
-    pattern = f"{args.output}/shard-{{000000..{done.shards - 1:06d}}}.tar"
+    pattern = f"{args.output.rstrip('/')}/shard-{{000000..{done.shards - 1:06d}}}.tar"
     say(f"  next: navit-loader index '{pattern}' --classes {args.index} -o NEW.arrow")
     return 0
