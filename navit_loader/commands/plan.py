@@ -23,7 +23,9 @@ def add(subparsers: Any) -> None:
         "and dropped, steps a rank.",
     )
     parser.add_argument("index", metavar="INDEX")
-    parser.add_argument("config", metavar="CONFIG", help="a TOML file, as navit-loader init or suggest --toml writes it")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a TOML file, as navit-loader init or suggest --toml writes it"
+    )
     parser.add_argument("--epoch", type=int, default=0, metavar="N")
     parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks that share the epoch")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
