@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 # Torch's idle threads must not spin on cores that the decoding threads need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-rust test-python test-aarch64 check docs bench bench-quick gpu-kit wheel wheel-aarch64 sdist test-wheel build clean
+.PHONY: help demo test test-whole test-rust test-python test-aarch64 check docs bench bench-quick gpu-kit wheel wheel-aarch64 sdist test-wheel build clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -26,7 +26,10 @@ help:  ## this list
 demo: build  ## digits -> index -> daemon -> training over ZeroMQ -> table and report
 	@$(PY) examples/demo.py --out $(DEMO) --steps $(STEPS)
 
-test: test-rust test-python  ## cargo tests, then pytest with hypothesis
+test: test-rust test-python  ## cargo tests, then pytest with hypothesis; of the slow ones a fourth
+
+test-whole: WHOLE := --whole
+test-whole: test-rust test-python  ## the same with all of the slow ones
 
 test-rust: $(VENV)/.deps
 	@if command -v cargo-nextest >/dev/null; then cargo nextest run --workspace --locked --no-tests=pass \
@@ -34,8 +37,8 @@ test-rust: $(VENV)/.deps
 
 # Two at a time, each file in one process: many tests wait for processes and clocks of their own. Clusters by themselves.
 test-python: build $(VENV)/.dali
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not cluster"
-	@$(PY) -m pytest -m cluster || [ $$? = 5 ]  # 5: none is left where Ray is not installed
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not cluster" $(WHOLE)
+	@$(PY) -m pytest -m cluster $(WHOLE) || [ $$? = 5 ]  # 5: none is left where Ray is not installed
 
 # Debian's own compiler has a standard library for Arm; rustup's does as well, where its servers can be reached. The plan alone
 # is built, and what it needs without optimising: most of the time would go there.
