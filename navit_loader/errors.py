@@ -66,6 +66,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "pycocotools": "detection",
     "ray": "ray",
     "safetensors": "model",
     "shtab": "completion",

@@ -35,8 +35,8 @@ class Facts:
         sides: i64, images by the square root of their area, in bins of `SIDES`.
         aspects: i64, images by width ÷ height, in bins of `ASPECTS`.
         smallest, largest: width and height of the image with the least and with the greatest area.
-        given: i64 `[classes]`, how often each label is given.
-        unlabelled: images without a label.
+        given: i64 `[classes]`, how often each label is given; where there are boxes, those of each class.
+        unlabelled: images without a label; without a box where there are boxes, and 0 where there are masks alone.
         negatives: images that are known to be of no class.
         captions: i64, images by tokens of their caption, `captions[0]` without one; empty where there are no captions.
     """
@@ -78,7 +78,11 @@ def facts_of(index: Index) -> Facts:
     counts = np.sum([np.bincount(part.indices.to_numpy(), minlength=len(names)) for part in formats.chunks], 0)
     found.formats = sorted(((n, int(c)) for n, c in zip(names, counts, strict=True) if c), key=lambda pair: -pair[1])
     found.given = np.zeros(len(index.classes), np.int64)
-    for labels in columns["labels"]:
+    for offsets, values in columns.get("box_labels", ()):
+        found.given += np.bincount(values[offsets[0] : offsets[-1]], minlength=len(index.classes))
+    for count in columns.get("box_count", ()):
+        found.unlabelled += int((count == 0).sum())
+    for labels in () if index.boxed or index.masks else columns["labels"]:
         found.given += np.bincount(labels[labels >= 0], minlength=len(index.classes))
         found.unlabelled += int((labels.reshape(-1, index.label_width) == -1).all(axis=1).sum())
         found.negatives += int((labels == NO_CLASS).sum())

@@ -162,7 +162,7 @@ def _words(index: Index, facts: Facts, few: Index, seen: Seen, groups: list[list
             f"Storage stays away, so that no more than {len(seen.pictures):,} have a picture here: {seen.stopped}"
         )
     given = facts.given[facts.given > 0]
-    if index.targets is None and len(given) > 1:
+    if index.targets is None and len(given) > 1 and not index.boxed:
         least, most = int(given.min()), int(given.max())
         names = [index.classes[int(np.argmax(facts.given == n))] for n in (most, least)]
         times = most / least
@@ -170,9 +170,15 @@ def _words(index: Index, facts: Facts, few: Index, seen: Seen, groups: list[list
             f"The largest class, '{names[0]}' with {most:,}, has {times:,.1f} times the images of the smallest, '{names[1]}' "
             f"with {least:,}" + ("; train.class_weights = 'balanced' lets all count alike." if times >= 3 else ".")
         )
-    if none := int((facts.given == 0).sum()):
+    if index.boxed:
+        there = counted(index.num_rows - facts.unlabelled, "image has", "images have")
+        lines.append(f"{there} {counted(int(facts.given.sum()), 'box', 'boxes')} of objects.")
+    if index.masks:
+        lines.append("Each image may have a mask; 'navit-loader lint' reads them all.")
+    annotated = index.boxed or index.masks
+    if not annotated and (none := int((facts.given == 0).sum())):
         lines.append(f"{counted(none, 'class has', 'classes have')} no image.")
-    if facts.unlabelled and len(index.classes):
+    if facts.unlabelled and len(index.classes) and not annotated:
         lines.append(f"{counted(facts.unlabelled, 'image has', 'images have')} no label.")
     if groups:
         double = sum(len(group) - 1 for group in groups)
@@ -235,8 +241,11 @@ def _classes(index: Index, facts: Facts) -> str:
         half = CLASSES // 2
         left = sum(count for _, count in rows[half:-half])
         rows = [*rows[:half], (f"{len(rows) - CLASSES:,} classes between", left), *rows[-half:]]
-    more = [("without a label", facts.unlabelled), ("known to be of no class", facts.negatives)]
-    body = page.bars(("class", "images"), [*rows, *(pair for pair in more if pair[1])])
+    if index.masks and not index.boxed:
+        return page.card("Classes", page.paragraph(", ".join(index.classes)))
+    more = [(f"without a {'box' if index.boxed else 'label'}", facts.unlabelled)]
+    more += [("known to be of no class", facts.negatives)]
+    body = page.bars(("class", "boxes" if index.boxed else "images"), [*rows, *(pair for pair in more if pair[1])])
     several = page.paragraph(f"An image has up to {index.label_width} labels.") if index.label_width > 1 else ""
     return page.card("Classes and their balance", several + body)
 

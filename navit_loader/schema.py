@@ -118,6 +118,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raises `ConfigError` in the words that all configuration errors share."""
     if not ok:
+        if key.startswith("--") and value is True:
+            raise ConfigError(f"{key} is not allowed; it must be {allowed}")
+        value = str(value) if isinstance(value, Path) else value
         raise ConfigError(f"{key} = {value!r} is not allowed; it must be {allowed}")
 
 

@@ -70,7 +70,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the index and says what it holds."""
-    from ..index import IndexProgress, build_index
+    from ..index import IndexProgress, build_index, open_index
 
     threads = threads_of(args)
     with spread_of(args.ray, threads) as spread, ProgressLine("indexing") as line:
@@ -119,6 +119,9 @@ def run(args: argparse.Namespace) -> int:
         say(f"  numbers from {numbers[0]:g} to {numbers[-1]:g}")
     else:
         _classes(done, labelled=not targeted)
+    if targeted and (made := open_index(done.path)).boxed:
+        boxes = made.box_counts()
+        say(f"  {counted(int(boxes.sum()), 'box', 'boxes')} in {counted(int((boxes > 0).sum()), 'image')}")
     if done.unlabelled and not targeted:
         say(f"  {done.unlabelled:,} images have no label")
     if done.negatives:

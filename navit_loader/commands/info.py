@@ -85,8 +85,13 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         say()
-        say(f"classes: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
-        for label in np.argsort(-given, kind="stable")[:SHOWN]:
+        if index.boxed:
+            say(f"classes: {len(index.classes):,}, with so many boxes; images without one: {unlabelled:,}")
+        elif index.masks:
+            say(f"classes: {len(index.classes):,}, in masks")
+        else:
+            say(f"classes: {len(index.classes):,}; unlabelled images: {unlabelled:,}{none}{several}")
+        for label in () if index.masks and not index.boxed else np.argsort(-given, kind="stable")[:SHOWN]:
             say(f"  {given[label]:>12,}  {index.classes[label]}")
         if len(given) > SHOWN:
             say(f"  {int(np.sort(given)[:-SHOWN].sum()):>12,}  in {len(given) - SHOWN:,} more classes")
@@ -104,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
             "classes": {name: int(n) for name, n in zip(index.classes, facts.given, strict=True)},
             "unlabelled": facts.unlabelled,
             "negatives": facts.negatives,
+            **({"boxes": int(facts.given.sum())} if index.boxed else {}),
+            **({"masks": index.masks} if index.masks else {}),
             "quarantine": index.broken,
         }
     )

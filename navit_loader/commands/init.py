@@ -45,9 +45,10 @@ def run(of: Schema, name: str, args: argparse.Namespace) -> int:
     from ..errors import ConfigError
     from ..json_schema import commented
 
+    text = commented(of(), HEAD.format(name=name))
     try:
         with open(args.output, "x", encoding="utf-8") as file:
-            file.write(commented(of(), HEAD.format(name=name)))
+            file.write(text)
     except FileExistsError:
         raise ConfigError(f"'{args.output}' is there already; give the name of a new file") from None
     answer({"output": str(args.output)})

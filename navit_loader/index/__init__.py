@@ -162,6 +162,10 @@ def build_index(
     if targets is not None and target_column:
         raise IndexFileError(f"--target-column = '{target_column}' predicts numbers; leave --boxes and --masks out")
     old = open_index(path) if refresh and os.path.exists(path) else None
+    if old is not None and targets is None and (old.boxed or old.masks):
+        raise IndexFileError(
+            f"'{path}' has boxes or masks, which --refresh alone would drop; give --boxes and --masks as before"
+        )
     for source in opened:
         need_utf8(source.shard, "the path")
     tokens = load_tokenizer(tokenizer)

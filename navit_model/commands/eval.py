@@ -133,7 +133,6 @@ def evaluate(args: Asked) -> dict[str, Any]:
     for key in ("tokens", "patch_size"):
         given = getattr(args, key) or []
         require(all(v >= 1 for v in given), f"--{key.replace('_', '-')}", given, "at least 1")
-    require(not args.cascade or len(args.tokens or []) > 1, "--cascade", True, "given with two or more --tokens")
     check_output("--json", scores_file(args.json))
     check_output("--plot", args.plot)
     check_output("--results", args.results)
@@ -147,6 +146,8 @@ def evaluate(args: Asked) -> dict[str, Any]:
     try:
         opened = open_model(args.model, world.device, raw=args.raw, last=args.last)
         _need_index(args, opened)
+        several = opened.places or not args.cascade or len(args.tokens or []) > 1
+        require(several, "--cascade", True, "given with two or more --tokens")
         scored = _numbers if opened.regresses else _pairs if args.retrieval else _labels
         scored = _places if opened.places else scored
         require(args.results is None or opened.boxes, "--results", args.results, "left out for a model without boxes")

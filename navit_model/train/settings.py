@@ -179,6 +179,9 @@ READ_BY = {
     "contrastive": "navit_model.model",
     "distillation": "navit_model.train",
     "regression": "navit_model.train",
+    "detection": "navit_model.train",
+    "segmentation": "navit_model.train",
+    "panoptic": "navit_model.train",
     "train": "navit_model.train",
     "train.eval_tokens": "navit_model.evaluate",
 }

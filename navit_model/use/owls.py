@@ -68,6 +68,11 @@ def open_owl(
     """
     if bool(names) == bool(pictures):
         raise ModelError("give texts or pictures to look for, not both")
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"'{path}' is no OWL-ViT or OWLv2 in a folder that transformers saved; give one, or leave --queries and "
+            "--query-image out: other models know their classes"
+        )
     towers, head = owl_vit(path)
     config = towers.image.config
     # As large as it was trained for.

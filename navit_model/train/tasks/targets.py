@@ -51,6 +51,11 @@ class TargetTask(Task):
                 "the index has no classes to learn; index with --boxes or --masks that name them, or --classes"
             )
         targets = run.loader.plan.targets
+        if targets is None and run.loader.data.endpoints:
+            raise ConfigError(
+                f"train.task = '{run.train.task}' with data.endpoints needs the daemons' whole [plan] here, since they do not "
+                "tell of their plan.targets; give it"
+            )
         if cls.needs != "masks" and (targets is None or not targets.boxes):
             raise ConfigError(f"train.task = '{run.train.task}' needs plan.targets.boxes = true")
         if cls.needs != "boxes" and (targets is None or not targets.masks):
