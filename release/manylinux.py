@@ -91,9 +91,21 @@ def build(machine: str, out: Path) -> Path:
     return wheel
 
 
-def leaks(wheel: Path, words: set[str]) -> list[str]:
+def without_paths(wheel: Path, out: Path) -> Path:
+    """The wheel with its bill of materials as if the sources lay in `/navit`: maturin writes where they do."""
+    from auditwheel.wheeltools import InWheel
+
+    out.mkdir()
+    with InWheel(wheel, out / wheel.name) as inside:
+        for file in inside.rglob("sboms/*.json"):
+            file.write_text(file.read_text(encoding="utf-8").replace(str(ROOT), "/navit"), encoding="utf-8")
+    return out / wheel.name
+
+
+def leaks(wheel: Path, folders: set[str]) -> list[str]:
     """Which of a machine's folders stand in the wheel, and in which of its files."""
     found = []
+    words = {folder.rstrip("/") + "/" for folder in folders}
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             data = archive.read(name)
@@ -131,6 +143,7 @@ def main() -> None:
         if done.returncode:
             raise SystemExit(f"auditwheel refuses {plain.name} as {plat}:\n{done.stdout}{done.stderr}")
         (wheel,) = (Path(folder) / "out").glob("*.whl")
+        wheel = without_paths(wheel, Path(folder) / "clean")
         if found := leaks(wheel, {*places(), str(Path.home()), sys.prefix}):
             raise SystemExit("the wheel tells of the machine that built it:\n  " + "\n  ".join(found))
         mb = wheel.stat().st_size / 1e6
