@@ -19,8 +19,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from navit_loader.config import LoaderConfig, PlanConfig
+from navit_loader.config import LoaderConfig, PlanConfig, Resolution
 from navit_loader.errors import ModelError
+from navit_loader.picture import pixels_of
+from navit_loader.render.images import pack_images, picture_size, upright_pixels
 from navit_model import NaViTConfig
 from navit_model.cli import main
 from navit_model.config import DetectionConfig, PanopticConfig, SegmentationConfig
@@ -35,6 +37,7 @@ from navit_model.use.windows import joined_map, one_of_each, windows_of
 from .weights_kit import shaken
 
 CPU = torch.device("cpu")
+NATIVE = Resolution(kind="native")
 
 
 @settings(max_examples=200, deadline=None)
@@ -138,6 +141,32 @@ def test_windows_see_what_a_small_picture_cannot_show(tmp_path: Path) -> None:
         assert 59 <= x0 < x1 <= 71 and 99 <= y0 < y1 <= 111
 
 
+def test_pictures_and_windows_have_the_pixels_of_the_engine(tmp_path: Path) -> None:
+    """16 bits of grey, which Pillow clips, alpha, and a photograph on its side: each as every batch has it."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 65536, (70, 50)).astype(np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(rng.integers(0, 256, (70, 50, 4), np.uint8)).save(tmp_path / "alpha.png")
+    Image.fromarray(rng.integers(0, 256, (70, 50, 3), np.uint8)).save(tmp_path / "side.jpg", exif=exif)
+    plan = PlanConfig(patch_sizes=(1,), sequence_length=4096, max_tokens=4096, max_grid=100, resolution=NATIVE)
+    opened = opened_model("segmentation")
+    seen: list[Any] = []
+    module = opened.module
+    told = replace(opened, module=lambda batch: seen.append(batch.patches) or module(batch))
+    for path in sorted(tmp_path.iterdir()):
+        ((_, _, wanted),) = pixels_of(pack_images([path], LoaderConfig(plan=plan)))
+        assert (upright_pixels(path.read_bytes()) == wanted).all(), path
+        seen.clear()
+        (found,) = locate(told, [path], windows=True)
+        windows = windows_of(found.size, 4, 64)
+        assert len(seen) == len(windows) > 4
+        for (top, left, *_), patches in zip(windows, seen, strict=True):
+            assert (patches[0, 0].reshape(4, 4, 3).numpy() == wanted[top : top + 4, left : left + 4]).all(), path
+        void = replace(found, map=np.full(found.size, -1))
+        assert (np.asarray(void.drawn()) == wanted).all(), path
+
+
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide: dict[str, Any] = {
@@ -198,3 +227,16 @@ def test_what_an_owl_cannot_look_for_is_one_line(owl: Path, photos: Path, tmp_pa
         with pytest.raises((ModelError, Exception), match=said) as error:
             open_owl(owl, CPU, **asked)  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
+
+
+def test_no_picture_is_written_over(owl: Path, tmp_path: Path) -> None:
+    sources = {}
+    for n, name in enumerate(("a.png", "a.jpg", "b/a.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8 + n, 3), 40 * n, np.uint8)).save(tmp_path / name)
+        sources[tmp_path / name] = (tmp_path / name).read_bytes()
+    words = ["predict", str(owl), *map(str, sources), "--queries", "cat", "--draw", str(tmp_path), "--device", "cpu"]
+    assert main(words) == 0
+    assert {path: path.read_bytes() for path in sources} == sources
+    sizes = {path.name: picture_size(0, path.read_bytes()) for path in tmp_path.glob("a-*.png")}
+    assert sizes == {"a-2.png": (8, 8), "a-3.png": (8, 9), "a-4.png": (8, 10)}
