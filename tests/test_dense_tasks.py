@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,29 @@ def test_masks_of_turned_images_are_seen_as_the_images_are(turned: bool, tmp_pat
     for t in np.flatnonzero(batch.segment_ids[0] == 0):
         y, x = 4 * batch.positions[0, t].astype(int)
         assert (batch.masks[0, t].reshape(4, 4) == found[y : y + 4, x : x + 4]).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_are_scored_by_their_numbers(bits: int, tmp_path: Path) -> None:
+    """As the engine reads them for training."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    stored = np.arange(64).reshape(8, 8).astype(np.uint8) % 2**bits
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / "x.png")
+    rows = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].reshape(-1)).tobytes() for row in stored
+    )
+    chunks = ((b"IHDR", struct.pack(">2I5B", 8, 8, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    png = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "masks" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    names = [str(n) for n in range(16)]
+    build_index(tmp_path / "images", tmp_path / "x.arrow", masks=tmp_path / "masks", classes=names)
+    assert (Truth(open_index(tmp_path / "x.arrow")).classes(0) == stored).all()
+    plan = {"patch_sizes": [8], "max_tokens": 1, "sequence_length": 1, "resolution": {"kind": "native"}}
+    with PackedLoader(
+        tmp_path / "x.arrow", LoaderConfig.from_dict({"plan": plan | {"targets": {"masks": 8}}})
+    ) as loader:
+        assert (next(iter(loader)).masks[0, 0].reshape(8, 8) == stored).all()
 
 
 @pytest.mark.parametrize("task", FIGURE)
