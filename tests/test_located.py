@@ -32,7 +32,7 @@ from navit_model.train.tasks import task_of
 from navit_model.use.located import locate
 from navit_model.use.opened import OpenedModel
 from navit_model.use.owls import open_owl
-from navit_model.use.windows import joined_map, one_of_each, windows_of
+from navit_model.use.windows import ends_inside, joined_map, one_of_each, windows_of
 
 from .weights_kit import shaken
 
@@ -61,8 +61,28 @@ def test_windows_put_together_are_the_image() -> None:
     parts = [whole[y : y + h, x : x + w] for y, x, h, w in windows]
     assert (joined_map((90, 70), windows, parts) == whole).all()
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [30, 30, 40, 40]], np.float64)
-    kept = one_of_each(boxes, np.array([0.5, 0.9, 0.4, 0.1]), np.array([0, 0, 1, 0]))
+    kept = one_of_each(boxes, np.array([0.5, 0.9, 0.4, 0.1]), np.array([0, 0, 1, 0]), np.zeros(4, bool))
     assert kept.tolist() == [1, 2, 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), height=st.integers(8, 400), width=st.integers(8, 400))
+def test_an_object_is_told_once_however_windows_cut_it(data: Any, height: int, width: int) -> None:
+    """Each window tells exactly what it sees of an object, a part as surely as the whole."""
+    windows = windows_of((height, width), 4, 100)
+    _, _, tall, wide = windows[0]
+    # No larger than what two windows share, so that one of them sees the whole, off their edges.
+    w, h = (data.draw(st.floats(2, max(2.0, side / 5))) for side in (wide, tall))
+    x, y = data.draw(st.floats(0, width - w)), data.draw(st.floats(0, height - h))
+    told, cut = [], []
+    for top, left, tall, wide in windows:
+        box = np.array([max(x, left), max(y, top), min(x + w, left + wide), min(y + h, top + tall)])
+        if (box[2:] - box[:2] > 0.5).all():
+            told.append(box)
+            cut.append(ends_inside(box[None], (top, left, tall, wide), (height, width))[0])
+    boxes, scores = np.array(told), np.array(data.draw(st.permutations(range(len(told)))), np.float64)
+    (kept,) = one_of_each(boxes, scores, np.zeros(len(told), np.int64), np.array(cut))
+    assert boxes[kept] == pytest.approx([x, y, x + w, y + h])
 
 
 SECTIONS: dict[str, Any] = {

@@ -30,7 +30,7 @@ from ..world import halved
 from .frozen import planned
 from .opened import OpenedModel
 from .predict import files_of
-from .windows import Window, joined_map, one_of_each, windows_of
+from .windows import Window, ends_inside, joined_map, one_of_each, windows_of
 
 THRESHOLD = 0.3
 """Least score of a box that is told."""
@@ -156,7 +156,7 @@ def _located(
         return Located(path, error="its pixels cannot be decoded")
     task = opened.run.train.task
     if task == "detection":
-        return Located(path, size, boxes=_boxes(opened, answers, parts, threshold), render=config.render)
+        return Located(path, size, boxes=_boxes(opened, answers, parts, size, threshold), render=config.render)
     if task == "segmentation":
         joined = joined_map(size, parts, [answer.cpu().numpy() for answer in answers])
         return Located(path, size, map=joined, render=config.render)
@@ -184,10 +184,11 @@ def _asked(opened: OpenedModel, piece: Any, config: LoaderConfig) -> Any:
 
 
 def _boxes(
-    opened: OpenedModel, answers: list[Any], parts: list[Window], threshold: float
+    opened: OpenedModel, answers: list[Any], parts: list[Window], size: tuple[int, int], threshold: float
 ) -> tuple[tuple[str, int, float, Corners], ...]:
     offsets = [np.array([x, y, x, y]) for y, x, _, _ in parts]
-    boxes = np.concatenate([a["boxes"].double().cpu().numpy() + o for a, o in zip(answers, offsets, strict=True)])
+    placed = [a["boxes"].double().cpu().numpy() + o for a, o in zip(answers, offsets, strict=True)]
+    boxes = np.concatenate(placed)
     scores, kinds = (
         np.concatenate([answer[name].cpu().numpy() for answer in answers]) for name in ("scores", "queries")
     )
@@ -196,7 +197,8 @@ def _boxes(
     sure = np.flatnonzero(scores >= threshold)
     sure = sure[np.argsort(-scores[sure], kind="stable")]
     if len(parts) > 1:
-        sure = sure[one_of_each(boxes[sure], scores[sure].astype(np.float64), kinds[sure])]
+        cut = np.concatenate([ends_inside(own, part, size) for own, part in zip(placed, parts, strict=True)])
+        sure = sure[one_of_each(boxes[sure], scores[sure].astype(np.float64), kinds[sure], cut[sure])]
     return tuple(
         (opened.classes[int(kinds[n])], int(kinds[n]), float(scores[n]), tuple(boxes[n].tolist())) for n in sure
     )
