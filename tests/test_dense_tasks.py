@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from pycocotools import mask as runs
 
 from navit_loader import LoaderConfig, PackedLoader, build_index, open_index
 from navit_loader.errors import NavitError
+from navit_loader.index.subset import write_subset
 from navit_model.cli import main
 from navit_model.evaluate.average_precision import average_precision
+from navit_model.evaluate.detection import coco_results
 from navit_model.evaluate.targets import Truth
 from navit_model.train import checkpoint
 from navit_model.train.log import read_log
@@ -164,6 +168,71 @@ def test_masks_of_turned_images_are_seen_as_the_images_are(turned: bool, tmp_pat
     for t in np.flatnonzero(batch.segment_ids[0] == 0):
         y, x = 4 * batch.positions[0, t].astype(int)
         assert (batch.masks[0, t].reshape(4, 4) == found[y : y + 4, x : x + 4]).all()
+
+
+@pytest.mark.parametrize("form", ["boxes", "panoptic"])
+def test_results_name_images_as_their_json_does(form: str, scenes: Path, tmp_path: Path) -> None:
+    """Whatever number the files are named by; of an image that it does not list nothing is said."""
+    said = json.loads((scenes / f"{form}.json").read_text())
+    for each in said["images"]:
+        each["id"] = 1000 - each["id"]
+    for each in said["annotations"]:
+        each["image_id"] = 1000 - each["image_id"]
+    said["images"] = [each for each in said["images"] if each["file_name"] != "03.png"]
+    said["annotations"] = [each for each in said["annotations"] if each["image_id"] != 997]
+    path = tmp_path / "said.json"
+
+    def index(change: Any = None) -> str:
+        path.write_text(json.dumps(said if change is None else change(said)))
+        given = {"boxes": path} if form == "boxes" else {"masks": f"panoptic:{path},{scenes / 'panoptic'}"}
+        build_index(scenes / "images", tmp_path / "x.arrow", **given)
+        return str(tmp_path / "x.arrow")
+
+    told = [{"image_id": n, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5} for n in range(24)]
+    found = coco_results(told, index())
+    assert [each["image_id"] for each in found] == [1000 - n for n in range(24) if n != 3]
+    assert {each["category_id"] for each in found} == {15}
+    opened = open_index(tmp_path / "x.arrow")
+    opened.check()
+    keep = np.arange(24) % 2 == 1
+    write_subset(opened, keep, tmp_path / "part.arrow")
+    part = open_index(tmp_path / "part.arrow")
+    assert part.image_numbers is not None and opened.image_numbers is not None
+    assert (part.image_numbers == opened.image_numbers[keep]).all()
+
+    def in_words(said: dict[str, Any]) -> dict[str, Any]:
+        images = [{**each, "id": f"n{each['id']}"} for each in said["images"]]
+        return {
+            **said,
+            "images": images,
+            "annotations": [{**a, "image_id": f"n{a['image_id']}"} for a in said["annotations"]],
+        }
+
+    # Where its ids are no numbers, the files' are.
+    assert [each["image_id"] for each in coco_results(told, index(in_words))] == list(range(24))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_are_scored_by_their_numbers(bits: int, tmp_path: Path) -> None:
+    """As the engine reads them for training."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    stored = np.arange(64).reshape(8, 8).astype(np.uint8) % 2**bits
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / "x.png")
+    rows = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].reshape(-1)).tobytes() for row in stored
+    )
+    chunks = ((b"IHDR", struct.pack(">2I5B", 8, 8, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    png = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "masks" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    names = [str(n) for n in range(16)]
+    build_index(tmp_path / "images", tmp_path / "x.arrow", masks=tmp_path / "masks", classes=names)
+    assert (Truth(open_index(tmp_path / "x.arrow")).classes(0) == stored).all()
+    plan = {"patch_sizes": [8], "max_tokens": 1, "sequence_length": 1, "resolution": {"kind": "native"}}
+    with PackedLoader(
+        tmp_path / "x.arrow", LoaderConfig.from_dict({"plan": plan | {"targets": {"masks": 8}}})
+    ) as loader:
+        assert (next(iter(loader)).masks[0, 0].reshape(8, 8) == stored).all()
 
 
 @pytest.mark.parametrize("task", FIGURE)

@@ -19,8 +19,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from navit_loader.config import LoaderConfig, PlanConfig
+from navit_loader.config import LoaderConfig, PlanConfig, Resolution
 from navit_loader.errors import ModelError
+from navit_loader.picture import pixels_of
+from navit_loader.render.images import pack_images, picture_size, upright_pixels
 from navit_model import NaViTConfig
 from navit_model.cli import main
 from navit_model.config import DetectionConfig, PanopticConfig, SegmentationConfig
@@ -30,11 +32,12 @@ from navit_model.train.tasks import task_of
 from navit_model.use.located import locate
 from navit_model.use.opened import OpenedModel
 from navit_model.use.owls import open_owl
-from navit_model.use.windows import joined_map, one_of_each, windows_of
+from navit_model.use.windows import ends_inside, joined_map, one_of_each, windows_of
 
 from .weights_kit import shaken
 
 CPU = torch.device("cpu")
+NATIVE = Resolution(kind="native")
 
 
 @settings(max_examples=200, deadline=None)
@@ -58,8 +61,28 @@ def test_windows_put_together_are_the_image() -> None:
     parts = [whole[y : y + h, x : x + w] for y, x, h, w in windows]
     assert (joined_map((90, 70), windows, parts) == whole).all()
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [30, 30, 40, 40]], np.float64)
-    kept = one_of_each(boxes, np.array([0.5, 0.9, 0.4, 0.1]), np.array([0, 0, 1, 0]))
+    kept = one_of_each(boxes, np.array([0.5, 0.9, 0.4, 0.1]), np.array([0, 0, 1, 0]), np.zeros(4, bool))
     assert kept.tolist() == [1, 2, 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), height=st.integers(8, 400), width=st.integers(8, 400))
+def test_an_object_is_told_once_however_windows_cut_it(data: Any, height: int, width: int) -> None:
+    """Each window tells exactly what it sees of an object, a part as surely as the whole."""
+    windows = windows_of((height, width), 4, 100)
+    _, _, tall, wide = windows[0]
+    # No larger than what two windows share, so that one of them sees the whole, off their edges.
+    w, h = (data.draw(st.floats(2, max(2.0, side / 5))) for side in (wide, tall))
+    x, y = data.draw(st.floats(0, width - w)), data.draw(st.floats(0, height - h))
+    told, cut = [], []
+    for top, left, tall, wide in windows:
+        box = np.array([max(x, left), max(y, top), min(x + w, left + wide), min(y + h, top + tall)])
+        if (box[2:] - box[:2] > 0.5).all():
+            told.append(box)
+            cut.append(ends_inside(box[None], (top, left, tall, wide), (height, width))[0])
+    boxes, scores = np.array(told), np.array(data.draw(st.permutations(range(len(told)))), np.float64)
+    (kept,) = one_of_each(boxes, scores, np.zeros(len(told), np.int64), np.array(cut))
+    assert boxes[kept] == pytest.approx([x, y, x + w, y + h])
 
 
 SECTIONS: dict[str, Any] = {
@@ -138,6 +161,32 @@ def test_windows_see_what_a_small_picture_cannot_show(tmp_path: Path) -> None:
         assert 59 <= x0 < x1 <= 71 and 99 <= y0 < y1 <= 111
 
 
+def test_pictures_and_windows_have_the_pixels_of_the_engine(tmp_path: Path) -> None:
+    """16 bits of grey, which Pillow clips, alpha, and a photograph on its side: each as every batch has it."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 65536, (70, 50)).astype(np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(rng.integers(0, 256, (70, 50, 4), np.uint8)).save(tmp_path / "alpha.png")
+    Image.fromarray(rng.integers(0, 256, (70, 50, 3), np.uint8)).save(tmp_path / "side.jpg", exif=exif)
+    plan = PlanConfig(patch_sizes=(1,), sequence_length=4096, max_tokens=4096, max_grid=100, resolution=NATIVE)
+    opened = opened_model("segmentation")
+    seen: list[Any] = []
+    module = opened.module
+    told = replace(opened, module=lambda batch: seen.append(batch.patches) or module(batch))
+    for path in sorted(tmp_path.iterdir()):
+        ((_, _, wanted),) = pixels_of(pack_images([path], LoaderConfig(plan=plan)))
+        assert (upright_pixels(path.read_bytes()) == wanted).all(), path
+        seen.clear()
+        (found,) = locate(told, [path], windows=True)
+        windows = windows_of(found.size, 4, 64)
+        assert len(seen) == len(windows) > 4
+        for (top, left, *_), patches in zip(windows, seen, strict=True):
+            assert (patches[0, 0].reshape(4, 4, 3).numpy() == wanted[top : top + 4, left : left + 4]).all(), path
+        void = replace(found, map=np.full(found.size, -1))
+        assert (np.asarray(void.drawn()) == wanted).all(), path
+
+
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide: dict[str, Any] = {
@@ -198,3 +247,16 @@ def test_what_an_owl_cannot_look_for_is_one_line(owl: Path, photos: Path, tmp_pa
         with pytest.raises((ModelError, Exception), match=said) as error:
             open_owl(owl, CPU, **asked)  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
+
+
+def test_no_picture_is_written_over(owl: Path, tmp_path: Path) -> None:
+    sources = {}
+    for n, name in enumerate(("a.png", "a.jpg", "b/a.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8 + n, 3), 40 * n, np.uint8)).save(tmp_path / name)
+        sources[tmp_path / name] = (tmp_path / name).read_bytes()
+    words = ["predict", str(owl), *map(str, sources), "--queries", "cat", "--draw", str(tmp_path), "--device", "cpu"]
+    assert main(words) == 0
+    assert {path: path.read_bytes() for path in sources} == sources
+    sizes = {path.name: picture_size(0, path.read_bytes()) for path in tmp_path.glob("a-*.png")}
+    assert sizes == {"a-2.png": (8, 8), "a-3.png": (8, 9), "a-4.png": (8, 10)}

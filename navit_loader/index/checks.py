@@ -50,6 +50,7 @@ _ALLOWED = {
     "box_count": (0, 32767),
     "mask_offset": (0, 2**62),
     "mask_length": (0, 2**62),
+    "image_number": (-1, 2**63 - 1),
 }
 
 

@@ -161,6 +161,14 @@ class Index:
         """The number of each class where it was annotated, such as COCO's 1 to 90; in the order of `classes`."""
         return list(self.annotated.get("category_ids", range(len(self.classes))))
 
+    @property
+    def image_numbers(self) -> npt.NDArray[np.int64] | None:
+        """i64 `[num_rows]`, the id of each image in the COCO JSON that its boxes are of, −1 where that does not list it; None
+        where they are of none, and in older indexes."""
+        if "image_number" not in self._schema.names:
+            return None
+        return np.concatenate([numbers(batch["image_number"]) for batch in self._batches])
+
     def box_counts(self) -> npt.NDArray[np.int32]:
         """i32 `[num_rows]`, boxes of each image.
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .. import _packer
 from ..batch import PackedBatch, View
-from ..config import LoaderConfig
+from ..config import LoaderConfig, RenderConfig
 from ..errors import PlanError
 from ..foreign import helpers
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     Picture = str | os.PathLike[str] | npt.NDArray[np.uint8] | bytes | Image.Image
+
+_SIDE = 64
+"""Pixels of a patch's side where pixels are asked for, not patches."""
 
 
 def pack_images(
@@ -81,6 +84,39 @@ def pack_images(
         there = batch.image_ids >= 0
         batch.labels[there] = kinds[batch.image_ids[there]]
     return batch
+
+
+def upright_pixels(data: bytes, render: RenderConfig | None = None) -> npt.NDArray[np.uint8]:
+    """The pixels of an image file at its own size, u8 `[H, W, 3]`, as `pack_images` and every loader see it: oriented, alpha
+    over the background, 16 bits scaled to 8.
+
+    Args:
+        data: the file.
+        render: `[render]`; None is the default.
+
+    Raises:
+        PlanError: bytes that are no image, or that cannot be decoded.
+    """
+    height, width = picture_size(0, data)
+    rows, columns = -(-height // _SIDE), -(-width // _SIDE)
+    # Whole patches, of which the image may leave the last row and column half empty.
+    out = np.empty((rows * _SIDE, columns * _SIDE, 3), np.float32)
+    down = out.shape[1] * 3
+    places = np.add.outer(np.arange(rows) * _SIDE * down, np.arange(columns) * _SIDE * 3).reshape(-1)
+    failed = _packer.Floats(helpers()).render(
+        [data],
+        [(height, width)],
+        [columns],
+        [0, out.size],
+        [places],
+        (_SIDE, 1, down, 1, 0),
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0),
+        (RenderConfig() if render is None else render).to_json(),
+        out.reshape(-1),
+    )
+    if failed:
+        raise PlanError(f"an image cannot be decoded: {failed[0][1]}; leave it out")
+    return out[:height, :width].astype(np.uint8)
 
 
 def _labels(labels: npt.ArrayLike | None, count: int) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,12 @@ def add(subparsers: Any) -> None:
         action="store_true",
         help="see images with more patches than the budget piece by piece, boxes and maps alike",
     )
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="images with what was found in them, as PNG")
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FOLDER",
+        help="images with what was found in them, as PNG; where a name is taken, with a number",
+    )
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="classes told by name, for a contrastive model")
     parser.add_argument("--template", nargs="+", default=["{}"], metavar="TEXT", help="such as 'a photo of a {}'")
     parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer.json of the training's index (bytes)")
@@ -153,13 +159,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _where(args: argparse.Namespace, opened: OpenedModel) -> int:
     """Prints what stands where in each image, and draws it where that is wanted."""
+    from navit_loader.errors import PlanError
+
     from ..use.located import THRESHOLD, locate
+    from ..use.predict import files_of
 
     require(not args.csv, "--csv", True, "left out for a model that says where things are; give --json")
     threshold = THRESHOLD if args.threshold is None else args.threshold
     require(0 <= threshold < 1, "--threshold", threshold, "at least 0 and below 1")
     if args.draw is not None:
         args.draw.mkdir(parents=True, exist_ok=True)
+    # No source is written over, and no picture of this run.
+    taken = {path.resolve() for path in files_of(args.images)} if args.draw is not None else set()
     budget = {"tokens": args.tokens, "patch_size": args.patch_size, "windows": args.windows}
     bad = 0
     for found in locate(opened, args.images, threshold=threshold, **budget):
@@ -178,8 +189,21 @@ def _where(args: argparse.Namespace, opened: OpenedModel) -> int:
             said = [f"{each['class']} {each['score']:.2f}" for each in told.get("boxes") or told.get("segments") or ()]
             say(f"{found.path}: " + (", ".join(said) or "nothing"))
         if args.draw is not None:
-            found.drawn().save(args.draw / f"{found.path.stem}.png")
+            place = _free(args.draw, found.path.stem, taken)
+            try:
+                found.drawn().save(place)
+            except (OSError, PlanError) as e:
+                bad += 1
+                say(f"navit-model predict: '{found.path}' cannot be drawn: {e}", sys.stderr)
     return 1 if bad else 0
+
+
+def _free(folder: Path, stem: str, taken: set[Path]) -> Path:
+    """The first of `stem.png`, `stem-2.png`, … that is not taken, which it is then."""
+    names = itertools.chain([f"{stem}.png"], (f"{stem}-{n}.png" for n in itertools.count(2)))
+    place = next(place for name in names if (place := (folder / name).resolve()) not in taken)
+    taken.add(place)
+    return place
 
 
 def _row(*cells: str) -> str:

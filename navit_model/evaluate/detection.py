@@ -34,21 +34,29 @@ Results = list[dict[str, Any]]
 
 
 def coco_results(results: Results, index: str) -> Results:
-    """The results as COCO's own programs take them: categories by the numbers that they were annotated with, images by the
-    number that their file is named by, as COCO names its files; by rows where one is no number, or two are the same."""
+    """The results as COCO's own programs take them: categories and images by the numbers that they were annotated with.
+
+    Of images that the annotations do not list nothing is said. Where these gave no numbers, images go by the number that their
+    file is named by, as COCO names its files; by rows where one is no number, or two are the same.
+    """
     opened = open_index(index)
-    stems = [PurePosixPath(name or shard).stem for name, shard in zip(*_names(opened), strict=True)]
-    numbers = [int(stem) for stem in stems if stem.isdecimal()]
-    images = numbers if len(set(numbers)) == len(stems) else list(range(len(stems)))
+    known = opened.image_numbers
+    images = _guessed(opened) if known is None else known.tolist()
     kinds = opened.category_ids
     return [
-        {**each, "image_id": images[each["image_id"]], "category_id": kinds[each["category_id"]]} for each in results
+        {**each, "image_id": images[each["image_id"]], "category_id": kinds[each["category_id"]]}
+        for each in results
+        if images[each["image_id"]] >= 0
     ]
 
 
-def _names(index: Index) -> tuple[list[str], list[str]]:
+def _guessed(index: Index) -> list[int]:
+    """Numbers of images, by the names of their files."""
     table = index.table()
-    return table["name"].to_pylist(), table["shard"].to_pylist()
+    names = zip(table["name"].to_pylist(), table["shard"].to_pylist(), strict=True)
+    stems = [PurePosixPath(name or shard).stem for name, shard in names]
+    numbers = [int(stem) for stem in stems if stem.isdecimal()]
+    return numbers if len(set(numbers)) == len(stems) else list(range(len(stems)))
 
 
 @torch.inference_mode()

@@ -276,16 +276,23 @@ class Truth:
                 colours = self.index.masks == "panoptic"
                 picture: Image.Image = opened
                 void = 65535 if opened.mode.startswith("I") else 255
+                widened = 1 if colours else _widened(data)
                 if opened.size != self.size(row)[::-1]:
                     # It was drawn over the image as it is stored.
                     turn = TURNS.get(int(self._table["orientation"][row].as_py()))
                     picture = opened if turn is None else opened.transpose(turn)
-                values = np.asarray(picture.convert("RGB") if colours else picture).astype(np.int64)
+                values = np.asarray(picture.convert("RGB") if colours else picture).astype(np.int64) // widened
         except OSError as e:
             raise ModelError(f"the mask '{path}' cannot be read: {e}") from None
         if colours:
             return values @ np.array([1, 256, 65536])  # type: ignore[no-any-return]
         return np.where(values == void, -1, values)
+
+
+def _widened(png: bytes) -> int:
+    """What Pillow multiplies the samples of a PNG file with: greys of 2 and 4 bits, to make 8 of them."""
+    bits, colour = png[24:26] if png.startswith(b"\x89PNG") else (8, 0)
+    return 255 // (2**bits - 1) if colour == 0 and bits in (2, 4) else 1
 
 
 def gathered(world: World, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

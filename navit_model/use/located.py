@@ -6,22 +6,21 @@ nothing can be. A file is read, asked about and forgotten, so memory does not gr
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from navit_loader.batch import OK
-from navit_loader.config import LoaderConfig
+from navit_loader.config import LoaderConfig, RenderConfig
 from navit_loader.errors import ModelError, PlanError
-from navit_loader.render.images import pack_images, picture, picture_size
+from navit_loader.render.images import pack_images, picture, picture_size, upright_pixels
 
 from ..evaluate.drawn import Corners, with_boxes, with_map
 from ..evaluate.segmentation import segmented
@@ -31,7 +30,7 @@ from ..world import halved
 from .frozen import planned
 from .opened import OpenedModel
 from .predict import files_of
-from .windows import Window, joined_map, one_of_each, windows_of
+from .windows import Window, ends_inside, joined_map, one_of_each, windows_of
 
 THRESHOLD = 0.3
 """Least score of a box that is told."""
@@ -48,6 +47,7 @@ class Located:
         map: of others: classes of the pixels, or numbers of segments from 1 on, i64 `[height, width]`.
         segments: name, class and score of segments 1, 2, …; None where `map` is of classes.
         error: why there is nothing; empty where there is.
+        render: how its pixels are read.
     """
 
     path: Path
@@ -56,6 +56,7 @@ class Located:
     map: npt.NDArray[np.int64] | None = None
     segments: tuple[tuple[str, int, float], ...] | None = None
     error: str = ""
+    render: RenderConfig = field(default_factory=RenderConfig, repr=False)
 
     def to_dict(self, classes: list[str]) -> dict[str, Any]:
         """Plain values: boxes as COCO has them, and of a map the pixels of each class or segment."""
@@ -75,9 +76,12 @@ class Located:
         return {**found, "segments": segments}
 
     def drawn(self) -> Image.Image:
-        """The image with what was found in it."""
-        with Image.open(self.path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        """The image with what was found in it, its pixels as the model got them.
+
+        Raises:
+            OSError, PlanError: the file cannot be read any more.
+        """
+        image = Image.fromarray(upright_pixels(self.path.read_bytes(), self.render))
         if self.map is None:
             return with_boxes(image, self.boxes)
         return with_map(image, self.map, -1 if self.segments is None else 0)
@@ -143,9 +147,8 @@ def _located(
         parts = windows_of(size, plan.patch_sizes[0], plan.max_tokens - plan.prefix_tokens)
     if len(parts) > 1:
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, ValueError):
+            pixels = upright_pixels(data, config.render)
+        except PlanError:
             return Located(path, error="its pixels cannot be decoded")
         pieces = [np.ascontiguousarray(pixels[y : y + h, x : x + w]) for y, x, h, w in parts]
     answers = [_asked(opened, piece, config) for piece in pieces]
@@ -153,12 +156,13 @@ def _located(
         return Located(path, error="its pixels cannot be decoded")
     task = opened.run.train.task
     if task == "detection":
-        return Located(path, size, boxes=_boxes(opened, answers, parts, threshold))
+        return Located(path, size, boxes=_boxes(opened, answers, parts, size, threshold), render=config.render)
     if task == "segmentation":
-        return Located(path, size, map=joined_map(size, parts, [answer.cpu().numpy() for answer in answers]))
+        joined = joined_map(size, parts, [answer.cpu().numpy() for answer in answers])
+        return Located(path, size, map=joined, render=config.render)
     found = answers[0]
     named = ((opened.classes[kind], kind, score) for kind, score in zip(found.classes, found.scores, strict=True))
-    return Located(path, size, map=found.map.cpu().numpy(), segments=tuple(named))
+    return Located(path, size, map=found.map.cpu().numpy(), segments=tuple(named), render=config.render)
 
 
 @torch.inference_mode()
@@ -180,10 +184,11 @@ def _asked(opened: OpenedModel, piece: Any, config: LoaderConfig) -> Any:
 
 
 def _boxes(
-    opened: OpenedModel, answers: list[Any], parts: list[Window], threshold: float
+    opened: OpenedModel, answers: list[Any], parts: list[Window], size: tuple[int, int], threshold: float
 ) -> tuple[tuple[str, int, float, Corners], ...]:
     offsets = [np.array([x, y, x, y]) for y, x, _, _ in parts]
-    boxes = np.concatenate([a["boxes"].double().cpu().numpy() + o for a, o in zip(answers, offsets, strict=True)])
+    placed = [a["boxes"].double().cpu().numpy() + o for a, o in zip(answers, offsets, strict=True)]
+    boxes = np.concatenate(placed)
     scores, kinds = (
         np.concatenate([answer[name].cpu().numpy() for answer in answers]) for name in ("scores", "queries")
     )
@@ -192,7 +197,8 @@ def _boxes(
     sure = np.flatnonzero(scores >= threshold)
     sure = sure[np.argsort(-scores[sure], kind="stable")]
     if len(parts) > 1:
-        sure = sure[one_of_each(boxes[sure], scores[sure].astype(np.float64), kinds[sure])]
+        cut = np.concatenate([ends_inside(own, part, size) for own, part in zip(placed, parts, strict=True)])
+        sure = sure[one_of_each(boxes[sure], scores[sure].astype(np.float64), kinds[sure], cut[sure])]
     return tuple(
         (opened.classes[int(kinds[n])], int(kinds[n]), float(scores[n]), tuple(boxes[n].tolist())) for n in sure
     )

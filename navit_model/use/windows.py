@@ -15,6 +15,9 @@ import numpy.typing as npt
 OVERLAP = 0.25
 """Share of a window's side that it has in common with the next at least."""
 
+EDGE = 0.02
+"""Share of a window's side within which a box ends at its edge."""
+
 Window = tuple[int, int, int, int]
 """top, left, height, width."""
 
@@ -54,18 +57,40 @@ def joined_map(
     return found
 
 
+def ends_inside(boxes: npt.NDArray[np.float64], window: Window, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which boxes, in pixels of the image, end at an edge of their window that is none of the image: of what they show, more
+    may lie beyond."""
+    top, left, height, width = window
+    near = np.array([width, height, width, height]) * EDGE
+    low, high = (
+        boxes[:, :2] < np.array([left, top]) + near[:2],
+        boxes[:, 2:] > np.array([left + width, top + height]) - near[2:],
+    )
+    inner_low, inner_high = np.array([left > 0, top > 0]), np.array([left + width < size[1], top + height < size[0]])
+    return np.asarray((low & inner_low).any(1) | (high & inner_high).any(1))
+
+
 def one_of_each(
-    boxes: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], kinds: npt.NDArray[np.int64], share: float = 0.5
+    boxes: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    kinds: npt.NDArray[np.int64],
+    cut: npt.NDArray[np.bool_],
+    share: float = 0.5,
 ) -> npt.NDArray[np.int64]:
-    """Which boxes to keep, by falling score: none that overlaps a surer one of its class by more than that share of both."""
+    """Which boxes to keep, by falling score: none that overlaps a surer one of its class by more than that share of both.
+
+    Of those that `ends_inside` names none that lies in another of its class by more than that share of itself: its neighbour
+    saw the whole.
+    """
     kept: list[int] = []
-    order = np.argsort(-scores, kind="stable")
+    order = np.lexsort((-scores, cut))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     while len(order):
         first, rest = order[0], order[1:]
         kept.append(int(first))
         low, high = np.maximum(boxes[first, :2], boxes[rest, :2]), np.minimum(boxes[first, 2:], boxes[rest, 2:])
         both = (high - low).clip(0).prod(1)
-        same = (both > share * (areas[first] + areas[rest] - both)) & (kinds[rest] == kinds[first])
-        order = rest[~same]
-    return np.array(kept, np.int64)
+        whole = np.where(cut[rest], areas[rest], areas[first] + areas[rest] - both)
+        order = rest[~((both > share * whole) & (kinds[rest] == kinds[first]))]
+    found = np.array(kept, np.int64)
+    return found[np.argsort(-scores[found], kind="stable")]

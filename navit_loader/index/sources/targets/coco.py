@@ -46,6 +46,11 @@ def classes_of(categories: list[Mapping[str, Any]]) -> tuple[list[str], dict[int
     return [names[one] for one in ids], {one: n for n, one in enumerate(ids)}
 
 
+def number_of_image(id: Any) -> int | None:
+    """An image's id where it is a whole number that an index can keep."""
+    return id if type(id) is int and 0 <= id < 2**63 else None
+
+
 def corners_of(bbox: Any) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of a box as COCO writes it."""
     x, y, width, height = map(float, bbox)
@@ -60,7 +65,7 @@ def _read(path: str, said: dict[str, Any], regions: bool) -> Annotations:
         name, size = str(image["file_name"]), None
         if image.get("width") and image.get("height"):
             size = (int(image["width"]), int(image["height"]))
-        found = Found(f"'{path}' image {image['id']}", size=size)
+        found = Found(f"'{path}' image {image['id']}", size=size, number=number_of_image(image["id"]))
         if image["id"] in by_id:
             raise ValueError(f"two images have the id {image['id']!r}; files that were put together need other ids")
         if name in images:

@@ -26,13 +26,14 @@ TARGETS: dict[str, Any] = {
     "mask_name": pa.large_utf8(),
     "mask_offset": pa.int64(),
     "mask_length": pa.int64(),
+    "image_number": pa.int64(),
 }
 """Columns of an index with boxes or masks, behind those of any.
 
 `boxes`: x0, y0, x1, y1 of each object in pixels of the oriented image, as annotated, so that they may reach beyond it; beside
 each its class, its flags, its number where it was annotated, its area. `regions`: its pixels, as COCO's compressed runs in the
 oriented image, empty where it has none. `mask_…`: where the image's mask lies, as the image itself; of 0 bytes where it
-has none.
+has none. `image_number`: its id in the COCO JSON that its boxes are of, −1 where that does not list it.
 """
 
 BOX_LISTS = ("boxes", "box_labels", "box_flags", "box_ids", "box_areas", "regions")
@@ -76,6 +77,7 @@ class Found:
         size: (width, height) of the image as it was annotated; None where that is not said.
         shares: whether corners are shares of its sides.
         mask: the file of its mask; empty where it has none.
+        number: its id in a COCO JSON; None elsewhere, and where that is no such number.
     """
 
     place: str
@@ -83,6 +85,7 @@ class Found:
     size: tuple[int, int] | None = None
     shares: bool = False
     mask: str = ""
+    number: int | None = None
 
 
 @dataclass(slots=True)

@@ -61,6 +61,8 @@ class Joined:
         self._taken: dict[tuple[int, str], str] = {}
         self._unsaid: dict[int, tuple[int, str]] = {}
         self._next_id = 1
+        images = self._boxes.images.values() if self._boxes else ()
+        self._numbered = any(images) and all(each.number is not None for each in images)
         self.notes: list[str] = []
         self.problems: list[str] = []
 
@@ -121,6 +123,9 @@ class Joined:
                 reasons[i] = reason
                 all_boxes.append(boxes)
             found |= self._box_columns(all_boxes)
+            if self._numbered:
+                listed = [-1 if each is None else each.number for each in said[id(self._boxes)]]
+                found["image_number"] = pa.array(listed, pa.int64())
         if self._masks is not None and self._masks.masks != "regions":
             found |= self._mask_columns(said[id(self._masks)], columns, threads)
         arrays = [pa.array(reasons, pa.utf8()) if name == "reason" else batch[name] for name in batch.schema.names]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ....errors import IndexFileError
 from ..rows import read_json
-from .coco import classes_of, corners_of
+from .coco import classes_of, corners_of, number_of_image
 from .found import CROWD, Annotations, Box, Found
 
 
@@ -42,7 +42,12 @@ def _read(path: str, folder: str, said: dict[str, Any]) -> Annotations:
             raise ValueError(f"an annotation is of image {each['image_id']}, which it does not list")
         image = names[each["image_id"]]
         size = (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None
-        found = Found(f"'{path}' image {each['image_id']}", size=size, mask=os.path.join(folder, each["file_name"]))
+        found = Found(
+            f"'{path}' image {each['image_id']}",
+            size=size,
+            mask=os.path.join(folder, each["file_name"]),
+            number=number_of_image(each["image_id"]),
+        )
         for segment in each["segments_info"]:
             if segment["category_id"] not in class_of:
                 raise ValueError(
