@@ -421,6 +421,27 @@ def test_what_cannot_be_is_one_clear_line_each(tmp_path: Path) -> None:
         notes_of(tmp_path, said, strict=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [0, 0, 1e300, 5]},
+        {"bbox": [0, 0, 1e25, 1e25]},
+        {"bbox": [15, 0, 1e-7, 5]},
+        {"area": float("nan")},
+        {"area": 1e300},
+    ],
+)
+def test_boxes_are_measured_as_the_index_holds_them(tmp_path: Path, change: dict[str, Any]) -> None:
+    """In float32: what is no box there is left out, so that the index opens and no box of it is empty."""
+    said = coco(pictures(tmp_path / "images", 1))
+    said["annotations"] = [
+        {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], **own} for own in (change, {})
+    ]
+    notes = notes_of(tmp_path, said)
+    assert any("1 boxes without an area are left out" in note and note.endswith("box 1") for note in notes)
+    assert open_index(tmp_path / "x.arrow").boxes(0)["boxes"].tolist() == [[1, 1, 6, 6]]
+
+
 def test_annotations_of_another_size_break_their_image(tmp_path: Path) -> None:
     said = coco(pictures(tmp_path / "images", 4))
     said["images"][2]["width"] += 1
