@@ -422,6 +422,30 @@ def test_what_cannot_be_is_one_clear_line_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "region",
+    [
+        {"counts": [1]},
+        {"counts": None},
+        {"counts": [-1]},
+        {"counts": [2**40]},
+        {"counts": [float("inf")]},
+        5,
+        [{"x": 1}],
+        [[10**400, 1, 2, 3, 4, 5]],
+    ],
+)
+def test_a_region_that_is_none_leaves_its_box(tmp_path: Path, region: Any) -> None:
+    said = coco(sizes := pictures(tmp_path / "images", 1))
+    if isinstance(region, dict) and region["counts"] != [1]:
+        region["size"] = list(sizes["000.png"][::-1])
+    said["annotations"] = [{"image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], "segmentation": region}]
+    path = _written(tmp_path, said)
+    notes = build_index(tmp_path / "images", tmp_path / "x.arrow", masks=f"coco:{path}").notes
+    assert any("1 regions that cannot be read are left out" in note for note in notes)
+    assert open_index(tmp_path / "x.arrow").box_counts().tolist() == [1]
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"bbox": [0, 0, 1e300, 5]},
@@ -463,6 +487,16 @@ def _written(folder: Path, said: dict[str, Any]) -> Path:
         (lambda said: said["images"].append(said["images"][0]), "two images have the id 0"),
         (lambda said: said["categories"].append({"id": 4, "name": "car"}), "the same id or the same name"),
         (lambda said: said.pop("categories"), "is no COCO file"),
+        (
+            lambda said: said["annotations"][0].update(id=2**70),
+            f"annotation {2**70} of image 0: id {2**70} is no whole",
+        ),
+        (lambda said: said["annotations"][0].update(id=float("inf")), "of image 0: id inf is no whole number"),
+        (
+            lambda said: said["annotations"][0].update(bbox=[0, 0, 10**400, 1]),
+            "annotation 1000 of image 0: .* too large",
+        ),
+        (lambda said: said["images"][0].update(width=float("inf")), "image 0: width inf and height"),
         (
             lambda said: said.update(images=[{"id": 0, "file_name": "other.png"}], annotations=[]),
             "says nothing of the images",

@@ -176,6 +176,8 @@ class Joined:
                     region = _region(box.region, frame, stored, size)
                 except ValueError as e:
                     source.leave_out("regions that cannot be read", f"{called}: {e}")
+                except (KeyError, TypeError, AttributeError, OverflowError) as e:
+                    source.leave_out("regions that cannot be read", f"{called}: it is no polygons or runs ({e!r})")
             boxes.append(Box(corners, box.label, box.flags, box.id, box.area, region))
         if len(boxes) > _MOST:
             return [], f"it has {len(boxes):,} boxes, more than {_MOST:,} ({said.place})"
