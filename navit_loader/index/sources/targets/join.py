@@ -56,11 +56,11 @@ class Joined:
         self._masks = next((each for each in given if each.masks), None)
         named = self._boxes.classes if self._boxes else None
         self.classes: list[str] | None = list(classes) if classes is not None else named
-        if missing := [name for name in named or () if name not in (self.classes or ())]:
-            raise IndexFileError(
-                f"class '{missing[0]}' of the boxes is not in the class table given; add it to --classes"
-            )
-        self._label = {n: self.classes.index(name) for n, name in enumerate(named or ())} if self.classes else {}
+        number_by_name = {name: n for n, name in enumerate(self.classes or ())}
+        missing = next((name for name in named or () if name not in number_by_name), None)
+        if missing is not None:
+            raise IndexFileError(f"class '{missing}' of the boxes is not in the class table given; add it to --classes")
+        self._label = {n: number_by_name[name] for n, name in enumerate(named or ())}
         self._names = {id(each): _by_name(each) for each in given}
         self._taken: dict[tuple[int, str], str] = {}
         self._unsaid: dict[int, tuple[int, str]] = {}
