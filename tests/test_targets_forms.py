@@ -19,6 +19,8 @@ from PIL import Image
 from navit_loader import build_index, open_index
 from navit_loader.batch import CROWD, DIFFICULT, TRUNCATED
 from navit_loader.errors import IndexFileError
+from navit_loader.index.sources.columns import Columns
+from navit_loader.index.sources.targets import column
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_targets import pictures
@@ -269,6 +271,13 @@ def test_a_value_that_is_no_list_of_boxes_is_named(tmp_path: Path, boxes: Any, w
     (tmp_path / "table.jsonl").write_text(json.dumps({"path": "000.png", "objects": boxes}))
     with pytest.raises(IndexFileError, match=rf"table\.jsonl' line 1: .*{words}"):
         build_index(tmp_path / "table.jsonl", tmp_path / "x.arrow", boxes="column:objects")
+
+
+def test_urls_in_a_table_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [{"path": path, "objects": [[0, 0, 9, 9]]} for path in ("s3://bucket/a.jpg", "sub/../b.jpg")]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = column.read("objects", [str(tmp_path / "table.jsonl")], None, Columns())
+    assert list(found.images) == ["s3://bucket/a.jpg", str(tmp_path / "b.jpg")]
 
 
 def test_class_numbers_run_as_high_as_those_of_images(tmp_path: Path) -> None:

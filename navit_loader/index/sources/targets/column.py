@@ -18,6 +18,7 @@ from ..columns import Columns
 from ..labels import MOST_UNNAMED, from_json, number_of
 from ..lines import USUAL_NAMES, read_lines
 from ..parquet import image_column
+from ..remote import is_remote
 from ..spans import row_names
 from .coco import corners_of
 from .found import CROWD, DIFFICULT, TRUNCATED, Annotations, Box, Found, id_of
@@ -86,7 +87,8 @@ def _rows(path: str, name: str, columns: Columns) -> Iterator[tuple[str, str, An
 
 
 def _beside(path: str, name: Any) -> str:
-    return os.path.normpath(os.path.join(os.path.dirname(path), str(name)))
+    """Where the image of a row is; a URL stays as it is."""
+    return str(name) if is_remote(str(name)) else os.path.normpath(os.path.join(os.path.dirname(path), str(name)))
 
 
 def _name(labels: list[tuple[Box, Any, str]], classes: Sequence[str] | None) -> list[str]:
