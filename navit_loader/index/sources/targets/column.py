@@ -154,8 +154,8 @@ def _boxes(value: Any) -> Iterator[tuple[Box, Any]]:
         if isinstance(each, Mapping):
             flags = sum(flag for key, flag in _FLAGS.items() if each.get(key))
             corners = corners_of(each["bbox"]) if "bbox" in each else _four(each["box"])
-            box = Box(corners, 0, flags, id_of(each.get("id")), _number(each.get("area")))
-            yield box, each.get("label", each.get("category", 0))
+            found = Box(corners, 0, flags, id_of(each.get("id")), _number(each.get("area")))
+            yield found, each.get("label", each.get("category", 0))
         else:
             yield Box(_four(each[:4]), 0), each[4] if len(each) > 4 else 0
 
