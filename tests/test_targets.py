@@ -421,6 +421,51 @@ def test_what_cannot_be_is_one_clear_line_each(tmp_path: Path) -> None:
         notes_of(tmp_path, said, strict=True)
 
 
+@pytest.mark.parametrize(
+    "region",
+    [
+        {"counts": [1]},
+        {"counts": None},
+        {"counts": [-1]},
+        {"counts": [2**40]},
+        {"counts": [float("inf")]},
+        5,
+        [{"x": 1}],
+        [[10**400, 1, 2, 3, 4, 5]],
+    ],
+)
+def test_a_region_that_is_none_leaves_its_box(tmp_path: Path, region: Any) -> None:
+    said = coco(sizes := pictures(tmp_path / "images", 1))
+    if isinstance(region, dict) and region["counts"] != [1]:
+        region["size"] = list(sizes["000.png"][::-1])
+    said["annotations"] = [{"image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], "segmentation": region}]
+    path = _written(tmp_path, said)
+    notes = build_index(tmp_path / "images", tmp_path / "x.arrow", masks=f"coco:{path}").notes
+    assert any("1 regions that cannot be read are left out" in note for note in notes)
+    assert open_index(tmp_path / "x.arrow").box_counts().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [0, 0, 1e300, 5]},
+        {"bbox": [0, 0, 1e25, 1e25]},
+        {"bbox": [15, 0, 1e-7, 5]},
+        {"area": float("nan")},
+        {"area": 1e300},
+    ],
+)
+def test_boxes_are_measured_as_the_index_holds_them(tmp_path: Path, change: dict[str, Any]) -> None:
+    """In float32: what is no box there is left out, so that the index opens and no box of it is empty."""
+    said = coco(pictures(tmp_path / "images", 1))
+    said["annotations"] = [
+        {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], **own} for own in (change, {})
+    ]
+    notes = notes_of(tmp_path, said)
+    assert any("1 boxes without an area are left out" in note and note.endswith("box 1") for note in notes)
+    assert open_index(tmp_path / "x.arrow").boxes(0)["boxes"].tolist() == [[1, 1, 6, 6]]
+
+
 def test_annotations_of_another_size_break_their_image(tmp_path: Path) -> None:
     said = coco(pictures(tmp_path / "images", 4))
     said["images"][2]["width"] += 1
@@ -442,6 +487,16 @@ def _written(folder: Path, said: dict[str, Any]) -> Path:
         (lambda said: said["images"].append(said["images"][0]), "two images have the id 0"),
         (lambda said: said["categories"].append({"id": 4, "name": "car"}), "the same id or the same name"),
         (lambda said: said.pop("categories"), "is no COCO file"),
+        (
+            lambda said: said["annotations"][0].update(id=2**70),
+            f"annotation {2**70} of image 0: id {2**70} is no whole",
+        ),
+        (lambda said: said["annotations"][0].update(id=float("inf")), "of image 0: id inf is no whole number"),
+        (
+            lambda said: said["annotations"][0].update(bbox=[0, 0, 10**400, 1]),
+            "annotation 1000 of image 0: .* too large",
+        ),
+        (lambda said: said["images"][0].update(width=float("inf")), "image 0: width inf and height"),
         (
             lambda said: said.update(images=[{"id": 0, "file_name": "other.png"}], annotations=[]),
             "says nothing of the images",

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from PIL import Image
 from navit_loader import build_index, open_index
 from navit_loader.batch import CROWD, DIFFICULT, TRUNCATED
 from navit_loader.errors import IndexFileError
+from navit_loader.index.sources.columns import Columns
+from navit_loader.index.sources.targets import column
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_targets import pictures
@@ -245,3 +248,47 @@ def test_alpha_and_colours_are_no_classes(tmp_path: Path) -> None:
         with PackedLoader(tmp_path / "x.arrow", LoaderConfig.from_dict(table), rank=0, world_size=1) as loader:
             assert [(batch.masks == -1).all() for batch in loader] == [True]
             assert words in loader.failures()[0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([{"box": [0, 0, 9, 9], "id": {"id": "x"}}], "id {'id': 'x'} is no whole number"),
+        ([{"box": [0, 0, 9, 9], "id": "x"}], "id 'x' is no whole number"),
+        ([{"box": [0, 0, 9, 9], "area": {}}], "TypeError"),
+        ([[0, 0, 10**400, 9]], "too large"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ([[0, 0, 9, 9, None]], "label None is neither"),
+        ([[0, 0, 9, 9, float("nan")]], "label nan is neither"),
+        ([[0, 0, 9, 9, 1.5]], "label 1.5 is neither"),
+        ([[0, 0, 9, 9, [1]]], r"label \[1\] is neither"),
+        ({"bbox": [[0, 0, 9, 9]], "category": [""]}, "label '' is neither"),
+        ([[0, 0, 9, 9, 3_000_000_000]], "class 3000000000 is too high to have no name"),
+    ],
+)
+def test_a_value_that_is_no_list_of_boxes_is_named(tmp_path: Path, boxes: Any, words: str) -> None:
+    pictures(tmp_path, 1)
+    (tmp_path / "table.jsonl").write_text(json.dumps({"path": "000.png", "objects": boxes}))
+    with pytest.raises(IndexFileError, match=rf"table\.jsonl' line 1: .*{words}"):
+        build_index(tmp_path / "table.jsonl", tmp_path / "x.arrow", boxes="column:objects")
+
+
+def test_urls_in_a_table_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [{"path": path, "objects": [[0, 0, 9, 9]]} for path in ("s3://bucket/a.jpg", "sub/../b.jpg")]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = column.read("objects", [str(tmp_path / "table.jsonl")], None, Columns())
+    assert list(found.images) == ["s3://bucket/a.jpg", str(tmp_path / "b.jpg")]
+
+
+def test_class_numbers_run_as_high_as_those_of_images(tmp_path: Path) -> None:
+    """The table of 40,000 classes costs no time to speak of, and beyond a million one needs names."""
+    pictures(tmp_path / "images", 1)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "000.txt").write_text("40000 0.5 0.5 0.5 0.5\n")
+    started = time.process_time()
+    build_index(tmp_path / "images", tmp_path / "x.arrow", boxes=tmp_path / "labels")
+    assert time.process_time() - started < 8  # a list that is searched takes half a minute
+    assert len(open_index(tmp_path / "x.arrow").classes) == 40_001
+    (tmp_path / "labels" / "000.txt").write_text("3000000000 0.5 0.5 0.5 0.5\n")
+    with pytest.raises(IndexFileError, match=r"000\.txt' line 1: class 3000000000 is too high to have no name"):
+        build_index(tmp_path / "images", tmp_path / "x.arrow", boxes=tmp_path / "labels")

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,27 @@ def test_polygons_are_pycocotools_to_the_byte(seed: int, size: tuple[int, int]) 
     theirs = mask_utils.merge(mask_utils.frPyObjects(many, height, width))["counts"]
     assert _packer.region_of_polygons(many, width, height) == theirs
     assert _packer.region_of_text(theirs, width, height) == theirs
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), size=st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_corners_far_outside_are_pycocotools_too(seed: int, size: tuple[int, int]) -> None:
+    """Up to thousands of pixels beyond the image, and near it at once."""
+    width, height = size
+    rng = np.random.default_rng(seed)
+    polygon = (rng.uniform(-1, 1, 10) * 10.0 ** rng.uniform(0, 4, 10)).tolist()
+    theirs = mask_utils.merge(mask_utils.frPyObjects([polygon], height, width))["counts"]
+    assert _packer.region_of_polygons([polygon], width, height) == theirs
+
+
+def test_corners_far_outside_cost_nothing() -> None:
+    """The boundary is followed where the image is: 10⁸ pixels beyond it would be gigabytes of points, and seconds."""
+    far = 9.9e7
+    corners = [-far, -far, far, -far + 9, far, far, 7, far, -far, far - 5] * 20
+    started, most = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _packer.region_of_polygons([corners], 64, 64)
+    assert time.process_time() - started < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 100_000  # KiB
 
 
 @pytest.fixture(scope="module")

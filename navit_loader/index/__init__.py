@@ -317,7 +317,8 @@ def _annotated(
     job.notes += targets.notes
     if targets.classes is None or targets.classes == table:
         return rows, table
-    to = [targets.classes.index(name) if name in targets.classes else -1 for name in table or ()]
+    number_by_name = {name: n for n, name in enumerate(targets.classes)}
+    to = [number_by_name.get(name, -1) for name in table or ()]
     if -1 in to or not table:
         if any(len(batch["labels"].flatten()) for batch in rows):
             job.notes.append("labels of whole images are not taken, since the classes are those of the boxes")

@@ -22,6 +22,7 @@ from .. import _packer
 from ..batch import NO_CLASS
 from ..errors import IndexFileError, reason
 from .checks import CHECK, checksum, metadata_checksum
+from .sources.labels import MOST_UNNAMED
 from .sources.remote import is_remote
 from .sources.rows import ROWS
 from .sources.targets import BOX_LISTS, TARGETS
@@ -32,9 +33,6 @@ VERSION = 2
 
 BATCH_ROWS = 65536
 """Rows of every record batch but the last."""
-
-_MOST_UNNAMED = 1_000_000
-"""More classes than this, where labels are bare numbers, is taken for a mistake."""
 
 Batches = Callable[[], Iterable[pa.RecordBatch]]
 
@@ -142,7 +140,7 @@ def survey(batches: Batches, root: str, classes: list[str] | None, tokens: Token
         found.label_width = max(found.label_width, int(counts.max()))
         found.max_label = max(found.max_label, int(labels.max(initial=-1)))
         found.negatives += int((labels == NO_CLASS).sum())
-        found.counts = _added(found.counts, labels[(labels >= 0) & (labels < _MOST_UNNAMED)])
+        found.counts = _added(found.counts, labels[(labels >= 0) & (labels < MOST_UNNAMED)])
         found.formats.update(np.unique(good["format"].to_numpy()).tolist())
         found.containers |= not shard.endswith("/")
         found.captions |= good["caption"].null_count < len(good)
@@ -191,7 +189,7 @@ def class_names(classes: list[str] | None, max_label: int) -> list[str]:
     """
     if classes is not None:
         return classes
-    if max_label >= _MOST_UNNAMED:
+    if max_label >= MOST_UNNAMED:
         raise IndexFileError(
             f"label {max_label} would make {max_label + 1} classes; if that is meant, give their names (--classes FROM)"
         )

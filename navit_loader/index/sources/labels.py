@@ -24,6 +24,9 @@ from typing import Any
 
 from ...batch import NO_CLASS
 
+MOST_UNNAMED = 1_000_000
+"""More classes than this, where labels are bare numbers, is taken for a mistake."""
+
 _NUMBER = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
 _DEEPEST = 64  # of JSON; a label is a list at most
 _LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32

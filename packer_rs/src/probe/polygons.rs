@@ -16,8 +16,19 @@ fn polygon(corners: &[f64], width: u32, height: u32) -> Vec<u32> {
     let at = |value: f64| (SCALE * value + 0.5) as i32;
     let mut points: Vec<(i32, i32)> = corners.chunks_exact(2).map(|corner| (at(corner[0]), at(corner[1]))).collect();
     points.extend_from_within(..1);
-    // Points along the boundary, close to one another.
-    let mut dense: Vec<(i32, i32)> = Vec::new();
+    // Where the boundary crosses the middle of a column. It is followed by points close to one another, of which those matter
+    // at which it moves across; beyond the image it may be long, and is passed over.
+    let beyond = (SCALE * w + 2.0) as i32;
+    let mut starts: Vec<u32> = Vec::new();
+    let mut cross = |(u0, v0): (i32, i32), (u, v): (i32, i32)| {
+        let x = (f64::from(if u < u0 { u } else { u - 1 }) + 0.5) / SCALE - 0.5;
+        if u == u0 || x.floor() != x || x < 0.0 || x > w - 1.0 {
+            return;
+        }
+        let y = ((f64::from(v.min(v0)) + 0.5) / SCALE - 0.5).clamp(0.0, h).ceil();
+        starts.push(x as u32 * height + y as u32);
+    };
+    let mut before = None;
     for ends in points.windows(2) {
         let ((mut from, mut to), (dx, dy)) =
             ((ends[0], ends[1]), ((ends[1].0 - ends[0].0).abs(), (ends[1].1 - ends[0].1).abs()));
@@ -28,25 +39,19 @@ fn polygon(corners: &[f64], width: u32, height: u32) -> Vec<u32> {
         let steps = dx.max(dy);
         let (rise, run) = if dx >= dy { (to.1 - from.1, dx) } else { (to.0 - from.0, dy) };
         let slope = if run == 0 { 0.0 } else { f64::from(rise) / f64::from(run) };
-        for d in 0..=steps {
+        let point = |d: i32| {
             let t = if flip { steps - d } else { d };
             let across = |start: i32| (f64::from(start) + slope * f64::from(t) + 0.5) as i32;
-            dense.push(if dx >= dy { (t + from.0, across(from.1)) } else { (across(from.0), t + from.1) });
+            let (u, v) = if dx >= dy { (t + from.0, across(from.1)) } else { (across(from.0), t + from.1) };
+            (u.clamp(-2, beyond), v)
+        };
+        cross(before.unwrap_or(point(0)), point(0));
+        let mut at = 0;
+        while let Some(next) = change(at, steps, |d| point(d).0) {
+            cross(point(next - 1), point(next));
+            at = next;
         }
-    }
-    // Where it crosses the middle of a column.
-    let mut starts: Vec<u32> = Vec::new();
-    for pair in dense.windows(2) {
-        let ((u0, v0), (u, v)) = (pair[0], pair[1]);
-        if u == u0 {
-            continue;
-        }
-        let x = (f64::from(if u < u0 { u } else { u - 1 }) + 0.5) / SCALE - 0.5;
-        if x.floor() != x || x < 0.0 || x > w - 1.0 {
-            continue;
-        }
-        let y = ((f64::from(v.min(v0)) + 0.5) / SCALE - 0.5).clamp(0.0, h).ceil();
-        starts.push(x as u32 * height + y as u32);
+        before = Some(point(steps));
     }
     starts.push(width * height);
     starts.sort_unstable();
@@ -65,6 +70,26 @@ fn polygon(corners: &[f64], width: u32, height: u32) -> Vec<u32> {
         }
     }
     runs
+}
+
+/// The first place behind `at`, up to `last`, where numbers that only rise or only fall are no longer what they are there.
+fn change(at: i32, last: i32, number: impl Fn(i32) -> i32) -> Option<i32> {
+    let (now, mut same, mut stride) = (number(at), at, 1);
+    let mut other = loop {
+        if same == last {
+            return None;
+        }
+        let next = if last - same > stride { same + stride } else { last };
+        if number(next) != now {
+            break next;
+        }
+        (same, stride) = (next, stride.saturating_mul(2));
+    };
+    while other - same > 1 {
+        let middle = same + (other - same) / 2;
+        *(if number(middle) == now { &mut same } else { &mut other }) = middle;
+    }
+    Some(other)
 }
 
 /// The runs of what is in one region or the other.

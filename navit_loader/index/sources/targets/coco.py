@@ -11,7 +11,7 @@ from typing import Any
 
 from ....errors import IndexFileError
 from ..rows import need_utf8, read_json
-from .found import CROWD, Annotations, Box, Found
+from .found import CROWD, Annotations, Box, Found, id_of
 
 
 def read(path: str, *, regions: bool) -> Annotations:
@@ -25,7 +25,7 @@ def read(path: str, *, regions: bool) -> Annotations:
         raise IndexFileError(f"'{path}' is no COCO file: it lacks 'images', 'annotations' or 'categories'")
     try:
         return _read(path, said, regions)
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, OverflowError) as e:
         raise IndexFileError(f"'{path}' is no COCO file as they are written: {e!r}") from None
     except ValueError as e:
         raise IndexFileError(f"'{path}': {e}") from None
@@ -57,15 +57,28 @@ def corners_of(bbox: Any) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
+def size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of an image as COCO says them; None where it does not.
+
+    Raises:
+        ValueError: they are no numbers.
+    """
+    width, height = image.get("width"), image.get("height")
+    try:
+        return (int(width), int(height)) if width and height else None
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(
+            f"image {image['id']}: width {width!r} and height {height!r} are no numbers of pixels"
+        ) from None
+
+
 def _read(path: str, said: dict[str, Any], regions: bool) -> Annotations:
     classes, class_of = classes_of(said["categories"])
     by_id: dict[Any, Found] = {}
     images: dict[str, Found] = {}
     for image in said["images"]:
-        name, size = str(image["file_name"]), None
-        if image.get("width") and image.get("height"):
-            size = (int(image["width"]), int(image["height"]))
-        found = Found(f"'{path}' image {image['id']}", size=size, number=number_of_image(image["id"]))
+        name = str(image["file_name"])
+        found = Found(f"'{path}' image {image['id']}", size=size_of(image), number=number_of_image(image["id"]))
         if image["id"] in by_id:
             raise ValueError(f"two images have the id {image['id']!r}; files that were put together need other ids")
         if name in images:
@@ -82,15 +95,16 @@ def _read(path: str, said: dict[str, Any], regions: bool) -> Annotations:
         if "bbox" not in each:
             annotations.leave_out("annotations without a bbox", f"'{path}' {called}")
             continue
-        area = each.get("area")
-        by_id[each["image_id"]].boxes.append(
-            Box(
+        try:
+            box = Box(
                 corners_of(each["bbox"]),
                 class_of[each["category_id"]],
                 CROWD if each.get("iscrowd") else 0,
-                None if each.get("id") is None else int(each["id"]),
-                None if area is None else float(area),
+                id_of(each.get("id")),
+                None if each.get("area") is None else float(each["area"]),
                 each.get("segmentation") if regions else None,
             )
-        )
+        except (ValueError, TypeError, OverflowError) as e:
+            raise ValueError(f"{called}: {e}") from None
+        by_id[each["image_id"]].boxes.append(box)
     return annotations

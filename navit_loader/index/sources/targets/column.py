@@ -7,7 +7,6 @@ In: the name of a column, and the tables that are indexed. Out: what it says of 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,12 +15,13 @@ import pyarrow.parquet as pq
 
 from ....errors import IndexFileError
 from ..columns import Columns
-from ..labels import number_of
+from ..labels import MOST_UNNAMED, from_json, number_of
 from ..lines import USUAL_NAMES, read_lines
 from ..parquet import image_column
+from ..remote import is_remote
 from ..spans import row_names
 from .coco import corners_of
-from .found import CROWD, DIFFICULT, TRUNCATED, Annotations, Box, Found
+from .found import CROWD, DIFFICULT, TRUNCATED, Annotations, Box, Found, id_of
 
 _FLAGS = {"iscrowd": CROWD, "crowd": CROWD, "difficult": DIFFICULT, "truncated": TRUNCATED}
 
@@ -49,9 +49,10 @@ def read(name: str, sources: Sequence[str], classes: Sequence[str] | None, colum
             try:
                 for box, label in _boxes(value):
                     found.boxes.append(box)
-                    labels.append((box, label, place))
-            except (ValueError, TypeError, KeyError, IndexError) as e:
-                raise IndexFileError(f"{place}: '{name}' is no list of boxes such as [[0, 0, 9, 9]]: {e!r}") from None
+                    labels.append((box, _class(label), place))
+            except (ValueError, TypeError, KeyError, IndexError, OverflowError) as e:
+                why = str(e) if isinstance(e, ValueError) else repr(e)
+                raise IndexFileError(f"{place}: '{name}' is no list of boxes such as [[0, 0, 9, 9]]: {why}") from None
             images[image] = found
     return Annotations(", ".join(tables), images, classes=_name(labels, classes))
 
@@ -86,14 +87,15 @@ def _rows(path: str, name: str, columns: Columns) -> Iterator[tuple[str, str, An
 
 
 def _beside(path: str, name: Any) -> str:
-    return os.path.normpath(os.path.join(os.path.dirname(path), str(name)))
+    """Where the image of a row is; a URL stays as it is."""
+    return str(name) if is_remote(str(name)) else os.path.normpath(os.path.join(os.path.dirname(path), str(name)))
 
 
 def _name(labels: list[tuple[Box, Any, str]], classes: Sequence[str] | None) -> list[str]:
     """Gives each box the number of its class. Returns the class names.
 
     Raises:
-        IndexFileError: one is not in the table, or names and numbers are mixed.
+        IndexFileError: one is not in the table, or too high to have no name.
     """
     numbers = [number_of(label) for _, label, _ in labels]
     named = any(number is None for number in numbers)
@@ -103,12 +105,30 @@ def _name(labels: list[tuple[Box, Any, str]], classes: Sequence[str] | None) -> 
         numbers = [number_by_name.get(str(label)) for _, label, _ in labels]
     else:
         highest = max((number for number in numbers if number is not None), default=-1)
+        if classes is None and highest >= MOST_UNNAMED:
+            place = labels[numbers.index(highest)][2]
+            raise IndexFileError(f"{place}: class {highest} is too high to have no name; give the names with --classes")
         table = list(classes) if classes is not None else [str(n) for n in range(1 + highest)]
     for (box, label, place), number in zip(labels, numbers, strict=True):
         if number is None or not 0 <= number < len(table):
             raise IndexFileError(f"{place}: a box is of class {label!r}, which is in no class table")
         box.label = number
     return table
+
+
+def _class(label: Any) -> Any:
+    """A label as it stands.
+
+    Raises:
+        ValueError: it is neither the name of a class nor its number.
+    """
+    if number_of(label) is None and not (isinstance(label, str) and label.strip()):
+        raise ValueError(f"label {label!r} is neither the name of a class nor its number; leave out what has none")
+    return label
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _boxes(value: Any) -> Iterator[tuple[Box, Any]]:
@@ -118,7 +138,7 @@ def _boxes(value: Any) -> Iterator[tuple[Box, Any]]:
         ValueError: it has none of the forms.
     """
     if isinstance(value, str):
-        value = json.loads(value)
+        value = from_json(value)
     if value is None:
         return
     if isinstance(value, Mapping):
@@ -128,13 +148,14 @@ def _boxes(value: Any) -> Iterator[tuple[Box, Any]]:
             flags = sum(flag for key, flag in _FLAGS.items() if key in value and value[key][i])
             area, id = (value[key][i] if key in value else None for key in ("area", "id"))
             box = corners_of(each) if "bbox" in value else _four(each)
-            yield Box(box, 0, flags, id, None if area is None else float(area)), value[kind][i] if kind else 0
+            yield Box(box, 0, flags, id_of(id), _number(area)), value[kind][i] if kind else 0
         return
     for each in value:
         if isinstance(each, Mapping):
             flags = sum(flag for key, flag in _FLAGS.items() if each.get(key))
             corners = corners_of(each["bbox"]) if "bbox" in each else _four(each["box"])
-            yield Box(corners, 0, flags, each.get("id"), each.get("area")), each.get("label", each.get("category", 0))
+            found = Box(corners, 0, flags, id_of(each.get("id")), _number(each.get("area")))
+            yield found, each.get("label", each.get("category", 0))
         else:
             yield Box(_four(each[:4]), 0), each[4] if len(each) > 4 else 0
 

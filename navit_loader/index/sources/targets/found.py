@@ -12,7 +12,18 @@ import pyarrow as pa
 
 from ....batch import CROWD, DIFFICULT, TRUNCATED
 
-__all__ = ["BOX_LISTS", "CROWD", "DIFFICULT", "TARGETS", "TARGET_GROUPS", "TRUNCATED", "Annotations", "Box", "Found"]
+__all__ = [
+    "BOX_LISTS",
+    "CROWD",
+    "DIFFICULT",
+    "TARGETS",
+    "TARGET_GROUPS",
+    "TRUNCATED",
+    "Annotations",
+    "Box",
+    "Found",
+    "id_of",
+]
 
 TARGETS: dict[str, Any] = {
     "box_count": pa.int32(),
@@ -44,6 +55,8 @@ TARGET_GROUPS = (
     ("mask_shard", "mask_name", "mask_offset", "mask_length"),
 )
 """Columns that are there together."""
+
+_IDS = range(-(2**63), 2**63)
 
 
 @dataclass(slots=True)
@@ -118,3 +131,20 @@ class Annotations:
         """Counts an annotation that is not taken. The reason goes after a number."""
         count, first = self.left_out.get(reason, (0, example))
         self.left_out[reason] = (count + 1, first)
+
+
+def id_of(value: Any) -> int | None:
+    """What a box is called where it was annotated; None where it has no number.
+
+    Raises:
+        ValueError: it is no number that an index can hold.
+    """
+    if value is None:
+        return None
+    try:
+        number = int(value)
+    except (ValueError, TypeError, OverflowError):
+        number = _IDS.stop
+    if number not in _IDS:
+        raise ValueError(f"id {value!r} is no whole number of 64 bits; give it another one, or none")
+    return number

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from .names import suffixes
 
 _MOST = 32767
 """Boxes of an image at most: their places are counted in 16 bits."""
+
+_SINGLE = struct.Struct("5f")
+"""Corners and area of a box as an index holds them."""
 
 _Corners = tuple[float, float, float, float]
 
@@ -52,11 +56,11 @@ class Joined:
         self._masks = next((each for each in given if each.masks), None)
         named = self._boxes.classes if self._boxes else None
         self.classes: list[str] | None = list(classes) if classes is not None else named
-        if missing := [name for name in named or () if name not in (self.classes or ())]:
-            raise IndexFileError(
-                f"class '{missing[0]}' of the boxes is not in the class table given; add it to --classes"
-            )
-        self._label = {n: self.classes.index(name) for n, name in enumerate(named or ())} if self.classes else {}
+        number_by_name = {name: n for n, name in enumerate(self.classes or ())}
+        missing = next((name for name in named or () if name not in number_by_name), None)
+        if missing is not None:
+            raise IndexFileError(f"class '{missing}' of the boxes is not in the class table given; add it to --classes")
+        self._label = {n: number_by_name[name] for n, name in enumerate(named or ())}
         self._names = {id(each): _by_name(each) for each in given}
         self._taken: dict[tuple[int, str], str] = {}
         self._unsaid: dict[int, tuple[int, str]] = {}
@@ -165,7 +169,7 @@ class Joined:
                 corners = (corners[0] * size[0], corners[1] * size[1], corners[2] * size[0], corners[3] * size[1])
             if frame != 1:
                 corners = _turned(corners, frame, stored)
-            if not all(map(math.isfinite, corners)) or corners[0] >= corners[2] or corners[1] >= corners[3]:
+            if not _has_area(corners, box.area):
                 source.leave_out("boxes without an area", called)
                 continue
             if corners[0] >= size[0] or corners[1] >= size[1] or corners[2] <= 0 or corners[3] <= 0:
@@ -177,6 +181,8 @@ class Joined:
                     region = _region(box.region, frame, stored, size)
                 except ValueError as e:
                     source.leave_out("regions that cannot be read", f"{called}: {e}")
+                except (KeyError, TypeError, AttributeError, OverflowError) as e:
+                    source.leave_out("regions that cannot be read", f"{called}: it is no polygons or runs ({e!r})")
             boxes.append(Box(corners, box.label, box.flags, box.id, box.area, region))
         if len(boxes) > _MOST:
             return [], f"it has {len(boxes):,} boxes, more than {_MOST:,} ({said.place})"
@@ -187,10 +193,7 @@ class Joined:
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), pa.int64())
         boxes = [box for each in images for box in each]
         corners = np.array([box.corners for box in boxes], np.float32).reshape(-1, 4)
-        areas = [
-            (box.corners[2] - box.corners[0]) * (box.corners[3] - box.corners[1]) if box.area is None else box.area
-            for box in boxes
-        ]
+        areas = [_area(box.corners) if box.area is None else box.area for box in boxes]
         ids = []
         for box in boxes:
             ids.append(self._next_id if box.id is None else box.id)
@@ -247,6 +250,19 @@ class Joined:
 def _by_name(each: Annotations) -> dict[str, Found]:
     """What is said by the names of files, as rows are looked up."""
     return {os.path.normpath(name.replace("\\", "/")).lstrip("/"): found for name, found in each.images.items()}
+
+
+def _area(corners: _Corners) -> float:
+    return (corners[2] - corners[0]) * (corners[3] - corners[1])
+
+
+def _has_area(corners: _Corners, area: float | None) -> bool:
+    """Whether a box is one still in the float32 of an index, which ends far below float64 and is coarser."""
+    try:
+        numbers = _SINGLE.unpack(_SINGLE.pack(*corners, _area(corners) if area is None else area))
+    except OverflowError:
+        return False
+    return all(map(math.isfinite, numbers)) and numbers[0] < numbers[2] and numbers[1] < numbers[3]
 
 
 def _frame(orientation: int) -> tuple[bool, bool, bool]:

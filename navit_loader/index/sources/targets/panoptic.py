@@ -10,8 +10,8 @@ from typing import Any
 
 from ....errors import IndexFileError
 from ..rows import read_json
-from .coco import classes_of, corners_of, number_of_image
-from .found import CROWD, Annotations, Box, Found
+from .coco import classes_of, corners_of, number_of_image, size_of
+from .found import CROWD, Annotations, Box, Found, id_of
 
 
 def read(spec: str) -> Annotations:
@@ -27,7 +27,7 @@ def read(spec: str) -> Annotations:
     said = read_json(path, "give a panoptic JSON")
     try:
         return _read(path, folder, said)
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, OverflowError) as e:
         raise IndexFileError(f"'{path}' is no panoptic JSON as COCO writes them: {e!r}") from None
     except ValueError as e:
         raise IndexFileError(f"'{path}': {e}") from None
@@ -41,10 +41,9 @@ def _read(path: str, folder: str, said: dict[str, Any]) -> Annotations:
         if each["image_id"] not in names:
             raise ValueError(f"an annotation is of image {each['image_id']}, which it does not list")
         image = names[each["image_id"]]
-        size = (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None
         found = Found(
             f"'{path}' image {each['image_id']}",
-            size=size,
+            size=size_of(image),
             mask=os.path.join(folder, each["file_name"]),
             number=number_of_image(each["image_id"]),
         )
@@ -55,7 +54,10 @@ def _read(path: str, folder: str, said: dict[str, Any]) -> Annotations:
                     "not listed"
                 )
             label, flags = class_of[segment["category_id"]], CROWD if segment.get("iscrowd") else 0
-            area = None if segment.get("area") is None else float(segment["area"])
-            found.boxes.append(Box(corners_of(segment["bbox"]), label, flags, int(segment["id"]), area))
+            try:
+                area = None if segment.get("area") is None else float(segment["area"])
+                found.boxes.append(Box(corners_of(segment["bbox"]), label, flags, id_of(segment["id"]), area))
+            except (ValueError, TypeError, OverflowError) as e:
+                raise ValueError(f"segment {segment['id']} of image {each['image_id']}: {e}") from None
         images[str(image["file_name"])] = found
     return Annotations(path, images, classes=classes, category_ids=sorted(class_of), masks="panoptic")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from ....errors import IndexFileError
+from ..labels import MOST_UNNAMED
 from ..rows import checked_classes
 from .found import Annotations, Box, Found
 from .names import files_beneath
@@ -44,6 +45,10 @@ def read(folder: str, classes: Sequence[str] | None) -> Annotations:
                     box = _box(line.split())
                     if names is not None and box.label >= len(names):
                         raise ValueError(f"it is of class {box.label}, and {len(names)} classes are named")
+                    if names is None and box.label >= MOST_UNNAMED:
+                        raise ValueError(
+                            f"class {box.label} is too high to have no name; name the classes in classes.txt"
+                        )
                 except ValueError as e:
                     raise IndexFileError(f"'{path}' line {number}: {e}") from None
                 highest = max(highest, box.label)
