@@ -4,6 +4,9 @@
 /// Points between two pixels that a boundary is followed by.
 const SCALE: f64 = 5.0;
 
+/// Points after which it is seen whether the boundary stays in its place for long.
+const LOOK: i32 = 64;
+
 /// The runs of the pixels in any of some polygons: x, y of each corner, one after another, at least three.
 pub fn union(polygons: &[Vec<f64>], width: u32, height: u32) -> Vec<u32> {
     let mut runs = polygons.iter().map(|corners| polygon(corners, width, height));
@@ -45,13 +48,19 @@ fn polygon(corners: &[f64], width: u32, height: u32) -> Vec<u32> {
             let (u, v) = if dx >= dy { (t + from.0, across(from.1)) } else { (across(from.0), t + from.1) };
             (u.clamp(-2, beyond), v)
         };
-        cross(before.unwrap_or(point(0)), point(0));
-        let mut at = 0;
-        while let Some(next) = change(at, steps, |d| point(d).0) {
-            cross(point(next - 1), point(next));
-            at = next;
+        let (mut at, mut last) = (0, point(0));
+        cross(before.unwrap_or(last), last);
+        while at < steps {
+            at += 1;
+            let next = point(at);
+            cross(last, next);
+            last = next;
+            if at % LOOK == 0 {
+                at = stays(at, steps, |d| point(d).0);
+                last = point(at);
+            }
         }
-        before = Some(point(steps));
+        before = Some(last);
     }
     starts.push(width * height);
     starts.sort_unstable();
@@ -72,14 +81,14 @@ fn polygon(corners: &[f64], width: u32, height: u32) -> Vec<u32> {
     runs
 }
 
-/// The first place behind `at`, up to `last`, where numbers that only rise or only fall are no longer what they are there.
-fn change(at: i32, last: i32, number: impl Fn(i32) -> i32) -> Option<i32> {
+/// The last place from `at` to `end` up to which numbers that only rise or only fall are what they are there.
+fn stays(at: i32, end: i32, number: impl Fn(i32) -> i32) -> i32 {
     let (now, mut same, mut stride) = (number(at), at, 1);
     let mut other = loop {
-        if same == last {
-            return None;
+        if same == end {
+            return end;
         }
-        let next = if last - same > stride { same + stride } else { last };
+        let next = if end - same > stride { same + stride } else { end };
         if number(next) != now {
             break next;
         }
@@ -89,7 +98,7 @@ fn change(at: i32, last: i32, number: impl Fn(i32) -> i32) -> Option<i32> {
         let middle = same + (other - same) / 2;
         *(if number(middle) == now { &mut same } else { &mut other }) = middle;
     }
-    Some(other)
+    same
 }
 
 /// The runs of what is in one region or the other.
