@@ -46,6 +46,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [name for name, found in BLOCKS.items() if any(block.runs for block in found)])
 def test_the_code_of_a_page_runs(page: str, photos: Path, tmp_path: Path) -> None:
     here = tmp_path / "page"

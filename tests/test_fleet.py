@@ -31,6 +31,7 @@ from .service_kit import digest, load, make_config
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
     pytest.mark.timeout(600),  # of the first test that is the cluster's start too
 ]

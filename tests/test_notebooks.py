@@ -26,6 +26,7 @@ def test_there_are_notebooks() -> None:
 
 @pytest.mark.timeout(DEADLINE_S + 60)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_in_an_empty_folder_and_ends_with_a_picture(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

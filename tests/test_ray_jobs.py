@@ -41,7 +41,7 @@ ray = pytest.importorskip("ray", reason="the package 'ray' is not installed")
 from navit_loader.fleet.jobs import OnRay  # noqa: E402
 
 # Ray warns of itself.
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 CLASSES = ["c0", "c1", "c2", "c9"]
 
