@@ -48,7 +48,7 @@ ENTRIES = (
     Entry("decode-formats-dali", ("decode_formats.py", "--dali"), 3, "nvidia.dali"),
     Entry("decode-gpu", ("decode_gpu.py",), 3, "nvidia.dali"),
     Entry("resize", ("resize.py",), 3),
-    Entry("targets", ("targets.py",), 3, "pycocotools"),
+    Entry("targets", ("targets.py",), 2, "pycocotools"),
     Entry("loader", ("loader.py", "--repeat", "7"), 6),
     Entry("loader-mixed", ("loader.py", "--mixed"), 6),
     Entry("memory", ("memory.py",), 4),

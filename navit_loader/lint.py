@@ -11,7 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,12 @@ class _Part:
 def _decoded(index: Index, threads: int, progress: Callable[[int], None] | None) -> Decoded:
     config = LoaderConfig(
         data=DataConfig(batch_size=1),
-        plan=PlanConfig(
-            sequence_length=512, max_images=64, max_tokens=64, targets=Targets(masks=1) if index.masks else None
-        ),
+        plan=PlanConfig(sequence_length=512, max_images=64, max_tokens=64),
         # Scaled decoding would skip coefficients of the picture, so it is off here.
         render=RenderConfig(threads=threads, dct_scaling=False, failure_limit=1.0),
     ).for_evaluation()
+    if index.masks:  # an evaluation reads them by itself
+        config = replace(config, plan=replace(config.plan, targets=Targets(masks=1)))
     with PackedLoader(index, config, rank=0, world_size=1) as loader:
         seen = 0
         for batch in loader:

@@ -26,6 +26,7 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 
 _AT_LEAST_1 = Bound(1)
 _AT_LEAST_0 = Bound(0)
+_FINITE = Bound(0, finite=True, words="finite and at least 0")
 _ABOVE_0 = Bound(above=0)
 _RATE = Bound(0, below=1)
 _SHARE = Bound(0, 1)
@@ -377,18 +378,14 @@ class DetectionConfig:
         prior: chance of each query at each patch before anything is learnt.
     """
 
-    classes: int = 0
-    box: float = 1.0
-    overlap: float = 1.0
-    named: float = 1.0
-    prior: float = 0.01
+    classes: Annotated[int, _AT_LEAST_0] = 0
+    box: Annotated[float, _FINITE] = 1.0
+    overlap: Annotated[float, _FINITE] = 1.0
+    named: Annotated[float, _FINITE] = 1.0
+    prior: Annotated[float, Bound(above=0, below=1)] = 0.01
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.classes >= 0, "classes", self.classes, "at least 0")
-        for key in ("box", "overlap", "named"):
-            require(0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "finite and at least 0")
-        require(0 < self.prior < 1, "prior", self.prior, "above 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,14 +398,12 @@ class SegmentationConfig:
         depth: blocks of the mask transformer.
     """
 
-    classes: int = 0
+    classes: Annotated[int, _AT_LEAST_0] = 0
     head: Literal["mask", "linear"] = "mask"
-    depth: int = 2
+    depth: Annotated[int, _AT_LEAST_1] = 2
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.classes >= 0, "classes", self.classes, "at least 0")
-        require(self.depth >= 1, "depth", self.depth, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,20 +419,15 @@ class PanopticConfig:
         least_stuff: share of the image below which what is left of stuff is dropped.
     """
 
-    classes: int = 0
+    classes: Annotated[int, _AT_LEAST_0] = 0
     stuff: tuple[str, ...] = ()
-    queries: int = 100
-    depth: int = 2
-    least_share: float = 0.5
-    least_stuff: float = 0.01
+    queries: Annotated[int, _AT_LEAST_1] = 100
+    depth: Annotated[int, _AT_LEAST_1] = 2
+    least_share: Annotated[float, _SHARE] = 0.5
+    least_stuff: Annotated[float, _SHARE] = 0.01
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(self.classes >= 0, "classes", self.classes, "at least 0")
-        for key in ("queries", "depth"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        for key in ("least_share", "least_stuff"):
-            require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,6 +281,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(task: str, scenes: Path, tmp_path
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_and_score_as_one_with_the_doubled_batch(scenes: Path, tmp_path: Path) -> None:
     jobs = []
     for task in FIGURE:

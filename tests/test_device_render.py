@@ -95,6 +95,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("program", [KERNEL, FUSED], ids=["patches", "resized patches"])
 def test_the_kernels_equal_plain_pytorch(program: str, device: str) -> None:

@@ -107,6 +107,7 @@ def losses(out: Path) -> list[float]:
     return [e["loss"] for e in entries if e["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_scores_in_process_and_through_a_daemon(root: Path) -> None:
     said = run("navit_loader", "index", root / "images", "-o", root / "again.arrow").stdout
     assert "30 images" in said
@@ -125,6 +126,7 @@ def test_from_a_folder_to_scores_in_process_and_through_a_daemon(root: Path) -> 
     run("navit_model", "report", root / "run")
 
 
+@pytest.mark.slow
 def test_broken_and_extreme_files_are_counted_and_named(root: Path) -> None:
     folder = root / "images" / "class0"
     (folder / "text.jpg").write_text("not an image")
@@ -191,6 +193,7 @@ def test_a_daemon_that_is_not_there_is_one_line(root: Path) -> None:
     assert address in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -246,6 +246,7 @@ def test_the_loss_is_divided_by_the_sum_of_the_weights(shapes: Path, tmp_path: P
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_two_ranks_divide_by_the_weights_of_both(shapes: Path, tmp_path: Path) -> None:
     index = weighted(shapes, "ranks", some)
     changes: dict[str, Any] = {"steps": 6, "ema": 0.9, "augment": {"erase": 0.5}, "mix": {"cutmix": 1.0}}

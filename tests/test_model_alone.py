@@ -36,4 +36,4 @@ def test_a_model_runs_and_is_saved_without_the_packer(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     # Of the loader a model knows the batch and the errors; the rest is what its configuration is read with.
-    assert done.stdout.split() == ["navit_loader.batch", "navit_loader.errors", "navit_loader.schema"]
+    assert done.stdout.split() == [f"navit_loader.{name}" for name in ("batch", "bounds", "errors", "schema")]

@@ -179,6 +179,7 @@ def test_a_run_learns_goes_on_bit_for_bit_and_keeps_its_optimiser(index: str, tm
     assert score.accuracy > 0.9  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_losses_of_one_with_the_doubled_batch(index: str, tmp_path: Path) -> None:
     def run(name: str, batch: int, **changes: Any) -> dict[str, Any]:
         return table(index, tmp_path / name, batch, steps=30, warmup=5, learning_rate=3e-3, ema=0.9, **MUON, **changes)

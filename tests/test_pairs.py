@@ -153,6 +153,7 @@ def test_recall_counts_an_image_that_cannot_be_read_against_the_model(
     assert hurt.image_to_text[10] <= 22 / 24
 
 
+@pytest.mark.slow
 def test_two_ranks_lose_what_one_loses(root: Path, tmp_path: Path) -> None:
     """Half the batch on each of two ranks, with unequal numbers of pairs, gives the losses of one process."""
     short = ["train.steps=6", "train.log_every=1", "train.eval_tokens=[]", "data.eval_index=''"]

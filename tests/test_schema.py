@@ -52,6 +52,7 @@ DEPENDS = {
     "plan.drop.schedule": "kind",
     "plan.crop": "scale ratio",
     "plan.warp": "kind rotation shear translation perspective probability layers magnitude",
+    "plan.targets": "boxes capacity clip masks kind",
     "plan.teacher": "sequence_length max_tokens prefix_tokens",
     "render": "cache_dir cache_gb",
     "model": "width depth heads rope rope_speeds window window_free merge merge_kind merge_taps pool pool_heads positions",

@@ -79,6 +79,7 @@ def read_until(loader: RemoteLoader, expected: list[list[tuple[Any, ...]]], enou
 KILLS = 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endpoints", [1, 3])
 def test_kill_9_at_random_moments(
     config: Path, expected: list[list[tuple[Any, ...]]], endpoints: int, tmp_path: Path
@@ -427,6 +428,7 @@ with RemoteLoader([sys.argv[1]], prefetch=1) as loader:
 """
 
 
+@pytest.mark.slow
 def test_who_waits_says_for_what_and_the_first_signal_ends_it(config: Path) -> None:
     with Daemon(config) as daemon:
         command = [sys.executable, "-c", WAITING, daemon.endpoint]

@@ -24,6 +24,8 @@ from .service_kit import Daemon, metrics
 from .source_kit import sample_files, write_tar
 from .test_remote import batches, config
 
+pytestmark = pytest.mark.slow
+
 FILES = sample_files()
 
 

@@ -24,6 +24,8 @@ from navit_model.train.log import read_log
 from .service_kit import Daemon
 from .shapes import table, write_index, write_toml
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = {"steps": 1_000_000, "checkpoint_every": 0, "log_every": 1}
 
 

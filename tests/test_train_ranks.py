@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import seen, work
 from shapes import table, write_index, write_toml
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("ranks.py")
 
 

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import _packer
 from ..errors import ServiceError
 from ..shown import answer, say, shown
 from . import add_output
@@ -75,7 +74,7 @@ def read(address: str) -> Values:
         }
     except (OSError, ValueError) as e:
         raise ServiceError(
-            f"no metrics at '{_packer.without_secrets(url)}': {e}; start the daemon with --metrics HOST:PORT"
+            f"no metrics at '{_without_secrets(url)}': {e}; start the daemon with --metrics HOST:PORT"
         ) from None
 
 
@@ -134,7 +133,7 @@ class Watch:
         """Reads all daemons once: a line of each, and one of each of its trainers."""
         self._lines = []
         for address, (then, before) in self._before.items():
-            name = _packer.without_secrets(address)
+            name = _without_secrets(address)
             try:
                 values, now = read(address), time.monotonic()
             except ServiceError as e:
@@ -290,6 +289,12 @@ def in_words(line: Line) -> str:
         f"{clock} trainer {line['client']} of {line['plan']}: {said}, starved {line['starved']:.0%} "
         f"({line['starved_s']:,.1f} s in all), outstanding {line['outstanding']:.0f}, held {held} MiB"
     )
+
+
+def _without_secrets(address: str) -> str:
+    from .. import _packer
+
+    return _packer.without_secrets(address)
 
 
 def _key(line: Line) -> tuple[str, ...]:

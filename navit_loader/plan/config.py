@@ -294,9 +294,9 @@ class Targets:
     """
 
     boxes: bool = False
-    capacity: int = 0
-    clip: float = 0.0
-    masks: int = 0
+    capacity: Annotated[int, Bound(0, 32767, "boxes of a sequence")] = 0
+    clip: Annotated[float, _SHARE] = 0.0
+    masks: Annotated[int, Bound(0, 64, "cells along a side of a patch")] = 0
     kind: Literal["semantic", "regions"] = "semantic"
 
     def __post_init__(self) -> None:
@@ -309,8 +309,6 @@ class Targets:
         else:
             require(self.capacity == 0, "capacity", self.capacity, "left out without boxes = true")
             require(self.clip == 0, "clip", self.clip, "left out without boxes = true")
-        require(0 <= self.clip <= 1, "clip", self.clip, "between 0 and 1")
-        require(0 <= self.masks <= 64, "masks", self.masks, "between 0 and 64 cells along a side of a patch")
         if self.kind == "regions":
             require(self.masks > 0, "masks", self.masks, "above 0 for kind = 'regions'")
             require(self.boxes, "boxes", self.boxes, "true for kind = 'regions': regions are numbered as boxes are")
