@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from .shown import EXITS, Arguments, Version, escape_outputs, speak_as, status_of
+from .shown import EXITS, Arguments, Version, escape_outputs, speak, speak_as, status_of
 
 COMMANDS = (
     "index",
@@ -61,4 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_outputs()
     args = parser().parse_args(argv)
     speak_as(args)
-    return status_of(lambda: args.run(args), "navit-loader: error")
+    try:
+        return status_of(lambda: args.run(args), "navit-loader: error")
+    finally:
+        speak()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from navit_loader.shown import EXITS, Arguments, Version, escape_outputs, speak_as, status_of, tell
+from navit_loader.shown import EXITS, Arguments, Version, escape_outputs, speak, speak_as, status_of, tell
 
 from .train.stop import Stopped
 
@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             tell(f"{name}: {e}")
             return 128 + e.number
 
-    return status_of(run, name)
+    try:
+        return status_of(run, name)
+    finally:
+        speak()
 
 
 if __name__ == "__main__":

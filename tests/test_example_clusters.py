@@ -3,7 +3,6 @@ stand-in for Slurm's commands."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import yaml
 
 from navit_loader import LoaderConfig
-from navit_loader.commands import fleet
+from navit_loader.cli import parser
 from navit_loader.service.server import DRAIN_S
 from navit_model.train.settings import RunConfig
 
@@ -58,9 +57,7 @@ def test_the_pods_of_the_ray_job_are_pods_and_its_command_is_one() -> None:
         check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]})
     command, *args = job["spec"]["entrypoint"].split()
     assert command == "navit-loader"
-    parser = argparse.ArgumentParser()
-    fleet.add(parser.add_subparsers())
-    found = parser.parse_args(args)
+    found = parser().parse_args(args)
     workers = cluster["workerGroupSpecs"][0]
     assert found.daemons == f"{workers['minReplicas']}:{workers['maxReplicas']}"
     config = served()

@@ -75,6 +75,8 @@ pub enum Unread {
 pub struct Folder {
     path: PathBuf,
     book: File,
+    /// Bytes that all spans together may take.
+    bound: u64,
 }
 
 /// A span that is being written; room for it is taken.
@@ -128,12 +130,18 @@ impl Drop for Locked<'_> {
 }
 
 impl Folder {
-    /// Opens a folder, made where there is none.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    /// Opens a folder, made where there is none, whose spans may take `bound` bytes.
+    pub fn open(path: &Path, bound: u64) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         let mut options = File::options();
         let book = open(options.read(true).write(true).create(true).truncate(false), &path.join("book"))?;
-        Ok(Self { path: path.to_owned(), book })
+        Ok(Self { path: path.to_owned(), book, bound })
+    }
+
+    /// What a file takes of the bound. What is larger than that is nothing that was written here: it is found to be damaged when
+    /// it is read, and no span has to go for it.
+    fn taken(&self, length: u64) -> Option<u64> {
+        Some(length.next_multiple_of(BLOCK)).filter(|&bytes| bytes <= self.bound)
     }
 
     /// Says for as long as the file is held that somebody reads what has this mark.
@@ -182,7 +190,7 @@ impl Folder {
                 continue;
             }
             let Some(part) = part else {
-                let bytes = entry.metadata().map_or(0, |found| found.len().next_multiple_of(BLOCK));
+                let Some(bytes) = self.taken(entry.metadata().map_or(0, |found| found.len())) else { continue };
                 total += bytes;
                 found.push(Found { mark: mark.to_owned(), name: number, bytes });
                 continue;
@@ -235,7 +243,7 @@ impl Folder {
     /// Takes a span away. The bytes that it took; 0 where another process has done so.
     pub fn remove(&self, book: &mut Book, mark: &str, name: u64) -> io::Result<u64> {
         let path = self.file(mark, name);
-        let bytes = fs::symlink_metadata(&path).map_or(0, |found| found.len().next_multiple_of(BLOCK));
+        let bytes = fs::symlink_metadata(&path).ok().and_then(|found| self.taken(found.len())).unwrap_or(0);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             Err(_) => return Ok(0),

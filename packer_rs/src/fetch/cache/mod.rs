@@ -146,7 +146,7 @@ impl Cache {
     /// # Errors
     /// The folder cannot be made, read or written.
     pub fn open(path: &Path, bound: u64, fingerprints: &[String], next: Box<NextTurn>) -> io::Result<Arc<Self>> {
-        let folder = Folder::open(path)?;
+        let folder = Folder::open(path, bound)?;
         let mut state = State {
             policy: Policy::new(),
             rows: HashMap::new(),
