@@ -243,7 +243,9 @@ impl Folder {
     /// Takes a span away. The bytes that it took; 0 where another process has done so.
     pub fn remove(&self, book: &mut Book, mark: &str, name: u64) -> io::Result<u64> {
         let path = self.file(mark, name);
-        let bytes = fs::symlink_metadata(&path).ok().and_then(|found| self.taken(found.len())).unwrap_or(0);
+        // Only files were counted.
+        let file = fs::symlink_metadata(&path).ok().filter(|found| found.is_file());
+        let bytes = file.and_then(|found| self.taken(found.len())).unwrap_or(0);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             Err(_) => return Ok(0),
