@@ -6,6 +6,7 @@ In: a small folder of shapes, and the example's own command line. Apart from the
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -50,5 +51,9 @@ def test_a_killed_rank_changes_no_loss(tmp_path: Path) -> None:
             driver.terminate()
     assert driver.returncode == 0, said
     # Not from the beginning, and not in one go.
-    assert "going on from step" in said
-    assert losses(tmp_path / "ray") == expected
+    taken_up = {int(step) for step in re.findall(r"going on from step (\d+)", said)}
+    assert taken_up
+    found, wanted = dict(losses(tmp_path / "ray")), dict(expected)
+    assert all(wanted[step] == loss for step, loss in found.items())
+    # A line of the log is of all ranks: where one dies between a step and its line, the other saves the step without it.
+    assert wanted.keys() - found.keys() <= taken_up
