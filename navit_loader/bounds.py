@@ -87,3 +87,12 @@ class Bound:
         if self.pattern:
             found["pattern"] = self.pattern
         return found if self.also is None else {"anyOf": [{"const": self.also}, found]}
+
+
+# What many keys are bounded by.
+AT_LEAST_0 = Bound(0)
+AT_LEAST_1 = Bound(1)
+FINITE = Bound(0, finite=True, words="finite and at least 0")
+RATE = Bound(0, below=1)
+SHARE = Bound(0, 1)
+PATCH = Bound(1, 512, "pixels")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from navit_loader.bounds import Bound
+from navit_loader.bounds import AT_LEAST_0, AT_LEAST_1, FINITE, PATCH, RATE, SHARE, Bound
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_types, require
 
@@ -24,14 +24,8 @@ PRESETS: dict[str, tuple[int, int, int]] = {
 }
 """Width, depth and heads by name (ViT: arXiv 2010.11929, Table 1; Ti and S: DeiT, arXiv 2012.12877)."""
 
-_AT_LEAST_1 = Bound(1)
-_AT_LEAST_0 = Bound(0)
-_FINITE = Bound(0, finite=True, words="finite and at least 0")
 _ABOVE_0 = Bound(above=0)
-_RATE = Bound(0, below=1)
-_SHARE = Bound(0, 1)
 _HEADS = Bound(1, words="a divisor of width = {width}")
-_PATCH = Bound(1, 512, "pixels")
 _PATCHES = Bound(1, 512, "pixels", whole=True)
 _COUNTS = Bound(1, words="two counts of at least 1", whole=True)
 _CHANNEL = Bound(above=0, words="above 0 in each channel", whole=True)
@@ -113,11 +107,11 @@ class NaViTConfig:
         attention: backend: `auto`, or one of `attention.BACKENDS` by name.
     """
 
-    width: Annotated[int, _AT_LEAST_1] = 192
-    depth: Annotated[int, _AT_LEAST_1] = 12
+    width: Annotated[int, AT_LEAST_1] = 192
+    depth: Annotated[int, AT_LEAST_1] = 12
     heads: Annotated[int, _HEADS] = 3
     mlp_ratio: Annotated[float, _ABOVE_0] = 4.0
-    patch_size: Annotated[int, _PATCH] = 16
+    patch_size: Annotated[int, PATCH] = 16
     patch_sizes: tuple[Annotated[int, _PATCHES], ...] = ()
     patch_filter: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -152,7 +146,7 @@ class NaViTConfig:
     rope_offset: float = 0.0
     rope_speeds: Literal["axial", "alternating", "learned"] = "axial"
     embed_norm: bool = False
-    window: Annotated[int, _AT_LEAST_0] = 0
+    window: Annotated[int, AT_LEAST_0] = 0
     window_free: tuple[Annotated[int, _BLOCK], ...] = ()
     norm: Literal["layer", "rms"] = "layer"
     norm_place: Literal["before", "after", "both"] = "before"
@@ -171,24 +165,24 @@ class NaViTConfig:
     mlp_norm: bool = False
     norm_eps: Annotated[float, _ABOVE_0] = 1e-6
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
-    layer_scale: Annotated[float, _AT_LEAST_0] = 0.0
-    drop_path: Annotated[float, _RATE] = 0.0
-    dropout: Annotated[float, _RATE] = 0.0
+    layer_scale: Annotated[float, AT_LEAST_0] = 0.0
+    drop_path: Annotated[float, RATE] = 0.0
+    dropout: Annotated[float, RATE] = 0.0
     class_token: bool = False
     distill_token: bool = False
-    registers: Annotated[int, _AT_LEAST_0] = 0
-    prompts: Annotated[int, _AT_LEAST_0] = 0
+    registers: Annotated[int, AT_LEAST_0] = 0
+    prompts: Annotated[int, AT_LEAST_0] = 0
     pool: Literal["map", "mean", "class"] = "map"
     pool_prefix: bool = False
-    pool_heads: Annotated[int, _AT_LEAST_0] = 0
+    pool_heads: Annotated[int, AT_LEAST_0] = 0
     pool_mlp: bool = True
-    pool_mlp_ratio: Annotated[float, _AT_LEAST_0] = 0.0
-    merge: Annotated[int, _AT_LEAST_0] = 0
+    pool_mlp_ratio: Annotated[float, AT_LEAST_0] = 0.0
+    merge: Annotated[int, AT_LEAST_0] = 0
     merge_kind: Literal["mlp", "mean", "convolved"] = "mlp"
     merge_width: int = 0
     merge_hidden: int = 0
     merge_taps: tuple[Annotated[int, _BLOCK], ...] = ()
-    classes: Annotated[int, _AT_LEAST_0] = 0
+    classes: Annotated[int, AT_LEAST_0] = 0
     checkpointing: bool = False
     attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn", "triton"] = "auto"
 
@@ -273,13 +267,13 @@ class TextConfig:
     pool_mlp: ClassVar[bool] = True
     pool_mlp_ratio: ClassVar[float] = 0.0
 
-    width: Annotated[int, _AT_LEAST_1] = 192
-    depth: Annotated[int, _AT_LEAST_1] = 12
-    heads: Annotated[int, _AT_LEAST_1] = 3
+    width: Annotated[int, AT_LEAST_1] = 192
+    depth: Annotated[int, AT_LEAST_1] = 12
+    heads: Annotated[int, AT_LEAST_1] = 3
     mlp_ratio: Annotated[float, _ABOVE_0] = 4.0
-    vocabulary: Annotated[int, _AT_LEAST_0] = 0
+    vocabulary: Annotated[int, AT_LEAST_0] = 0
     tokenizer: str = ""
-    max_tokens: Annotated[int, _AT_LEAST_0] = 0
+    max_tokens: Annotated[int, AT_LEAST_0] = 0
     pad: Annotated[int, Bound(-1, words="a token, or -1 for none")] = -1
     causal: bool = False
     pool: Literal["last", "map"] = "last"
@@ -290,9 +284,9 @@ class TextConfig:
     mlp_bias: bool = True
     norm_eps: Annotated[float, _ABOVE_0] = 1e-6
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
-    layer_scale: Annotated[float, _AT_LEAST_0] = 0.0
-    drop_path: Annotated[float, _RATE] = 0.0
-    dropout: Annotated[float, _RATE] = 0.0
+    layer_scale: Annotated[float, AT_LEAST_0] = 0.0
+    drop_path: Annotated[float, RATE] = 0.0
+    dropout: Annotated[float, RATE] = 0.0
     checkpointing: bool = False
     attention: Literal["auto", "dense", "segments", "torch_varlen", "flash_attn", "triton"] = "auto"
 
@@ -312,7 +306,7 @@ class ContrastiveConfig:
         locked: leave that image tower as it is: only its projection and the text learn (LiT, arXiv 2111.07991).
     """
 
-    width: Annotated[int, _AT_LEAST_1] = 512
+    width: Annotated[int, AT_LEAST_1] = 512
     text_bias: bool = False
     image_from: str = ""
     locked: bool = False
@@ -378,10 +372,10 @@ class DetectionConfig:
         prior: chance of each query at each patch before anything is learnt.
     """
 
-    classes: Annotated[int, _AT_LEAST_0] = 0
-    box: Annotated[float, _FINITE] = 1.0
-    overlap: Annotated[float, _FINITE] = 1.0
-    named: Annotated[float, _FINITE] = 1.0
+    classes: Annotated[int, AT_LEAST_0] = 0
+    box: Annotated[float, FINITE] = 1.0
+    overlap: Annotated[float, FINITE] = 1.0
+    named: Annotated[float, FINITE] = 1.0
     prior: Annotated[float, Bound(above=0, below=1)] = 0.01
 
     def __post_init__(self) -> None:
@@ -398,9 +392,9 @@ class SegmentationConfig:
         depth: blocks of the mask transformer.
     """
 
-    classes: Annotated[int, _AT_LEAST_0] = 0
+    classes: Annotated[int, AT_LEAST_0] = 0
     head: Literal["mask", "linear"] = "mask"
-    depth: Annotated[int, _AT_LEAST_1] = 2
+    depth: Annotated[int, AT_LEAST_1] = 2
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -419,12 +413,12 @@ class PanopticConfig:
         least_stuff: share of the image below which what is left of stuff is dropped.
     """
 
-    classes: Annotated[int, _AT_LEAST_0] = 0
+    classes: Annotated[int, AT_LEAST_0] = 0
     stuff: tuple[str, ...] = ()
-    queries: Annotated[int, _AT_LEAST_1] = 100
-    depth: Annotated[int, _AT_LEAST_1] = 2
-    least_share: Annotated[float, _SHARE] = 0.5
-    least_stuff: Annotated[float, _SHARE] = 0.01
+    queries: Annotated[int, AT_LEAST_1] = 100
+    depth: Annotated[int, AT_LEAST_1] = 2
+    least_share: Annotated[float, SHARE] = 0.5
+    least_stuff: Annotated[float, SHARE] = 0.01
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -445,7 +439,7 @@ class AugmentConfig:
 
     layers: Annotated[int, Bound(0, 16)] = 0
     magnitude: Annotated[float, Bound(0, 30)] = 5.0
-    erase: Annotated[float, _SHARE] = 0.0
+    erase: Annotated[float, SHARE] = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -468,7 +462,7 @@ class MixConfig:
 
     mixup: Annotated[float, Bound(0, 100)] = 0.0
     cutmix: Annotated[float, Bound(0, 100)] = 0.0
-    probability: Annotated[float, _SHARE] = 1.0
+    probability: Annotated[float, SHARE] = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)

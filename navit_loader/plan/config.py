@@ -12,16 +12,12 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
-from ..bounds import Bound
+from ..bounds import AT_LEAST_1, PATCH, RATE, SHARE, Bound
 from ..schema import bound_of, check_types, require
 
 MAX_LENGTH = 2**20
 """Tokens of a sequence at most, and so of an image."""
 
-_AT_LEAST_1 = Bound(1)
-_SHARE = Bound(0, 1)
-_RATE = Bound(0, below=1)
-_PATCH = Bound(1, 512, "pixels")
 _LENGTH = Bound(1, MAX_LENGTH, "tokens")
 _TOKENS = Bound(1, MAX_LENGTH, words="between 1 and sequence_length = {sequence_length}: an image is never split")
 _PREFIX = Bound(0, 32767, words="at least 0, below max_tokens = {max_tokens}, and at most 32767")
@@ -43,8 +39,8 @@ class Order:
     """
 
     kind: Literal["auto", "permutation", "blocks", "sequential"] = "auto"
-    block: Annotated[int, _AT_LEAST_1] = 1024
-    window: Annotated[int, _AT_LEAST_1] = 16
+    block: Annotated[int, AT_LEAST_1] = 1024
+    window: Annotated[int, AT_LEAST_1] = 16
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -156,9 +152,9 @@ class Schedule:
     """
 
     kind: Literal["constant", "linear", "sigmoid"] = "constant"
-    start: Annotated[float, _RATE] = 0.8
-    end: Annotated[float, _RATE] = 0.2
-    images: Annotated[int, _AT_LEAST_1] = 1_000_000
+    start: Annotated[float, RATE] = 0.8
+    end: Annotated[float, RATE] = 0.2
+    images: Annotated[int, AT_LEAST_1] = 1_000_000
     midpoint: float = 500_000.0
     width: Annotated[float, Bound(above=0)] = 100_000.0
 
@@ -183,11 +179,11 @@ class Drop:
     """
 
     kind: Literal["none", "constant", "beta", "resolution_dependent"] = "none"
-    rate: Annotated[float, _RATE] = 0.5
-    min_rate: Annotated[float, _RATE] = 0.2
-    max_rate: Annotated[float, _RATE] = 0.8
-    std: Annotated[float, _SHARE] = 0.02
-    keep_whole: Annotated[float, _SHARE] = 0.0
+    rate: Annotated[float, RATE] = 0.5
+    min_rate: Annotated[float, RATE] = 0.2
+    max_rate: Annotated[float, RATE] = 0.8
+    std: Annotated[float, SHARE] = 0.02
+    keep_whole: Annotated[float, SHARE] = 0.0
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
@@ -213,7 +209,7 @@ class Crop:
     kind: Literal["none", "random_resized"] = "none"
     scale: tuple[Annotated[float, _AREA], Annotated[float, _AREA]] = (0.08, 1.0)
     ratio: tuple[Annotated[float, _ASPECT], Annotated[float, _ASPECT]] = (0.75, 4 / 3)
-    flip: Annotated[float, _SHARE] = 0.0
+    flip: Annotated[float, SHARE] = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -240,7 +236,7 @@ class Warp:
     kind: Literal["random", "randaugment"] = "random"
     rotation: Annotated[float, Bound(0, 180, "degrees")] = 0.0
     shear: Annotated[float, Bound(0, 60, "degrees")] = 0.0
-    translation: Annotated[float, _SHARE] = 0.0
+    translation: Annotated[float, SHARE] = 0.0
     # Beyond it, the picture may reach behind the horizon, and the four corners be no convex figure.
     perspective: Annotated[float, Bound(0, 0.5)] = 0.0
     probability: Annotated[float, Bound(above=0, most=1)] = 1.0
@@ -270,7 +266,7 @@ class Teacher:
         prefix_tokens: learned tokens of each image in the view.
     """
 
-    patch_size: Annotated[int, _PATCH] = 16
+    patch_size: Annotated[int, PATCH] = 16
     sequence_length: Annotated[int, _LENGTH] = 1024
     max_tokens: Annotated[int, _TOKENS] = 256
     prefix_tokens: Annotated[int, _PREFIX] = 0
@@ -295,7 +291,7 @@ class Targets:
 
     boxes: bool = False
     capacity: Annotated[int, Bound(0, 32767, "boxes of a sequence")] = 0
-    clip: Annotated[float, _SHARE] = 0.0
+    clip: Annotated[float, SHARE] = 0.0
     masks: Annotated[int, Bound(0, 64, "cells along a side of a patch")] = 0
     kind: Literal["semantic", "regions"] = "semantic"
 
@@ -359,9 +355,9 @@ class PlanConfig:
     max_tokens: Annotated[int, _TOKENS] = 256
     max_grid: Annotated[int, Bound(1, 32767)] = 256
     prefix_tokens: Annotated[int, _PREFIX] = 0
-    patch_sizes: Annotated[tuple[Annotated[int, _PATCH], ...], Bound(1, words="a list of at least one size")] = (16,)
+    patch_sizes: Annotated[tuple[Annotated[int, PATCH], ...], Bound(1, words="a list of at least one size")] = (16,)
     patch_weights: tuple[Annotated[float, _WEIGHT], ...] = ()
-    patch_run: Annotated[int, _AT_LEAST_1] = 256
+    patch_run: Annotated[int, AT_LEAST_1] = 256
     packing: Literal["auto", "exact", "first_fit", "best_fit", "best_fit_decreasing"] = "auto"
     lookahead: Annotated[int, Bound(1, 256)] = 32
     fit: Literal["none", "drop", "resolution"] = "none"

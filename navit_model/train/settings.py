@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from navit_loader.bounds import Bound
+from navit_loader.bounds import AT_LEAST_0, AT_LEAST_1, FINITE, RATE, Bound
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ConfigError
 from navit_loader.schema import check_part, check_types, parse, read_toml, require
@@ -30,10 +30,6 @@ from ..config import (
     TextConfig,
 )
 
-_AT_LEAST_1 = Bound(1)
-_AT_LEAST_0 = Bound(0)
-_FINITE = Bound(0, finite=True, words="finite and at least 0")
-_RATE = Bound(0, below=1)
 _CLASS_WEIGHT = Bound(above=0, finite=True, words="above 0 and finite")
 _BETA = Bound(0, below=1, words="two values, at least 0 and below 1", whole=True)
 _BUDGET = Bound(1, words="a list of budgets >= 1", whole=True)
@@ -101,44 +97,44 @@ class TrainConfig:
         "classification", "contrastive", "detection", "distillation", "panoptic", "regression", "segmentation"
     ] = "classification"
     out: Annotated[str, Bound(1, words="the path of a folder")] = "runs/navit"
-    steps: Annotated[int, _AT_LEAST_1] = 10_000
-    accumulate: Annotated[int, _AT_LEAST_1] = 1
+    steps: Annotated[int, AT_LEAST_1] = 10_000
+    accumulate: Annotated[int, AT_LEAST_1] = 1
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: Annotated[float, _RATE] = 0.0
+    label_smoothing: Annotated[float, RATE] = 0.0
     class_weights: dict[str, Annotated[float, _CLASS_WEIGHT]] | Literal["balanced"] = field(default_factory=dict)
     learning_rate: Annotated[float, Bound(above=0, finite=True)] = 1e-3
     optimiser: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
-    warmup: Annotated[int, _AT_LEAST_0] = 500
-    timescale: Annotated[int, _AT_LEAST_0] = 0
-    cooldown: Annotated[int, _AT_LEAST_0] = 0
+    warmup: Annotated[int, AT_LEAST_0] = 500
+    timescale: Annotated[int, AT_LEAST_0] = 0
+    cooldown: Annotated[int, AT_LEAST_0] = 0
     layer_decay: Annotated[float, Bound(above=0, most=1)] = 1.0
-    freeze: Annotated[int, _AT_LEAST_0] = 0
-    weight_decay: Annotated[float, _FINITE] = 0.03
-    head_weight_decay: Annotated[float, _FINITE] = 3.0
+    freeze: Annotated[int, AT_LEAST_0] = 0
+    weight_decay: Annotated[float, FINITE] = 0.03
+    head_weight_decay: Annotated[float, FINITE] = 3.0
     betas: tuple[Annotated[float, _BETA], Annotated[float, _BETA]] = (0.9, 0.999)
-    clip: Annotated[float, _FINITE] = 1.0
-    ema: Annotated[float, _RATE] = 0.0
+    clip: Annotated[float, FINITE] = 1.0
+    ema: Annotated[float, RATE] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decode: Literal["auto", "cpu", "dali", "nvjpeg"] = "cpu"
-    threads: Annotated[int, _AT_LEAST_0] = 0
-    seed: Annotated[int, _AT_LEAST_0] = 0
+    threads: Annotated[int, AT_LEAST_0] = 0
+    seed: Annotated[int, AT_LEAST_0] = 0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
-    log_every: Annotated[int, _AT_LEAST_1] = 20
+    log_every: Annotated[int, AT_LEAST_1] = 20
     tensorboard: bool = False
     wandb: bool = False
     mlflow: bool = False
-    peak_tflops: Annotated[float, _FINITE] = 0.0
-    eval_every: Annotated[int, _AT_LEAST_0] = 0
+    peak_tflops: Annotated[float, FINITE] = 0.0
+    eval_every: Annotated[int, AT_LEAST_0] = 0
     eval_tokens: tuple[Annotated[int, _BUDGET], ...] = ()
-    checkpoint_every: Annotated[int, _AT_LEAST_0] = 1000
-    keep: Annotated[int, _AT_LEAST_1] = 2
+    checkpoint_every: Annotated[int, AT_LEAST_0] = 1000
+    keep: Annotated[int, AT_LEAST_1] = 2
     best: bool = False
-    patience: Annotated[int, _AT_LEAST_0] = 0
+    patience: Annotated[int, AT_LEAST_0] = 0
     allow_render_change: bool = False
 
     def __post_init__(self) -> None:
