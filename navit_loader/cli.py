@@ -7,9 +7,8 @@ disk that cannot be read or written. The subcommands load what they need when th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
-from .shown import EXITS, Arguments, Version, escape_outputs, speak, speak_as, status_of
+from .shown import Arguments, command_line, escape_outputs, speak_as, status_of
 
 COMMANDS = (
     "index",
@@ -36,17 +35,12 @@ COMMANDS = (
 
 def parser() -> Arguments:
     """All of its arguments."""
-    top = Arguments(
-        prog="navit-loader",
-        description="Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
-        epilog=EXITS,
+    return command_line(
+        "navit-loader",
+        "Whole images of any size, packed into fixed-length sequences by a plan made from headers alone.",
+        f"{__package__}.commands",
+        COMMANDS,
     )
-    top.set_defaults(parser=top)  # for those who look at all of it
-    top.add_argument("--version", action=Version)
-    subparsers = top.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        import_module(f".commands.{name}", __package__).add(subparsers)
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,12 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        See `EXITS`.
+        See `shown.EXITS`.
     """
     escape_outputs()
     args = parser().parse_args(argv)
     speak_as(args)
-    try:
-        return status_of(lambda: args.run(args), "navit-loader: error")
-    finally:
-        speak()
+    return status_of(lambda: args.run(args), "navit-loader: error")

@@ -17,7 +17,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
 from .errors import ExtraError, NavitError, reason
@@ -194,6 +195,24 @@ class Arguments(argparse.ArgumentParser):
         self.exit(2, shown(f"{self.prog}: error: {message}; see {self.prog} --help") + "\n")
 
 
+def command_line(prog: str, description: str, package: str, commands: Sequence[str]) -> Arguments:
+    """A whole command line.
+
+    Args:
+        prog: its name.
+        description: of it.
+        package: that holds the subcommands.
+        commands: its modules, in the order of the help; each has `add(subparsers)`.
+    """
+    top = Arguments(prog=prog, description=description, epilog=EXITS)
+    top.set_defaults(parser=top)  # for those who look at all of it
+    top.add_argument("--version", action=Version)
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in commands:
+        import_module(f".{name}", package).add(subparsers)
+    return top
+
+
 def _meant(given: str, allowed: list[str]) -> str:
     near = difflib.get_close_matches(given, allowed, 1)
     return f" (did you mean '{near[0]}'?)" if near else ""
@@ -207,7 +226,7 @@ def escape_outputs() -> None:
 
 
 def status_of(run: Callable[[], int], name: str) -> int:
-    """Runs a command, and says its errors.
+    """Runs a command, and says its errors; behind it this process speaks again, whatever `speak_as` was told.
 
     Args:
         run: gives the exit status.
@@ -245,3 +264,5 @@ def status_of(run: Callable[[], int], name: str) -> int:
     except KeyboardInterrupt:
         tell(f"{name.partition(':')[0]}: interrupted")
         return 130
+    finally:
+        speak()

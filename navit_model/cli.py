@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
-from navit_loader.shown import EXITS, Arguments, Version, escape_outputs, speak, speak_as, status_of, tell
+from navit_loader.shown import Arguments, command_line, escape_outputs, speak_as, status_of, tell
 
 from .train.stop import Stopped
 
@@ -36,19 +35,16 @@ COMMANDS = (
 
 def parser() -> Arguments:
     """All of its arguments."""
-    top = Arguments(
-        prog="navit-model", description="Train and use native-resolution vision transformers.", epilog=EXITS
+    return command_line(
+        "navit-model",
+        "Train and use native-resolution vision transformers.",
+        f"{__package__}.commands",
+        COMMANDS,
     )
-    top.set_defaults(parser=top)  # for those who look at all of it
-    top.add_argument("--version", action=Version)
-    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        import_module(f".commands.{name}", __package__).add(subparsers)
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status; see `EXITS`."""
+    """Runs one command and returns its exit status; see `shown.EXITS`."""
     escape_outputs()
     top = parser()
     args, rest = top.parse_known_args(argv)
@@ -70,10 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tell(f"{name}: {e}")
             return 128 + e.number
 
-    try:
-        return status_of(run, name)
-    finally:
-        speak()
+    return status_of(run, name)
 
 
 if __name__ == "__main__":
