@@ -23,9 +23,9 @@ from navit_loader.errors import ModelError
 from navit_loader.index import Index
 
 from ..model.owl import best_of
-from ..world import World, halved
+from ..world import World
 from .average_precision import average_precision, check_pycocotools
-from .targets import TargetScore, Truth, gathered, held_out_targets, target_score
+from .targets import TargetScore, Truth, answers, gathered, held_out_targets, target_score
 
 SHOWN = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
@@ -83,10 +83,7 @@ def judge_boxes(
         rows: list[np.ndarray[Any, Any]] = []
         failed = torch.zeros(1, dtype=torch.long, device=device)
         start = time.perf_counter()
-        for batch in loader:
-            sent = batch.to(device)
-            with halved(device):
-                found = model(sent)
+        for batch, sent, found in answers(model, loader, device):
             failed += int((batch.status == FAILED).sum())
             for row, each in zip(batch.image_ids[batch.status == OK].tolist(), best_of(found, sent), strict=True):
                 boxes = each["boxes"].double()

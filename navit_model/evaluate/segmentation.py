@@ -8,24 +8,23 @@ once over all ranks; of one that could not be read nothing is told.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from navit_loader import PackedLoader
 from navit_loader.batch import FAILED, OK, PackedBatch
 from navit_loader.config import LoaderConfig
 
 from ..config import PanopticConfig
 from ..model.dense import likeliest
 from ..model.regions import Segmented, segments_of
-from ..world import World, halved
+from ..world import World
 from .overlap import Overlap
 from .panoptic_quality import PanopticQuality
-from .targets import TargetScore, Truth, held_out_targets, target_score
+from .targets import TargetScore, Truth, answers, held_out_targets, target_score
 
 
 @torch.inference_mode()
@@ -50,10 +49,8 @@ def judge_maps(
     with held_out_targets(index, config, "masks", **asked) as loader:
         overlap, truth, failed = Overlap(len(classes)), Truth(loader.engine.indexes[0]), 0
         start = time.perf_counter()
-        for batch, found in _answers(model, loader, device):
-            for row, told in zip(
-                batch.image_ids[batch.status == OK].tolist(), likeliest(found, batch.to(device)), strict=True
-            ):
+        for batch, sent, found in answers(model, loader, device):
+            for row, told in zip(batch.image_ids[batch.status == OK].tolist(), likeliest(found, sent), strict=True):
                 overlap.add(torch.from_numpy(truth.classes(row)), told.cpu())
             for row in batch.image_ids[batch.status == FAILED].tolist():
                 wanted = torch.from_numpy(truth.classes(row))
@@ -91,8 +88,8 @@ def judge_segments(
     with held_out_targets(index, config, "regions", **asked) as loader:
         quality, truth, failed = PanopticQuality(len(classes)), Truth(loader.engine.indexes[0]), 0
         start = time.perf_counter()
-        for batch, found in _answers(model, loader, device):
-            told = segmented(found, batch.to(device), things, panoptic)
+        for batch, sent, found in answers(model, loader, device):
+            told = segmented(found, sent, things, panoptic)
             rows = batch.image_ids[batch.status == OK].tolist()
             for row, each in zip(rows, told, strict=True):
                 ids, wanted, crowds = truth.segments(row)
@@ -112,10 +109,3 @@ def judge_segments(
 def segmented(found: Any, batch: PackedBatch, things: Sequence[bool], config: PanopticConfig) -> list[Segmented]:
     """`segments_of` by the run's settings."""
     return segments_of(found, batch, things, least_share=config.least_share, least_stuff=config.least_stuff)
-
-
-def _answers(model: nn.Module, loader: PackedLoader, device: torch.device) -> Iterator[tuple[PackedBatch, Tensor]]:
-    for batch in loader:
-        with halved(device):
-            found = model(batch.to(device))
-        yield batch, found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from navit_loader import PackedLoader
-from navit_loader.batch import CROWD
+from navit_loader.batch import CROWD, PackedBatch
 from navit_loader.config import LoaderConfig
 from navit_loader.errors import ModelError
 from navit_loader.index import Index
 
-from ..world import World
+from ..world import World, halved
 from .classification import aligned, left_out, of_all, other_classes, tokens_of, trained_tokens
 
 Map = npt.NDArray[np.int64]
@@ -176,6 +176,17 @@ def held_out_targets(
         loader.close()
         raise
     return loader
+
+
+def answers(
+    model: nn.Module, loader: PackedLoader, device: torch.device
+) -> Iterator[tuple[PackedBatch, PackedBatch, Any]]:
+    """Each batch as it came, as it was sent to the device, and what the model says of it."""
+    for batch in loader:
+        sent = batch.to(device)
+        with halved(device):
+            found = model(sent)
+        yield batch, sent, found
 
 
 class Truth:
