@@ -3,7 +3,7 @@
 In: how many files, how large. Out: a folder of JPEG files (or their bytes), the same for the same arguments. Each file
 is a random crop of a photograph, scaled to the wanted area and written at the quality that gives the wanted bytes per
 pixel, so that entropy decoding weighs as much as it does in a real data set. Large ones are mosaics, since no package
-ships many.
+ships many. `debian` lays out packages of pictures for those benchmarks that need some.
 
     python bench/corpus.py FOLDER --count 2000 --megapixels 0.2 --bytes-per-pixel 0.35
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import subprocess
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +21,16 @@ import numpy as np
 from PIL import Image
 
 SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg")
+
+
+def debian(work: Path, packages: Mapping[str, str]) -> None:
+    """Fetches packages of Debian and lays them out in `work`, where the place in each that is wanted is not there yet."""
+    for name, place in packages.items():
+        if not (work / place).exists():
+            debs = work / "debs"
+            debs.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["apt-get", "download", name], cwd=debs, check=True)
+            subprocess.run(["dpkg-deb", "-x", next(debs.glob(f"{name}_*")), work], check=True)
 
 
 def photographs() -> list[Image.Image]:

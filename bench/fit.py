@@ -33,6 +33,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBU
 import numpy as np
 import timm
 import torch
+from corpus import debian
 from kit import Report, parse
 from PIL import Image
 from timm.data import create_dataset, create_naflex_loader, resolve_data_config
@@ -169,12 +170,7 @@ class Bench:
         """Writes `images/{weights,learn,tune,test}`, a folder for each class, all by the one seed of this function."""
         if self.kept("data"):
             return
-        for name, place in PACKAGES.items():
-            if not (self.work / place).exists():
-                debs = self.work / "debs"
-                debs.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["apt-get", "download", name], cwd=debs, check=True)
-                subprocess.run(["dpkg-deb", "-x", next(debs.glob(f"{name}_*")), self.work], check=True)
+        debian(self.work, PACKAGES)
         shutil.rmtree(self.images, ignore_errors=True)
         own: dict[str, list[Path]] = {name: [] for name in CLASSES}
         other: dict[str, list[Path]] = defaultdict(list)

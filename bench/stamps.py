@@ -19,7 +19,6 @@ import argparse
 import json
 import platform
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from corpus import debian
 from PIL import Image
 
 from navit_loader import build_index
@@ -89,14 +89,6 @@ class Bench:
     def __init__(self, work: Path, sizes: Sizes, device: str) -> None:
         self.work, self.sizes, self.device = work.resolve(), sizes, device
 
-    def fetch(self) -> None:
-        for name, place in PACKAGES.items():
-            if not (self.work / place).exists():
-                debs = self.work / "debs"
-                debs.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["apt-get", "download", name], cwd=debs, check=True)
-                subprocess.run(["dpkg-deb", "-x", next(debs.glob(f"{name}_*")), self.work], check=True)
-
     def stamps(self, test: bool) -> list[list[Stamp]]:
         """By kind, cut to what is not transparent."""
         found = []
@@ -127,7 +119,7 @@ class Bench:
         """Images with boxes and maps, native and squashed; and stamps alone for the encoder."""
         if (self.work / "data.done").exists():
             return
-        self.fetch()
+        debian(self.work, PACKAGES)
         for name in ("native", "squashed", "twice", "alone"):
             shutil.rmtree(self.work / name, ignore_errors=True)
         for part, count in (("learn", self.sizes.learn), ("test", self.sizes.test)):
