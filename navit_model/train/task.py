@@ -118,10 +118,15 @@ class Task(ABC):
     def count(self, batch: PackedBatch) -> Tensor:
         """Images of the batch that have a loss; a scalar on the batch's device. No host value is read."""
 
-    def weigh(self, batch: PackedBatch) -> Tensor:
-        """What these images count together, by which the sum of their losses is divided: their number, but for weights, and for
-        losses of boxes or cells."""
-        return self.count(batch)
+    def weigh(self, batch: PackedBatch, count: Tensor) -> Tensor:
+        """What these images count together, by which the sum of their losses is divided: their number, but for
+        weights, and for losses of boxes or cells.
+
+        Args:
+            batch: on the device.
+            count: what `count` gave for it.
+        """
+        return count
 
     @abstractmethod
     def loss(self, outputs: Any, batch: PackedBatch) -> Tensor:

@@ -358,8 +358,9 @@ class Trainer:
             parameters["lr"] = rate * parameters["scale"]
         # What is drawn in this step is a function of the step and the rank: a checkpoint needs no random state.
         torch.manual_seed(_key(config.seed, self.step, world.rank))
-        mine = torch.stack([self.task.count(batch) for batch in group]).sum().float()
-        worth = torch.stack([self.task.weigh(batch) for batch in group]).sum().float()
+        counts = [self.task.count(batch) for batch in group]
+        mine = torch.stack(counts).sum().float()
+        worth = torch.stack([self.task.weigh(*each) for each in zip(group, counts, strict=True)]).sum().float()
         count = world.sum(worth.clone())
         count = count.where(count > 0, 1.0)
         total = torch.zeros((), device=world.device)

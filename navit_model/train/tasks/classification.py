@@ -123,10 +123,10 @@ class Classification(Task):
         """f32 `[B, E]`, what each image counts; None where all count 1."""
         return None if self.worth is None else self.worth(batch)
 
-    def weigh(self, batch: PackedBatch) -> Tensor:
+    def weigh(self, batch: PackedBatch, count: Tensor) -> Tensor:
         """The sum of their weights."""
         weights = self.image_weights(batch)
-        return self.count(batch) if weights is None else weights.where(self.counted(batch), 0.0).sum()
+        return count if weights is None else weights.where(self.counted(batch), 0.0).sum()
 
     def loss(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Softmax or sigmoid cross-entropy, summed over the images."""

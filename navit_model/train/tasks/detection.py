@@ -36,7 +36,7 @@ class Detection(TargetTask):
         """A NaViT with a head for boxes."""
         return Detector(cls.tower(run), run.detection.classes, run.detection.prior)
 
-    def weigh(self, batch: PackedBatch) -> Tensor:
+    def weigh(self, batch: PackedBatch, count: Tensor) -> Tensor:
         """Its objects."""
         return objects_of(batch)
 

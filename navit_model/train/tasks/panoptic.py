@@ -46,7 +46,7 @@ class Panoptic(TargetTask):
         config = run.panoptic
         return RegionSegmenter(cls.tower(run), config.classes, config.queries, config.depth)
 
-    def weigh(self, batch: PackedBatch) -> Tensor:
+    def weigh(self, batch: PackedBatch, count: Tensor) -> Tensor:
         """Its segments."""
         return objects_of(batch)
 

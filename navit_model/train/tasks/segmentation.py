@@ -36,7 +36,7 @@ class Segmentation(TargetTask):
             return LinearSegmenter(model, config.classes)
         return Segmenter(model, config.classes, config.depth)
 
-    def weigh(self, batch: PackedBatch) -> Tensor:
+    def weigh(self, batch: PackedBatch, count: Tensor) -> Tensor:
         """Its labelled cells."""
         side_of(batch)
         assert batch.masks is not None
